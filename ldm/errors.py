@@ -1,0 +1,13 @@
+"""Errors that a user can mend: the command-line programs show their message as one line and exit with 2."""
+
+
+class UserError(ValueError):
+    """Input that cannot be used. The message says what is wrong, where, and what to do, in one line."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint file that is missing, broken, or does not fit the model."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be built: an unknown target, a wrong parameter name, a missing key."""
