@@ -1,0 +1,146 @@
+"""Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left behind.
+
+Tensors of pictures are float32, channels first, in [-1, 1].
+"""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ldm.errors import UserError
+
+MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
+
+
+def load_image(path: str | Path, draft_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in `path` as RGB, upright by its EXIF rotation, transparency laid on white.
+
+    `draft_size` lets the JPEG decoder work at a reduced scale whose sides are still at least that many pixels.
+    Raises UserError for a missing file, one that is no picture, a broken one, or one of more than `max_pixels`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is lower
+            with Image.open(path) as image:
+                _check_pixels(path, image.size, max_pixels)
+                if draft_size is not None:
+                    image.draft("RGB", (draft_size, draft_size))
+                return to_rgb(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: too many pixels to open safely ({error})") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture that can be read") from error
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: the picture is broken or cut short ({' '.join(str(error).split())})") from error
+
+
+def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        raise UserError(f"{path}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode as RGB: 16-bit scaled to 8, transparency over white, CMYK and palettes converted."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image)
+    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    # Pillow clips these modes at 255 instead of scaling them.
+    grey = np.asarray(image, dtype=np.float64)
+    full_scale = 1.0 if image.mode == "F" and grey.max() <= 1 else 255.0 if grey.max() <= 255 else 65535.0
+    if image.mode.startswith("I;16"):
+        full_scale = 65535.0
+    scaled = np.clip(grey / full_scale * 255.0, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(scaled, mode="L").convert("RGB")
+
+
+def resize_short_side(image: Image.Image, size: int) -> Image.Image:
+    """The picture scaled so that its shorter side is `size` pixels, aspect kept."""
+    scale = size / min(image.size)
+    new_size = tuple(max(size, round(side * scale)) for side in image.size)
+    return image if new_size == image.size else image.resize(new_size, Image.Resampling.LANCZOS)
+
+
+def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [-1, 1] from an RGB picture."""
+    array = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def tensor_to_image(tensor: Tensor) -> Image.Image:
+    """A picture from (3, H, W) in [-1, 1]; values beyond are clipped."""
+    array = tensor.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+
+
+def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a picture so that `path` holds the old content or the whole new one, never a part.
+
+    The format follows the extension; `metadata` is stored as PNG text. Raises UserError when it cannot be written.
+    """
+    path = check_output(path)
+    options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    if metadata and path.suffix.lower() == ".png":
+        options["pnginfo"] = info = PngInfo()
+        for key, value in metadata.items():
+            info.add_text(key, value)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        image.save(name, **options)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes the file private
+        os.replace(name, path)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error})") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_output(path: str | Path) -> Path:
+    """`path` if a picture can be written there (its folder is made), else UserError; call it before long work."""
+    path = Path(path)
+    Image.init()
+    writable = {ext for ext, name in Image.EXTENSION.items() if name in Image.SAVE} & set(EXTENSIONS)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a file name such as {path / 'result.png'}")
+    if path.suffix.lower() not in writable:
+        raise UserError(f"{path}: unknown picture format {path.suffix!r}; use .png or .jpg")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: the folder cannot be made ({error})") from error
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent}: no permission to write there")
+    return path

@@ -1,0 +1,175 @@
+"""DDIM sampling (Song et al. 2021) with the published interface."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size as batch_size_of
+from ldm.models.diffusion.samplers import Denoiser, NoiseSource, ddim_step, keep_region, step_noise
+from ldm.models.diffusion.schedule import make_ddim_sampling_parameters, make_ddim_timesteps
+
+log = logging.getLogger(__name__)
+
+
+class DDIMSampler:
+    """Samples from a LatentDiffusion model on whatever device it is. Never changes the tensors given to it."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.ddpm_num_timesteps = model.num_timesteps
+
+    def make_schedule(
+        self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = False
+    ) -> None:
+        """Choose the time steps (ascending) and their parameters, see `make_ddim_timesteps`."""
+        steps = make_ddim_timesteps(ddim_discretize, ddim_num_steps, self.ddpm_num_timesteps)
+        last = self.ddpm_num_timesteps - 1
+        if steps[-1] > last:
+            # differs: the published code crashes where its spacing runs past the last time step.
+            log.warning("uniform spacing of %d steps runs past time step %d and is cut there", ddim_num_steps, last)
+            steps = np.unique(np.minimum(steps, last))
+        # The published end is time step 0, which still has noise; from the last time step down we go to none.
+        self._set_timesteps(steps, ddim_eta, final_alpha=1.0 if ddim_discretize == "trailing" else None)
+        if verbose:
+            log.info("DDIM: %d steps from %d to %d, eta %g", len(steps), steps[-1], steps[0], ddim_eta)
+
+    def _set_timesteps(self, steps: np.ndarray, eta: float, final_alpha: float | None = None) -> None:
+        self.ddim_timesteps = steps
+        sigmas, alphas, alphas_prev = make_ddim_sampling_parameters(
+            self.model.alphas_cumprod.cpu(), steps, eta, final_alpha=final_alpha
+        )
+        self.ddim_sigmas, self.ddim_alphas, self.ddim_alphas_prev = sigmas, alphas, alphas_prev
+        self.ddim_sqrt_one_minus_alphas = np.sqrt(1.0 - alphas)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        S: int,
+        batch_size: int,
+        shape: Sequence[int],
+        conditioning: Condition = None,
+        *,
+        callback: Callable[[int], None] | None = None,
+        img_callback: Callable[[Tensor, int], None] | None = None,
+        eta: float = 0.0,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
+        score_corrector: Any = None,
+        corrector_kwargs: dict[str, Any] | None = None,
+        verbose: bool = True,
+        x_T: Tensor | None = None,
+        log_every_t: int = 100,
+        unconditional_guidance_scale: float = 1.0,
+        unconditional_conditioning: Condition = None,
+        unconditional_guidance_scale_2: float = 1.0,
+        unconditional_conditioning_2: Condition = None,
+        ddim_discretize: str = "uniform",
+        timesteps: int | Sequence[int] | None = None,
+        noise_source: NoiseSource = torch.randn_like,
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """(samples (batch_size, *shape), intermediates {"x_inter": [...], "pred_x0": [...]}).
+
+        S: number of steps, spaced by `ddim_discretize`. timesteps: a list of time steps of your own instead, or
+            (as published) a number n: only the first n - 1 of the chosen steps, counted from the clean end.
+        x_T: noise to start from, drawn if not given. mask, x0: keep x0 where mask is 1.
+        unconditional_*: null conditions and their guidance scales, see TwoWayGuidance.
+        callback(i), img_callback(pred_x0, i): called after step i.
+        score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the prediction.
+        Intermediates hold the start, the first step, and every step whose number divides by `log_every_t`.
+        Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
+        """
+        given = batch_size_of(conditioning)
+        if given is not None and given != batch_size:
+            raise ValueError(f"batch_size is {batch_size}, but the conditioning is for {given}")
+        if mask is not None and x0 is None:
+            raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
+        self._choose_steps(S, ddim_discretize, eta, timesteps, verbose)
+        denoise = self._guided(
+            TwoWayGuidance(
+                self.model.apply_model,
+                conditioning,
+                unconditional_guidance_scale,
+                unconditional_conditioning,
+                unconditional_guidance_scale_2,
+                unconditional_conditioning_2,
+            ),
+            score_corrector,
+            conditioning,
+            corrector_kwargs or {},
+        )
+        device = self.model.betas.device
+        size = (batch_size, *shape)
+        if x_T is not None and tuple(x_T.shape) != size:
+            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, expected {size}")
+        x = noise_source(torch.empty(size, device=device)) if x_T is None else x_T.to(device)
+
+        total = len(self.ddim_timesteps)
+        intermediates = {"x_inter": [x], "pred_x0": [x]}
+        for i in tqdm(range(total), desc="DDIM", disable=not verbose):
+            index = total - 1 - i
+            t = torch.full((batch_size,), int(self.ddim_timesteps[index]), device=device, dtype=torch.long)
+            if mask is not None:
+                x = keep_region(x, self.model.q_sample(x0, t, noise=noise_source(x0)), mask)
+            x, pred_x0 = self.step(denoise, x, t, index, temperature, noise_dropout, noise_source)
+            if callback:
+                callback(i)
+            if img_callback:
+                img_callback(pred_x0, i)
+            if index % log_every_t == 0 or index == total - 1:
+                intermediates["x_inter"].append(x)
+                intermediates["pred_x0"].append(pred_x0)
+        return x, intermediates
+
+    def step(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        t: Tensor,
+        index: int,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
+        noise_source: NoiseSource = torch.randn_like,
+    ) -> tuple[Tensor, Tensor]:
+        """(x_{t-1}, predicted x_0) at the `index`-th of the chosen time steps, ascending."""
+        eps = denoise(x, t)
+        # Drawn even where sigma is 0, so that a seed means the same noise whatever eta is.
+        noise = step_noise(x, noise_source, temperature, noise_dropout)
+        parameters = (self.ddim_alphas[index], self.ddim_alphas_prev[index], self.ddim_sigmas[index])
+        return ddim_step(x, eps, *map(float, parameters), noise)
+
+    def _choose_steps(
+        self, count: int, discretize: str, eta: float, timesteps: int | Sequence[int] | None, verbose: bool
+    ) -> None:
+        if timesteps is not None and not isinstance(timesteps, int):
+            self._set_timesteps(self._checked(timesteps), eta)
+            return
+        self.make_schedule(count, discretize, eta, verbose)
+        if timesteps is not None:
+            kept = min(timesteps, len(self.ddim_timesteps)) - 1
+            if kept < 1:
+                raise ValueError(f"timesteps={timesteps} leaves no step to take; it must be at least 2")
+            self.ddim_timesteps = self.ddim_timesteps[:kept]
+
+    def _checked(self, timesteps: Sequence[int]) -> np.ndarray:
+        steps = np.unique(np.asarray(timesteps, dtype=np.int64))
+        if len(steps) != len(timesteps) or not len(steps) or steps[0] < 0 or steps[-1] >= self.ddpm_num_timesteps:
+            raise ValueError(f"timesteps must be different numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}")
+        return steps
+
+    def _guided(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
+        """The guided prediction as noise, whatever the network predicts, with the score corrector applied."""
+        if self.model.parameterization == "x0":
+            if corrector is not None:
+                raise ValueError("a score_corrector needs a network that predicts noise (parameterization 'eps')")
+            # differs: the published sampler takes the network's x0 for noise.
+            return lambda x, t: self.model.predict_noise_from_start(x, t, predict(x, t))
+        if corrector is None:
+            return predict
+        return lambda x, t: corrector.modify_score(self.model, predict(x, t), x, t, condition, **kwargs)

@@ -1,0 +1,63 @@
+"""Small functions that the diffusion networks and samplers share.
+
+`make_beta_schedule`, `make_ddim_timesteps` and `make_ddim_sampling_parameters` are re-exported from
+`ldm.models.diffusion.schedule`, since this is where the published code keeps them.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
+
+__all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """(N, dim) sinusoids of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return nn.functional.pad(embedding, (0, dim % 2))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN (Peebles & Xie 2023): x (N, C, ...) with shift and scale (N, C) broadcast over positions."""
+    return torch.addcmul(over_positions(shift, x), x, over_positions(1 + scale, x))
+
+
+def over_positions(vector: Tensor, x: Tensor) -> Tensor:
+    """(N, C) with as many trailing axes as x has."""
+    return vector.reshape(*vector.shape, *(1,) * (x.ndim - 2))
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm computed in float32 whatever the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type(x.dtype)
+
+
+def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
+    return _of_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, dims)(*args, **kwargs)
+
+
+def avg_pool_nd(dims: int, *args, **kwargs) -> nn.Module:
+    return _of_dims({1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}, dims)(*args, **kwargs)
+
+
+def _of_dims(classes: dict[int, type[nn.Module]], dims: int) -> type[nn.Module]:
+    if dims not in classes:
+        raise ValueError(f"dims must be 1, 2 or 3, got {dims}")
+    return classes[dims]
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """The module with all its weights and biases set to 0."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,56 @@
+"""Exponential moving average of a module's trained weights, kept in buffers so that checkpoints carry it."""
+
+import torch
+from torch import Tensor, nn
+
+
+class LitEma(nn.Module):
+    """Shadows of all parameters of `model` that require gradients, under their names without dots.
+
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999):
+        super().__init__()
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"EMA decay must be between 0 and 1, got {decay}")
+        self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
+        self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
+        self.shadow_names: dict[str, str] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.shadow_names[name] = name.replace(".", "")
+                self.register_buffer(self.shadow_names[name], parameter.detach().clone())
+        if len(set(self.shadow_names.values())) != len(self.shadow_names):
+            raise ValueError("EMA: two parameters have the same name once the dots are left out")
+        self._stored: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def forward(self, model: nn.Module) -> None:
+        """Move the shadows towards the model's present weights."""
+        self.num_updates += 1
+        decay = torch.minimum(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        shadows, live = self._pairs(model)
+        torch._foreach_lerp_(shadows, live, float(1.0 - decay))
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the model's weights with the shadows."""
+        shadows, live = self._pairs(model)
+        torch._foreach_copy_(live, shadows)
+
+    def store(self, model: nn.Module) -> None:
+        """Remember the model's present weights for `restore`."""
+        self._stored = [p.detach().clone() for p in self._pairs(model)[1]]
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Put back what `store` remembered. Raises RuntimeError if nothing is."""
+        if self._stored is None:
+            raise RuntimeError("EMA: restore without store")
+        torch._foreach_copy_(self._pairs(model)[1], self._stored)
+        self._stored = None
+
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        live, shadows = dict(model.named_parameters()), dict(self.named_buffers(recurse=False))
+        return [shadows[s] for s in self.shadow_names.values()], [live[name].data for name in self.shadow_names]

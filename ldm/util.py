@@ -1,0 +1,162 @@
+"""Config factory: a config node `{target: dotted.path.Class, params: {...}}` becomes an object.
+
+A config file can come from a stranger, so a target resolves only under `TRUSTED_PREFIXES` and only to a class
+defined there. Code of your own is allowed by naming its prefix: `instantiate_from_config(config, ["my.package"])`
+in Python, `--allow-target my.package` on the command line.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import ConfigError, UserError
+
+TRUSTED_PREFIXES = ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+
+# Models build their parts by calling the factory again, so what the caller allowed has to reach the inner calls.
+_allowed_prefixes: ContextVar[tuple[str, ...]] = ContextVar("allowed_prefixes", default=())
+
+
+def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> Any:
+    """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword arguments.
+
+    `allow_targets` adds dotted prefixes to the trusted ones, for this object and everything built inside it.
+    Raises ConfigError for a missing or untrusted target and for parameter names that the target does not have.
+    """
+    config = to_plain(config)
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
+    with allowing_targets(allow_targets):
+        target = get_obj_from_str(config["target"])
+        params = config.get("params") or {}
+        _check_params(config["target"], target, params)
+        return target(**params)
+
+
+@contextmanager
+def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
+    """Within this context, targets under these dotted prefixes may be built as well."""
+    extra = tuple(prefix.rstrip(".") + "." for prefix in prefixes)
+    token = _allowed_prefixes.set(_allowed_prefixes.get() + extra)
+    try:
+        yield
+    finally:
+        _allowed_prefixes.reset(token)
+
+
+def get_obj_from_str(target: str) -> Any:
+    """The object that a trusted dotted path names. Raises ConfigError, see the module's text."""
+    trusted, allowed = TRUSTED_PREFIXES, _allowed_prefixes.get()
+    if not isinstance(target, str) or not target.startswith(trusted + allowed):
+        raise ConfigError(
+            f"target {target!r} is not under {', '.join(trusted + allowed)}; if you trust that code, allow its "
+            "prefix with --allow-target PREFIX (in Python: instantiate_from_config(config, ['PREFIX']))"
+        )
+    obj = _resolve(target)
+    # A module also holds the names that it imported; those must not be a way around the list.
+    if not target.startswith(allowed or ("\0",)) and not (inspect.isclass(obj) and _defined_under(obj, trusted)):
+        raise ConfigError(f"target {target!r} is not a class defined under {', '.join(trusted)}")
+    return obj
+
+
+def _defined_under(obj: type, prefixes: tuple[str, ...]) -> bool:
+    return f"{obj.__module__}.".startswith((*prefixes, "__main__."))
+
+
+def _resolve(target: str) -> Any:
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"target {target!r}: {error}") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{_near(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> None:
+    accepted, required, open_ended = _parameters(target)
+    unknown = [name for name in params if name not in accepted]
+    if unknown and not open_ended:
+        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{_near(unknown[0], accepted)}")
+    missing = [name for name in required if name not in params]
+    if missing:
+        raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
+
+
+def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
+    """(accepted names, required names, whether anything goes) of a class's constructor or a function.
+
+    `**kwargs` of a class's own constructor stands for the parameters of its bases.
+    """
+    constructors = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    accepted, required = [], []
+    for constructor in constructors:
+        try:
+            parameters = list(inspect.signature(constructor).parameters.values())
+        except ValueError:  # a constructor written in C does not say what it takes
+            return accepted, required, True
+        if inspect.isclass(target):
+            parameters = parameters[1:]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        accepted += [p.name for p in named]
+        required += [p.name for p in named if p.default is p.empty]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return accepted, _unset_by(constructors[0], required), False
+        if constructor is object.__init__:
+            return accepted, [], False
+    return accepted, required, True
+
+
+def _unset_by(constructor: Any, required: list[str]) -> list[str]:
+    """Only what the outermost constructor requires must be given: it may set the rest for its bases itself."""
+    own = inspect.signature(constructor).parameters
+    return [name for name in required if name in own]
+
+
+def to_plain(config: Any) -> Any:
+    """Plain dicts, lists and values from an OmegaConf node, interpolations resolved; anything else as it is."""
+    if not OmegaConf.is_config(config):
+        return config
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+
+
+def load_config(path: str | Path) -> Any:
+    """The OmegaConf tree of a YAML file. Raises UserError if it cannot be read or is not YAML."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config {path}: no such file")
+    try:
+        config = OmegaConf.load(path)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"config {path}: not a readable YAML file: {_first_line(error)}") from error
+    except Exception as error:  # PyYAML's own errors share no useful base with the above
+        raise ConfigError(f"config {path}: not valid YAML: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(f"config {path}: expected keys and values at the top, found {_short(to_plain(config))}")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,95 @@
+"""Say what a checkpoint file is, whether it is whole, and whether it fits a config.
+
+    python scripts/verify_checkpoint.py checkpoints/artfusion/last.ckpt
+    python scripts/verify_checkpoint.py checkpoints/vae/kl-f16.ckpt
+    python scripts/verify_checkpoint.py my_model.ckpt --config configs/my_model.yaml
+
+Without --config, a file of the published ArtFusion's size is compared with configs/kl16_content12.yaml.
+Exit code: 0 whole and fitting, 1 readable but not fitting or with NaN or infinite values, 2 unreadable.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.checkpoint import (
+    ARTFUSION, Mismatch, Report, compare, describe, file_hash, human_size, is_ema_name, read_state_dict,
+)  # fmt: skip
+from ldm.cli import run
+from ldm.errors import ConfigError
+from ldm.util import instantiate_from_config, load_config, to_plain
+
+PUBLISHED_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "kl16_content12.yaml"
+
+
+def main() -> int:
+    args = parse_args()
+    report = describe(args.file)
+    print(f"{args.file}: {report.kind}")
+    print_report(report, file_hash(args.file))
+    tensors = read_state_dict(args.file)
+    config = args.config or published_config(report, tensors)
+    fits = config is None or print_comparison(config, tensors, report.has_ema)
+    return 0 if fits and not report.nonfinite else 1
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="a .ckpt, .pt, .pth or .safetensors file")
+    parser.add_argument("--config", type=Path, help="YAML file whose `model` the checkpoint should fit")
+    return parser.parse_args()
+
+
+def print_report(report: Report, digest: str) -> None:
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in report.dtypes.items())
+    print(f"  file: {human_size(report.size)}, sha256 {digest}...")
+    print(f"  tensors: {report.tensors} ({dtypes}), {report.parameters / 1e6:.1f} million values")
+    print(f"  EMA: {'yes' if report.has_ema else 'no'}")
+    if report.global_step is not None:
+        print(f"  step: {report.global_step}" + (f", epoch: {report.epoch}" if report.epoch is not None else ""))
+    if report.nonfinite:
+        print(f"  NaN or infinite: {sum(report.nonfinite.values())} values, in {', '.join(list(report.nonfinite)[:5])}")
+    else:
+        print("  whole, all values finite")
+
+
+def published_config(report: Report, tensors: dict[str, Tensor]) -> Path | None:
+    """The published config if the file is an ArtFusion model of that width."""
+    if report.kind != ARTFUSION:
+        return None
+    first_conv = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
+    width = load_config(PUBLISHED_CONFIG).model.params.unet_config.params.model_channels
+    return PUBLISHED_CONFIG if first_conv is not None and first_conv.shape[0] == width else None
+
+
+def print_comparison(config: Path, tensors: dict[str, Tensor], has_ema: bool) -> bool:
+    """Compare the file with the model that the config describes; true if it fits."""
+    node = to_plain(load_config(config)).get("model")
+    if node is None:
+        raise ConfigError(f"config {config}: it has no `model`")
+    mismatch = compare(instantiate_from_config(without_ckpt_paths(node)), tensors)
+    if not has_ema:
+        mismatch = forgive_missing_ema(mismatch)
+    print(f"  against {config.name}: {mismatch or 'every name and shape fits'}")
+    return not mismatch
+
+
+def forgive_missing_ema(mismatch: Mismatch) -> Mismatch:
+    """A file without any EMA is no damaged one: it was made for inference."""
+    missing = [name for name in mismatch.missing if not is_ema_name(name)]
+    if len(missing) < len(mismatch.missing):
+        print("  inference-only file: no EMA beside its weights; build the model with `use_ema: false`")
+    return Mismatch(missing, mismatch.unexpected, mismatch.misshapen)
+
+
+def without_ckpt_paths(node: Any) -> Any:
+    """The config with every `ckpt_path` set to null: names and shapes do not need weights."""
+    if isinstance(node, dict):
+        return {key: None if key == "ckpt_path" else without_ckpt_paths(value) for key, value in node.items()}
+    return [without_ckpt_paths(value) for value in node] if isinstance(node, list) else node
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""How the golden data's weights and inputs are made: from names alone."""
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parent / "golden"
+KEPT = ("betas", "alphas_", "sqrt_", "log_one", "posterior_", "logvar", "scale_factor", "shift_values", "vgg_scaling_layer")
+
+
+def rnd(tag: str, *shape: int) -> Tensor:
+    numbers = np.random.RandomState(zlib.crc32(tag.encode())).standard_normal(math.prod(shape))
+    return torch.from_numpy(numbers.astype(np.float32)).reshape(shape)
+
+
+def rule_value(key: str, shape: torch.Size) -> Tensor:
+    n = rnd(key, *shape)
+    if len(shape) > 1:
+        return n / math.sqrt(math.prod(shape[1:]))
+    return 1 + 0.1 * n if key.endswith("weight") else 0.1 * n
+
+
+def apply_rule(model: nn.Module) -> nn.Module:
+    """Weights by the rule; every EMA shadow is 0.9 times its live weight; schedule and scaling stay."""
+    live = {}
+    for key, value in model.state_dict().items():
+        if not key.startswith(KEPT) and "_ema." not in key:
+            live[key] = rule_value(key, value.shape)
+    shadows = {_shadow(key): 0.9 * value for key, value in live.items() if _shadow(key)}
+    missing, unexpected = model.load_state_dict({**live, **shadows}, strict=False)
+    assert not unexpected, unexpected
+    assert all(key.startswith(KEPT) or key.endswith((".decay", ".num_updates")) for key in missing), missing
+    return model
+
+
+def _shadow(key: str) -> str | None:
+    for part in ("model.", "null_style_vector."):
+        if key.startswith(part):
+            return part[:-1] + "_ema." + key.removeprefix(part).replace(".", "")
+    return None
+
+
+def assert_close(actual: Tensor | np.ndarray | float, expected: np.ndarray, tolerance: float = 1e-4, name: str = "") -> None:
+    """Within rtol = tolerance and atol = tolerance times the expected array's standard deviation."""
+    actual = np.asarray(actual.detach().cpu() if isinstance(actual, Tensor) else actual, dtype=np.float64)
+    spread = float(np.std(expected)) or float(np.max(np.abs(expected)))
+    assert actual.shape == expected.shape, name
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * spread, err_msg=name)
