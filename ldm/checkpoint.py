@@ -116,6 +116,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, extra
 
 
+def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What a whole model's checkpoint holds under `prefix`, which is cut off; one without such names as it is."""
+    part = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    return part or dict(state_dict)
+
+
 def _head(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a checkpoint file")

@@ -6,6 +6,7 @@ Tensors of pictures are float32, channels first, in [-1, 1].
 import os
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,16 @@ def check_output(path: str | Path) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent}: no permission to write there")
     return path
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], cell: int = 192, gap: int = 4) -> Image.Image:
+    """Pictures in rows and columns on white, each scaled to fit a square of `cell` pixels; None leaves a gap."""
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, len(rows) * (cell + gap) + gap), "white")
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            if image is not None:
+                fitted = ImageOps.contain(image, (cell, cell), Image.Resampling.LANCZOS)
+                left, top = ((cell - side) // 2 + gap for side in fitted.size)
+                sheet.paste(fitted, (c * (cell + gap) + left, r * (cell + gap) + top))
+    return sheet

@@ -38,14 +38,14 @@ def find_pictures(root: str | Path, split: str = "all", validation_share: float 
         raise UserError(f"{root}: no pictures in it ({', '.join(EXTENSIONS)})")
     if split == "all":
         return paths
-    held_out = [_fraction(p.relative_to(root), seed) < validation_share for p in paths]
+    held_out = [split_fraction(p.relative_to(root), seed) < validation_share for p in paths]
     chosen = [p for p, held in zip(paths, held_out) if held == (split == "validation")]
     if not chosen:
         raise UserError(f"{root}: its {len(paths)} pictures leave none for {split}; change validation_share")
     return chosen
 
 
-def _fraction(path: Path, seed: int) -> float:
+def split_fraction(path: Path, seed: int) -> float:
     digest = hashlib.sha256(f"{seed}/{path.as_posix()}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

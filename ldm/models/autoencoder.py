@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_strict, read_state_dict
+from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import ConfigError
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
@@ -51,8 +51,11 @@ class AutoencoderKL(pl.LightningModule):
             self.quant_conv.requires_grad_(False)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Load weights, strictly but for the loss's, which inference never uses. Raises CheckpointError."""
-        load_strict(self, read_state_dict(path), ignore_keys=(*ignore_keys, "loss."), where=str(path))
+        """Load weights, strictly but for the loss's, which inference never uses. Raises CheckpointError.
+
+        A whole model's checkpoint will do as well: its first stage is taken.
+        """
+        load_strict(self, part_of(read_state_dict(path), "first_stage_model."), ignore_keys=(*ignore_keys, "loss."), where=str(path))
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from ldm.checkpoint import load_strict, read_state_dict
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import Condition
@@ -39,6 +40,7 @@ class LatentDiffusion(pl.LightningModule):
     loss_type: "l1" or "l2"; logvar (learned with learn_logvar): loss = loss_simple / exp(logvar_t) + logvar_t;
         plus original_elbo_weight * loss_vlb. min_snr_gamma: cap of the signal-to-noise weighting (Hang et al. 2023),
         off by default as in the published recipe.
+    scale_by_std: set the latent's scale (and shift, where there is one) from the first training batch.
     v_posterior: posterior variance (1 - v) beta~ + v beta, used by ancestral sampling.
     """
 
@@ -52,6 +54,7 @@ class LatentDiffusion(pl.LightningModule):
         cond_stage_trainable: bool = False,
         conditioning_key: Any = None,
         scale_factor: float = 1.0,
+        scale_by_std: bool = False,
         timesteps: int = 1000,
         beta_schedule: str = "linear",
         loss_type: str = "l2",
@@ -93,7 +96,7 @@ class LatentDiffusion(pl.LightningModule):
         self.v_posterior, self.original_elbo_weight = v_posterior, original_elbo_weight
         self.l_simple_weight, self.min_snr_gamma = l_simple_weight, min_snr_gamma
         self.learn_logvar, self.learning_rate, self.scheduler_config = learn_logvar, learning_rate, scheduler_config
-        self.use_ema = use_ema
+        self.use_ema, self.scale_by_std = use_ema, scale_by_std
 
         betas = given_betas
         if betas is None:
@@ -117,8 +120,6 @@ class LatentDiffusion(pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
         """Load weights strictly (with `only_unet`, the network's alone). Raises CheckpointError."""
-        from ldm.checkpoint import load_strict, read_state_dict
-
         state = read_state_dict(path)
         if only_unet:
             unet = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
@@ -259,6 +260,18 @@ class LatentDiffusion(pl.LightningModule):
             _, averaged = self.p_losses(x, c, t, noise)
         parts |= {f"{name}_ema": value for name, value in averaged.items()}
         self.log_dict(parts, batch_size=len(x), sync_dist=True)
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        if self.scale_by_std and self.global_step == 0 and batch_idx == 0:
+            self.set_scale(self.unscaled_latents(batch))
+
+    def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).sample()
+
+    def set_scale(self, z: Tensor) -> None:
+        """Scale so that these unscaled latents get std 1."""
+        self.scale_factor.fill_(1 / z.std())
 
     def on_train_batch_end(self, *args: Any) -> None:
         # differs: the published code moves the average once per micro-batch; here once per optimiser step.

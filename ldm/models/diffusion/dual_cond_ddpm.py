@@ -52,7 +52,8 @@ class DualCondLDM(LatentDiffusion):
         self.style_flag_key, self.content_flag_key = style_flag_key, content_flag_key
         del self.scale_factor  # one factor for all channels is the base's way
         for name, values, neutral in (("scale_factors", scale_factors, 1.0), ("shift_values", shift_values, 0.0)):
-            table = torch.full((1,), neutral) if values is None else torch.tensor(list(values), dtype=torch.float32)
+            count = self.channels if self.scale_by_std else 1
+            table = torch.full((count,), neutral) if values is None else torch.tensor(list(values), dtype=torch.float32)
             if len(table) not in (1, self.channels):
                 raise ConfigError(f"DualCondLDM: {len(table)} {name} for {self.channels} channels")
             self.register_buffer(name, table)
@@ -143,17 +144,28 @@ class DualCondLDM(LatentDiffusion):
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         return self.model(x_noisy, t, **cond)
 
+    def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        if "latent" in batch:
+            return batch["latent"].float()
+        with torch.no_grad():
+            return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).mode()
+
+    def set_scale(self, z: Tensor) -> None:
+        """Shift and scale every channel so that these unscaled latents get mean 0 and std 1."""
+        std, mean = torch.std_mean(z, dim=(0, 2, 3))
+        self.shift_values.copy_(mean)
+        self.scale_factors.copy_(1 / std.clamp_min(MIN_STD))
+
     def get_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """(scaled latents, condition) from a batch with the two flags and either channels-last pictures
         (`image`) or what was computed from them before (`latent`, unscaled, and `style`)."""
         with torch.no_grad():
-            if "latent" in batch:
-                z, style = self.get_first_stage_encoding(batch["latent"].float()), batch["style"].float()
-            else:
-                x = batch[self.first_stage_key].permute(0, 3, 1, 2).float()
-                z, style = self.get_first_stage_encoding(self.encode_first_stage(x)), self.get_style_statistics(x)
+            z = self.get_first_stage_encoding(self.unscaled_latents(batch))
+            style = batch.get("style")
+            if style is None:
+                style = self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
             content = self.get_content_features(z, batch[self.content_flag_key])
-        return z, self.condition(content, self.null_where_off(style, batch[self.style_flag_key]))
+        return z, self.condition(content, self.null_where_off(style.float(), batch[self.style_flag_key]))
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from ldm.checkpoint import load_strict, read_state_dict
+from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,14 @@ class vgg16(nn.Module):
         return VggOutputs(*features)
 
     def load_weights(self, path: str | Path | None = None) -> None:
-        """Read weights from a file (torchvision's names or ours), or from torchvision's download if none is given.
+        """Read weights from a file (VGG16 of torchvision, or a checkpoint of ours that has one), or from
+        torchvision's download if none is given.
 
         Raises UserError where neither can be had.
         """
         state = _download_vgg16() if path is None else read_state_dict(path)
+        for part in ("vgg.", "student."):
+            state = part_of(state, part)
         load_strict(self, _to_slices(state), where=str(path or "torchvision's VGG16 weights"))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -26,6 +26,7 @@ class LightEncoder(nn.Module):
 
     def __init__(self, *, z_channels: int, widths: Sequence[int] = (64, 128, 192), num_res_blocks: Sequence[int] = (1, 1, 2)):
         super().__init__()
+        self.factor = BLOCK * 2 ** (len(widths) - 1)
         layers: list[nn.Module] = [nn.PixelUnshuffle(BLOCK), conv3(3 * BLOCK**2, widths[0])]
         for i, (width, count) in enumerate(zip(widths, num_res_blocks, strict=True)):
             layers += [Downsample(widths[i - 1], width)] if i else []

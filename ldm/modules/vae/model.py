@@ -132,6 +132,7 @@ class Encoder(nn.Module):
         double_z: bool = True,
     ):
         super().__init__()
+        self.factor = 2 ** (len(ch_mult) - 1)  # sides of the picture to those of the latent
         del out_ch  # the decoder's; both halves are built from the same parameters
         widths = [ch, *(ch * m for m in ch_mult)]
         self.conv_in = conv3(in_channels, ch)

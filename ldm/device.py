@@ -1,0 +1,40 @@
+"""Which device and number format to compute with."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from ldm.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises UserError if it is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    kind = name.split(":")[0]
+    if kind not in there:
+        raise UserError(f"device {name!r} is not one of {', '.join(DEVICES)}")
+    if not there[kind]:
+        raise UserError(f"device {name!r} is not available here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; "auto" is bf16 on GPUs that have it and fp32 elsewhere. Raises UserError."""
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("precision fp16 is for GPUs; on the CPU use fp32 or bf16")
+    return name
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context in which to run the networks."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, _TYPES[precision])

@@ -1,0 +1,54 @@
+"""Stylise the bundled photos with the bundled paintings and draw one contact sheet.
+
+    python scripts/demo.py --output outputs/demo.png
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from ldm.cli import run
+from ldm.data.pictures import find_pictures
+from ldm.images import check_output, contact_sheet, load_image, save_image
+from ldm.pipeline import ROOT, StyleTransferPipeline
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
+    parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
+    parser.add_argument("--output", default="outputs/demo.png", metavar="FILE")
+    parser.add_argument("--content-scale", type=float, default=1.0)
+    parser.add_argument("--style-scale", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="auto")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    started = time.monotonic()
+    output = check_output(args.output)
+    contents, styles = ([load_image(p) for p in find_pictures(folder)] for folder in (args.contents, args.styles))
+    pipeline = StyleTransferPipeline.from_pretrained(precision=args.precision)
+    pairs = [(content, style) for content in contents for style in styles]
+    painted = pipeline(
+        [content for content, _ in pairs],
+        [style for _, style in pairs],
+        content_scale=args.content_scale,
+        style_scale=args.style_scale,
+        steps=args.steps,
+        size=args.size,
+        seed=args.seed,
+        batch_size=len(styles),
+        progress=True,
+    )
+    rows = [[content, *painted[i * len(styles) : (i + 1) * len(styles)]] for i, content in enumerate(contents)]
+    save_image(contact_sheet([[None, *styles], *rows], cell=args.size // 4 * 3), output)
+    print(f"{output}: {len(painted)} pictures in {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    run(main)

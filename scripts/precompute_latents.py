@@ -1,0 +1,90 @@
+"""Compute latents and style statistics of the training pictures once, so that training needs no encoder.
+
+    python scripts/precompute_latents.py --config configs/mini.yaml --paintings PAINTINGS --photos PHOTOS --output CACHE
+    python main.py --base configs/mini.yaml data.params.train.params.cache=CACHE data.params.validation.params.cache=CACHE
+
+For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ldm.cli import run
+from ldm.data.cached import KINDS, LatentCache
+from ldm.data.pictures import PictureFolder
+from ldm.errors import UserError
+from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
+from ldm.util import instantiate_from_config, load_config, to_plain
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the model's config; its first stage and style network are used")
+    parser.add_argument("--paintings", required=True, metavar="DIR", help="folder of paintings, of any depth")
+    parser.add_argument("--photos", required=True, metavar="DIR", help="folder of photos, of any depth")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache")
+    parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256)")
+    parser.add_argument("--short-side", type=int, default=288, help="pictures are scaled to this smaller side first (default: 288)")
+    parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
+    model = encoders(args.config)
+    cache = open_cache(args, folders)
+    for kind, folder in folders.items():
+        fill(cache, kind, folder, model, args)
+
+
+def encoders(config_path: str) -> DualCondLDM:
+    """The config's model with the weights of its first stage and style network."""
+    config = to_plain(load_config(config_path))["model"]
+    if config["params"]["first_stage_config"]["params"].get("ckpt_path") is None:
+        raise UserError(f"{config_path}: the first stage has no ckpt_path; random latents are no use")
+    model = instantiate_from_config(config).eval()
+    model.load_style_network()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder]) -> LatentCache:
+    """A new cache, or the one of the same call that was stopped."""
+    made_by = {name: str(value) for name, value in vars(args).items() if name != "output"}
+    pictures = {kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()}
+    if (Path(args.output) / "cache.json").exists():
+        cache = LatentCache(args.output)
+        if cache.meta["made_by"] != made_by or cache.meta["pictures"] != pictures:
+            raise UserError(f"{args.output}: holds a cache made with other options or pictures; choose another folder")
+        return cache
+    return LatentCache.create(args.output, made_by, pictures, rows_per_picture=2 * args.crops)
+
+
+@torch.no_grad()
+def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace) -> None:
+    """Encode what is not done yet of one kind, a picture at a time."""
+    per_picture = cache.meta["rows_per_picture"]
+    first = cache.meta["done"][kind] // per_picture
+    for index in tqdm(range(first, len(folder)), initial=first, total=len(folder), desc=kind, unit="picture"):
+        torch.manual_seed(args.seed + index)
+        image = folder.read_or_replace(index)
+        crops = np.stack([folder.crop(image) for _ in range(args.crops)])
+        # Mirrored before encoding: a mirrored latent is not the latent of the mirrored picture.
+        x = torch.from_numpy(np.concatenate([crops, crops[:, :, ::-1]])).permute(0, 3, 1, 2).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            latent, style = model.encode_first_stage(x).mode().float(), model.get_style_statistics(x)
+        cache.allocate(kind, tuple(latent.shape[1:]), style.shape[1])
+        latents, styles = cache.arrays(kind, "r+")
+        rows = slice(index * per_picture, (index + 1) * per_picture)
+        latents[rows], styles[rows] = latent.cpu().numpy(), style.cpu().numpy()
+        if index % 50 == 49 or index == len(folder) - 1:
+            cache.mark_done(kind, rows.stop)
+
+
+if __name__ == "__main__":
+    run(main)
