@@ -3,11 +3,15 @@
     python scripts/precompute_latents.py --config configs/mini.yaml --paintings PAINTINGS --photos PHOTOS --output CACHE
     python main.py --base configs/mini.yaml data.params.train.params.cache=CACHE data.params.validation.params.cache=CACHE
 
+Values of the config are overridden as in main.py, say the weights of a first stage and a style network of your own:
+    ... model.params.first_stage_config.params.ckpt_path=FILE model.params.vgg_ckpt_path=FILE
+
 For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on where it was.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +20,17 @@ from tqdm import tqdm
 from ldm.cli import run
 from ldm.data.cached import KINDS, LatentCache
 from ldm.data.pictures import PictureFolder
+from ldm.device import autocast, choose_device
 from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.util import instantiate_from_config, load_config, to_plain
+from ldm.training.train import merged_config
+from ldm.util import instantiate_from_config, to_plain
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the model's config; its first stage and style network are used")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("--paintings", required=True, metavar="DIR", help="folder of paintings, of any depth")
     parser.add_argument("--photos", required=True, metavar="DIR", help="folder of photos, of any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache")
@@ -31,26 +38,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--short-side", type=int, default=288, help="pictures are scaled to this smaller side first (default: 288)")
     parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_args()
     folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
-    model = encoders(args.config)
+    model = encoders(to_plain(merged_config([args.config], args.overrides).model))
     cache = open_cache(args, folders)
     for kind, folder in folders.items():
         fill(cache, kind, folder, model, args)
 
 
-def encoders(config_path: str) -> DualCondLDM:
+def encoders(config: dict[str, Any]) -> DualCondLDM:
     """The config's model with the weights of its first stage and style network."""
-    config = to_plain(load_config(config_path))["model"]
     if config["params"]["first_stage_config"]["params"].get("ckpt_path") is None:
-        raise UserError(f"{config_path}: the first stage has no ckpt_path; random latents are no use")
+        raise UserError("the config's first stage has no ckpt_path, and random latents are no use")
     model = instantiate_from_config(config).eval()
     model.load_style_network()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(choose_device())
 
 
 def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder]) -> LatentCache:
@@ -76,7 +82,7 @@ def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLD
         crops = np.stack([folder.crop(image) for _ in range(args.crops)])
         # Mirrored before encoding: a mirrored latent is not the latent of the mirrored picture.
         x = torch.from_numpy(np.concatenate([crops, crops[:, :, ::-1]])).permute(0, 3, 1, 2).to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with autocast(model.device, "bf16"):
             latent, style = model.encode_first_stage(x).mode().float(), model.get_style_statistics(x)
         cache.allocate(kind, tuple(latent.shape[1:]), style.shape[1])
         latents, styles = cache.arrays(kind, "r+")

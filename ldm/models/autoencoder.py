@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import ConfigError
@@ -20,6 +21,7 @@ class AutoencoderKL(pl.LightningModule):
     `ddconfig` holds the halves: either the parameters of the published Encoder and Decoder themselves, or
     `encoder_target`, `decoder_target` and `params` for both, with `encoder_params` / `decoder_params` for one.
     `ckpt_path` is a published `kl-f16.ckpt` or our own file; `trainable` "decoder" freezes encoder and latent.
+    `adam_betas` are the published ones, for adversarial training; without it (0.9, 0.99) learns much faster.
     """
 
     def __init__(
@@ -33,12 +35,15 @@ class AutoencoderKL(pl.LightningModule):
         monitor: str | None = None,
         trainable: str = "all",
         learning_rate: float = 4.5e-6,
+        adam_betas: tuple[float, float] = (0.5, 0.9),
+        scheduler_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         if trainable not in ("all", "decoder"):
             raise ConfigError(f"AutoencoderKL: trainable must be 'all' or 'decoder', got {trainable!r}")
         self.automatic_optimization = False  # two optimisers, one of which starts later
         self.image_key, self.trainable, self.monitor, self.learning_rate = image_key, trainable, monitor, learning_rate
+        self.adam_betas, self.scheduler_config = tuple(adam_betas), scheduler_config
         self.encoder, self.decoder, z_channels = build_halves(ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         self.embed_dim = embed_dim
@@ -77,45 +82,49 @@ class AutoencoderKL(pl.LightningModule):
             raise ConfigError("to train a first stage, its lossconfig must be ldm.modules.losses.contperceptual.LPIPSWithDiscriminator")
         self.loss.load_weights()
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+    def configure_optimizers(self) -> Any:
         halves = (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         weights = [p for part in halves for p in part.parameters() if p.requires_grad]
-        optimizers = [torch.optim.Adam(weights, lr=self.learning_rate, betas=(0.5, 0.9))]
-        if self.loss.discriminator is not None:
-            optimizers.append(torch.optim.Adam(self.loss.discriminator.parameters(), lr=self.learning_rate, betas=(0.5, 0.9)))
-        return optimizers
+        groups = [weights] + ([self.loss.discriminator.parameters()] if self.loss.discriminator is not None else [])
+        optimizers = [torch.optim.Adam(group, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
+        if self.scheduler_config is None:
+            return optimizers
+        schedule = instantiate_from_config(self.scheduler_config).schedule
+        return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        step = self._autoencoder_steps(optimizers)
+        step = self.autoencoder_steps()
         x = self.get_input(batch)
         # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
         recon, posterior = self(x)
         loss, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, step, self.decoder.last_layer)
-        self._step(optimizers[0], loss)
+        self._step(0, loss)
         if self.loss.discriminates(step):
             disc_loss, disc_parts = self.loss.discriminator_loss(x, recon.float())
-            self._step(optimizers[1], disc_loss)
+            self._step(1, disc_loss)
             parts |= disc_parts
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         self.log("train/loss", parts["rec_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
-    def _autoencoder_steps(self, optimizers: Sequence[Any]) -> int:
+    def autoencoder_steps(self) -> int:
+        """Steps that the autoencoder's optimiser has made."""
         # Lightning's global_step counts the steps of all optimisers together.
-        both = self.global_step
-        start = self.loss.disc_start
-        return both if len(optimizers) == 1 or both <= start else start + (both - start) // 2
+        both, start = self.global_step, self.loss.disc_start
+        alone = self.loss.discriminator is None or both <= start
+        return both if alone else start + (both - start) // 2
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
+    def _step(self, which: int, loss: Tensor) -> None:
+        optimizer = _as_list(self.optimizers())[which]
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         optimizer.step()
+        if self.scheduler_config is not None:
+            _as_list(self.lr_schedulers())[which].step()
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         x = self.get_input(batch)
         recon, posterior = self(x, sample_posterior=False)
-        _, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, self.global_step, self.decoder.last_layer)
+        _, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, self.autoencoder_steps(), self.decoder.last_layer)
         mse = (x - recon.float().clamp(-1, 1)).square().mean(dim=(1, 2, 3))
         psnr = (10 * torch.log10(4 / mse)).mean()  # pixels span 2
         self.log_dict({f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True)
@@ -126,6 +135,10 @@ class AutoencoderKL(pl.LightningModule):
         """Named (N, 3, H, W) pictures for the image logger."""
         x = self.get_input(batch)[:max_images]
         return {"inputs": x, "reconstructions": self(x, sample_posterior=False)[0]}
+
+
+def _as_list(one_or_more: Any) -> list[Any]:
+    return one_or_more if isinstance(one_or_more, list) else [one_or_more]
 
 
 def build_halves(ddconfig: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, int]:

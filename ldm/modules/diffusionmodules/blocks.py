@@ -6,6 +6,7 @@ Parameter names are those of the published ArtFusion checkpoint.
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -172,13 +173,9 @@ class AttentionBlock(EmbedBlock):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """(N, 3C, L) to (N, C, L): softmax(q k / sqrt(head width)) v."""
-        n, width, length = qkv.shape
-        if self.new_attention_order:
-            split = qkv.reshape(n, 3, self.num_heads, -1, length).unbind(dim=1)
-        else:
-            split = qkv.reshape(n, self.num_heads, 3, -1, length).unbind(dim=2)
-        q, k, v = (part.transpose(-1, -2) for part in split)
-        return F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(n, width // 3, length)
+        order = "(three heads c)" if self.new_attention_order else "(heads three c)"
+        q, k, v = rearrange(qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads)
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n (heads c) l")
 
 
 class TransposedAttention(nn.Module):
@@ -193,8 +190,8 @@ class TransposedAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv_dwconv(self.qkv(x)).flatten(2)
-        q, k, v = (part.unflatten(1, (self.num_heads, -1)) for part in qkv.chunk(3, dim=1))
+        qkv = self.qkv_dwconv(self.qkv(x))
+        q, k, v = rearrange(qkv, "n (three heads c) h w -> three n heads c (h w)", three=3, heads=self.num_heads)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
         return self.project_out((weights @ v).reshape(x.shape))
