@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size as batch_size_of
-from ldm.models.diffusion.samplers import Denoiser, NoiseSource, ddim_step, keep_region, step_noise
+from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size
+from ldm.models.diffusion.samplers import Denoiser, NoiseSource, ddim_step, keep_region, standard_normal, step_noise
 from ldm.models.diffusion.schedule import make_ddim_sampling_parameters, make_ddim_timesteps
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ class DDIMSampler:
         self.ddim_sigmas, self.ddim_alphas, self.ddim_alphas_prev = sigmas, alphas, alphas_prev
         self.ddim_sqrt_one_minus_alphas = np.sqrt(1.0 - alphas)
 
-    @torch.no_grad()
     def sample(
         self,
         S: int,
@@ -54,67 +53,75 @@ class DDIMSampler:
         shape: Sequence[int],
         conditioning: Condition = None,
         *,
+        eta: float = 0.0,
+        ddim_discretize: str = "uniform",
+        timesteps: int | Sequence[int] | None = None,
+        verbose: bool = True,
+        **options: Any,
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """(samples (batch_size, *shape), intermediates), see `ddim_sampling`, whose other options are these too.
+
+        S: number of steps, spaced by `ddim_discretize`. timesteps: a list of time steps of your own instead, or
+            (as published) a number n: only the first n - 1 of the chosen steps, counted from the clean end.
+        Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
+        """
+        if timesteps is None or isinstance(timesteps, int):
+            self.make_schedule(S, ddim_discretize, eta, verbose)
+        else:
+            self._set_timesteps(self._checked(timesteps), eta)
+            timesteps = None
+        return self.ddim_sampling(conditioning, (batch_size, *shape), timesteps=timesteps, verbose=verbose, **options)
+
+    @torch.no_grad()
+    def ddim_sampling(
+        self,
+        cond: Condition,
+        shape: Sequence[int],
+        *,
+        x_T: Tensor | None = None,
+        timesteps: int | None = None,
         callback: Callable[[int], None] | None = None,
         img_callback: Callable[[Tensor, int], None] | None = None,
-        eta: float = 0.0,
         mask: Tensor | None = None,
         x0: Tensor | None = None,
+        log_every_t: int = 100,
         temperature: float = 1.0,
         noise_dropout: float = 0.0,
         score_corrector: Any = None,
         corrector_kwargs: dict[str, Any] | None = None,
-        verbose: bool = True,
-        x_T: Tensor | None = None,
-        log_every_t: int = 100,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Condition = None,
         unconditional_guidance_scale_2: float = 1.0,
         unconditional_conditioning_2: Condition = None,
-        ddim_discretize: str = "uniform",
-        timesteps: int | Sequence[int] | None = None,
-        noise_source: NoiseSource = torch.randn_like,
+        noise_source: NoiseSource = standard_normal,
+        verbose: bool = True,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """(samples (batch_size, *shape), intermediates {"x_inter": [...], "pred_x0": [...]}).
+        """(samples of `shape` (N, C, h, w), intermediates {"x_inter": [...], "pred_x0": [...]}) by the schedule made.
 
-        S: number of steps, spaced by `ddim_discretize`. timesteps: a list of time steps of your own instead, or
-            (as published) a number n: only the first n - 1 of the chosen steps, counted from the clean end.
         x_T: noise to start from, drawn if not given. mask, x0: keep x0 where mask is 1.
         unconditional_*: null conditions and their guidance scales, see TwoWayGuidance.
         callback(i), img_callback(pred_x0, i): called after step i.
         score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the prediction.
+        noise_source: gives all noise, for instance one generator per picture.
         Intermediates hold the start, the first step, and every step whose number divides by `log_every_t`.
-        Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
         """
-        given = batch_size_of(conditioning)
-        if given is not None and given != batch_size:
-            raise ValueError(f"batch_size is {batch_size}, but the conditioning is for {given}")
-        if mask is not None and x0 is None:
-            raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
-        self._choose_steps(S, ddim_discretize, eta, timesteps, verbose)
-        denoise = self._guided(
-            TwoWayGuidance(
-                self.model.apply_model,
-                conditioning,
-                unconditional_guidance_scale,
-                unconditional_conditioning,
-                unconditional_guidance_scale_2,
-                unconditional_conditioning_2,
-            ),
-            score_corrector,
-            conditioning,
-            corrector_kwargs or {},
+        _check_fit(cond, shape, x_T, mask, x0)
+        guidance = TwoWayGuidance(
+            self.model.apply_model,
+            cond,
+            unconditional_guidance_scale,
+            unconditional_conditioning,
+            unconditional_guidance_scale_2,
+            unconditional_conditioning_2,
         )
+        denoise = self._as_noise(guidance, score_corrector, cond, corrector_kwargs or {})
         device = self.model.betas.device
-        size = (batch_size, *shape)
-        if x_T is not None and tuple(x_T.shape) != size:
-            raise ValueError(f"x_T has shape {tuple(x_T.shape)}, expected {size}")
-        x = noise_source(torch.empty(size, device=device)) if x_T is None else x_T.to(device)
-
-        total = len(self.ddim_timesteps)
+        x = noise_source(torch.empty(tuple(shape), device=device)) if x_T is None else x_T.to(device)
+        total = self._steps_to_take(timesteps)
         intermediates = {"x_inter": [x], "pred_x0": [x]}
         for i in tqdm(range(total), desc="DDIM", disable=not verbose):
             index = total - 1 - i
-            t = torch.full((batch_size,), int(self.ddim_timesteps[index]), device=device, dtype=torch.long)
+            t = torch.full((len(x),), int(self.ddim_timesteps[index]), device=device, dtype=torch.long)
             if mask is not None:
                 x = keep_region(x, self.model.q_sample(x0, t, noise=noise_source(x0)), mask)
             x, pred_x0 = self.step(denoise, x, t, index, temperature, noise_dropout, noise_source)
@@ -135,7 +142,7 @@ class DDIMSampler:
         index: int,
         temperature: float = 1.0,
         noise_dropout: float = 0.0,
-        noise_source: NoiseSource = torch.randn_like,
+        noise_source: NoiseSource = standard_normal,
     ) -> tuple[Tensor, Tensor]:
         """(x_{t-1}, predicted x_0) at the `index`-th of the chosen time steps, ascending."""
         eps = denoise(x, t)
@@ -144,18 +151,13 @@ class DDIMSampler:
         parameters = (self.ddim_alphas[index], self.ddim_alphas_prev[index], self.ddim_sigmas[index])
         return ddim_step(x, eps, *map(float, parameters), noise)
 
-    def _choose_steps(
-        self, count: int, discretize: str, eta: float, timesteps: int | Sequence[int] | None, verbose: bool
-    ) -> None:
-        if timesteps is not None and not isinstance(timesteps, int):
-            self._set_timesteps(self._checked(timesteps), eta)
-            return
-        self.make_schedule(count, discretize, eta, verbose)
-        if timesteps is not None:
-            kept = min(timesteps, len(self.ddim_timesteps)) - 1
-            if kept < 1:
-                raise ValueError(f"timesteps={timesteps} leaves no step to take; it must be at least 2")
-            self.ddim_timesteps = self.ddim_timesteps[:kept]
+    def _steps_to_take(self, timesteps: int | None) -> int:
+        total = len(self.ddim_timesteps)
+        if timesteps is None:
+            return total
+        if timesteps < 2:
+            raise ValueError(f"timesteps={timesteps} leaves no step to take; it must be at least 2")
+        return min(timesteps, total) - 1
 
     def _checked(self, timesteps: Sequence[int]) -> np.ndarray:
         steps = np.unique(np.asarray(timesteps, dtype=np.int64))
@@ -163,7 +165,7 @@ class DDIMSampler:
             raise ValueError(f"timesteps must be different numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}")
         return steps
 
-    def _guided(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
+    def _as_noise(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
         """The guided prediction as noise, whatever the network predicts, with the score corrector applied."""
         if self.model.parameterization == "x0":
             if corrector is not None:
@@ -173,3 +175,13 @@ class DDIMSampler:
         if corrector is None:
             return predict
         return lambda x, t: corrector.modify_score(self.model, predict(x, t), x, t, condition, **kwargs)
+
+
+def _check_fit(cond: Condition, shape: Sequence[int], x_T: Tensor | None, mask: Tensor | None, x0: Tensor | None) -> None:
+    given = batch_size(cond)
+    if given is not None and given != shape[0]:
+        raise ValueError(f"the batch is of {shape[0]}, but the conditioning is for {given}")
+    if mask is not None and x0 is None:
+        raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
+    if x_T is not None and tuple(x_T.shape) != tuple(shape):
+        raise ValueError(f"x_T has shape {tuple(x_T.shape)}, expected {tuple(shape)}")

@@ -19,7 +19,7 @@ from ldm.checkpoint import load_strict, read_state_dict
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import Condition
-from ldm.models.diffusion.samplers import keep_region, step_noise
+from ldm.models.diffusion.samplers import keep_region, standard_normal, step_noise
 from ldm.models.diffusion.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
@@ -81,6 +81,11 @@ class LatentDiffusion(pl.LightningModule):
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
         learning_rate: float = 1e-4,
+        # Published config files may give these four; they have no effect in the published code either.
+        concat_mode: bool = True,
+        clip_denoised: bool = True,
+        use_positional_encodings: bool = False,
+        cond_stage_forward: None = None,
         model_class: Callable[[Mapping[str, Any], Any], nn.Module] | None = None,
     ):
         super().__init__()
@@ -343,7 +348,7 @@ class LatentDiffusion(pl.LightningModule):
         if self.parameterization == "eps":
             prediction = self.predict_start_from_noise(x, t, prediction)
         mean, _, log_variance = self.q_posterior(prediction, x, t)
-        noise = step_noise(x, torch.randn_like, temperature)
+        noise = step_noise(x, standard_normal, temperature)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise
 
     @torch.no_grad()

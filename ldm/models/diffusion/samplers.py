@@ -10,6 +10,12 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x (N, C, h, w), time steps (N,
 NoiseSource = Callable[[Tensor], Tensor]  # a tensor -> fresh standard normal noise of its shape
 
 
+def standard_normal(like: Tensor) -> Tensor:
+    """Noise of the shape, type and device of `like`, from torch's global generator."""
+    # Not randn_like, whose order of drawing follows the memory format of `like`.
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device)
+
+
 def ddim_step(
     x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
