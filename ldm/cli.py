@@ -1,19 +1,30 @@
 """What every command-line program here shares: one clear line and exit code 2 for bad input."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm.errors import UserError
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
+
+    def __init__(self, description: str | None = None, **options: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows all options")
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program's `main` and exit: its own code or 0; 2 with one line for a UserError; 130 on Ctrl-C."""
+    """Run a program's `main` and exit: its own code or 0; 2 with one line for what a user can mend; 130 on Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main() or 0
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, no network
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

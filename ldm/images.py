@@ -28,8 +28,8 @@ def load_image(path: str | Path, draft_size: int | None = None, max_pixels: int 
     Raises UserError for a missing file, one that is no picture, a broken one, or one of more than `max_pixels`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, not a picture' if path.is_dir() else 'no such file'}")
+    if not os.path.isfile(path):  # unlike Path's, false for a name that is too long
+        raise UserError(f"{path}: {'is a folder, not a picture' if os.path.isdir(path) else 'no such file'}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes)")
     try:
@@ -106,6 +106,15 @@ def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | 
     The format follows the extension; `metadata` is stored as PNG text. Raises UserError when it cannot be written.
     """
     path = check_output(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(image, path, metadata)
+    except (OSError, ValueError) as error:  # Pillow has both for what a format cannot hold
+        raise UserError(f"{path}: could not be written ({error})") from error
+
+
+def _write_whole(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> None:
+    """Write beside the target, then rename."""
     options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     if metadata and path.suffix.lower() == ".png":
         options["pnginfo"] = info = PngInfo()
@@ -117,8 +126,6 @@ def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | 
         image.save(name, **options)
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes the file private
         os.replace(name, path)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error})") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -130,20 +137,19 @@ def _umask() -> int:
 
 
 def check_output(path: str | Path) -> Path:
-    """`path` if a picture can be written there (its folder is made), else UserError; call it before long work."""
+    """`path` if `save_image` can write there, else UserError; call it before long work. Nothing is made yet."""
     path = Path(path)
     Image.init()
     writable = {ext for ext, name in Image.EXTENSION.items() if name in Image.SAVE} & set(EXTENSIONS)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file name such as {path / 'result.png'}")
     if path.suffix.lower() not in writable:
         raise UserError(f"{path}: unknown picture format {path.suffix!r}; use .png or .jpg")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: the folder cannot be made ({error})") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent}: no permission to write there")
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(there):
+        raise UserError(f"{path}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: no permission to write in {there}")
     return path
 
 

@@ -9,18 +9,19 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
 from ldm.device import autocast, choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
+from ldm.images import MAX_PIXELS, image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.samplers import PerPictureNoise
@@ -31,6 +32,7 @@ BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLERS = {"ddim": 50}  # name -> default number of steps
 MIN_SIDE = 32
+LATENT_FACTOR, NUM_TIMESTEPS = 16, 1000  # of the bundled and the published model
 
 Picture = str | Path | Image.Image
 
@@ -45,8 +47,9 @@ class Settings:
     steps: int | None = None
     eta: float = 0.0
     size: int = 256
+    seed: int | Sequence[int] = 0
 
-    def check(self, factor: int, num_timesteps: int) -> None:
+    def check(self, factor: int = LATENT_FACTOR, num_timesteps: int = NUM_TIMESTEPS) -> None:
         """Raises UserError for what a model of this downsampling factor and number of time steps cannot do."""
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
@@ -56,9 +59,18 @@ class Settings:
             raise UserError(f"eta must be between 0 and 1, got {self.eta}")
         if self.size < MIN_SIDE or self.size % factor:
             raise UserError(f"size must be a multiple of {factor} and at least {MIN_SIDE} pixels, got {self.size}")
+        if self.size**2 > MAX_PIXELS:
+            raise UserError(f"size {self.size} means more than the limit of {MAX_PIXELS} pixels; choose a smaller one")
+        bad = [seed for seed in self.seeds(1) if not -(2**63) <= seed < 2**64]  # what torch's generators take
+        if bad:
+            raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {bad[0]}")
         for name in ("content_scale", "style_scale"):
             if not torch.isfinite(torch.tensor(getattr(self, name))):
                 raise UserError(f"{name} must be a finite number, got {getattr(self, name)}")
+
+    def seeds(self, count: int) -> list[int]:
+        """One seed for each of `count` pictures; as many as were given, if that was a list."""
+        return [int(self.seed)] * count if isinstance(self.seed, Integral) else list(self.seed)
 
 
 class StyleTransferPipeline:
@@ -120,10 +132,14 @@ class StyleTransferPipeline:
         the latent factor (16); the aspect is kept, the longer side rounded to whole pixels.
         Raises UserError for unusable pictures and settings.
         """
-        settings = Settings(content_scale, style_scale, sampler, steps, eta, size)
+        settings = Settings(content_scale, style_scale, sampler, steps, eta, size, seed)
         settings.check(self.factor, self.model.num_timesteps)
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
         contents, styles, single = _pairs(content, style)
-        seeds = [seed] * len(contents) if isinstance(seed, int) else list(seed)
+        for image in (*contents, *styles):
+            _check_scaled(image, size)
+        seeds = settings.seeds(len(contents))
         if len(seeds) != len(contents):
             raise UserError(f"{len(seeds)} seeds for {len(contents)} pictures")
         results = self._stylize(contents, styles, seeds, settings, batch_size, progress)
@@ -202,7 +218,6 @@ def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> D
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{config_path}: not the config of a style transfer model (no {error})") from error
     params |= {"ckpt_path": None, "use_ema": False}
-    params["vgg_ckpt_path"] = None if params.get("vgg_channels") else params.get("vgg_ckpt_path")
     first_stage["ckpt_path"] = None
     model = instantiate_from_config(config["model"], allow_targets)
     if not isinstance(model, DualCondLDM):
@@ -239,8 +254,24 @@ def _read_all(pictures: Sequence[Picture]) -> list[Image.Image]:
     for picture in pictures:
         key = id(picture) if isinstance(picture, Image.Image) else str(picture)
         if key not in read:
-            read[key] = to_rgb(picture) if isinstance(picture, Image.Image) else load_image(picture)
+            read[key] = _from_memory(picture) if isinstance(picture, Image.Image) else load_image(picture)
     return [read[id(p) if isinstance(p, Image.Image) else str(p)] for p in pictures]
+
+
+def _from_memory(image: Image.Image) -> Image.Image:
+    """A given picture as RGB, upright; one that was only opened is read from its file now."""
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{getattr(image, 'filename', '') or image}: the picture cannot be read ({error})") from error
+
+
+def _check_scaled(image: Image.Image, size: int) -> None:
+    if min(image.size) < 1 or size**2 * max(image.size) > MAX_PIXELS * min(image.size):
+        raise UserError(
+            f"a picture of {image.width}x{image.height} pixels cannot be scaled to a shorter side of {size}: the result "
+            f"would be empty or have more than {MAX_PIXELS} pixels"
+        )
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

@@ -8,6 +8,7 @@ in Python, `--allow-target my.package` on the command line.
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.errors import ConfigError, UserError
 
 TRUSTED_PREFIXES = ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+# The learning rate of a `model` node is for the training command.
+NODE_KEYS = ("target", "params", "learning_rate", "base_learning_rate")
+
+# What a constructor's **options hand on to its bases shows only when it is called.
+_CALL_ERRORS = re.compile(r"missing \d+ required|multiple values for|unexpected keyword argument")
 
 # Models build their parts by calling the factory again, so what the caller allowed has to reach the inner calls.
 _allowed_prefixes: ContextVar[tuple[str, ...]] = ContextVar("allowed_prefixes", default=())
@@ -29,21 +35,37 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
     """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword arguments.
 
     `allow_targets` adds dotted prefixes to the trusted ones, for this object and everything built inside it.
-    Raises ConfigError for a missing or untrusted target and for parameter names that the target does not have.
+    Raises ConfigError for a missing or untrusted target, for parameter names that the target does not have, and for
+    values that it refuses with a ValueError.
     """
-    config = to_plain(config)
+    name, params = _target_and_params(to_plain(config))
+    with allowing_targets(allow_targets):
+        target = get_obj_from_str(name)
+        _check_params(name, target, params)
+        try:
+            return target(**params)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError) or (isinstance(error, TypeError) and not _CALL_ERRORS.search(str(error))):
+                raise
+            raise ConfigError(f"{name} cannot be built from its `params`: {error}") from error
+
+
+def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
-    with allowing_targets(allow_targets):
-        target = get_obj_from_str(config["target"])
-        params = config.get("params") or {}
-        _check_params(config["target"], target, params)
-        return target(**params)
+    unknown = [key for key in config if key not in NODE_KEYS]
+    if unknown:
+        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{_near(unknown[0], NODE_KEYS)}")
+    params = to_plain(config.get("params")) or {}
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise ConfigError(f"`params` of {config['target']} must be names with values, got {_short(params)}")
+    return config["target"], params
 
 
 @contextmanager
 def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
     """Within this context, targets under these dotted prefixes may be built as well."""
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
     extra = tuple(prefix.rstrip(".") + "." for prefix in prefixes)
     token = _allowed_prefixes.set(_allowed_prefixes.get() + extra)
     try:
@@ -99,7 +121,7 @@ def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
     """
     constructors = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
     accepted, required = [], []
-    for constructor in constructors:
+    for depth, constructor in enumerate(constructors):
         try:
             parameters = list(inspect.signature(constructor).parameters.values())
         except ValueError:  # a constructor written in C does not say what it takes
@@ -108,18 +130,13 @@ def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
             parameters = parameters[1:]
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         accepted += [p.name for p in named]
-        required += [p.name for p in named if p.default is p.empty]
+        if depth == 0:  # a constructor may set what its bases require itself
+            required = [p.name for p in named if p.default is p.empty]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return accepted, _unset_by(constructors[0], required), False
+            return accepted, required, False
         if constructor is object.__init__:
-            return accepted, [], False
+            return accepted, required, depth > 0  # no base takes them, so they are the class's own business
     return accepted, required, True
-
-
-def _unset_by(constructor: Any, required: list[str]) -> list[str]:
-    """Only what the outermost constructor requires must be given: it may set the rest for its bases itself."""
-    own = inspect.signature(constructor).parameters
-    return [name for name in required if name in own]
 
 
 def to_plain(config: Any) -> Any:
@@ -152,8 +169,8 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3)
+def _near(name: Any, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.checkpoint import (
     Report, bake_ema, describe, file_hash, human_size, inference_only, read_state_dict, save_safetensors,
 )  # fmt: skip
-from ldm.cli import run
+from ldm.cli import ArgumentParser, run
 from ldm.errors import CheckpointError, UserError
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("input", type=Path, help="a .ckpt or .safetensors file")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("--half", action="store_true", help="store weights as float16, the noise schedule not")

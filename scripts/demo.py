@@ -7,14 +7,14 @@ import argparse
 import time
 from pathlib import Path
 
-from ldm.cli import run
+from ldm.cli import ArgumentParser, run
 from ldm.data.pictures import find_pictures
 from ldm.images import check_output, contact_sheet, load_image, save_image
 from ldm.pipeline import ROOT, StyleTransferPipeline
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
     parser.add_argument("--output", default="outputs/demo.png", metavar="FILE")

@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ldm.cli import run
+from ldm.cli import ArgumentParser, run
 from ldm.data.cached import KINDS, LatentCache
 from ldm.data.pictures import PictureFolder
 from ldm.device import autocast, choose_device
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.training.train import merged_config
 from ldm.util import instantiate_from_config, to_plain
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--config", required=True, help="the model's config; its first stage and style network are used")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("--paintings", required=True, metavar="DIR", help="folder of paintings, of any depth")
@@ -43,8 +43,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.crops < 1:
+        raise UserError(f"--crops must be at least 1, got {args.crops}")
     folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
     model = encoders(to_plain(merged_config([args.config], args.overrides).model))
+    factor = model.first_stage_model.encoder.factor
+    if args.size < 1 or args.size % factor:
+        raise UserError(f"--size must be a multiple of {factor}, got {args.size}")
     cache = open_cache(args, folders)
     for kind, folder in folders.items():
         fill(cache, kind, folder, model, args)
@@ -52,9 +57,15 @@ def main() -> None:
 
 def encoders(config: dict[str, Any]) -> DualCondLDM:
     """The config's model with the weights of its first stage and style network."""
-    if config["params"]["first_stage_config"]["params"].get("ckpt_path") is None:
+    try:
+        first_stage_weights = config["params"]["first_stage_config"]["params"].get("ckpt_path")
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"not the config of a style transfer model (no {error})") from error
+    if first_stage_weights is None:
         raise UserError("the config's first stage has no ckpt_path, and random latents are no use")
     model = instantiate_from_config(config).eval()
+    if not isinstance(model, DualCondLDM):
+        raise ConfigError(f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
     model.load_style_network()
     return model.to(choose_device())
 

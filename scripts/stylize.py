@@ -7,14 +7,14 @@
 
 import argparse
 
-from ldm.cli import run
+from ldm.cli import ArgumentParser, run
 from ldm.device import DEVICES, PRECISIONS
 from ldm.images import check_output, load_image, save_image
 from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--content", required=True, metavar="FILE", help="the picture that says what to paint")
     parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
     parser.add_argument("--output", required=True, metavar="FILE", help="where the result goes (.png or .jpg)")
@@ -37,10 +37,10 @@ def main() -> None:
     args = parse_args()
     output = check_output(args.output)
     content, style = load_image(args.content), load_image(args.style)
-    options = {name: getattr(args, name) for name in ("content_scale", "style_scale", "sampler", "steps", "eta", "size")}
-    Settings(**options).check(factor=16, num_timesteps=1000)  # before the weights are read
+    options = {name: getattr(args, name) for name in ("content_scale", "style_scale", "sampler", "steps", "eta", "size", "seed")}
+    Settings(**options).check()  # before the weights are read; the pipeline checks again by the model's own numbers
     pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device, args.precision, args.allow_target)
-    save_image(pipeline(content, style, seed=args.seed, progress=True, **options), output)
+    save_image(pipeline(content, style, progress=True, **options), output)
     print(output)
 
 

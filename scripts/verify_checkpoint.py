@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.checkpoint import (
     ARTFUSION, Mismatch, Report, compare, describe, file_hash, human_size, is_ema_name, read_state_dict,
 )  # fmt: skip
-from ldm.cli import run
+from ldm.cli import ArgumentParser, run
 from ldm.errors import ConfigError
 from ldm.util import instantiate_from_config, load_config, to_plain
 
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("file", type=Path, help="a .ckpt, .pt, .pth or .safetensors file")
     parser.add_argument("--config", type=Path, help="YAML file whose `model` the checkpoint should fit")
     return parser.parse_args()

@@ -1,5 +1,8 @@
 """Models small enough for tests: 8x8 latents of 4 channels, widths of 8 to 32, weights by golden_rules."""
 
+from pathlib import Path
+
+import pytorch_lightning as pl
 import torch
 from golden_rules import apply_rule, rnd
 from torch import Tensor
@@ -78,6 +81,20 @@ def conditions(n: int = 2) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[s
     """Both conditions, null content, null style."""
     content, style, null = latents("content", n), rnd("style", n, STYLE_DIM), rnd("null", 1, STYLE_DIM).repeat(n, 1)
     return {"c1": content, "c2": style}, {"c1": torch.zeros_like(content), "c2": style}, {"c1": content, "c2": null}
+
+
+def half_mask() -> Tensor:
+    """1 in the left half, 0 in the right."""
+    return torch.cat([torch.ones(1, 1, SIDE, SIDE // 2), torch.zeros(1, 1, SIDE, SIDE // 2)], dim=-1)
+
+
+def fit(model: pl.LightningModule, pictures: Tensor, folder: Path, **options) -> None:
+    """Train on pictures (N, H, W, 3), one by one."""
+    batches = torch.utils.data.DataLoader([{"image": picture} for picture in pictures])
+    pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, **options,
+    ).fit(model, batches)  # fmt: skip
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

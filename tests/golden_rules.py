@@ -26,11 +26,11 @@ def rule_value(key: str, shape: torch.Size) -> Tensor:
 
 def apply_rule(model: nn.Module) -> nn.Module:
     """Weights by the rule; every EMA shadow is 0.9 times its live weight; schedule and scaling stay."""
-    live = {}
-    for key, value in model.state_dict().items():
+    live, state = {}, model.state_dict()
+    for key, value in state.items():
         if not key.startswith(KEPT) and "_ema." not in key:
             live[key] = rule_value(key, value.shape)
-    shadows = {_shadow(key): 0.9 * value for key, value in live.items() if _shadow(key)}
+    shadows = {_shadow(key): 0.9 * value for key, value in live.items() if _shadow(key) in state}
     missing, unexpected = model.load_state_dict({**live, **shadows}, strict=False)
     assert not unexpected, unexpected
     assert all(key.startswith(KEPT) or key.endswith((".decay", ".num_updates")) for key in missing), missing

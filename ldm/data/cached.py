@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.pictures import split_fraction, randint
+from ldm.data.pictures import check_split, randint, split_fraction
 from ldm.data.wikiart import check_probabilities, draw_flags
 from ldm.errors import UserError
 
@@ -108,8 +108,11 @@ class CachedHybridTrain(Dataset):
 
 def _rows_of(store: LatentCache, kind: str, split: str, share: float, seed: int) -> np.ndarray:
     """Rows of the pictures that belong to a split, by the same rule as for picture folders."""
+    check_split(split)
     held_out = np.array([split_fraction(Path(p), seed) < share for p in store.meta["pictures"][kind]])
-    chosen = np.flatnonzero(held_out == (split == "validation"))
+    chosen = np.flatnonzero((held_out == (split == "validation")) | (split == "all"))
+    if not len(chosen):
+        raise UserError(f"{store.folder}: its {len(held_out)} {kind} leave none for {split}; change validation_share")
     per_picture = store.meta["rows_per_picture"]
     return (chosen[:, None] * per_picture + np.arange(per_picture)).ravel()
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.errors import ConfigError
 from ldm.util import instantiate_from_config
 
 
@@ -21,6 +22,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         shuffle_val_dataloader: bool = False,
     ):
         super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number from 1 on, got {batch_size!r}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.shuffle_validation = shuffle_val_dataloader
         self.configs = {"train": train, "validation": validation}
@@ -32,6 +35,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
                 self.datasets[name] = instantiate_from_config(config)
 
     def train_dataloader(self) -> DataLoader:
+        if "train" not in self.datasets:
+            raise ConfigError("the data section has no `train` data set")
         return self._loader("train", shuffle=True, drop_last=len(self.datasets["train"]) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list:

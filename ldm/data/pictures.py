@@ -28,8 +28,7 @@ def find_pictures(root: str | Path, split: str = "all", validation_share: float 
 
     A file's split depends on `seed` and its path below `root` alone, so adding files moves no other.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_split(split)
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures")
@@ -43,6 +42,11 @@ def find_pictures(root: str | Path, split: str = "all", validation_share: float 
     if not chosen:
         raise UserError(f"{root}: its {len(paths)} pictures leave none for {split}; change validation_share")
     return chosen
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def split_fraction(path: Path, seed: int) -> float:

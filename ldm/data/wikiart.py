@@ -39,12 +39,16 @@ class HybridTrain(Dataset):
         style_drop: float = 0.1,
         content_drop: float = 0.5,
         split: str = "train",
-        **options,
+        validation_share: float = 0.02,
+        seed: int = 0,
+        flip: bool = True,
+        in_memory: bool = False,
     ):
         check_probabilities(style_drop=style_drop, content_drop=content_drop)
         self.style_drop, self.content_drop = style_drop, content_drop
-        self.paintings = PictureFolder(style_root, size, style_size, split, **options)
-        self.photos = PictureFolder(content_root, size, content_size, split, **options)
+        options = (split, validation_share, seed, flip, in_memory)
+        self.paintings = PictureFolder(style_root, size, style_size, *options)
+        self.photos = PictureFolder(content_root, size, content_size, *options)
 
     def __len__(self) -> int:
         return len(self.paintings)

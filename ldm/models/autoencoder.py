@@ -77,9 +77,11 @@ class AutoencoderKL(pl.LightningModule):
         """(N, 3, H, W) from a batch, whose pictures are channels last as data sets give them."""
         return batch[self.image_key].permute(0, 3, 1, 2).float()
 
-    def on_fit_start(self) -> None:
-        if not isinstance(self.loss, LPIPSWithDiscriminator):
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not isinstance(self.loss, LPIPSWithDiscriminator):
             raise ConfigError("to train a first stage, its lossconfig must be ldm.modules.losses.contperceptual.LPIPSWithDiscriminator")
+
+    def on_fit_start(self) -> None:
         self.loss.load_weights()
 
     def configure_optimizers(self) -> Any:

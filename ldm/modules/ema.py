@@ -23,7 +23,7 @@ class LitEma(nn.Module):
                 self.register_buffer(self.shadow_names[name], parameter.detach().clone())
         if len(set(self.shadow_names.values())) != len(self.shadow_names):
             raise ValueError("EMA: two parameters have the same name once the dots are left out")
-        self._stored: list[Tensor] | None = None
+        self._stored: list[list[Tensor]] = []
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
@@ -40,16 +40,15 @@ class LitEma(nn.Module):
         torch._foreach_copy_(live, shadows)
 
     def store(self, model: nn.Module) -> None:
-        """Remember the model's present weights for `restore`."""
-        self._stored = [p.detach().clone() for p in self._pairs(model)[1]]
+        """Remember the model's present weights for `restore`; stores and restores may be nested."""
+        self._stored.append([p.detach().clone() for p in self._pairs(model)[1]])
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Put back what `store` remembered. Raises RuntimeError if nothing is."""
-        if self._stored is None:
+        """Put back what the last `store` remembered. Raises RuntimeError if nothing is."""
+        if not self._stored:
             raise RuntimeError("EMA: restore without store")
-        torch._foreach_copy_(self._pairs(model)[1], self._stored)
-        self._stored = None
+        torch._foreach_copy_(self._pairs(model)[1], self._stored.pop())
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         live, shadows = dict(model.named_parameters()), dict(self.named_buffers(recurse=False))

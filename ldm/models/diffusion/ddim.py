@@ -65,7 +65,7 @@ class DDIMSampler:
             (as published) a number n: only the first n - 1 of the chosen steps, counted from the clean end.
         Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
         """
-        if timesteps is None or isinstance(timesteps, int):
+        if timesteps is None or isinstance(timesteps, (int, np.integer)):
             self.make_schedule(S, ddim_discretize, eta, verbose)
         else:
             self._set_timesteps(self._checked(timesteps), eta)
@@ -105,7 +105,8 @@ class DDIMSampler:
         noise_source: gives all noise, for instance one generator per picture.
         Intermediates hold the start, the first step, and every step whose number divides by `log_every_t`.
         """
-        _check_fit(cond, shape, x_T, mask, x0)
+        conditions = (cond, unconditional_conditioning, unconditional_conditioning_2)
+        _check_fit(conditions, shape, x_T, mask, x0)
         guidance = TwoWayGuidance(
             self.model.apply_model,
             cond,
@@ -160,9 +161,10 @@ class DDIMSampler:
         return min(timesteps, total) - 1
 
     def _checked(self, timesteps: Sequence[int]) -> np.ndarray:
-        steps = np.unique(np.asarray(timesteps, dtype=np.int64))
-        if len(steps) != len(timesteps) or not len(steps) or steps[0] < 0 or steps[-1] >= self.ddpm_num_timesteps:
-            raise ValueError(f"timesteps must be different numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}")
+        steps = np.unique(timesteps)
+        whole = len(steps) == len(timesteps) > 0 and np.issubdtype(steps.dtype, np.integer)
+        if not whole or steps[0] < 0 or steps[-1] >= self.ddpm_num_timesteps:
+            raise ValueError(f"timesteps must be different whole numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}")
         return steps
 
     def _as_noise(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
@@ -177,10 +179,12 @@ class DDIMSampler:
         return lambda x, t: corrector.modify_score(self.model, predict(x, t), x, t, condition, **kwargs)
 
 
-def _check_fit(cond: Condition, shape: Sequence[int], x_T: Tensor | None, mask: Tensor | None, x0: Tensor | None) -> None:
-    given = batch_size(cond)
-    if given is not None and given != shape[0]:
-        raise ValueError(f"the batch is of {shape[0]}, but the conditioning is for {given}")
+def _check_fit(
+    conditions: Sequence[Condition], shape: Sequence[int], x_T: Tensor | None, mask: Tensor | None, x0: Tensor | None
+) -> None:
+    for given in map(batch_size, conditions):
+        if given is not None and given != shape[0]:
+            raise ValueError(f"the batch is of {shape[0]}, but a condition is for {given}")
     if mask is not None and x0 is None:
         raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
     if x_T is not None and tuple(x_T.shape) != tuple(shape):

@@ -102,6 +102,7 @@ class LatentDiffusion(pl.LightningModule):
         self.l_simple_weight, self.min_snr_gamma = l_simple_weight, min_snr_gamma
         self.learn_logvar, self.learning_rate, self.scheduler_config = learn_logvar, learning_rate, scheduler_config
         self.use_ema, self.scale_by_std = use_ema, scale_by_std
+        self._averaged_step = 0
 
         betas = given_betas
         if betas is None:
@@ -278,9 +279,12 @@ class LatentDiffusion(pl.LightningModule):
         """Scale so that these unscaled latents get std 1."""
         self.scale_factor.fill_(1 / z.std())
 
+    def on_train_start(self) -> None:
+        self._averaged_step = self.global_step  # not 0 where training resumes
+
     def on_train_batch_end(self, *args: Any) -> None:
         # differs: the published code moves the average once per micro-batch; here once per optimiser step.
-        if self.use_ema and self.global_step != getattr(self, "_averaged_step", 0):
+        if self.use_ema and self.global_step != self._averaged_step:
             self._averaged_step = self.global_step
             for average, module in self.averaged():
                 average(module)

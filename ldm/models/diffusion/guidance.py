@@ -66,9 +66,12 @@ def concatenate(conditions: list[Condition]) -> Condition:
 
 
 def batch_size(condition: Condition) -> int | None:
-    """The batch size of a condition, None if it has none."""
+    """The batch size of a condition, None if it has none. Raises ValueError if its parts differ in it."""
     if isinstance(condition, dict):
         condition = list(condition.values())
     if isinstance(condition, (list, tuple)):
-        return next((n for n in map(batch_size, condition) if n is not None), None)
+        sizes = {batch_size(part) for part in condition} - {None}
+        if len(sizes) > 1:
+            raise ValueError(f"the parts of a condition are for different batches: {sorted(sizes)}")
+        return sizes.pop() if sizes else None
     return None if condition is None else len(condition)

@@ -140,6 +140,11 @@ class ResBlock(EmbedBlock):
         return over_positions(gate, h) * h
 
 
+def _check_heads(channels: int, num_heads: int) -> None:
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f"attention: {channels} channels cannot be shared by {num_heads} heads")
+
+
 class AttentionBlock(EmbedBlock):
     """Gated self-attention over all positions.
 
@@ -157,8 +162,7 @@ class AttentionBlock(EmbedBlock):
         new_attention_order: bool = False,
     ):
         super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"attention: {channels} channels cannot be shared by {num_heads} heads")
+        _check_heads(channels, num_heads)
         self.use_checkpoint, self.num_heads, self.new_attention_order = use_checkpoint, num_heads, new_attention_order
         self.norm = GroupNorm32(num_norm_groups, channels, affine=False)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -183,6 +187,7 @@ class TransposedAttention(nn.Module):
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
+        _check_heads(channels, num_heads)
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)

@@ -67,7 +67,7 @@ class UNetModel(nn.Module):
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.time_embed_dim, self.context_dim = time_embed_dim, context_dim
         self.min_multiple = 2 ** (len(channel_mult) - 1)
-        self._heads = lambda width: width // num_head_channels if num_head_channels != -1 else num_heads
+        self._num_heads, self._num_head_channels = num_heads, num_head_channels
         self._res_options = {
             "dropout": dropout,
             "num_norm_groups": num_norm_groups,
@@ -125,6 +125,13 @@ class UNetModel(nn.Module):
     def _attention(self, width: int) -> nn.Module:
         return self._attention_class(width, self.time_embed_dim, self._heads(width), **self._attention_options)
 
+    def _heads(self, width: int) -> int:
+        if self._num_head_channels == -1:
+            return self._num_heads
+        if width % self._num_head_channels:
+            raise ValueError(f"UNetModel: {width} channels cannot be cut into heads of {self._num_head_channels}")
+        return width // self._num_head_channels
+
     def _resampler(self, direction: str, width: int) -> nn.Module:
         if self._resblock_updown:
             return self._res(width, resample=direction)
@@ -167,7 +174,8 @@ class UNetModel(nn.Module):
         return self.out(h, emb)
 
     def _check(self, x: Tensor) -> None:
-        if x.shape[1] != self.in_channels or any(side % self.min_multiple for side in x.shape[2:]):
+        resampled = x.shape[3:] if self._res_options["dims"] == 3 else x.shape[2:]
+        if x.shape[1] != self.in_channels or any(side % self.min_multiple for side in resampled):
             raise ValueError(
                 f"UNetModel: input of shape {tuple(x.shape)}; it takes {self.in_channels} channels and sides that are "
                 f"multiples of {self.min_multiple}"
@@ -182,10 +190,11 @@ class StyleUNetModel(UNetModel):
         super().__init__(in_channels=in_channels + content_refined_dim, **options)
         self.refines_content = content_in_dim != content_refined_dim
         if self.refines_content:
+            dims = self._res_options["dims"]
             self.content_in = nn.Sequential(
-                nn.Conv2d(content_in_dim, content_refined_dim, 1),
+                conv_nd(dims, content_in_dim, content_refined_dim, 1),
                 nn.SiLU(),
-                nn.Conv2d(content_refined_dim, content_refined_dim, 1),
+                conv_nd(dims, content_refined_dim, content_refined_dim, 1),
             )
             self.content_adaLN_modulation = nn.Sequential(
                 nn.Linear(self.time_embed_dim, 2 * content_in_dim),

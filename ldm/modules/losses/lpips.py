@@ -106,7 +106,7 @@ def _download_vgg16() -> dict[str, Tensor]:
     log.info("VGG16 weights: torchvision's copy, downloaded once (528 MB) if it is not in torch's cache yet")
     try:
         return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (URLError, OSError) as error:
+    except (URLError, OSError, RuntimeError) as error:  # the last: a file with the wrong check sum
         raise UserError(
             f"the VGG16 weights could not be downloaded ({error}); fetch {VGG16_Weights.IMAGENET1K_V1.url} on a machine "
             "with network and give its path as `vgg_ckpt_path`"
@@ -116,8 +116,8 @@ def _download_vgg16() -> dict[str, Tensor]:
 class LPIPS(nn.Module):
     """Perceptual distance of two batches of pictures in [-1, 1]: (N, 1, 1, 1), 0 for equal pictures.
 
-    `lin_ckpt_path` is the file of the five published 1x1 layers, or "uniform" for equal channel weights, which
-    suit any VGG16 weights but give numbers that are not comparable with published LPIPS.
+    `lin_ckpt_path` is the file of the five published 1x1 layers, or "uniform" for the plain mean over layers of the
+    unit features' squared distances, which suits any VGG16 weights but is not comparable with published LPIPS.
     """
 
     def __init__(self, vgg_ckpt_path: str | None = None, lin_ckpt_path: str | None = None, use_dropout: bool = True):
@@ -134,7 +134,7 @@ class LPIPS(nn.Module):
         self.net.load_weights(self.vgg_ckpt_path)
         if self.lin_ckpt_path == "uniform":
             for layer in self._lins:
-                layer.model[-1].weight.data.fill_(1.0 / layer.model[-1].in_channels)
+                layer.model[-1].weight.data.fill_(1.0 / len(VGG_CHANNELS))
         elif self.lin_ckpt_path is None:
             raise UserError("LPIPS needs its linear weights: give their file as `lin_ckpt_path`, or 'uniform'")
         else:

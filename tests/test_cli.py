@@ -1,0 +1,238 @@
+"""The command line: scripts/stylize.py and scripts/demo.py. Bad input is exit code 2, one clear line, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pipeline_builders import ROOT, model_config, picture, picture_folder, pixels, run_program, save_config, script, tiny_model
+
+from ldm.checkpoint import save_safetensors
+from ldm.cli import run
+from ldm.errors import UserError
+from ldm.images import load_image
+from ldm.pipeline import StyleTransferPipeline
+
+
+@pytest.fixture(scope="module")
+def stylize() -> ModuleType:
+    return script("stylize")
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name a tiny model."""
+    folder = tmp_path_factory.mktemp("model")
+    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
+    save_config({"model": model_config()}, folder / "tiny.yaml")
+    return ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a photo, a painting and some files that are no pictures."""
+    picture(48, 32, 1).save(tmp_path / "photo.png")
+    picture(40, 40, 2).save(tmp_path / "painting.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("Dear diary, today I was renamed.")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "photo.png").read_bytes()[:500])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(**changes: object) -> list[str]:
+    """Options of a good call, with these changed; None leaves one out."""
+    options = {"content": "photo.png", "style": "painting.png", "output": "out.png", "size": 32, "steps": 2, **changes}
+    return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def everything_in(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def assert_refused(code: int, captured: Any, problem: str) -> None:
+    assert code == 2 and captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    assert problem in captured.err
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"content": "nowhere.png"}, "nowhere.png: no such file"),
+        ({"style": "nowhere.png"}, "nowhere.png: no such file"),
+        ({"content": "."}, "is a folder, not a picture"),
+        ({"content": "empty.png"}, "empty.png: the file is empty (0 bytes)"),
+        ({"style": "text.jpg"}, "text.jpg: not a picture"),
+        ({"content": "cut.png"}, "cut.png: the picture is broken or cut short"),
+        ({"content": "x" * 300}, "no such file"),
+        ({"content": None}, "--content"),
+        ({"output": None}, "--output"),
+        ({"output": "."}, "is a folder"),
+        ({"output": "out"}, "unknown picture format ''"),
+        ({"output": "out.txt"}, "unknown picture format '.txt'"),
+        ({"output": "photo.png/out.png"}, "is a file, not a folder"),
+        ({"output": "new/folder/out.png", "content": "nowhere.png"}, "nowhere.png: no such file"),
+        ({"size": 0}, "size must be a multiple of 16"),
+        ({"size": -16}, "size must be a multiple of 16"),
+        ({"size": 250}, "size must be a multiple of 16"),
+        ({"size": 16_000_000}, "limit of 80000000 pixels"),
+        ({"size": "big"}, "--size: invalid int value: 'big'"),
+        ({"size": "256.5"}, "--size"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"steps": -1}, "steps must be between"),
+        ({"steps": 2000}, "steps must be between"),
+        ({"eta": 1.5}, "eta must be between 0 and 1"),
+        ({"eta": -0.5}, "eta must be between 0 and 1"),
+        ({"eta": "nan"}, "eta must be between 0 and 1"),
+        ({"style_scale": "nan"}, "style_scale must be a finite number"),
+        ({"content_scale": "inf"}, "content_scale must be a finite number"),
+        ({"style_scale": "much"}, "--style-scale"),
+        ({"sampler": "euler"}, "--sampler: invalid choice: 'euler'"),
+        ({"precision": "fp8"}, "--precision: invalid choice: 'fp8'"),
+        ({"device": "tpu"}, "--device: invalid choice: 'tpu'"),
+        ({"seed": "lucky"}, "--seed"),
+        ({"seed": 10**30}, "a seed must be between"),
+        ({"colour": "red"}, "--colour"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_read(
+    stylize: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    before = everything_in(folder)
+    assert_refused(run_program(stylize.main, arguments(**wrong), monkeypatch), capsys.readouterr(), problem)
+    assert everything_in(folder) == before
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"checkpoint": "nowhere.ckpt"}, "nowhere.ckpt: no such file"),
+        ({"checkpoint": "empty.png"}, "the file is empty"),
+        ({"checkpoint": "text.jpg"}, "not a checkpoint"),
+        ({"checkpoint": "other.safetensors"}, "tiny.yaml its config? (--config names another)"),
+        ({"config": "nowhere.yaml"}, "config nowhere.yaml: no such file"),
+        ({"config": "text.jpg"}, "text.jpg: not the config of a style transfer model"),
+        ({"config": "photo.png"}, "config photo.png: not"),
+        ({"config": "hostile.yaml"}, "target 'os.system' is not under"),
+        ({"device": "cuda"}, "device 'cuda' is not available here"),
+        ({"device": "cpu", "precision": "fp16"}, "precision fp16 is for GPUs"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused(
+    stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    save_safetensors({"encoder.weight": torch.ones(2)}, folder / "other.safetensors")
+    save_config({"model": model_config(unet_config={"target": "os.system", "params": {"command": "true"}})}, folder / "hostile.yaml")
+    before = everything_in(folder)
+    code = run_program(stylize.main, [*model_files, *arguments(**wrong, output="new/out.png")], monkeypatch)
+    assert_refused(code, capsys.readouterr(), problem)
+    assert everything_in(folder) == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(stylize: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    assert_refused(run_program(stylize.main, arguments(), monkeypatch), capsys.readouterr(), "no permission to write")
+
+
+def test_the_commands_own_process(folder: Path) -> None:
+    """What the tests above cannot see: lines that imports or warnings would add."""
+    command = [sys.executable, ROOT / "scripts/stylize.py", *arguments(content="nowhere.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere.png: no such file\n")
+
+
+# Good input
+
+
+def test_a_picture_of_the_asked_size_is_written(folder: Path, model_files: list) -> None:
+    command = [sys.executable, ROOT / "scripts/stylize.py", *model_files, *arguments(output="new/folder/out.jpg", size=64)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout == "new/folder/out.jpg\n", done.stderr
+    with Image.open(folder / "new/folder/out.jpg") as result:
+        assert (result.format, result.mode, result.size) == ("JPEG", "RGB", (96, 64))
+
+
+def test_the_options_reach_the_pipeline(stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"content_scale": 2.0, "style_scale": 3.0, "steps": 3, "eta": 0.5, "seed": 7, "size": 48}
+    assert run_program(stylize.main, [*model_files, *arguments(**options, sampler="ddim", device="cpu", precision="fp32")], monkeypatch) == 0
+    pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], device="cpu")
+    assert load_image(folder / "out.png") == pipeline("photo.png", "painting.png", **options)
+
+
+def test_an_old_result_is_replaced(stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2):
+        before = everything_in(folder)
+        assert run_program(stylize.main, [*model_files, *arguments(seed=seed)], monkeypatch) == 0
+    after = everything_in(folder)
+    assert after.keys() == before.keys() and after[folder / "out.png"] != before[folder / "out.png"]
+
+
+def test_allowed_targets_reach_the_config(stylize: ModuleType, folder: Path, model_files: list, monkeypatch, capsys) -> None:
+    save_config({"model": model_config(unet_config={"target": "my.package.UNet", "params": {}})}, folder / "own.yaml")
+    call = [*model_files, *arguments(config="own.yaml")]
+    assert_refused(run_program(stylize.main, call, monkeypatch), capsys.readouterr(), "--allow-target PREFIX")
+    code = run_program(stylize.main, [*call, "--allow-target", "my.package"], monkeypatch)
+    assert_refused(code, capsys.readouterr(), "No module named 'my'")
+
+
+# The demo
+
+
+def test_the_demo_draws_every_photo_in_every_style(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture_folder(folder / "photos", 2, (48, 32))
+    picture_folder(folder / "styles", 3, (40, 40), seed=9)
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False)))
+    call = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--size", "32", "--steps", "1"]
+    assert run_program(script("demo").main, call, monkeypatch) == 0
+    with Image.open(folder / "new/sheet.png") as sheet:
+        cells = pixels(sheet)[4:, 4:].reshape(3, 28, 4, 28, 3).swapaxes(1, 2)  # 24 pixels and a gap of 4 each
+        filled = (cells != 255).any(axis=(2, 3, 4))
+    assert filled.tolist() == [[False, True, True, True]] + [[True] * 4] * 2
+
+
+def test_the_demo_refuses_an_empty_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    (folder / "none").mkdir()
+    code = run_program(script("demo").main, ["--contents", "none", "--output", "sheet.png"], monkeypatch)
+    assert_refused(code, capsys.readouterr(), "none: no pictures in it")
+
+
+# Every program
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (PermissionError(13, "Permission denied", "a.png"), 2, "error: [Errno 13] Permission denied: 'a.png'\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture, error: BaseException, code: int, line: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    assert (stopped.value.code, capsys.readouterr().err) == (code, line)
+
+
+@pytest.mark.parametrize("returned, code", [(None, 0), (0, 0), (1, 1)])
+def test_a_programs_own_exit_code_is_kept(returned: int | None, code: int) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: returned)
+    assert stopped.value.code == code
+
+
+def test_errors_of_the_program_itself_are_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)

@@ -1,0 +1,342 @@
+"""ldm.util: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from pipeline_builders import MODEL, model_config
+
+from ldm.errors import ConfigError, UserError
+from ldm.util import TRUSTED_PREFIXES, allowing_targets, get_obj_from_str, instantiate_from_config, load_config, to_plain
+
+LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
+DUAL_COND = "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM"
+
+
+@pytest.fixture
+def strangers_module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module outside of the trusted prefixes, `stranger.parts`, with a class and a function."""
+
+    class Part(torch.nn.Module):
+        def __init__(self, width: int = 1, part: dict | None = None):
+            super().__init__()
+            self.width, self.part = width, part and instantiate_from_config(part)
+
+    module = ModuleType("stranger.parts")
+    module.Part, module.make = Part, lambda width: Part(width)
+    monkeypatch.setitem(sys.modules, "stranger", ModuleType("stranger"))
+    monkeypatch.setitem(sys.modules, "stranger.parts", module)
+    return module
+
+
+# Building
+
+
+@pytest.mark.parametrize("wrap", [dict, OmegaConf.create])
+def test_builds_dicts_and_omegaconf_nodes(wrap) -> None:
+    layer = instantiate_from_config(wrap(LINEAR))
+    assert type(layer) is torch.nn.Linear and (layer.in_features, layer.out_features) == (2, 3)
+
+
+@pytest.mark.parametrize("node", [{"target": "torch.nn.SiLU"}, {"target": "torch.nn.SiLU", "params": None}])
+def test_params_may_be_left_out(node: dict) -> None:
+    assert type(instantiate_from_config(node)) is torch.nn.SiLU
+
+
+def test_nested_nodes_reach_the_constructor_as_plain_dicts() -> None:
+    node = OmegaConf.create({"batch_size": 2, "train": {"target": "x", "params": {"roots": ["a", "b"]}}})
+    data = instantiate_from_config({"target": "main.DataModuleFromConfig", "params": node})
+    assert type(data.configs["train"]["params"]["roots"]) is list
+
+
+def test_a_models_learning_rate_is_no_parameter_of_its_class() -> None:
+    assert instantiate_from_config({**LINEAR, "learning_rate": 1e-3, "base_learning_rate": 1e-4})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        DUAL_COND,
+        "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "ldm.models.diffusion.ddim.DDIMSampler",
+        "ldm.models.autoencoder.AutoencoderKL",
+        "ldm.modules.vae.model.Encoder",
+        "ldm.modules.vae.model.Decoder",
+        "ldm.modules.diffusionmodules.model.StyleUNetModel",
+        "ldm.modules.diffusionmodules.model.UNetModel",
+        "ldm.modules.ema.LitEma",
+        "ldm.modules.losses.lpips.vgg16",
+        "ldm.modules.losses.lpips.ScalingLayer",
+        "ldm.modules.losses.lpips.LPIPS",
+        "ldm.modules.losses.contperceptual.DummyLoss",
+        "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
+        "ldm.data.wikiart.HybridTrain",
+        "ldm.data.wikiart.WikiArtTrain",
+        "ldm.data.wikiart.WikiArtValidation",
+        "main.DataModuleFromConfig",
+        "main.ImageLogger",
+    ],
+)
+def test_names_of_published_configs_resolve(target: str) -> None:
+    assert get_obj_from_str(target).__name__ == target.rpartition(".")[2]
+
+
+# Trust
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "shutil.rmtree",
+        "pathlib.Path",
+        "torch.load",
+        "torch.hub.load",
+        "ldmx.Model",
+        "numpy.load",
+        "",
+        None,
+        3,
+    ],
+)
+def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: object) -> None:
+    with pytest.raises(ConfigError, match=r"--allow-target PREFIX.*instantiate_from_config\(config, \['PREFIX'\]\)"):
+        instantiate_from_config({"target": target})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ldm.util.importlib",  # a module that a trusted module imported
+        "ldm.images.Path",  # a class
+        "ldm.images.os",
+        "ldm.checkpoint.save_file",  # a function
+        "ldm.pipeline.dataclass",
+        "ldm.util.load_config",  # a function of ours: it reads any file
+        "ldm.errors.__builtins__",
+        "torch.nn.modules.module.warnings",
+        "torch.nn.functional.relu",
+        "pytorch_lightning.os",
+    ],
+)
+def test_what_a_trusted_module_only_imported_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{target}' (is not a class defined under|.*has no|.*No module named)"):
+        instantiate_from_config({"target": target})
+
+
+def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError):
+        instantiate_from_config({"target": "hostile_module.Anything"})
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("part", ["unet_config", "first_stage_config"])
+def test_untrusted_targets_inside_a_model_are_refused(part: str) -> None:
+    config = model_config(**{part: {"target": "os.system", "params": {"command": "true"}}})
+    with pytest.raises(ConfigError, match="'os.system' is not under"):
+        instantiate_from_config(config)
+
+
+@pytest.mark.parametrize("half", ["encoder_target", "decoder_target"])
+def test_untrusted_halves_of_the_first_stage_are_refused(half: str) -> None:
+    config = model_config()["params"]["first_stage_config"]
+    config["params"]["ddconfig"][half] = "builtins.eval"
+    with pytest.raises(ConfigError, match="'builtins.eval' is not under"):
+        instantiate_from_config(config)
+
+
+@pytest.mark.parametrize("allowed", [["stranger"], ["stranger.parts"], ["stranger.parts."], "stranger"])
+def test_an_allowed_prefix_is_built(strangers_module: ModuleType, allowed) -> None:
+    assert instantiate_from_config({"target": "stranger.parts.Part", "params": {"width": 7}}, allowed).width == 7
+
+
+def test_what_is_allowed_reaches_nested_nodes(strangers_module: ModuleType) -> None:
+    node = {"target": "stranger.parts.Part", "params": {"part": {"target": "stranger.parts.make", "params": {"width": 5}}}}
+    assert instantiate_from_config(node, ["stranger"]).part.width == 5
+
+
+def test_a_trusted_class_builds_allowed_parts(strangers_module: ModuleType) -> None:
+    node = model_config(first_stage_config={"target": "stranger.parts.Part"})
+    assert instantiate_from_config(node, ["stranger"]).first_stage_model.width == 1
+
+
+def test_an_allowed_prefix_is_a_whole_dotted_name(strangers_module: ModuleType) -> None:
+    with pytest.raises(ConfigError, match="is not under"):
+        instantiate_from_config({"target": "stranger.parts.Part"}, ["strange", "stranger.part"])
+
+
+def test_what_was_allowed_once_is_not_allowed_later(strangers_module: ModuleType) -> None:
+    with allowing_targets(["stranger"]), pytest.raises(ConfigError, match="has no 'Prat'; did you mean Part"):
+        instantiate_from_config({"target": "stranger.parts.Prat"})
+    with pytest.raises(ConfigError, match="is not under"):
+        instantiate_from_config({"target": "stranger.parts.Part"})
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("node", [{}, {"params": {}}, None, "torch.nn.SiLU", ["target"], 3, OmegaConf.create([1])])
+def test_a_node_needs_a_target(node: object) -> None:
+    with pytest.raises(ConfigError, match="needs a `target` key"):
+        instantiate_from_config(node)
+
+
+@pytest.mark.parametrize("params", [[1, 2], "in_features", {1: 2}])
+def test_params_must_be_names_with_values(params: object) -> None:
+    with pytest.raises(ConfigError, match="`params` of torch.nn.Linear must be names with values"):
+        instantiate_from_config({"target": "torch.nn.Linear", "params": params})
+
+
+def test_a_misspelt_key_of_a_node_is_named() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'parms'; did you mean params"):
+        instantiate_from_config({"target": "torch.nn.SiLU", "parms": {"inplace": True}})
+
+
+@pytest.mark.parametrize(
+    "target, near",
+    [("torch.nn.Liner", "Linear"), ("ldm.data.wikiart.HybridTran", "HybridTrain"), ("main.ImageLoger", "ImageLogger")],
+)
+def test_a_misspelt_class_names_the_near_one(target: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean .*{near}"):
+        instantiate_from_config({"target": target})
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="No module named 'ldm.modells'"):
+        instantiate_from_config({"target": "ldm.modells.Model"})
+
+
+@pytest.mark.parametrize(
+    "target, wrong, near",
+    [
+        ("torch.nn.Linear", "in_feature", "in_features"),
+        ("ldm.modules.vae.model.Encoder", "resoluton", "resolution"),
+        # What a constructor hands on to its bases by **options:
+        (DUAL_COND, "use_emma", "use_ema"),
+        (DUAL_COND, "scale_factor_", "scale_factors"),
+        ("ldm.modules.diffusionmodules.model.StyleUNetModel", "num_head_channel", "num_head_channels"),
+        ("ldm.data.wikiart.HybridTrain", "style_dropp", "style_drop"),
+        ("ldm.data.wikiart.WikiArtTrain", "short_sides", "short_side"),
+        ("pytorch_lightning.Trainer", "max_epoch", "max_epochs"),
+    ],
+)
+def test_a_wrong_parameter_names_the_near_one(target: str, wrong: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"has no parameter '{wrong}'; did you mean (.* or )?{near}\b"):
+        instantiate_from_config({"target": target, "params": {wrong: 1}})
+
+
+def test_a_constructor_that_takes_anything_gets_anything(strangers_module: ModuleType) -> None:
+    class Loose:
+        def __init__(self, width: int, **options: object):
+            self.options = options
+
+    strangers_module.Loose = Loose
+    node = {"target": "stranger.parts.Loose", "params": {"width": 1, "depth": 2}}
+    assert instantiate_from_config(node, ["stranger"]).options == {"depth": 2}
+
+
+def test_a_parameter_that_a_base_class_refuses_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'width'"):
+        instantiate_from_config({"target": "torch.nn.Module", "params": {"width": 1}})
+
+
+def test_a_parameter_like_no_other_is_named_alone() -> None:
+    with pytest.raises(ConfigError, match="Linear has no parameter 'zzz'$"):
+        instantiate_from_config({"target": "torch.nn.Linear", "params": {"zzz": 1}})
+
+
+@pytest.mark.parametrize(
+    "target, params, missing",
+    [
+        ("torch.nn.Linear", {"in_features": 2}, "out_features"),
+        ("main.DataModuleFromConfig", {}, "batch_size"),
+        (DUAL_COND, {}, "style_dim"),
+        (DUAL_COND, {"style_dim": 2944}, "unet_config.*first_stage_config"),  # of its base
+    ],
+)
+def test_missing_parameters_are_named(target: str, params: dict, missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        instantiate_from_config({"target": target, "params": params})
+
+
+def test_a_default_may_stand_in_for_what_the_base_class_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="datasets/wiki-art: no such folder"):
+        instantiate_from_config({"target": "ldm.data.wikiart.WikiArtTrain"})
+
+
+def test_a_parameter_that_the_class_sets_itself_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="split"):
+        instantiate_from_config({"target": "ldm.data.wikiart.WikiArtTrain", "params": {"split": "all"}})
+
+
+def test_a_value_that_the_class_refuses_is_a_config_error() -> None:
+    unet = MODEL["params"]["unet_config"]
+    with pytest.raises(ConfigError, match="StyleUNetModel cannot be built .*num_groups"):
+        instantiate_from_config({**unet, "params": {**unet["params"], "num_norm_groups": 3}})
+
+
+def test_errors_inside_a_constructor_are_not_taken_for_bad_configs(strangers_module: ModuleType) -> None:
+    def broken() -> None:
+        raise TypeError("a programming error")
+
+    strangers_module.broken = broken
+    with pytest.raises(TypeError, match="a programming error"):
+        instantiate_from_config({"target": "stranger.parts.broken"}, ["stranger"])
+
+
+# Files
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_reads_a_yaml_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "model: {target: torch.nn.SiLU}\n")
+    assert to_plain(load_config(str(path))) == {"model": {"target": "torch.nn.SiLU"}}
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_missing_config_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a: [1, 2", "a: b: c", "\tx: 1", "- 1\n- 2", "a: 1\na: 2", b"\xff\xfe\x00\x80", b"\x89PNG\r\n\x1a\n\x00", "42"],
+)
+def test_what_is_no_yaml_of_keys_and_values_is_refused_by_name(tmp_path: Path, content: str | bytes) -> None:
+    with pytest.raises(ConfigError, match="config .*a.yaml: "):
+        load_config(write(tmp_path / "a.yaml", content))
+
+
+def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with pytest.raises(ConfigError):
+        load_config(write(tmp_path / "a.yaml", f"a: !!python/object/apply:os.mkdir ['{trace}']"))
+    assert not trace.exists()
+
+
+def test_interpolations_are_resolved(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "a.yaml", "width: 3\nm: {target: torch.nn.Linear, params: {in_features: '${width}', out_features: 1}}"))
+    assert instantiate_from_config(config.m).in_features == 3
+
+
+@pytest.mark.parametrize("text", ["a: ${b}", "a: ???", "a: ${oc.nonsense:1}", "a: ${a}"])
+def test_what_cannot_be_resolved_is_a_config_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="^config: "):
+        to_plain(load_config(write(tmp_path / "a.yaml", text)))
+
+
+def test_the_list_of_trusted_prefixes() -> None:
+    assert TRUSTED_PREFIXES == ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")

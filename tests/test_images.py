@@ -1,0 +1,321 @@
+"""ldm.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline_builders import picture, pixels
+
+from ldm.errors import UserError
+from ldm.images import (
+    centre_crop,
+    check_output,
+    contact_sheet,
+    image_to_tensor,
+    load_image,
+    resize_short_side,
+    save_image,
+    tensor_to_image,
+    to_rgb,
+)
+
+WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
+
+
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+# Reading
+
+
+@pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".ppm", ".webp"])
+def test_rgb_files_are_read_as_they_are(tmp_path: Path, extension: str) -> None:
+    path = saved(picture(9, 7), tmp_path / f"a{extension}", **({"lossless": True} if extension == ".webp" else {}))
+    image = load_image(str(path))
+    assert image.mode == "RGB" and np.array_equal(pixels(image), pixels(picture(9, 7)))
+
+
+@pytest.mark.parametrize("mode, colour", [("RGBA", RED), ("LA", (60,))])
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str, colour: tuple, alpha: int) -> None:
+    path = saved(Image.new(mode, (4, 4), (*colour, alpha)), tmp_path / "a.png")
+    on_white = [round((value * alpha + 255 * (255 - alpha)) / 255) for value in (colour * 3)[:3]]
+    assert np.abs(pixels(load_image(path)) - on_white).max() <= 1
+
+
+def test_a_palettes_transparent_colour_becomes_white(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([*RED, 0, 0, 255])
+    image.putdata([0, 1])
+    path = saved(image, tmp_path / "a.png", transparency=0)
+    assert pixels(load_image(path)).tolist() == [[list(WHITE), [0, 0, 255]]]
+
+
+def test_rgb_with_a_transparent_colour_becomes_white_there(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), (1, 2, 3))
+    path = saved(image, tmp_path / "a.png", transparency=RED)
+    assert pixels(load_image(path)).tolist() == [[list(WHITE), [1, 2, 3]]]
+
+
+@pytest.mark.parametrize("mode, value, expected", [("L", 77, 77), ("1", 1, 255), ("P", 0, 0)])
+def test_grey_modes_become_equal_channels(tmp_path: Path, mode: str, value: int, expected: int) -> None:
+    path = saved(Image.new(mode, (3, 2), value), tmp_path / "a.png")
+    assert load_image(path).mode == "RGB" and np.unique(pixels(load_image(path))).tolist() == [expected]
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, extension: str) -> None:
+    grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    path = saved(Image.fromarray(grey), tmp_path / f"a{extension}")
+    assert pixels(load_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_float_grey_from_0_to_1_is_scaled(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "a.tif")
+    assert pixels(load_image(path))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("colour", [WHITE, BLACK, RED])
+def test_cmyk_jpegs_have_the_right_colours(tmp_path: Path, colour: tuple) -> None:
+    path = saved(Image.new("RGB", (16, 16), colour).convert("CMYK"), tmp_path / "a.jpg", quality=95)
+    assert np.abs(pixels(load_image(path)) - colour).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright_by_their_exif_tag(tmp_path: Path, orientation: int) -> None:
+    upright = Image.new("RGB", (20, 10), BLACK)
+    upright.paste(RED, (0, 0, 5, 5))  # no two of the eight positions look alike
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Pillow operation that each tag's own undoes
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(stored, tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(load_image(path)), pixels(upright))
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLACK)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(load_image(tmp_path / "a.gif"))[0, 0].tolist() == list(RED)
+
+
+def test_a_draft_is_smaller_but_no_side_is_below_the_size_asked(tmp_path: Path) -> None:
+    path = saved(picture(640, 480), tmp_path / "a.jpg")
+    assert load_image(path, draft_size=100).size == (160, 120)
+    assert load_image(path, draft_size=481).size == (640, 480)
+
+
+def test_the_extension_does_not_matter(tmp_path: Path) -> None:
+    saved(picture(8, 8), tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(pixels(load_image(tmp_path / "a.jpg")), pixels(picture(8, 8)))
+
+
+def test_modes_without_a_file_format_are_converted() -> None:
+    assert to_rgb(picture(4, 4).convert("HSV")).mode == "RGB"
+    assert np.abs(pixels(to_rgb(picture(4, 4).convert("YCbCr"))) - pixels(picture(4, 4))).max() <= 3
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("missing.png", None, "no such file"),
+        ("x" * 300 + ".png", None, "no such file"),
+        ("empty.png", b"", r"empty \(0 bytes\)"),
+        ("text.jpg", b"Dear diary, today I was renamed.\n" * 9, "not a picture"),
+        ("page.png", b"<!DOCTYPE html><html><body>404</body></html>", "not a picture"),
+        ("head.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", "picture"),
+        ("zeros.png", bytes(500), "not a picture"),
+    ],
+)
+def test_a_bad_file_is_one_clear_error(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=problem) as caught:
+        load_image(tmp_path / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".gif", ".bmp", ".webp", ".tif"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_truncated_file_is_refused(tmp_path: Path, extension: str, share: float) -> None:
+    path = saved(picture(64, 64), tmp_path / f"a{extension}")
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UserError, match="broken or cut short|not a picture"):
+        load_image(path)
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder"):
+        load_image(tmp_path)
+
+
+def test_too_many_pixels_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(Image.new("1", (400, 300)), tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
+    with pytest.raises(UserError, match="400x300 pixels are more than the limit of 100000"):
+        load_image(path, max_pixels=100_000)
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 10_000), (2**31 - 1, 2**31 - 1)])
+def test_a_decompression_bomb_is_refused_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder, size: tuple) -> None:
+    path = saved(Image.new("L", (8, 8)), tmp_path / "bomb.png")
+    data = bytearray(path.read_bytes())
+    data[16:24] = b"".join(side.to_bytes(4, "big") for side in size)  # the header's width and height
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="pixels"):
+        load_image(path)
+    assert not recwarn.list
+
+
+# Tensors
+
+
+def test_pictures_survive_the_way_to_tensors_and_back() -> None:
+    every_value = Image.fromarray(np.arange(768, dtype=np.uint16).reshape(16, 16, 3).astype(np.uint8))
+    tensor = image_to_tensor(every_value)
+    assert (tensor.shape, tensor.dtype) == ((3, 16, 16), torch.float32)
+    assert np.array_equal(pixels(tensor_to_image(tensor)), pixels(every_value))
+
+
+def test_tensors_span_minus_1_to_1_channels_first() -> None:
+    tensor = image_to_tensor(Image.new("RGB", (4, 2), RED))
+    assert tensor[0].eq(1).all() and tensor[1:].eq(-1).all() and tensor.shape == (3, 2, 4)
+
+
+def test_values_beyond_the_range_are_clipped() -> None:
+    image = tensor_to_image(torch.tensor([-7.0, 0.0, 7.0])[:, None, None])
+    assert image.getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_a_tensor_is_not_written_into() -> None:
+    tensor = torch.full((3, 2, 2), 9.0)
+    tensor_to_image(tensor)
+    assert tensor.eq(9.0).all()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((100, 50), (64, 32)), ((50, 100), (32, 64)), ((33, 32), (33, 32)), ((10, 7), (46, 32)), ((1, 1), (32, 32))]
+)
+def test_the_shorter_side_is_scaled_and_the_aspect_kept(size: tuple, expected: tuple) -> None:
+    assert resize_short_side(Image.new("RGB", size), 32).size == expected
+
+
+def test_a_picture_of_the_right_size_is_left_alone() -> None:
+    image = picture(40, 32)
+    assert resize_short_side(image, 32) is image
+
+
+def test_the_centre_is_cropped() -> None:
+    image = Image.new("RGB", (10, 6), BLACK)
+    image.paste(RED, (3, 1, 7, 5))
+    assert np.all(pixels(centre_crop(image, 4, 4)) == RED)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".JPEG", ".webp", ".tiff", ".bmp"])
+def test_the_extension_decides_the_format(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / "new" / "folder" / f"a{extension}"
+    save_image(picture(12, 8), path)
+    with Image.open(path) as image:
+        assert image.size == (12, 8) and extension.lower() in {e for e, f in Image.EXTENSION.items() if f == image.format}
+
+
+def test_metadata_is_kept_in_png(tmp_path: Path) -> None:
+    save_image(picture(8, 8), tmp_path / "a.png", {"seed": "3", "style": "Mäda ☂"})
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text == {"seed": "3", "style": "Mäda ☂"}
+
+
+def test_other_formats_ignore_metadata(tmp_path: Path) -> None:
+    save_image(picture(8, 8), tmp_path / "a.jpg", {"seed": "3"})
+    assert load_image(tmp_path / "a.jpg").size == (8, 8)
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    save_image(picture(8, 8), tmp_path / "a.png")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("cannot hold it"), KeyboardInterrupt()])
+def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    (tmp_path / "a.png").write_bytes(b"the old picture")
+
+    def half(self: Image.Image, name: str, **options) -> None:
+        Path(name).write_bytes(b"half a pic")
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+        save_image(picture(8, 8), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"the old picture" and os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_folder_that_refuses_new_files_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(UserError, match="could not be written .*Permission denied"):
+        save_image(picture(8, 8), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name, problem", [("", "is a folder"), ("a", "format ''"), ("a.txt", "format '.txt'"), ("a.pdf", "format '.pdf'")])
+def test_an_output_must_be_a_picture_files_name(tmp_path: Path, name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_output(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["file/a.png", "file/deeper/a.png"])
+def test_an_output_below_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        check_output(tmp_path / name)
+
+
+def test_an_output_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UserError, match="no permission"):
+        check_output(tmp_path / "a.png")
+
+
+def test_checking_an_output_makes_nothing(tmp_path: Path) -> None:
+    assert check_output(str(tmp_path / "new" / "a.png")) == tmp_path / "new" / "a.png"
+    assert not list(tmp_path.iterdir())
+
+
+# Contact sheets
+
+
+def test_a_contact_sheet_has_a_cell_for_every_picture() -> None:
+    sheet = contact_sheet([[None, Image.new("RGB", (9, 9), RED)], [Image.new("RGB", (9, 9), BLACK), None]], cell=20, gap=2)
+    assert sheet.size == (2 * 22 + 2, 2 * 22 + 2)
+    centres = [sheet.getpixel((x, y)) for y in (12, 34) for x in (12, 34)]
+    assert centres == [WHITE, RED, BLACK, WHITE]
+
+
+def test_pictures_fit_their_cell_centred_with_their_aspect() -> None:
+    sheet = contact_sheet([[Image.new("RGB", (40, 20), RED)]], cell=20, gap=3)
+    red = np.argwhere((pixels(sheet) == RED).all(axis=2))
+    assert red.min(axis=0).tolist() == [3 + 5, 3] and red.max(axis=0).tolist() == [3 + 14, 3 + 19]
+
+
+def test_rows_of_a_contact_sheet_may_differ_in_length() -> None:
+    sheet = contact_sheet([[picture(9, 9)], [picture(9, 9)] * 3], cell=10, gap=1)
+    assert sheet.size == (34, 23) and np.all(pixels(sheet)[:12, 12:] == 255)

@@ -1,0 +1,31 @@
+"""The notebook's code cells run from top to bottom on the bundled model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks/style_transfer.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook() -> dict:
+    return json.loads(NOTEBOOK.read_text())
+
+
+def test_every_code_cell_runs_and_ends_in_a_picture(notebook):
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    settings = "SIZE, STEPS, SEED = 256, 20, 0"
+    assert settings in cells[0]
+    cells[0] = cells[0].replace(settings, "SIZE, STEPS, SEED = 64, 2, 0")
+    names: dict = {}
+    exec(cells[0], names)
+    for cell in cells[1:]:
+        *body, last = cell.rsplit("\n", 1)
+        exec("\n".join(body), names)
+        assert isinstance(eval(last, names), Image.Image)
+
+
+def test_no_outputs_are_stored(notebook):
+    assert not any(cell.get("outputs") for cell in notebook["cells"])

@@ -1,0 +1,454 @@
+"""ldm.pipeline, the one door for inference: any pictures and settings in, the same pictures out every time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pipeline_builders import (
+    ROOT,
+    forbid_network,
+    model_config,
+    picture,
+    pixels,
+    save_config,
+    tiny_model,
+)
+
+from ldm.checkpoint import save_safetensors
+from ldm.device import choose_device, choose_precision
+from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.modules.losses import lpips
+from ldm.pipeline import Settings, StyleTransferPipeline, build_model
+from ldm.util import instantiate_from_config, load_config
+
+FAST = {"size": 32, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StyleTransferPipeline:
+    return StyleTransferPipeline(tiny_model(use_ema=False))
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return picture(48, 32, seed=1)
+
+
+@pytest.fixture(scope="module")
+def painting() -> Image.Image:
+    return picture(40, 52, seed=2)
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    """The largest difference of any pixel's channel."""
+    return int(np.abs(pixels(a) - pixels(b)).max())
+
+
+# Pictures in and out
+
+
+@pytest.mark.parametrize(
+    "size, expected", [((64, 64), (32, 32)), ((100, 50), (64, 32)), ((50, 90), (32, 58)), ((16, 16), (32, 32)), ((33, 47), (32, 46))]
+)
+def test_the_result_has_the_photos_aspect(pipeline: StyleTransferPipeline, painting: Image.Image, size: tuple, expected: tuple) -> None:
+    assert pipeline(picture(*size), painting, **FAST).size == expected
+
+
+def test_the_size_is_that_of_the_shorter_side(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    assert pipeline(photo, painting, size=64, steps=1).size == (96, 64)
+
+
+def test_paths_and_pictures_give_the_same(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "photo.png")
+    painting.save(tmp_path / "painting.png")
+    from_pictures = pipeline(photo, painting, **FAST)
+    assert isinstance(from_pictures, Image.Image) and from_pictures.mode == "RGB"
+    assert from_pictures == pipeline(tmp_path / "photo.png", str(tmp_path / "painting.png"), **FAST)
+
+
+def test_an_opened_picture_is_taken_upright_as_its_file_is(pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture(48, 32).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert pipeline(opened, painting, **FAST) == pipeline(tmp_path / "turned.png", painting, **FAST)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_pictures_of_any_mode_are_taken(pipeline: StyleTransferPipeline, painting: Image.Image, mode: str) -> None:
+    given = Image.new("I;16", (32, 32), 30000) if mode == "I;16" else picture(32, 32).convert(mode)
+    assert pipeline(given, painting, **FAST).mode == "RGB"
+
+
+def test_lists_of_the_same_length_pair_up(pipeline: StyleTransferPipeline) -> None:
+    contents, styles = [picture(48, 32, 1), picture(32, 32, 2)], [picture(32, 32, 3), picture(40, 32, 4)]
+    both = pipeline(contents, styles, **FAST)
+    assert [image.size for image in both] == [(48, 32), (32, 32)]
+    for result, content, style in zip(both, contents, styles):
+        assert difference(result, pipeline(content, style, **FAST)) <= 1
+
+
+@pytest.mark.parametrize("several", ["content", "style"])
+def test_one_picture_goes_with_all_of_the_other_list(pipeline: StyleTransferPipeline, photo: Image.Image, several: str) -> None:
+    many = [picture(32, 32, seed) for seed in range(3)]
+    results = pipeline(many, [photo], **FAST) if several == "content" else pipeline(photo, many, **FAST)
+    alone = [pipeline(one, photo, **FAST) if several == "content" else pipeline(photo, one, **FAST) for one in many]
+    assert [difference(a, b) <= 1 for a, b in zip(results, alone)] == [True] * 3
+
+
+def test_a_list_of_one_gives_a_list_of_one(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    assert [type(result) for result in pipeline([photo], painting, **FAST)] == [Image.Image]
+
+
+@pytest.mark.parametrize(
+    "contents, styles, problem", [(0, 1, "empty"), (1, 0, "empty"), (2, 3, "2 contents and 3 styles do not pair up")]
+)
+def test_lists_that_do_not_pair_up_are_refused(pipeline: StyleTransferPipeline, contents: int, styles: int, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        pipeline([picture(32, 32)] * contents, [picture(32, 32)] * styles, **FAST)
+
+
+def test_a_missing_file_is_named(pipeline: StyleTransferPipeline, photo: Image.Image) -> None:
+    with pytest.raises(UserError, match="nowhere.png: no such file"):
+        pipeline(photo, "nowhere.png", **FAST)
+
+
+def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    picture(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[:700])
+    with Image.open(path) as opened, pytest.raises(UserError, match="cut.jpg: the picture cannot be read"):
+        pipeline(opened, painting, **FAST)
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (0, 5)])
+@pytest.mark.parametrize("where", ["content", "style"])
+def test_a_picture_that_no_memory_would_hold_once_scaled_is_refused(pipeline: StyleTransferPipeline, photo: Image.Image, size: tuple, where: str) -> None:
+    pictures = {"content": photo, "style": photo, where: Image.new("RGB", size)}
+    with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels cannot be scaled"):
+        pipeline(**pictures, **FAST)
+
+
+def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
+    contents, styles, seeds = [picture(48, 32, 1), picture(40, 36, 2)], [picture(33, 32, 3).convert("P")], [4, 5]
+    before = [image.copy() for image in (*contents, *styles)]
+    weights = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
+    pipeline(contents, styles, seed=seeds, style_scale=2.0, **FAST)
+    assert [*contents, *styles] == before and seeds == [4, 5] and len(contents) == 2
+    assert all(torch.equal(value, weights[name]) for name, value in pipeline.model.state_dict().items())
+
+
+def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> None:
+    pictures, style = torch.rand(1, 3, 32, 40) * 2 - 1, torch.rand(1, 40)
+    before = pictures.clone(), style.clone()
+    pipeline.stylize_tensors(pictures, style, [0], Settings(steps=2, style_scale=2.0))
+    assert torch.equal(pictures, before[0]) and torch.equal(style, before[1])
+
+
+# Seeds
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"content_scale": 2.0, "style_scale": 0.0, "eta": 0.5}])
+def test_the_same_call_gives_the_same_picture_bit_by_bit(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, options) -> None:
+    torch.manual_seed(1)
+    first = pipeline(photo, painting, seed=7, **FAST, **options)
+    torch.manual_seed(2)
+    torch.randn(3)
+    assert pipeline(photo, painting, seed=7, **FAST, **options) == first
+
+
+def test_the_callers_random_numbers_go_on_undisturbed(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    torch.manual_seed(1)
+    expected = torch.randn(4)
+    torch.manual_seed(1)
+    pipeline(photo, painting, eta=1.0, **FAST)
+    assert torch.equal(torch.randn(4), expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline, eta: float) -> None:
+    contents, styles = [picture(48, 32, s) for s in range(3)], [picture(32, 32, 10 + s) for s in range(3)]
+    together = pipeline(contents, styles, seed=[5, 6, 7], eta=eta, style_scale=2.0, **FAST)
+    for i in range(3):
+        alone = pipeline(contents[i], styles[i], seed=5 + i, eta=eta, style_scale=2.0, **FAST)
+        assert difference(together[i], alone) <= 1
+
+
+def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
+    contents = [picture(width, 32, width) for width in (48, 32, 48, 32, 48)]
+    one_by_one, three_by_three = (pipeline(contents, painting, seed=list(range(5)), batch_size=n, **FAST) for n in (1, 3))
+    assert [image.size[0] for image in three_by_three] == [48, 32, 48, 32, 48]
+    assert max(map(difference, one_by_one, three_by_three)) <= 1
+
+
+def test_other_seeds_give_other_pictures(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    first, second, again = pipeline([photo] * 3, painting, seed=[1, 2, 1], **FAST)
+    assert difference(first, second) > 20 and difference(first, again) <= 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, np.int64(3)])
+def test_any_64_bit_number_is_a_seed(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, seed: int) -> None:
+    assert pipeline(photo, painting, seed=seed, **FAST).size == (48, 32)
+
+
+def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    with pytest.raises(UserError, match="2 seeds for 3 pictures"):
+        pipeline([photo] * 3, painting, seed=[1, 2], **FAST)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ({"style_scale": 1.0}, {"style_scale": 3.0}),
+        ({"style_scale": 1.0}, {"style_scale": 0.0}),
+        ({"content_scale": 1.0}, {"content_scale": 3.0}),
+        ({"content_scale": 1.0}, {"content_scale": 0.0}),
+        ({"eta": 0.0}, {"eta": 1.0}),
+        ({"steps": 1}, {"steps": 4}),
+    ],
+)
+def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict) -> None:
+    results = [pipeline(photo, painting, **{**FAST, **options}) for options in (one, other)]
+    assert np.abs(pixels(results[0]) - pixels(results[1])).mean() > 0.5  # the same call twice: exactly 0
+
+
+@pytest.mark.parametrize("part", ["content", "style"])
+def test_a_scale_of_0_ignores_that_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, part: str) -> None:
+    pictures, others = ({"content": photo, "style": painting, part: picture(48, 32, seed)} for seed in (8, 9))
+    ignored = [pipeline(**p, **FAST, **{f"{part}_scale": 0.0}) for p in (pictures, others)]
+    assert difference(*ignored) <= 1 and difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
+
+
+def test_the_default_is_50_steps(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    assert pipeline(photo, painting, size=32) == pipeline(photo, painting, size=32, steps=50)
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"size": 0}, "size must be a multiple of 16 .* got 0"),
+        ({"size": -16}, "size must be"),
+        ({"size": 250}, "multiple of 16"),
+        ({"size": 16}, "at least 32"),
+        ({"size": 16_000}, "limit of 80000000 pixels"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"steps": -1}, "got -1"),
+        ({"steps": 1001}, "got 1001"),
+        ({"eta": -0.1}, "eta must be between 0 and 1"),
+        ({"eta": 1.1}, "eta"),
+        ({"eta": float("nan")}, "eta"),
+        ({"content_scale": float("nan")}, "content_scale must be a finite number"),
+        ({"style_scale": float("inf")}, "style_scale must be a finite number"),
+        ({"sampler": "euler"}, "sampler 'euler' is not one of ddim"),
+        ({"seed": 2**64}, "seed must be between"),
+        ({"seed": [0, -(2**63) - 1]}, "seed must be between"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_picture_is_read(pipeline: StyleTransferPipeline, wrong: dict, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        pipeline("nowhere.png", "nowhere.png", **wrong)
+
+
+# Devices and number formats
+
+
+def test_the_cpu_computes_in_float32_unless_told_otherwise() -> None:
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"device '{name}' is not one of auto, cpu, cuda, mps"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match=f"device '{name}' is not available here"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name, problem", [("fp8", "not one of"), ("fp16", "for GPUs")])
+def test_a_precision_that_cannot_be_is_refused(name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        choose_precision(name, torch.device("cpu"))
+
+
+def test_bf16_is_near_float32(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    rough = StyleTransferPipeline(pipeline.model, "bf16")(photo, painting, **FAST)
+    exact = pipeline(photo, painting, **FAST)
+    assert rough != exact and np.abs(pixels(rough) - pixels(exact)).mean() < 5
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_config({"model": model_config()}, tmp_path_factory.mktemp("config") / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_safetensors(tiny_model(use_ema=False).state_dict(), path)
+    return path
+
+
+def without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def test_a_safetensors_file_is_loaded(weights: Path, config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    loaded = StyleTransferPipeline.from_pretrained(weights, config, device="cpu")
+    assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
+
+
+def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
+    config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
+    trained = tiny_model()
+    with torch.no_grad():  # the averages stay what they were
+        for weight in trained.trained_parameters():
+            weight.add_(1.0)
+    extra = {"first_stage_model.loss.logvar": torch.zeros(())}
+    torch.save({"state_dict": {**trained.state_dict(), **extra}, "global_step": 9, "optimizer_states": [{}]}, tmp_path / "last.ckpt")
+    loaded = StyleTransferPipeline.from_pretrained(str(tmp_path / "last.ckpt"), str(config), device="cpu")
+    assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
+    assert loaded(photo, painting, **FAST) != StyleTransferPipeline(trained)(photo, painting, **FAST)
+
+
+def test_the_model_is_ready_for_inference(weights: Path, config: Path) -> None:
+    model = StyleTransferPipeline.from_pretrained(weights, config, device="cpu").model
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_checkpoint_with_wrong_names_fails_and_mentions_the_config(config: Path, tmp_path: Path) -> None:
+    state = {f"wrong.{name}": value for name, value in tiny_model(use_ema=False).state_dict().items()}
+    save_safetensors(state, tmp_path / "wrong.safetensors")
+    with pytest.raises(CheckpointError, match=r"\d+ missing .*\d+ unexpected .*; is .*tiny.yaml its config\? \(--config") as caught:
+        StyleTransferPipeline.from_pretrained(tmp_path / "wrong.safetensors", config)
+    assert "wrong.safetensors" in str(caught.value)
+
+
+def test_a_checkpoint_of_another_width_fails_and_names_the_shapes(weights: Path, tmp_path: Path) -> None:
+    unet = model_config()["params"]["unet_config"]
+    unet["params"]["time_embed_dim"] = 24
+    other = save_config({"model": model_config(unet_config=unet)}, tmp_path / "other.yaml")
+    with pytest.raises(CheckpointError, match=r"misshapen .*\(16.*not \(24"):
+        StyleTransferPipeline.from_pretrained(weights, other)
+
+
+@pytest.mark.parametrize("checkpoint, config_name", [("nowhere.ckpt", "tiny"), ("tiny", "nowhere.yaml")])
+def test_missing_files_are_named(weights: Path, config: Path, checkpoint: str, config_name: str) -> None:
+    paths = [weights if checkpoint == "tiny" else checkpoint, config if config_name == "tiny" else config_name]
+    with pytest.raises(UserError, match="nowhere.*no such file"):
+        StyleTransferPipeline.from_pretrained(*paths)
+
+
+@pytest.mark.parametrize("content", [{}, {"model": None}, {"model": {"target": "torch.nn.SiLU"}}, {"model": {"params": []}}])
+def test_a_config_without_a_style_transfer_model_is_refused(weights: Path, tmp_path: Path, content: dict) -> None:
+    with pytest.raises(ConfigError, match="a.yaml: not the config of a style transfer model"):
+        StyleTransferPipeline.from_pretrained(weights, save_config(content, tmp_path / "a.yaml"))
+
+
+def test_a_config_of_another_kind_of_model_is_refused(weights: Path, tmp_path: Path) -> None:
+    node = model_config()
+    node["target"] = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    for name in ("style_dim", "vgg_channels"):
+        del node["params"][name]
+    with pytest.raises(ConfigError, match="describes a LatentDiffusion"):
+        StyleTransferPipeline.from_pretrained(weights, save_config({"model": node}, tmp_path / "a.yaml"))
+
+
+def test_untrusted_targets_need_to_be_allowed(weights: Path, tmp_path: Path) -> None:
+    node = model_config(first_stage_config={"target": "tests.parts.Autoencoder", "params": {}})
+    path = save_config({"model": node}, tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="--allow-target"):
+        StyleTransferPipeline.from_pretrained(weights, path)
+    with pytest.raises(ConfigError, match="No module named"):
+        StyleTransferPipeline.from_pretrained(weights, path, allow_targets=["tests.parts"])
+
+
+# The style network's weights
+
+
+def test_a_checkpoint_with_a_style_network_needs_no_other_file(weights: Path, tmp_path: Path, photo: Image.Image, monkeypatch) -> None:
+    forbid_network(monkeypatch)
+    path = save_config({"model": model_config(vgg_ckpt_path="nowhere.ckpt")}, tmp_path / "a.yaml")
+    loaded = StyleTransferPipeline.from_pretrained(weights, path, device="cpu")
+    assert loaded(photo, photo, **FAST).size == (48, 32)
+
+
+def test_a_checkpoint_without_one_takes_that_of_the_config(weights: Path, pipeline: StyleTransferPipeline, tmp_path: Path, monkeypatch) -> None:
+    forbid_network(monkeypatch)
+    save_safetensors(without(pipeline.model.state_dict(), "vgg."), tmp_path / "bare.safetensors")
+    path = save_config({"model": model_config(vgg_ckpt_path=str(weights))}, tmp_path / "a.yaml")
+    loaded = StyleTransferPipeline.from_pretrained(tmp_path / "bare.safetensors", path, device="cpu").model
+    assert all(torch.equal(value, pipeline.model.vgg.state_dict()[name]) for name, value in loaded.vgg.state_dict().items())
+
+
+def test_a_narrow_style_network_without_weights_is_an_error(config: Path, pipeline: StyleTransferPipeline, tmp_path: Path) -> None:
+    save_safetensors(without(pipeline.model.state_dict(), "vgg."), tmp_path / "bare.safetensors")
+    with pytest.raises(ConfigError, match="narrow style network .*vgg_ckpt_path"):
+        StyleTransferPipeline.from_pretrained(tmp_path / "bare.safetensors", config)
+
+
+@pytest.fixture(scope="module")
+def vgg_width_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(checkpoint without style network, config) of a model whose style network is VGG16, as published."""
+    folder = tmp_path_factory.mktemp("vgg")
+    unet = model_config()["params"]["unet_config"]
+    unet["params"]["context_dim"] = 2944
+    node = model_config(style_dim=2944, vgg_channels=list(lpips.VGG_CHANNELS), unet_config=unet, use_ema=False)
+    save_safetensors(without(instantiate_from_config(node).state_dict(), "vgg."), folder / "bare.safetensors")
+    return folder / "bare.safetensors", save_config({"model": node}, folder / "a.yaml")
+
+
+def test_vgg16_is_downloaded_where_nothing_else_names_it(vgg_width_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = []
+    state = {name: torch.full_like(value, 0.5) for name, value in lpips.vgg16().state_dict().items()}
+    monkeypatch.setattr(lpips.VGG16_Weights, "get_state_dict", lambda self, **options: downloads.append(self) or state)
+    loaded = StyleTransferPipeline.from_pretrained(*vgg_width_files, device="cpu").model
+    assert len(downloads) == 1 and loaded.vgg.slice5[-2].weight.eq(0.5).all()
+
+
+def test_offline_without_vgg16_the_error_says_what_to_do(vgg_width_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_network(monkeypatch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"could not be downloaded .*fetch https://\S+vgg16\S+ .*`vgg_ckpt_path`"):
+        StyleTransferPipeline.from_pretrained(*vgg_width_files)
+
+
+def test_building_the_published_model_needs_no_file_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_network(monkeypatch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = load_config(ROOT / "configs/kl16_content12.yaml")
+    config.model.params.first_stage_config.params.ckpt_path = None
+    config.model.params.use_ema = False  # only to spare memory
+    monkeypatch.chdir(tmp_path)
+    model = instantiate_from_config(config.model)
+    assert not model.vgg.has_weights and model.model.diffusion_model.out_channels == 16
+
+
+@pytest.mark.parametrize("name, expected", [(None, "kl16_content12.yaml"), ("own.yaml", "own.yaml")])
+def test_a_checkpoints_config_is_the_published_one_unless_named(weights: Path, monkeypatch, name: str | None, expected: str) -> None:
+    def build(path: Path, allow_targets: list) -> None:
+        raise ConfigError(f"builds {path.name}")
+
+    monkeypatch.setattr("ldm.pipeline.build_model", build)
+    with pytest.raises(ConfigError, match=f"builds {expected}"):
+        StyleTransferPipeline.from_pretrained(weights, name)
+
+
+def test_the_pipeline_builds_no_averages(config: Path) -> None:
+    assert not any("_ema." in name for name in build_model(config).state_dict())
