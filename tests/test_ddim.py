@@ -16,7 +16,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import TwoWayGuidance, batch_size
 from ldm.models.diffusion.samplers import PerPictureNoise, ddim_step, keep_region, step_noise
-from ldm.models.diffusion.schedule import make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import make_ddim_timesteps
 
 SHAPE = (CHANNELS, SIDE, SIDE)
 UNIFORM, QUAD, TRAILING = [1, 251, 501, 751], [1, 89, 356, 801], [249, 499, 749, 999]  # of 4 steps

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM, spatial_std_mean
-from ldm.models.diffusion.schedule import diffusion_tables, make_beta_schedule
+from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.ema import LitEma
 
 STEPS = 12

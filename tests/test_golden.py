@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
 from ldm.util import instantiate_from_config
 
 ONE_PASS, WHOLE_RUN = 1e-4, 1e-3

@@ -13,7 +13,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from yaml import YAMLError
 
 from ldm.checkpoint import load_strict, read_state_dict
 from ldm.cli import ArgumentParser
@@ -91,7 +90,7 @@ def merged_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> DictCo
 def _overrides(items: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(items))
-    except YAMLError as error:
+    except Exception as error:  # PyYAML's own errors
         raise ConfigError(f"an override's value is not valid YAML: {error}") from error
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size
 from ldm.models.diffusion.samplers import Denoiser, NoiseSource, ddim_step, keep_region, standard_normal, step_noise
-from ldm.models.diffusion.schedule import make_ddim_sampling_parameters, make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import make_ddim_sampling_parameters, make_ddim_timesteps
 
 log = logging.getLogger(__name__)
 

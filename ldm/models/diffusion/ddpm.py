@@ -20,7 +20,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.samplers import keep_region, standard_normal, step_noise
-from ldm.models.diffusion.schedule import diffusion_tables, make_beta_schedule
+from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma

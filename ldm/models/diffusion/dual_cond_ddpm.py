@@ -51,12 +51,8 @@ class DualCondLDM(LatentDiffusion):
         super().__init__(cond_stage_key=cond_stage_key, model_class=DualConditionDiffusionWrapper, **options)
         self.style_flag_key, self.content_flag_key = style_flag_key, content_flag_key
         del self.scale_factor  # one factor for all channels is the base's way
-        for name, values, neutral in (("scale_factors", scale_factors, 1.0), ("shift_values", shift_values, 0.0)):
-            count = self.channels if self.scale_by_std else 1
-            table = torch.full((count,), neutral) if values is None else torch.tensor(list(values), dtype=torch.float32)
-            if len(table) not in (1, self.channels):
-                raise ConfigError(f"DualCondLDM: {len(table)} {name} for {self.channels} channels")
-            self.register_buffer(name, table)
+        self.register_buffer("scale_factors", self._per_channel("scale_factors", scale_factors, 1.0))
+        self.register_buffer("shift_values", self._per_channel("shift_values", shift_values, 0.0))
         self.null_style_vector = nn.Embedding(1, style_dim)
         nn.init.normal_(self.null_style_vector.weight, std=0.02)
         if self.use_ema:
@@ -66,6 +62,15 @@ class DualCondLDM(LatentDiffusion):
         self.vgg_ckpt_path = vgg_ckpt_path
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+
+    def _per_channel(self, name: str, values: Sequence[float] | None, neutral: float) -> Tensor:
+        """A table with a value for each channel, or a single one for all."""
+        counts = (self.channels,) if self.scale_by_std else (self.channels, 1)
+        if values is None:
+            return torch.full((counts[-1],), neutral)
+        if len(values) not in counts:
+            raise ConfigError(f"DualCondLDM: {len(values)} {name} for {self.channels} channels")
+        return torch.tensor(list(values), dtype=torch.float32)
 
     def averaged(self) -> list[tuple[LitEma, nn.Module]]:
         own = [(self.null_style_vector_ema, self.null_style_vector)] if self.use_ema else []

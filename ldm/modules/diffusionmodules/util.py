@@ -1,7 +1,7 @@
 """Small functions that the diffusion networks and samplers share.
 
 `make_beta_schedule`, `make_ddim_timesteps` and `make_ddim_sampling_parameters` are re-exported from
-`ldm.models.diffusion.schedule`, since this is where the published code keeps them.
+`ldm.modules.diffusionmodules.schedule`, since this is where the published code keeps them.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
 
 __all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
 

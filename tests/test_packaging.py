@@ -1,0 +1,200 @@
+"""What a stranger gets: packages that install, commands that exist, small files, configs that build."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from pipeline_builders import ROOT, script
+
+import main
+from ldm.data.datamodule import DataModuleFromConfig
+from ldm.errors import UserError
+from ldm.images import load_image
+from ldm.training.train import build_trainer, merged_config
+from ldm.training.train import main as train_main
+from ldm.util import instantiate_from_config
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "main.py", "scripts/*.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
+
+# What a package is imported as, where that is not its name.
+IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning"}
+
+
+def tracked_files() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git clone")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).exists()]
+
+
+# Packages
+
+
+def test_conda_users_get_the_same_packages() -> None:
+    *conda, pip = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yaml"))["dependencies"]
+    extras = PROJECT["optional-dependencies"]
+    assert sorted(name for name in pip["pip"] if not name.startswith("-")) == sorted(PROJECT["dependencies"] + extras["test"] + extras["notebook"])
+    assert f"python{PROJECT['requires-python']}" in conda
+
+
+def test_every_package_has_a_range_and_no_pin() -> None:
+    names = [*PROJECT["dependencies"], *(name for extra in PROJECT["optional-dependencies"].values() for name in extra)]
+    assert all(re.fullmatch(r"[\w-]+>=[\d.]+", name) for name in names)
+
+
+def imports_of(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {module.partition(".")[0] for module in modules}
+
+
+def test_everything_imported_is_declared() -> None:
+    files = [ROOT / "main.py", *(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - {"ldm", "main"}
+    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"]}
+    assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
+
+
+def test_the_licence_is_there() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"] == "MIT" and text.startswith("MIT License") and "Permission is hereby granted, free of charge" in text
+
+
+# Files
+
+
+def test_no_large_file_is_in_git() -> None:
+    files = tracked_files()
+    assert len(files) > 50 and not [path for path in files if path.stat().st_size > 30e6]
+
+
+def test_no_training_data_or_logs_are_in_git() -> None:
+    names = {path.relative_to(ROOT).parts[0] for path in tracked_files()}
+    assert not names & {"datasets", "logs", "outputs", ".venv"}
+
+
+@pytest.mark.parametrize("folder", ["contents", "styles"])
+def test_every_bundled_picture_is_readable_and_has_its_source_named(folder: str) -> None:
+    paths = sorted((ROOT / "data" / folder).glob("*.*"))
+    sources = (ROOT / "data/SOURCES.md").read_text()
+    assert len(paths) >= 6 and all(min(load_image(path).size) >= 256 for path in paths)
+    assert [path.name for path in paths if f"`{path.name}`" not in sources] == []
+
+
+def test_the_bundled_pictures_are_small() -> None:
+    assert sum(path.stat().st_size for path in (ROOT / "data").rglob("*.jpg")) < 2e6
+
+
+# Commands
+
+
+def test_continuous_integration_runs_what_a_developer_runs() -> None:
+    assert "make test" in (ROOT / ".ci/run").read_text() and (ROOT / ".ci/run").stat().st_mode & 0o100
+    assert re.findall(r"^(demo|test):", (ROOT / "Makefile").read_text(), re.MULTILINE) == ["demo", "test"]
+
+
+def program_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        (train_main if name == "main" else script(name).main)()
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["main", *SCRIPTS])
+def test_every_program_explains_itself(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    text = program_help(name, monkeypatch, capsys)
+    assert f"usage: {name}.py" in text and f"python {'main.py' if name == 'main' else f'scripts/{name}.py'}" in text
+
+
+def commands_in(document: Path) -> list[tuple[str, list[str]]]:
+    """(program, its arguments) of every `python scripts/...` and `python main.py` in a document."""
+    text = document.read_text().replace("\\\n", " ")
+    found = re.findall(r"python3? (main\.py|scripts/\S+\.py)([^\n`]*)", text)
+    return [(program, shlex.split(arguments.partition("#")[0], posix=True)) for program, arguments in found]
+
+
+def test_documents_show_commands() -> None:
+    """So that the two tests below cannot pass by finding nothing."""
+    shown = {program for document in DOCUMENTS for program, _ in commands_in(document)}
+    assert shown >= {"main.py", *(f"scripts/{name}.py" for name in SCRIPTS)}
+    assert {program for program, _ in commands_in(ROOT / "README.md")} >= {"main.py", "scripts/stylize.py"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_documents_name_existing_files(document: Path) -> None:
+    for program, arguments in commands_in(document):
+        named = [program, *(argument for argument in arguments if argument.startswith("configs/") and "my_" not in argument)]
+        assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_commands_in_documents_have_options_that_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    helps = {f"scripts/{name}.py": program_help(name, monkeypatch, capsys) for name in SCRIPTS}
+    helps["main.py"] = program_help("main", monkeypatch, capsys)
+    for document in DOCUMENTS:
+        for program, arguments in commands_in(document):
+            options = [argument for argument in arguments if argument.startswith("--")]
+            assert [o for o in options if not re.search(rf"{o}\b", helps[program])] == [], (document.name, program)
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.suffix == ".md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_in_documents_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    local = [link.partition("#")[0] for link in links if not re.match(r"https?:|mailto:|#", link)]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+# Configs
+
+
+def test_published_paths_are_importable_from_main() -> None:
+    assert main.DataModuleFromConfig is DataModuleFromConfig and main.instantiate_from_config is instantiate_from_config
+
+
+def config_files(name: str) -> list[str]:
+    """A recipe's files: one of a second phase changes that of the first."""
+    base = [str(ROOT / "configs/mini_first_stage.yaml")] if name == "mini_first_stage_sharpen.yaml" else []
+    return [*base, str(ROOT / "configs" / name)]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "kl16_content12.yaml"])
+def test_the_model_of_every_config_builds_without_any_file(name: str) -> None:
+    config = merged_config(config_files(name)).model
+    for path in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
+        if OmegaConf.select(config, path) is not None:
+            OmegaConf.update(config, path, None)
+    model = instantiate_from_config(config)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = instantiate_from_config(merged_config(config_files(name)).data)
+    with pytest.raises(UserError, match="datasets/"):  # and no other error
+        data.setup()
+    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco") for i in range(300)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if name != "mini.yaml":  # it reads a cache
+        data.setup()
+        assert set(data.datasets) == {"train", "validation"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_trainer(merged_config(config_files(name), ["lightning.trainer.accelerator=cpu"]), tmp_path)
