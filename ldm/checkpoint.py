@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_reading import first_of, human_size, one_line, read_checkpoint, read_state_dict
 from ldm.errors import CheckpointError
+from ldm.files import usual_mode
 
 __all__ = [
     "ARTFUSION", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "human_size", "inference_only",
@@ -188,6 +189,7 @@ def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary, metadata)
+        temporary.chmod(usual_mode())  # safetensors makes the file private
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

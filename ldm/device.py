@@ -1,6 +1,7 @@
 """Which device and number format to compute with."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -33,6 +34,18 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is for GPUs; on the CPU use fp32 or bf16")
     return name
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Within it, running out of memory is a UserError with this advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Of torch's errors, only the GPU's has a class of its own.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            raise UserError(f"not enough memory: {advice}") from error
+        raise
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

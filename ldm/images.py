@@ -16,8 +16,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import usual_mode
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
+# Only these are tried: Pillow hands some others, such as EPS, to programs outside.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "MPO")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
@@ -35,7 +38,7 @@ def load_image(path: str | Path, draft_size: int | None = None, max_pixels: int 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is lower
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_pixels(path, image.size, max_pixels)
                 if draft_size is not None:
                     image.draft("RGB", (draft_size, draft_size))
@@ -124,16 +127,10 @@ def _write_whole(image: Image.Image, path: Path, metadata: dict[str, str] | None
     os.close(handle)
     try:
         image.save(name, **options)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes the file private
+        os.chmod(name, usual_mode())  # mkstemp makes the file private
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_output(path: str | Path) -> Path:

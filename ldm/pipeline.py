@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
-from ldm.device import autocast, choose_device, choose_precision
+from ldm.device import autocast, choose_device, choose_precision, memory_errors
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.images import MAX_PIXELS, image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -142,7 +142,8 @@ class StyleTransferPipeline:
         seeds = settings.seeds(len(contents))
         if len(seeds) != len(contents):
             raise UserError(f"{len(seeds)} seeds for {len(contents)} pictures")
-        results = self._stylize(contents, styles, seeds, settings, batch_size, progress)
+        with memory_errors("choose a smaller size or batch_size"):
+            results = self._stylize(contents, styles, seeds, settings, batch_size, progress)
         return results[0] if single else results
 
     def _stylize(
@@ -188,6 +189,8 @@ class StyleTransferPipeline:
             content = self.model.get_content_features(z.float())
             latents = self._sample(content, style, seeds, settings, progress)
             painted = self.model.decode_first_stage(latents)
+        if not painted.isfinite().all():
+            raise UserError("the numbers overflowed, so there is no picture; choose smaller scales or precision fp32")
         return painted.float()[:, :, :height, :width]
 
     def _sample(self, content: Tensor, style: Tensor, seeds: Sequence[int], settings: Settings, progress: bool) -> Tensor:

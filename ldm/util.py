@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.errors import ConfigError, UserError
 
 TRUSTED_PREFIXES = ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+# Its one class parses arguments that name any code at all.
+REFUSED_MODULE = "pytorch_lightning.cli"
 # The learning rate of a `model` node is for the training command.
 NODE_KEYS = ("target", "params", "learning_rate", "base_learning_rate")
 
@@ -90,7 +92,7 @@ def get_obj_from_str(target: str) -> Any:
 
 
 def _defined_under(obj: type, prefixes: tuple[str, ...]) -> bool:
-    return f"{obj.__module__}.".startswith((*prefixes, "__main__."))
+    return f"{obj.__module__}.".startswith((*prefixes, "__main__.")) and obj.__module__ != REFUSED_MODULE
 
 
 def _resolve(target: str) -> Any:

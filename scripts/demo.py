@@ -7,6 +7,8 @@ import argparse
 import time
 from pathlib import Path
 
+from PIL import ImageOps
+
 from ldm.cli import ArgumentParser, run
 from ldm.data.pictures import find_pictures
 from ldm.images import check_output, contact_sheet, load_image, save_image
@@ -18,8 +20,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
     parser.add_argument("--output", default="outputs/demo.png", metavar="FILE")
-    parser.add_argument("--content-scale", type=float, default=1.0)
-    parser.add_argument("--style-scale", type=float, default=3.0)
+    parser.add_argument("--content-scale", type=float, default=0.7)
+    parser.add_argument("--style-scale", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
@@ -31,7 +33,8 @@ def main() -> None:
     args = parse_args()
     started = time.monotonic()
     output = check_output(args.output)
-    contents, styles = ([load_image(p) for p in find_pictures(folder)] for folder in (args.contents, args.styles))
+    contents = [ImageOps.fit(load_image(p), (args.size, args.size)) for p in find_pictures(args.contents)]
+    styles = [load_image(p) for p in find_pictures(args.styles)]
     pipeline = StyleTransferPipeline.from_pretrained(precision=args.precision)
     pairs = [(content, style) for content in contents for style in styles]
     painted = pipeline(
@@ -46,7 +49,8 @@ def main() -> None:
         progress=True,
     )
     rows = [[content, *painted[i * len(styles) : (i + 1) * len(styles)]] for i, content in enumerate(contents)]
-    save_image(contact_sheet([[None, *styles], *rows], cell=args.size // 4 * 3), output)
+    heads = [ImageOps.fit(style, (args.size, args.size)) for style in styles]
+    save_image(contact_sheet([[None, *heads], *rows], cell=args.size // 4 * 3), output)
     print(f"{output}: {len(painted)} pictures in {time.monotonic() - started:.0f} s")
 
 

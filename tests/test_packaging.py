@@ -165,15 +165,9 @@ def test_published_paths_are_importable_from_main() -> None:
     assert main.DataModuleFromConfig is DataModuleFromConfig and main.instantiate_from_config is instantiate_from_config
 
 
-def config_files(name: str) -> list[str]:
-    """A recipe's files: one of a second phase changes that of the first."""
-    base = [str(ROOT / "configs/mini_first_stage.yaml")] if name == "mini_first_stage_sharpen.yaml" else []
-    return [*base, str(ROOT / "configs" / name)]
-
-
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "kl16_content12.yaml"])
 def test_the_model_of_every_config_builds_without_any_file(name: str) -> None:
-    config = merged_config(config_files(name)).model
+    config = merged_config([str(ROOT / "configs" / name)]).model
     for path in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
         if OmegaConf.select(config, path) is not None:
             OmegaConf.update(config, path, None)
@@ -184,7 +178,7 @@ def test_the_model_of_every_config_builds_without_any_file(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = instantiate_from_config(merged_config(config_files(name)).data)
+    data = instantiate_from_config(merged_config([str(ROOT / "configs" / name)]).data)
     with pytest.raises(UserError, match="datasets/"):  # and no other error
         data.setup()
     for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco") for i in range(300)):
@@ -197,4 +191,4 @@ def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_trainer(merged_config(config_files(name), ["lightning.trainer.accelerator=cpu"]), tmp_path)
+    assert build_trainer(merged_config([str(ROOT / "configs" / name)], ["lightning.trainer.accelerator=cpu"]), tmp_path)

@@ -19,6 +19,7 @@ from pipeline_builders import (
 from ldm.checkpoint import save_safetensors
 from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.modules.losses import lpips
 from ldm.pipeline import Settings, StyleTransferPipeline, build_model
 from ldm.util import instantiate_from_config, load_config
@@ -217,6 +218,23 @@ def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: 
     assert np.abs(pixels(results[0]) - pixels(results[1])).mean() > 0.5  # the same call twice: exactly 0
 
 
+def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(self: DDIMSampler, steps: int, n: int, shape: tuple, condition: dict, **options) -> tuple:
+        calls.append((condition, options))
+        return torch.zeros(n, *shape), {}
+
+    calls = []
+    monkeypatch.setattr(DDIMSampler, "sample", sample)
+    pipeline(photo, painting, content_scale=2.0, style_scale=3.0, **FAST)
+    ((both, options),) = calls
+    assert (options["unconditional_guidance_scale"], options["unconditional_guidance_scale_2"]) == (2.0, 3.0)
+    no_content, no_style = options["unconditional_conditioning"], options["unconditional_conditioning_2"]
+    assert not no_content["c1"].any() and torch.equal(no_content["c2"], both["c2"])
+    assert torch.equal(no_style["c1"], both["c1"]) and torch.equal(no_style["c2"], pipeline.model.null_style_vector.weight)
+
+
 @pytest.mark.parametrize("part", ["content", "style"])
 def test_a_scale_of_0_ignores_that_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, part: str) -> None:
     pictures, others = ({"content": photo, "style": painting, part: picture(48, 32, seed)} for seed in (8, 9))
@@ -289,6 +307,45 @@ def test_bf16_is_near_float32(pipeline: StyleTransferPipeline, photo: Image.Imag
     assert rough != exact and np.abs(pixels(rough) - pixels(exact)).mean() < 5
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_too_little_memory_is_a_user_error(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch, error: Exception) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
+    with pytest.raises(UserError, match="not enough memory: choose a smaller size or batch_size"):
+        pipeline(photo, photo, **FAST)
+
+
+def test_other_errors_of_torch_are_not_taken_for_memory(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        pipeline(photo, photo, **FAST)
+
+
+def test_numbers_that_overflow_are_an_error_not_a_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    with pytest.raises(UserError, match="overflowed, .*smaller scales or precision fp32"):
+        pipeline(photo, painting, style_scale=1e38, **FAST)
+
+
+def test_attention_is_laid_out_for_the_fast_kernels(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others need memory that grows with the fourth power of the size."""
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        strides.extend(part.stride(-1) for part in parts)
+        return original(*parts)
+
+    strides, original = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
+    pipeline(photo, photo, **FAST)
+    assert set(strides) == {1}
+
+
 # Checkpoints
 
 
@@ -325,6 +382,11 @@ def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
     loaded = StyleTransferPipeline.from_pretrained(str(tmp_path / "last.ckpt"), str(config), device="cpu")
     assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
     assert loaded(photo, painting, **FAST) != StyleTransferPipeline(trained)(photo, painting, **FAST)
+
+
+def test_a_written_checkpoint_can_be_read_by_whoever_may_read_other_files(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert weights.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_model_is_ready_for_inference(weights: Path, config: Path) -> None:

@@ -108,6 +108,7 @@ def trained_parts(first_stage: Path, style_network: Path) -> dict[str, Any]:
     """The `model` node of the diffusion model on the two trained parts."""
     node = model_config(vgg_ckpt_path=str(style_network / "checkpoints/last.ckpt"), scale_by_std=True)
     node["params"]["first_stage_config"]["params"]["ckpt_path"] = str(first_stage / "checkpoints/last.ckpt")
+    node["params"]["unet_config"]["params"]["dropout"] = 0.2  # tells training from evaluation
     return node
 
 
@@ -185,6 +186,12 @@ def test_a_checkpoint_resumes_with_its_optimiser(diffusion: Path, diffusion_conf
     assert {int(state["step"]) for state in resumed["optimizer_states"][0]["state"].values()} == {3}
     assert resumed["state_dict"]["model_ema.num_updates"] == 3
     assert torch.equal(resumed["state_dict"]["scale_factors"], last(diffusion)["state_dict"]["scale_factors"])
+
+
+def test_the_last_checkpoint_is_that_of_the_last_run(diffusion_config: Path) -> None:
+    for steps in (2, 1):
+        run = train(diffusion_config, f"lightning.trainer.max_steps={steps}", name="rerun")
+        assert last(run)["global_step"] == steps
 
 
 @pytest.mark.parametrize("content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")])

@@ -130,7 +130,9 @@ def build_trainer(config: DictConfig, run_folder: Path, gpus: str | None = None)
 
 
 def _checkpoints(run_folder: Path, options: dict[str, Any]) -> ModelCheckpoint:
-    options = {"dirpath": run_folder / "checkpoints", "save_last": True, **options.get("params", options)}
+    # Without the counter, last.ckpt is that of the last run, also where an older one lies in the folder.
+    defaults = {"dirpath": run_folder / "checkpoints", "save_last": True, "enable_version_counter": False}
+    options = {**defaults, **options.get("params", options)}
     return instantiate_from_config({"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": options})
 
 

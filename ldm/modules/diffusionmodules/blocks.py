@@ -178,7 +178,8 @@ class AttentionBlock(EmbedBlock):
     def attend(self, qkv: Tensor) -> Tensor:
         """(N, 3C, L) to (N, C, L): softmax(q k / sqrt(head width)) v."""
         order = "(three heads c)" if self.new_attention_order else "(heads three c)"
-        q, k, v = rearrange(qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads)
+        # torch's fast kernels, whose memory grows with L and not with its square, want c contiguous.
+        q, k, v = rearrange(qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads).contiguous()
         return rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n (heads c) l")
 
 

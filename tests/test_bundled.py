@@ -1,0 +1,142 @@
+"""The bundled model: it loads anywhere, offline, and paints: the photo is still there, the palette is the painting's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from pipeline_builders import ROOT, forbid_network, pixels
+
+from ldm.checkpoint import describe, read_state_dict
+from ldm.images import image_to_tensor, load_image, resize_short_side
+from ldm.pipeline import BUNDLED, Settings, StyleTransferPipeline
+
+SETTINGS = {"steps": 10, "seed": 0}
+
+# Photos and paintings whose mean colours lie far apart.
+PAIRS = [
+    ("coffee_cup", "turner_whalers"),
+    ("moose", "klimt_mada_primavesi"),
+    ("astronaut", "hashiguchi_ducks"),
+]
+
+
+def content(name: str) -> Image.Image:
+    return load_image(ROOT / "data/contents" / f"{name}.jpg")
+
+
+def style(name: str) -> Image.Image:
+    return load_image(ROOT / "data/styles" / f"{name}.jpg")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StyleTransferPipeline:
+    """Loaded as on a fresh machine: an empty home, another current folder, no network."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        forbid_network(monkeypatch)
+        for name in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+            monkeypatch.setenv(name, str(tmp_path_factory.mktemp("empty")))
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        return StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def painted(pipeline: StyleTransferPipeline) -> list[Image.Image]:
+    """One result for each of PAIRS."""
+    return [pipeline(content(photo), style(painting), **SETTINGS) for photo, painting in PAIRS]
+
+
+# The files
+
+
+def test_the_weights_are_small() -> None:
+    files = [path for path in (ROOT / "checkpoints/mini").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 25e6
+
+
+def test_the_weights_are_for_inference_and_whole() -> None:
+    report = describe(ROOT / BUNDLED["mini"][0])
+    assert report.kind == "ArtFusion checkpoint" and not report.has_ema and not report.nonfinite
+
+
+def test_no_vgg16_weights_are_shipped() -> None:
+    names = read_state_dict(ROOT / BUNDLED["mini"][0])
+    assert max(value.shape[0] for name, value in names.items() if name.startswith("vgg.")) < 128
+    assert not [name for name in names if name.startswith(("teacher.", "loss.", "first_stage_model.loss."))]
+
+
+def test_the_model_card_says_what_it_is_and_whose() -> None:
+    card = (ROOT / "checkpoints/mini/README.md").read_text().lower()
+    assert [word for word in ("cc by-nc 4.0", "steps", "limits", "photos", "paintings") if word not in card] == []
+
+
+# The pictures
+
+
+def test_the_result_has_the_photos_aspect(painted: list[Image.Image]) -> None:
+    sizes = [resize_short_side(content(photo), 256).size for photo, _ in PAIRS]
+    assert [image.size for image in painted] == sizes
+
+
+def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
+    """Before pictures are made of them, which would hide it."""
+    photo = image_to_tensor(resize_short_side(content("moose"), 64))[None]
+    result = pipeline.stylize_tensors(photo, pipeline.encode_style(style("turner_whalers"), 64), [0], Settings(steps=4, style_scale=2.0))
+    assert result.isfinite().all() and result.abs().max() < 3
+
+
+@pytest.mark.parametrize("i", range(len(PAIRS)))
+def test_the_result_is_not_flat(painted: list[Image.Image], i: int) -> None:
+    assert pixels(painted[i]).std(axis=(0, 1)).min() > 15  # photos have about 50
+
+
+def mean_colour(image: Image.Image) -> np.ndarray:
+    return pixels(image).mean(axis=(0, 1))
+
+
+@pytest.mark.parametrize("i", range(len(PAIRS)))
+def test_the_palette_moves_from_the_photos_to_the_paintings(painted: list[Image.Image], i: int) -> None:
+    photo, painting = mean_colour(content(PAIRS[i][0])), mean_colour(style(PAIRS[i][1]))
+    before, after = (np.linalg.norm(colour - painting) for colour in (photo, mean_colour(painted[i])))
+    assert before > 100 and after < 0.6 * before
+
+
+def outlines(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The slopes of the blurred luminance, along and across, as one vector of mean 0 and length 1."""
+    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(4)), dtype=np.float64)
+    slopes = np.concatenate([slope.ravel() for slope in np.gradient(grey)])
+    return (slopes - slopes.mean()) / np.linalg.norm(slopes - slopes.mean())
+
+
+@pytest.mark.parametrize("i", range(len(PAIRS)))
+def test_the_content_is_still_there(painted: list[Image.Image], i: int) -> None:
+    size = painted[i].size
+    likeness = {path.stem: float(outlines(painted[i], size) @ outlines(load_image(path), size)) for path in (ROOT / "data/contents").glob("*.jpg")}
+    own = likeness.pop(PAIRS[i][0])
+    assert own > 0.5 and own > max(likeness.values()) + 0.3
+
+
+def test_the_painting_makes_the_difference(pipeline: StyleTransferPipeline) -> None:
+    photo = content("astronaut")
+    results = pipeline(photo, [style("turner_whalers"), style("van_gogh_wheat_field_with_cypresses")], **SETTINGS)
+    assert np.linalg.norm(mean_colour(results[0]) - mean_colour(results[1])) > 15
+
+
+# Seeds
+
+
+def test_the_same_seed_gives_the_same_picture_bit_by_bit(pipeline: StyleTransferPipeline, painted: list[Image.Image]) -> None:
+    photo, painting = PAIRS[0]
+    torch.manual_seed(123)
+    assert pipeline(content(photo), style(painting), **SETTINGS) == painted[0]
+
+
+def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline) -> None:
+    names = ["chenonceau_castle", "brandenburg_gate", "chenonceau_castle"]
+    contents, styles = [content(name) for name in names], [style(path.stem) for path in sorted((ROOT / "data/styles").glob("*.jpg"))[:3]]
+    options = {"size": 128, "steps": 10, "style_scale": 3.0}
+    together = pipeline(contents, styles, seed=[1, 2, 3], **options)
+    for i in range(3):
+        alone = pipeline(contents[i], styles[i], seed=i + 1, **options)
+        assert np.abs(pixels(alone) - pixels(together[i])).max() <= 1
