@@ -20,7 +20,7 @@ from ldm.files import usual_mode
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
