@@ -39,7 +39,7 @@ Picture = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Settings:
-    """How to stylise; checked when made. See StyleTransferPipeline.__call__ for the meanings."""
+    """How to stylise; `check` tells whether a model can. See StyleTransferPipeline.__call__ for the meanings."""
 
     content_scale: float = 1.0
     style_scale: float = 1.0

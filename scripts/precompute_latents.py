@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ldm.checkpoint import file_hash
 from ldm.cli import ArgumentParser, run
 from ldm.data.cached import KINDS, LatentCache
 from ldm.data.pictures import PictureFolder
@@ -46,11 +47,12 @@ def main() -> None:
     if args.crops < 1:
         raise UserError(f"--crops must be at least 1, got {args.crops}")
     folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
-    model = encoders(to_plain(merged_config([args.config], args.overrides).model))
+    config = to_plain(merged_config([args.config], args.overrides).model)
+    model = encoders(config)
     factor = model.first_stage_model.encoder.factor
     if args.size < 1 or args.size % factor:
         raise UserError(f"--size must be a multiple of {factor}, got {args.size}")
-    cache = open_cache(args, folders)
+    cache = open_cache(args, folders, weights_hashes(config))
     for kind, folder in folders.items():
         fill(cache, kind, folder, model, args)
 
@@ -70,14 +72,20 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
     return model.to(choose_device())
 
 
-def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder]) -> LatentCache:
+def weights_hashes(config: dict[str, Any]) -> str:
+    """What tells apart weights that lie under the same name."""
+    paths = (config["params"]["first_stage_config"]["params"]["ckpt_path"], config["params"].get("vgg_ckpt_path"))
+    return " ".join(file_hash(path) for path in paths if path is not None)
+
+
+def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], weights: str) -> LatentCache:
     """A new cache, or the one of the same call that was stopped."""
-    made_by = {name: str(value) for name, value in vars(args).items() if name != "output"}
+    made_by = {name: str(value) for name, value in vars(args).items() if name != "output"} | {"weights": weights}
     pictures = {kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()}
     if (Path(args.output) / "cache.json").exists():
         cache = LatentCache(args.output)
         if cache.meta["made_by"] != made_by or cache.meta["pictures"] != pictures:
-            raise UserError(f"{args.output}: holds a cache made with other options or pictures; choose another folder")
+            raise UserError(f"{args.output}: holds a cache made with other options, weights or pictures; choose another folder")
         return cache
     return LatentCache.create(args.output, made_by, pictures, rows_per_picture=2 * args.crops)
 

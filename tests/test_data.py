@@ -343,8 +343,8 @@ def test_a_finished_cache_is_not_made_again(cache: Path, recipe: list[str], monk
 @pytest.mark.parametrize(
     "change, problem",
     [
-        (["--crops", "3"], "made with other options or pictures"),
-        (["--seed", "1"], "made with other options or pictures"),
+        (["--crops", "3"], "made with other options, weights or pictures"),
+        (["--seed", "1"], "made with other options, weights or pictures"),
         (["--crops", "0"], "--crops must be at least 1"),
         (["--size", "33"], "--size must be a multiple of 16"),
         (["--photos", "nowhere"], "nowhere: no such folder"),
@@ -371,7 +371,7 @@ def test_new_pictures_need_a_new_cache(cache: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "cache/cache.json").write_text(json.dumps(meta))
     call = [text for name in ("config", "paintings", "photos", "size", "short_side") for text in (f"--{name.replace('_', '-')}", made_by[name])]
     assert run_program(script("precompute_latents").main, [*call, "--output", tmp_path / "cache"], monkeypatch) == 2
-    assert "made with other options or pictures" in capsys.readouterr().err
+    assert "made with other options, weights or pictures" in capsys.readouterr().err
 
 
 def test_samples_come_from_the_cache_with_flags_as_drawn(cache: Path) -> None:
