@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -104,17 +106,9 @@ class LatentDiffusion(pl.LightningModule):
         self.use_ema, self.scale_by_std = use_ema, scale_by_std
         self._averaged_step = 0
 
-        betas = given_betas
-        if betas is None:
-            betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        for name, table in diffusion_tables(torch.as_tensor(betas).numpy(), v_posterior, parameterization).items():
-            self.register_buffer(name, table, persistent=name != "lvlb_weights")
-        self.num_timesteps = len(self.betas)
-        logvar = torch.full((self.num_timesteps,), float(logvar_init))
-        if learn_logvar:
-            self.logvar = nn.Parameter(logvar)
-        else:
-            self.register_buffer("logvar", logvar)
+        if given_betas is None:
+            given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        self._register_schedule(np.asarray(given_betas, dtype=np.float64), logvar_init)
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
 
         self.model = (model_class or DiffusionWrapper)(unet_config, conditioning_key)
@@ -123,6 +117,16 @@ class LatentDiffusion(pl.LightningModule):
         self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+
+    def _register_schedule(self, betas: NDArray[np.float64], logvar_init: float) -> None:
+        for name, table in diffusion_tables(betas, self.v_posterior, self.parameterization).items():
+            self.register_buffer(name, table, persistent=name != "lvlb_weights")
+        self.num_timesteps = len(betas)
+        logvar = torch.full((self.num_timesteps,), float(logvar_init))
+        if self.learn_logvar:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
         """Load weights strictly (with `only_unet`, the network's alone). Raises CheckpointError."""
