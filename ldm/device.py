@@ -14,6 +14,7 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def choose_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises UserError if it is not there."""
+    name = str(name)  # a torch.device will do
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))

@@ -9,7 +9,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
 from ldm.device import autocast, choose_device, choose_precision, memory_errors
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.images import MAX_PIXELS, image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
+from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.samplers import PerPictureNoise
@@ -32,6 +32,7 @@ BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLERS = {"ddim": 50}  # name -> default number of steps
 MIN_SIDE = 32
+MAX_RESULT_PIXELS = 8_000_000  # more would take minutes and tens of GB, as there are no tiles yet
 LATENT_FACTOR, NUM_TIMESTEPS = 16, 1000  # of the bundled and the published model
 
 Picture = str | Path | Image.Image
@@ -51,6 +52,7 @@ class Settings:
 
     def check(self, factor: int = LATENT_FACTOR, num_timesteps: int = NUM_TIMESTEPS) -> None:
         """Raises UserError for what a model of this downsampling factor and number of time steps cannot do."""
+        self._check_types()
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
         if self.steps is not None and not 1 <= self.steps <= num_timesteps:
@@ -59,14 +61,26 @@ class Settings:
             raise UserError(f"eta must be between 0 and 1, got {self.eta}")
         if self.size < MIN_SIDE or self.size % factor:
             raise UserError(f"size must be a multiple of {factor} and at least {MIN_SIDE} pixels, got {self.size}")
-        if self.size**2 > MAX_PIXELS:
-            raise UserError(f"size {self.size} means more than the limit of {MAX_PIXELS} pixels; choose a smaller one")
+        if self.size**2 > MAX_RESULT_PIXELS:
+            raise UserError(f"size {self.size} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one")
         bad = [seed for seed in self.seeds(1) if not -(2**63) <= seed < 2**64]  # what torch's generators take
         if bad:
             raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {bad[0]}")
         for name in ("content_scale", "style_scale"):
             if not torch.isfinite(torch.tensor(getattr(self, name))):
                 raise UserError(f"{name} must be a finite number, got {getattr(self, name)}")
+
+    def _check_types(self) -> None:
+        for name, kind, what in (
+            ("size", Integral, "a whole number"),
+            ("steps", (Integral, type(None)), "a whole number or None"),
+            ("seed", (Integral, Sequence), "a whole number, or a list of them"),
+            ("content_scale", Real, "a number"),
+            ("style_scale", Real, "a number"),
+            ("eta", Real, "a number"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
     def seeds(self, count: int) -> list[int]:
         """One seed for each of `count` pictures; as many as were given, if that was a list."""
@@ -238,6 +252,10 @@ def _resolve(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, P
 
 def _pairs(content: Any, style: Any) -> tuple[list[Image.Image], list[Image.Image], bool]:
     """(contents, styles, whether both were single), as many of each, every file read once."""
+    for pictures in (content, style):
+        listed = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+        if wrong := [p for p in listed if not _is_single(p)]:
+            raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(wrong[0]).__name__}")
     single = _is_single(content) and _is_single(style)
     contents, styles = (_read_all([p] if _is_single(p) else list(p)) for p in (content, style))
     if not contents or not styles:
@@ -270,10 +288,10 @@ def _from_memory(image: Image.Image) -> Image.Image:
 
 
 def _check_scaled(image: Image.Image, size: int) -> None:
-    if min(image.size) < 1 or size**2 * max(image.size) > MAX_PIXELS * min(image.size):
+    if min(image.size) < 1 or size**2 * max(image.size) > MAX_RESULT_PIXELS * min(image.size):
         raise UserError(
             f"a picture of {image.width}x{image.height} pixels cannot be scaled to a shorter side of {size}: the result "
-            f"would be empty or have more than {MAX_PIXELS} pixels"
+            f"would be empty or have more than {MAX_RESULT_PIXELS} pixels"
         )
 
 

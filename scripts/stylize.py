@@ -1,8 +1,8 @@
 """Paint a photo in the style of a painting.
 
     python scripts/stylize.py --content photo.jpg --style painting.jpg --output result.png
-    python scripts/stylize.py --content photo.jpg --style painting.jpg --output freer.png --style-scale 3
-    python scripts/stylize.py --content photo.jpg --style painting.jpg --output big.png --checkpoint artfusion.ckpt --size 512
+    python scripts/stylize.py --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.7 --style-scale 1.5
+    python scripts/stylize.py --content photo.jpg --style painting.jpg --output other.png --checkpoint my_model.safetensors --config my_model.yaml
 """
 
 import argparse

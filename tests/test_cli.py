@@ -83,7 +83,7 @@ def assert_refused(code: int, captured: Any, problem: str) -> None:
         ({"size": 0}, "size must be a multiple of 16"),
         ({"size": -16}, "size must be a multiple of 16"),
         ({"size": 250}, "size must be a multiple of 16"),
-        ({"size": 16_000_000}, "limit of 80000000 pixels"),
+        ({"size": 16_000_000}, "limit of 8000000 pixels"),
         ({"size": "big"}, "--size: invalid int value: 'big'"),
         ({"size": "256.5"}, "--size"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),

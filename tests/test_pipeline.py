@@ -253,7 +253,7 @@ def test_the_default_is_50_steps(pipeline: StyleTransferPipeline, photo: Image.I
         ({"size": -16}, "size must be"),
         ({"size": 250}, "multiple of 16"),
         ({"size": 16}, "at least 32"),
-        ({"size": 16_000}, "limit of 80000000 pixels"),
+        ({"size": 16_000}, "limit of 8000000 pixels"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": -1}, "got -1"),
         ({"steps": 1001}, "got 1001"),
@@ -514,3 +514,17 @@ def test_a_checkpoints_config_is_the_published_one_unless_named(weights: Path, m
 
 def test_the_pipeline_builds_no_averages(config: Path) -> None:
     assert not any("_ema." in name for name in build_model(config).state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": None}, {"seed": 1.0}, {"size": 256.0}, {"size": (64, 64)}, {"style_scale": "2"}, {"steps": "5"}, {"steps": 2.0}, {"eta": None}],
+)
+def test_settings_of_a_wrong_type_are_user_errors(options: dict) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))} must be"):
+        Settings(**options).check()
+
+
+def test_results_too_large_to_paint_are_refused() -> None:
+    with pytest.raises(UserError, match="8000000 pixels"):
+        Settings(size=8000).check()

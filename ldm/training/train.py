@@ -125,7 +125,7 @@ def build_trainer(config: DictConfig, run_folder: Path, gpus: str | None = None)
     options = {"default_root_dir": run_folder, "logger": loggers, **options, "callbacks": callbacks}
     try:
         return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
         raise ConfigError(f"the trainer cannot be set up: {error}") from error
 
 

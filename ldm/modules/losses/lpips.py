@@ -109,7 +109,7 @@ def _download_vgg16() -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:  # the last: a file with the wrong check sum
         raise UserError(
             f"the VGG16 weights could not be downloaded ({error}); fetch {VGG16_Weights.IMAGENET1K_V1.url} on a machine "
-            "with network and give its path as `vgg_ckpt_path`"
+            "with network and give its path in the config: `vgg_ckpt_path`, or `teacher_ckpt_path` where a style network is distilled"
         ) from error
 
 
