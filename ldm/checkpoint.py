@@ -5,7 +5,6 @@ Names follow the published layout: `model.diffusion_model.*`, `null_style_vector
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_reading import first_of, human_size, one_line, read_checkpoint, read_state_dict
 from ldm.errors import CheckpointError
-from ldm.files import usual_mode
+from ldm.files import written_whole
 
 __all__ = [
     "ARTFUSION", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "human_size", "inference_only",
@@ -176,27 +175,16 @@ def save_safetensors(
     for name, value in state_dict.items():
         if _count_nonfinite(tensors[name]) > _count_nonfinite(value):
             raise CheckpointError(f"{name}: its values exceed float16's largest, 65504; write float32 instead")
-    _write_whole(path, tensors, {"format": "pt", **(metadata or {})})
+    try:
+        with written_whole(path) as aside:
+            save_file(tensors, aside, {"format": "pt", **(metadata or {})})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
 def _stored_dtype(name: str, value: Tensor, half: bool) -> torch.dtype:
     is_buffer = "." not in name and name.startswith(_FLOAT32_BUFFERS)
     return torch.float16 if half and value.is_floating_point() and not is_buffer else value.dtype
-
-
-def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write beside the target, then rename: whoever opens the target finds the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(usual_mode())  # safetensors makes the file private
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

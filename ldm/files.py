@@ -1,10 +1,33 @@
-"""What writing any file here needs."""
+"""Writing a file whole or not at all."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
-def usual_mode() -> int:
-    """The permissions that a new file gets; those of temporary files are the owner's alone."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path` to write to. At the end it takes `path`'s place; if the body raises, it is removed.
+
+    Whoever opens `path` finds the old content or the new one, never a part. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(_usual_mode())  # temporary files are the owner's alone
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _usual_mode() -> int:
+    """The permissions that a new file gets."""
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -4,7 +4,6 @@ Tensors of pictures are float32, channels first, in [-1, 1].
 """
 
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.files import usual_mode
+from ldm.files import written_whole
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
@@ -111,26 +110,19 @@ def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | 
     path = check_output(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(image, path, metadata)
+        _write(image, path, metadata)
     except (OSError, ValueError) as error:  # Pillow has both for what a format cannot hold
         raise UserError(f"{path}: could not be written ({error})") from error
 
 
-def _write_whole(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> None:
-    """Write beside the target, then rename."""
+def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> None:
     options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     if metadata and path.suffix.lower() == ".png":
         options["pnginfo"] = info = PngInfo()
         for key, value in metadata.items():
             info.add_text(key, value)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        image.save(name, **options)
-        os.chmod(name, usual_mode())  # mkstemp makes the file private
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with written_whole(path) as aside:
+        image.save(aside, **options)
 
 
 def check_output(path: str | Path) -> Path:

@@ -252,12 +252,8 @@ def _resolve(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, P
 
 def _pairs(content: Any, style: Any) -> tuple[list[Image.Image], list[Image.Image], bool]:
     """(contents, styles, whether both were single), as many of each, every file read once."""
-    for pictures in (content, style):
-        listed = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        if wrong := [p for p in listed if not _is_single(p)]:
-            raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(wrong[0]).__name__}")
-    single = _is_single(content) and _is_single(style)
-    contents, styles = (_read_all([p] if _is_single(p) else list(p)) for p in (content, style))
+    single = not isinstance(content, (list, tuple)) and not isinstance(style, (list, tuple))
+    contents, styles = (_read_all(p if isinstance(p, (list, tuple)) else [p]) for p in (content, style))
     if not contents or not styles:
         raise UserError("no pictures to work on: content or style is an empty list")
     if len(contents) != len(styles) and 1 not in (len(contents), len(styles)):
@@ -266,17 +262,21 @@ def _pairs(content: Any, style: Any) -> tuple[list[Image.Image], list[Image.Imag
     return contents * (n // len(contents)), styles * (n // len(styles)), single
 
 
-def _is_single(picture: Any) -> bool:
-    return isinstance(picture, (str, Path, Image.Image))
-
-
 def _read_all(pictures: Sequence[Picture]) -> list[Image.Image]:
     read: dict[Any, Image.Image] = {}
-    for picture in pictures:
-        key = id(picture) if isinstance(picture, Image.Image) else str(picture)
+    keys = [id(picture) if isinstance(picture, Image.Image) else str(picture) for picture in pictures]
+    for key, picture in zip(keys, pictures):
         if key not in read:
-            read[key] = _from_memory(picture) if isinstance(picture, Image.Image) else load_image(picture)
-    return [read[id(p) if isinstance(p, Image.Image) else str(p)] for p in pictures]
+            read[key] = _read(picture)
+    return [read[key] for key in keys]
+
+
+def _read(picture: Picture) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return _from_memory(picture)
+    if isinstance(picture, (str, Path)):
+        return load_image(picture)
+    raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}")
 
 
 def _from_memory(image: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ many rows are done.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from ldm.data.pictures import check_split, randint, split_fraction
 from ldm.data.wikiart import check_probabilities, draw_flags
 from ldm.errors import UserError
+from ldm.files import written_whole
 
 KINDS = ("paintings", "photos")
 
@@ -118,6 +118,5 @@ def _rows_of(store: LatentCache, kind: str, split: str, share: float, seed: int)
 
 
 def _write_json(path: Path, content: Any) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(content))
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(content))
