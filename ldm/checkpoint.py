@@ -20,8 +20,8 @@ from ldm.errors import CheckpointError
 from ldm.files import written_whole
 
 __all__ = [
-    "ARTFUSION", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "human_size", "inference_only",
-    "is_ema_name", "load_strict", "part_of", "read_state_dict", "save_safetensors",
+    "ARTFUSION", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "fingerprint", "human_size",
+    "inference_only", "is_ema_name", "load_strict", "part_of", "read_state_dict", "save_safetensors",
 ]  # fmt: skip
 
 ARTFUSION = "ArtFusion checkpoint"
@@ -249,4 +249,14 @@ def file_hash(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def fingerprint(*modules: nn.Module) -> str:
+    """12 hexadecimal digits that tell apart modules of other weights, wherever these came from."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, value in module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]

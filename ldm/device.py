@@ -31,10 +31,18 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name not in PRECISIONS:
         raise UserError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
     if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is for GPUs; on the CPU use fp32 or bf16")
     return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32."""
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,38 +24,50 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
-def load_image(path: str | Path, draft_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `path` as RGB, upright by its EXIF rotation, transparency laid on white.
+def load_image(source: str | Path | BinaryIO, draft_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in a file as RGB, upright by its EXIF rotation, transparency laid on white.
 
+    `source` is the file's path, or the file open for reading bytes, whose `name` the errors then give; it stays open.
     `draft_size` lets the JPEG decoder work at a reduced scale whose sides are still at least that many pixels.
     Raises UserError for a missing file, one that is no picture, a broken one, or one of more than `max_pixels`.
     """
-    path = Path(path)
-    if not os.path.isfile(path):  # unlike Path's, false for a name that is too long
-        raise UserError(f"{path}: {'is a folder, not a picture' if os.path.isdir(path) else 'no such file'}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes)")
+    source = Path(source) if isinstance(source, (str, Path)) else source
+    name = _checked_name(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is lower
-            with Image.open(path, formats=FORMATS) as image:
-                _check_pixels(path, image.size, max_pixels)
+            with Image.open(source, formats=FORMATS) as image:
+                _check_pixels(name, image.size, max_pixels)
                 if draft_size is not None:
                     image.draft("RGB", (draft_size, draft_size))
                 return to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too many pixels to open safely ({error})") from error
+        raise UserError(f"{name}: too many pixels to open safely ({error})") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture that can be read") from error
+        raise UserError(f"{name}: not a picture that can be read") from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: the picture is broken or cut short ({' '.join(str(error).split())})") from error
+        raise UserError(f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})") from error
 
 
-def _check_pixels(path: Path, size: tuple[int, int], limit: int) -> None:
+def _checked_name(source: Path | BinaryIO) -> str:
+    """What errors call the file. Raises UserError where there is none, or nothing in it."""
+    if isinstance(source, Path):
+        if not os.path.isfile(source):  # unlike Path's, false for a name that is too long
+            raise UserError(f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}")
+        name, length = str(source), source.stat().st_size
+    else:
+        name, length = source.name, source.seek(0, os.SEEK_END)
+        source.seek(0)
+    if length == 0:
+        raise UserError(f"{name}: the file is empty (0 bytes)")
+    return name
+
+
+def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
     if size[0] * size[1] > limit:
-        raise UserError(f"{path}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first")
+        raise UserError(f"{name}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -57,7 +57,7 @@ def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
         raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
     unknown = [key for key in config if key not in NODE_KEYS]
     if unknown:
-        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{_near(unknown[0], NODE_KEYS)}")
+        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{near(unknown[0], NODE_KEYS)}")
     params = to_plain(config.get("params")) or {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigError(f"`params` of {config['target']} must be names with values, got {_short(params)}")
@@ -102,7 +102,7 @@ def _resolve(target: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(f"target {target!r}: {error}") from error
     if not hasattr(module, name):
-        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{_near(name, dir(module))}")
+        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{near(name, dir(module))}")
     return getattr(module, name)
 
 
@@ -110,7 +110,7 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
     accepted, required, open_ended = _parameters(target)
     unknown = [name for name in params if name not in accepted]
     if unknown and not open_ended:
-        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{_near(unknown[0], accepted)}")
+        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{near(unknown[0], accepted)}")
     missing = [name for name in required if name not in params]
     if missing:
         raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
@@ -171,7 +171,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _near(name: Any, names: Iterable[str]) -> str:
+def near(name: Any, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 

@@ -1,31 +1,40 @@
 """Compute latents and style statistics of the training pictures once, so that training needs no encoder.
 
-    python scripts/precompute_latents.py --config configs/mini.yaml --paintings PAINTINGS --photos PHOTOS --output CACHE
-    python main.py --base configs/mini.yaml data.params.train.params.cache=CACHE data.params.validation.params.cache=CACHE
+    python scripts/precompute_latents.py --config configs/kl16_content12.yaml --paintings PAINTINGS --photos PHOTOS --output CACHE
+    python main.py --base configs/kl16_content12_cached.yaml data.params.train.params.cache=CACHE
 
 Values of the config are overridden as in main.py, say the weights of a first stage and a style network of your own:
     ... model.params.first_stage_config.params.ckpt_path=FILE model.params.vgg_ckpt_path=FILE
 
-For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on where it was.
+For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on with the first
+shard that is not done. Under torchrun the processes share the shards between them. Pictures that cannot be read are
+left out and named at the end.
 """
 
 import argparse
+import itertools
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ldm.checkpoint import file_hash
 from ldm.cli import ArgumentParser, run
-from ldm.data.cached import KINDS, LatentCache
+from ldm.data.cached import KINDS, LatentCache, encoder_fingerprints
+from ldm.data.order import mixed_seed
 from ldm.data.pictures import PictureFolder
-from ldm.device import autocast, choose_device
+from ldm.device import autocast, choose_device, has_bf16, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.training.train import merged_config
+from ldm.training.config import merged_config
 from ldm.util import instantiate_from_config, to_plain
+
+log = logging.getLogger(__name__)
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,23 +47,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256)")
     parser.add_argument("--short-side", type=int, default=288, help="pictures are scaled to this smaller side first (default: 288)")
     parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
+    parser.add_argument("--pictures-per-shard", type=int, default=256, help="a stop loses at most one shard's work (default: 256)")
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures encoded at once (default: 4)")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.crops < 1:
-        raise UserError(f"--crops must be at least 1, got {args.crops}")
+    for name in ("crops", "pictures_per_shard", "batch_size", "size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
-    config = to_plain(merged_config([args.config], args.overrides).model)
-    model = encoders(config)
+    model = encoders(to_plain(merged_config([args.config], args.overrides).model))
     factor = model.first_stage_model.encoder.factor
-    if args.size < 1 or args.size % factor:
+    if args.size % factor:
         raise UserError(f"--size must be a multiple of {factor}, got {args.size}")
-    cache = open_cache(args, folders, weights_hashes(config))
+    cache = open_cache(args, folders, model)
     for kind, folder in folders.items():
         fill(cache, kind, folder, model, args)
+    report(cache)
 
 
 def encoders(config: dict[str, Any]) -> DualCondLDM:
@@ -72,43 +85,92 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
     return model.to(choose_device())
 
 
-def weights_hashes(config: dict[str, Any]) -> str:
-    """What tells apart weights that lie under the same name."""
-    paths = (config["params"]["first_stage_config"]["params"]["ckpt_path"], config["params"].get("vgg_ckpt_path"))
-    return " ".join(file_hash(path) for path in paths if path is not None)
-
-
-def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], weights: str) -> LatentCache:
+def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], model: DualCondLDM) -> LatentCache:
     """A new cache, or the one of the same call that was stopped."""
-    made_by = {name: str(value) for name, value in vars(args).items() if name != "output"} | {"weights": weights}
+    what = {name: getattr(args, name) for name in ("paintings", "photos", "size", "short_side", "crops", "seed", "pictures_per_shard")}
+    made_by = {**what, "encoders": encoder_fingerprints(model)}
     pictures = {kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()}
     if (Path(args.output) / "cache.json").exists():
         cache = LatentCache(args.output)
         if cache.meta["made_by"] != made_by or cache.meta["pictures"] != pictures:
             raise UserError(f"{args.output}: holds a cache made with other options, weights or pictures; choose another folder")
         return cache
-    return LatentCache.create(args.output, made_by, pictures, rows_per_picture=2 * args.crops)
+    return LatentCache.create(args.output, made_by, pictures, 2 * args.crops, args.pictures_per_shard)
+
+
+def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace) -> None:
+    """Encode this process's shards of one kind that are not done yet."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    mine = cache.shards(kind)[rank::world]
+    todo = [shard for shard in mine if not cache.is_done(kind, shard)]
+    # Batches never reach across shards, so that one can be written as soon as its last batch is done.
+    batches = [(shard, batch) for shard in todo for batch in _pieces(cache.pictures_of(kind, shard), args.batch_size)]
+    crops = PictureCrops(folder, args.crops, args.seed)
+    loader = DataLoader(crops, batch_sampler=[batch for _, batch in batches], num_workers=args.num_workers, collate_fn=list)
+    total, left = (sum(len(cache.pictures_of(kind, shard)) for shard in shards) for shards in (mine, todo))
+    with tqdm(initial=total - left, total=total, desc=kind, unit="picture", disable=rank > 0) as bar:
+        for shard, group in itertools.groupby(zip(batches, loader), key=lambda pair: pair[0][0]):
+            encoded = []
+            for (_, indices), pictures in group:
+                encoded += encode(model, pictures)
+                bar.update(len(indices))
+            names = [cache.meta["pictures"][kind][index] for index in cache.pictures_of(kind, shard)]
+            cache.write(kind, shard, *_readable(names, encoded))
+
+
+def _pieces(indices: range, size: int) -> list[range]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+class PictureCrops(Dataset):
+    """Per picture (2 * crops, 3, size, size) in [-1, 1]: random crops and their mirror images; or what is wrong with it."""
+
+    def __init__(self, folder: PictureFolder, crops: int, seed: int):
+        self.folder, self.crops, self.seed = folder, crops, seed
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        torch.manual_seed(mixed_seed(self.seed, index))
+        try:
+            image = self.folder.read(index)
+        except UserError as error:
+            return " ".join(str(error).split())
+        crops = np.stack([self.folder.crop(image) for _ in range(self.crops)])
+        # Mirrored before encoding: a mirrored latent is not the latent of the mirrored picture.
+        return torch.from_numpy(np.concatenate([crops, crops[:, :, ::-1]])).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
-def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace) -> None:
-    """Encode what is not done yet of one kind, a picture at a time."""
-    per_picture = cache.meta["rows_per_picture"]
-    first = cache.meta["done"][kind] // per_picture
-    for index in tqdm(range(first, len(folder)), initial=first, total=len(folder), desc=kind, unit="picture"):
-        torch.manual_seed(args.seed + index)
-        image = folder.read_or_replace(index)
-        crops = np.stack([folder.crop(image) for _ in range(args.crops)])
-        # Mirrored before encoding: a mirrored latent is not the latent of the mirrored picture.
-        x = torch.from_numpy(np.concatenate([crops, crops[:, :, ::-1]])).permute(0, 3, 1, 2).to(model.device)
-        with autocast(model.device, "bf16"):
-            latent, style = model.encode_first_stage(x).mode().float(), model.get_style_statistics(x)
-        cache.allocate(kind, tuple(latent.shape[1:]), style.shape[1])
-        latents, styles = cache.arrays(kind, "r+")
-        rows = slice(index * per_picture, (index + 1) * per_picture)
-        latents[rows], styles[rows] = latent.cpu().numpy(), style.cpu().numpy()
-        if index % 50 == 49 or index == len(folder) - 1:
-            cache.mark_done(kind, rows.stop)
+def encode(model: DualCondLDM, pictures: list[Tensor | str]) -> list[tuple[np.ndarray, np.ndarray] | str]:
+    """(latents, style statistics) of each picture's rows; what is wrong with those that could not be read."""
+    crops = [picture for picture in pictures if not isinstance(picture, str)]
+    if not crops:
+        return pictures
+    x = torch.cat(crops).to(model.device)
+    precision = "bf16" if has_bf16(model.device) else "fp32"
+    with memory_errors("lower --batch-size or --crops"), autocast(model.device, precision):
+        latents, styles = model.encode_first_stage(x).mode().float(), model.get_style_statistics(x)
+    sizes = [len(crop) for crop in crops]
+    parts = ([piece.cpu().numpy() for piece in part.split(sizes)] for part in (latents, styles))
+    done = zip(*parts)
+    return [picture if isinstance(picture, str) else next(done) for picture in pictures]
+
+
+def _readable(names: list[str], encoded: list[tuple[np.ndarray, np.ndarray] | str]) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, str]]:
+    """A shard's (latents, styles, names of its pictures, what is wrong with the others)."""
+    good = {name: rows for name, rows in zip(names, encoded) if not isinstance(rows, str)}
+    bad = {name: problem for name, problem in zip(names, encoded) if isinstance(problem, str)}
+    if not good:
+        raise UserError(f"{len(bad)} pictures in a row could not be read: {'; '.join(bad.values())}")
+    latents, styles = (np.concatenate(parts) for parts in zip(*good.values()))
+    return latents, styles, list(good), bad
+
+
+def report(cache: LatentCache) -> None:
+    """Name the pictures that were left out; with several processes, the last one to finish does."""
+    if all(cache.is_done(kind, shard) for kind in KINDS for shard in cache.shards(kind)):
+        unreadable = cache.unreadable()
+        rows = [f"\n  {problem}" for problem in unreadable.values()]
+        log.info("%s: complete; %d pictures could not be read%s", cache.folder, len(unreadable), "".join(rows))
 
 
 if __name__ == "__main__":

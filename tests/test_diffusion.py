@@ -440,6 +440,37 @@ def test_average_moves_once_per_optimiser_step(tmp_path):
     assert model.model_ema.num_updates == 3 + 2, "also where training goes on"
 
 
+# Validation
+
+
+def validated(model: DualCondLDM, batch_idx: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What validation logs for a batch in which the style of every other picture is off."""
+    batch = {"image": rnd("pictures", 4, 32, 32, 3).tanh(), "content_flag": torch.ones(4, dtype=torch.bool)}
+    logged = {}
+    monkeypatch.setattr(model, "log_dict", lambda values, **options: logged.update(values))
+    model.validation_step({**batch, "style_flag": torch.tensor([True, False, True, False])}, batch_idx)
+    return {name: float(value) for name, value in logged.items()}
+
+
+def test_validation_draws_the_same_noise_every_time_and_none_from_training(dual, monkeypatch):
+    torch.manual_seed(1)
+    first, after = validated(dual, 0, monkeypatch), torch.rand(3)
+    torch.manual_seed(2)
+    assert validated(dual, 0, monkeypatch) == first != validated(dual, 1, monkeypatch)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_averages_are_validated_with_their_own_null_style(dual, monkeypatch):
+    first = validated(dual, 0, monkeypatch)
+    with torch.no_grad():
+        dual.null_style_vector.weight.add_(1)
+    second = validated(dual, 0, monkeypatch)
+    with torch.no_grad():
+        dual.null_style_vector.weight.sub_(1)
+    assert second["val/loss"] != first["val/loss"] and second["val/loss_ema"] == first["val/loss_ema"]
+
+
 # Conditions and the scaled latent
 
 
@@ -544,30 +575,6 @@ def test_wrong_number_of_scale_factors(factors):
 def test_style_width_must_be_that_of_the_style_network(option):
     with pytest.raises(ConfigError, match="not twice the sum of vgg_channels"):
         tiny_ldm(**option)
-
-
-def test_scale_by_std_of_every_channel():
-    model, batch = tiny_ldm(scale_by_std=True), {"image": rnd("pictures", 4, 32, 32, 3).tanh()}
-    model.on_train_batch_start(batch, 0)
-    z = model.get_first_stage_encoding(model.unscaled_latents(batch))
-    std, mean = torch.std_mean(z, dim=(0, 2, 3))
-    torch.testing.assert_close((std, mean), (torch.ones(CHANNELS), torch.zeros(CHANNELS)), rtol=1e-4, atol=1e-4)
-
-
-def test_scale_by_std_of_the_base_is_one_factor():
-    model, batch = unconditional_ldm(scale_by_std=True), {"image": rnd("pictures", 4, 32, 32, 3).tanh()}
-    torch.manual_seed(1)
-    model.on_train_batch_start(batch, 0)
-    torch.manual_seed(1)
-    assert_same((model.scale_factor * model.unscaled_latents(batch)).std(), torch.ones(()))
-
-
-@pytest.mark.parametrize("wanted, batch_idx", [(False, 0), (True, 1)])
-def test_scale_is_set_by_the_first_batch_only_if_wanted(wanted, batch_idx):
-    model = tiny_ldm(scale_by_std=wanted)
-    before = model.scale_factors.clone()
-    model.on_train_batch_start({"image": rnd("pictures", 4, 32, 32, 3).tanh()}, batch_idx)
-    assert torch.equal(model.scale_factors, before)
 
 
 @pytest.mark.parametrize("keys", [["other"], ["other", "crossattn"]])

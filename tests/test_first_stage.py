@@ -5,7 +5,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CHANNELS, FIRST_STAGE, HALVES, assert_same, fit
+from builders import CHANNELS, FIRST_STAGE, HALVES, assert_same, fit, latents
 from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -143,6 +143,19 @@ def test_light_halves(widths, factor):
 def test_light_halves_need_as_many_widths_as_block_counts():
     with pytest.raises(ValueError, match="zip"):
         LightEncoder(z_channels=4, widths=[8, 8], num_res_blocks=[1])
+
+
+def test_light_decoder_may_refine_its_pixels():
+    torch.manual_seed(0)
+    plain, refined = (LightDecoder(z_channels=CHANNELS, widths=[8, 8], num_res_blocks=[1, 1], refine_width=width) for width in (0, 6))
+    z = latents("z")
+    pixels = []
+    refined.to_pixels.register_forward_hook(lambda module, args, output: pixels.append(output))
+    out = refined(z)
+    assert out.shape == plain(z).shape and pixels[0].shape == (2, 6, *out.shape[2:])
+    assert_same(out, pixels[0][:, :3] + refined.refine(pixels[0]))
+    assert refined.last_layer is refined.refine[-1].weight and plain.last_layer is plain.conv_out.weight
+    assert not [name for name in plain.state_dict() if name.startswith("refine")]
 
 
 @pytest.mark.parametrize("ddconfig", [HALVES, LIGHT], ids=["published", "light"])
@@ -394,14 +407,16 @@ def test_unknown_discriminator_loss():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_training_counts_the_autoencoders_own_steps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit, expected", [({}, 5), ({"max_steps": 4}, 4)], ids=["whole epoch", "max_steps"])
+def test_training_counts_the_autoencoders_steps_alone(tmp_path, monkeypatch, limit, expected):
     model, steps = autoencoder(lossconfig=loss_config(disc_start=2, disc_loss="vanilla")), []
     before = {name: value.clone() for name, value in model.state_dict().items()}
     own = LPIPSWithDiscriminator.autoencoder_loss
     monkeypatch.setattr(LPIPSWithDiscriminator, "autoencoder_loss", lambda *args: steps.append(args[4]) or own(*args))
-    fit(model, pictures(n=5).permute(0, 2, 3, 1), tmp_path)
-    assert steps == [0, 1, 2, 3, 4]
-    assert model.global_step == 5 + 3, "of both optimisers"
+    fit(model, pictures(n=5).permute(0, 2, 3, 1), tmp_path, **limit)
+    assert steps == list(range(expected)) and model.global_step == expected
+    optimizers = [optimizer.optimizer for optimizer in model.optimizers()]
+    assert [{int(state["step"]) for state in optimizer.state.values()} for optimizer in optimizers] == [{expected}, {expected - 2}]
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == ["loss.logvar"]
 

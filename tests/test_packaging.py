@@ -5,19 +5,25 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pipeline_builders import ROOT, script
+from torch import nn
 
 import main
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import UserError
 from ldm.images import load_image
-from ldm.training.train import build_trainer, merged_config
+from ldm.training.config import merged_config
+from ldm.training.performance import apply_performance
 from ldm.training.train import main as train_main
-from ldm.util import instantiate_from_config
+from ldm.training.trainer import Recipe
+from ldm.util import get_obj_from_str, instantiate_from_config
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,7 +71,7 @@ def imports_of(path: Path) -> set[str]:
 def test_everything_imported_is_declared() -> None:
     files = [ROOT / "main.py", *(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - {"ldm", "main"}
-    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"]}
+    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["stream"]}
     assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
 
 
@@ -165,30 +171,74 @@ def test_published_paths_are_importable_from_main() -> None:
     assert main.DataModuleFromConfig is DataModuleFromConfig and main.instantiate_from_config is instantiate_from_config
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "kl16_content12.yaml"])
-def test_the_model_of_every_config_builds_without_any_file(name: str) -> None:
-    config = merged_config([str(ROOT / "configs" / name)]).model
+SMALL = [name for name in CONFIGS if name.startswith("mini")]
+RECIPES = [name for name in CONFIGS if not name.endswith("_cached.yaml")]
+
+
+def config_of(name: str, *overrides: str) -> DictConfig:
+    return merged_config([str(ROOT / "configs" / name)], overrides)
+
+
+def build_model(name: str) -> nn.Module:
+    """The model of a config, without the files that it names."""
+    config = config_of(name).model
     for path in ("params.ckpt_path", "params.first_stage_config.params.ckpt_path"):
         if OmegaConf.select(config, path) is not None:
             OmegaConf.update(config, path, None)
-    model = instantiate_from_config(config)
-    assert sum(p.numel() for p in model.parameters()) > 1e5
+    return instantiate_from_config(config)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_model_of_every_small_config_builds_without_any_file(name: str) -> None:
+    assert sum(p.numel() for p in build_model(name).parameters()) > 1e5
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in SMALL])
+def test_the_model_of_every_large_config_has_parameters_that_exist(name: str) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build_model(name).parameters()) > 5e7
+
+
+def nodes_below(config: DictConfig | ListConfig) -> Iterator[DictConfig]:
+    """Every node with a target in a config."""
+    for value in config.values() if isinstance(config, DictConfig) else config:
+        if isinstance(value, DictConfig) and "target" in value:
+            yield value
+        if isinstance(value, (DictConfig, ListConfig)):
+            yield from nodes_below(value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_class_that_a_config_names_exists(name: str) -> None:
+    targets = [node.target for node in nodes_below(config_of(name))]
+    assert len(targets) >= 4 and all(callable(get_obj_from_str(target)) for target in targets)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("_cached.yaml")])
+def test_a_cached_recipe_trains_the_model_of_its_pictures(name: str) -> None:
+    cached, plain = config_of(name), config_of(name.replace("_cached", ""))
+    assert (cached.model, cached.lightning) == (plain.model, plain.lightning)
+    drops = [{key: data.params.train.params.get(key) for key in ("style_drop", "content_drop", "photo_share")} for data in (cached.data, plain.data)]
+    assert drops[0] == drops[1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = instantiate_from_config(merged_config([str(ROOT / "configs" / name)]).data)
+    data = instantiate_from_config(config_of(name).data)
     with pytest.raises(UserError, match="datasets/"):  # and no other error
         data.setup()
-    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco") for i in range(300)):
+    if name not in RECIPES:
+        return
+    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco") for i in range(30)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    if name != "mini.yaml":  # it reads a cache
-        data.setup()
-        assert set(data.datasets) == {"train", "validation"}
+    data.setup()
+    assert set(data.datasets) == {"train", "validation"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build_trainer(merged_config([str(ROOT / "configs" / name)], ["lightning.trainer.accelerator=cpu"]), tmp_path)
+def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path) -> None:
+    recipe = Recipe(config_of(name, "lightning.trainer.accelerator=cpu"), pl.LightningModule(), DataModuleFromConfig(batch_size=1))
+    assert isinstance(recipe.trainer(tmp_path, seed=0), pl.Trainer)
+    apply_performance(recipe.model, recipe.section("performance"))

@@ -1,86 +1,43 @@
 """main.py: the three recipes of the bundled model run from folders of pictures to a checkpoint that the pipeline loads."""
 
-import csv
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from pipeline_builders import FIRST_STAGE, MODEL, model_config, picture, picture_folder, run_program, save_config, script
+from training_builders import (
+    LOSS,
+    QUIET,
+    data_module,
+    diffusion_node,
+    equal_weights,
+    files_below,
+    hybrid_data,
+    last,
+    logged,
+    logger_node,
+    picture_data,
+    recipe,
+    train,
+)
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import StyleTransferPipeline
-from ldm.training.train import build, build_trainer, main, merged_config, parse_args
-
-QUIET = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "limit_val_batches": 1,
-}
-LOSS = {"target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator", "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0}}
+from ldm.training.config import merged_config
+from ldm.training.train import build, main
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pictures")
     return {"paintings": picture_folder(root / "paintings", 5), "photos": picture_folder(root / "photos", 4, seed=50)}
-
-
-def picture_data(pictures: dict[str, Path]) -> dict[str, Any]:
-    node = {"target": "ldm.data.pictures.PictureFolder", "params": {"roots": [str(p) for p in pictures.values()], "size": 32}}
-    validation = {**node, "params": {**node["params"], "split": "all"}}
-    return data_module({**node, "params": {**node["params"], "validation_share": 0.0}}, validation)
-
-
-def data_module(train: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
-    return {"target": "main.DataModuleFromConfig", "params": {"batch_size": 4, "num_workers": 0, "train": train, "validation": validation}}
-
-
-def hybrid_data(pictures: dict[str, Path]) -> dict[str, Any]:
-    node = {
-        "target": "ldm.data.wikiart.HybridTrain",
-        "params": {"style_root": str(pictures["paintings"]), "content_root": str(pictures["photos"]), "size": 32, "split": "all"},
-    }
-    return data_module(node, node)
-
-
-def logger_node(**params: Any) -> dict[str, Any]:
-    return {"images": {"target": "main.ImageLogger", "params": {"max_images": 2, **params}}}
-
-
-def recipe(path: Path, model: dict[str, Any], data: dict[str, Any], steps: int = 2, callbacks: dict[str, Any] | None = None, **trainer: Any) -> Path:
-    lightning = {"trainer": {"max_steps": steps, "log_every_n_steps": 1, **QUIET, **trainer}, "callbacks": callbacks or {}}
-    return save_config({"model": {"learning_rate": 1e-3, **model}, "data": data, "lightning": lightning}, path)
-
-
-def train(config: Path, *options: Any, name: str | None = None) -> Path:
-    """Run the training command; the run's folder."""
-    named = ["--name", name] if name else []
-    main(["--base", str(config), "--basedir", str(config.parent / "logs"), *named, *map(str, options)])
-    return config.parent / "logs" / (name or config.stem)
-
-
-def last(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-
-
-def equal_weights(a: Path, b: Path) -> bool:
-    one, other = last(a)["state_dict"], last(b)["state_dict"]
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def logged(run: Path, column: str) -> list[float]:
-    with (run / "metrics.csv").open() as file:
-        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
 
 
 # The three recipes, one after the other
@@ -149,7 +106,7 @@ def test_averages_follow_the_weights(diffusion: Path) -> None:
     assert state["model_ema.num_updates"] == 2 and live.any() and shadow.any() and not torch.equal(live, shadow)
 
 
-def test_the_latents_scale_is_set_from_the_first_batch(diffusion: Path) -> None:
+def test_the_latents_scale_is_set_from_the_pictures(diffusion: Path) -> None:
     state = last(diffusion)["state_dict"]
     assert state["scale_factors"].shape == (4,) and state["scale_factors"].ne(1).all() and state["shift_values"].ne(0).all()
 
@@ -159,16 +116,55 @@ def test_the_pipeline_loads_what_training_wrote(diffusion: Path, diffusion_confi
     assert pipeline(picture(48, 32), picture(32, 32, 1), size=32, steps=2).size == (48, 32)
 
 
-def test_training_on_cached_latents(
-    pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_says_how_fast_training_is_and_what_it_waits_for(diffusion: Path) -> None:
+    values = {name: logged(diffusion, name) for name in ("images_per_s", "data_wait", "peak_GB")}
+    assert {name: len(column) for name, column in values.items()} == {"images_per_s": 2, "data_wait": 2, "peak_GB": 2}
+    assert min(values["images_per_s"]) > 0 and min(values["peak_GB"]) > 0 and all(0 <= share < 1 for share in values["data_wait"])
+
+
+@pytest.fixture
+def cached_config(pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe for training on a cache, which is made here."""
     cached = {"target": "ldm.data.cached.CachedHybridTrain", "params": {"cache": str(tmp_path / "cache"), "split": "all"}}
     config = recipe(tmp_path / "cached.yaml", trained_parts, data_module(cached, cached))
-    options = {"config": config, "output": tmp_path / "cache", "size": 32, "short-side": 36, **pictures}
+    options = {"config": config, "output": tmp_path / "cache", "size": 32, "short-side": 36, "num-workers": 0, **pictures}
     call = [text for name, value in options.items() for text in (f"--{name}", value)]
     assert run_program(script("precompute_latents").main, call, monkeypatch) == 0
+    return config
+
+
+def test_training_on_cached_latents(cached_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.models.autoencoder.AutoencoderKL.encode", lambda *args: pytest.fail("encoded again"))
-    assert last(train(config))["global_step"] == 2
+    assert last(train(cached_config))["global_step"] == 2
+
+
+@pytest.mark.parametrize("part, key", [("first stage", "first_stage_config.params.ckpt_path"), ("style network", "vgg_ckpt_path")])
+def test_a_cache_of_other_weights_is_refused(cached_config: Path, tmp_path: Path, part: str, key: str) -> None:
+    config = merged_config([str(cached_config)])
+    state = torch.load(OmegaConf.select(config.model.params, key), weights_only=True)["state_dict"]
+    torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "other.pt")
+    with pytest.raises(ConfigError, match=f"made with other weights of the {part} than the config's; make the cache anew with scripts/precompute"):
+        train(cached_config, f"model.params.{key}={tmp_path / 'other.pt'}")
+
+
+# A config as it was published
+
+
+def test_a_config_with_the_published_keys_trains_and_leaves_the_checkpoints_it_asks_for(pictures: dict[str, Path], tmp_path: Path) -> None:
+    logger = {"batch_frequency": 2, "max_images": 2, "clamp": True, "rescale": True, "increase_log_steps": False, "log_on_batch_idx": True}
+    data = {"target": "main.DataModuleFromConfig", "params": {**hybrid_data(pictures)["params"], "batch_size": 1}}
+    lightning = {
+        "modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": {"save_top_k": 1}},
+        "modelcheckpoint_step": {"params": {"every_n_train_steps": 2, "save_top_k": -1}},
+        "callbacks": {"image_logger": {"target": "main.ImageLogger", "params": {**logger, "log_images_kwargs": {"ddim_steps": 1}}}},
+        "trainer": {"max_epochs": 1, "benchmark": True, **QUIET},
+    }
+    model = {"base_learning_rate": 1e-3, **diffusion_node(tmp_path, monitor="val/loss")}
+    config = save_config({"model": model, "data": data, "lightning": lightning}, tmp_path / "published.yaml")
+    main(["--name", "n", "--base", str(config), "--basedir", str(tmp_path / "logs"), "-t", "True"])
+    names = {path.name for path in (tmp_path / "logs/n/checkpoints").iterdir()}
+    assert names == {"last.ckpt", "epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt", "best-epoch=0-step=5.ckpt"}
+    assert sorted({path.stem[-2:] for path in (tmp_path / "logs/n/images").iterdir()}) == ["02", "04"]
 
 
 # A run's folder, and going on with it
@@ -186,6 +182,23 @@ def test_a_checkpoint_resumes_with_its_optimiser(diffusion: Path, diffusion_conf
     assert {int(state["step"]) for state in resumed["optimizer_states"][0]["state"].values()} == {3}
     assert resumed["state_dict"]["model_ema.num_updates"] == 3
     assert torch.equal(resumed["state_dict"]["scale_factors"], last(diffusion)["state_dict"]["scale_factors"])
+
+
+@pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/last.ckpt"])
+def test_a_run_goes_on_in_its_folder_with_its_own_config(diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    run = Path(shutil.copytree(diffusion, tmp_path / "moved/run"))
+    monkeypatch.chdir(tmp_path)
+    main(["--resume", str(run / where), "lightning.trainer.max_steps=3"])
+    assert last(run)["global_step"] == 3
+    assert [len(logged(run, "train/loss", version)) for version in (0, 1)] == [2, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+def test_a_resumed_run_may_get_a_name_of_its_own(diffusion: Path, tmp_path: Path) -> None:
+    before = files_below(diffusion)
+    config = next(diffusion.glob("config_*.yaml"))
+    main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path), "--base", str(config), "lightning.trainer.max_steps=3"])
+    assert last(tmp_path / "branch")["global_step"] == 3 and files_below(diffusion) == before
 
 
 def test_the_last_checkpoint_is_that_of_the_last_run(diffusion_config: Path) -> None:
@@ -207,6 +220,36 @@ def test_a_checkpoint_of_another_model_is_refused(diffusion_config: Path, first_
         train(diffusion_config, "--resume", first_stage / "checkpoints/last.ckpt")
 
 
+@pytest.mark.parametrize(
+    "resume, problem",
+    [
+        ("empty", "empty: no checkpoints/last.ckpt in this folder; name a run's folder or a .ckpt file"),
+        ("nowhere", "nowhere: no such"),
+        ("nowhere/checkpoints/last.ckpt", "last.ckpt: no such"),
+        ("alone.ckpt", "give the config with --base, as the checkpoint lies in no run's folder"),
+        ("bare", "bare: no config_*.yaml in this run's folder; give the config with --base"),
+    ],
+)
+def test_what_cannot_be_resumed_by_itself_is_one_line(diffusion: Path, tmp_path: Path, monkeypatch, capsys, resume: str, problem: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare/checkpoints").mkdir(parents=True)
+    for copy in ("alone.ckpt", "bare/checkpoints/last.ckpt"):
+        (tmp_path / copy).write_bytes((diffusion / "checkpoints/last.ckpt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    before = files_below(tmp_path)
+    assert run_program(main, ["--resume", resume], monkeypatch) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1 and problem in line
+    assert files_below(tmp_path) == before
+
+
+def test_a_run_goes_on_with_its_own_seed_only(diffusion: Path) -> None:
+    before = last(diffusion)["global_step"]
+    with pytest.raises(UserError, match="--seed 5: the run to resume has the seed 23; leave --seed out"):
+        main(["--resume", str(diffusion), "--seed", "5", "lightning.trainer.max_steps=3"])
+    assert last(diffusion)["global_step"] == before
+
+
 def test_the_same_seed_trains_the_same_model(diffusion: Path, diffusion_config: Path) -> None:
     again, other = train(diffusion_config, name="again"), train(diffusion_config, "--seed", 1, name="other")
     assert equal_weights(again, diffusion) and not equal_weights(other, diffusion)
@@ -216,11 +259,10 @@ def test_the_same_seed_trains_the_same_model(diffusion: Path, diffusion_config: 
 
 
 def test_pictures_do_not_change_the_training(diffusion: Path, diffusion_config: Path) -> None:
-    node = "{target: main.ImageLogger, params: {batch_frequency: 1, max_images: 2, log_images_kwargs: {ddim_steps: 2}}}"
+    node = "{target: main.ImageLogger, params: {batch_frequency: 1, max_images: 2, log_images_kwargs: {ddim_steps: 2, content_scales: []}}}"
     watched = train(diffusion_config, f"lightning.callbacks.images={node}", name="watched")
-    assert sorted(path.name for path in (watched / "images").iterdir()) == [
-        f"{name}_0000000{step}.png" for name in ("neighbours_style", "reconstructions") for step in (1, 2)
-    ]
+    names = ("neighbours_style", "reconstructions", "samples", "style_guidance_5")
+    assert sorted(path.name for path in (watched / "images").iterdir()) == [f"{name}_0000000{step}.png" for name in names for step in (1, 2)]
     assert equal_weights(watched, diffusion)
 
 
@@ -230,7 +272,12 @@ def test_pictures_stand_side_by_side(first_stage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, expected", [({"batch_frequency": 5}, [1, 2, 4, 5, 10]), ({"batch_frequency": 5, "increase_log_steps": False}, [5, 10])]
+    "options, expected",
+    [
+        ({"batch_frequency": 5}, [1, 2, 4, 5, 10]),
+        ({"batch_frequency": 5, "increase_log_steps": False}, [5, 10]),
+        ({"batch_frequency": 5, "disabled": True}, []),
+    ],
 )
 def test_pictures_come_often_at_first(options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     from main import ImageLogger
@@ -247,34 +294,7 @@ def test_pictures_come_often_at_first(options: dict[str, Any], expected: list[in
     assert written == expected
 
 
-# The command's config
-
-
-def test_later_files_and_overrides_win(tmp_path: Path) -> None:
-    one = save_config({"model": {"a": 1, "b": 1, "c": 1}, "data": {}}, tmp_path / "one.yaml")
-    other = save_config({"model": {"b": 2, "c": 2}}, tmp_path / "other.yaml")
-    config = merged_config([str(one), str(other)], ["model.c=3", "data.x=[1,2]"])
-    assert OmegaConf.to_container(config) == {"model": {"a": 1, "b": 2, "c": 3}, "data": {"x": [1, 2]}}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--base one.yaml other.yaml a.b=1 c.d=2",
-        "a.b=1 --base one.yaml other.yaml --seed 3 c.d=2",
-        "--name x a.b=1 c.d=2 --base one.yaml other.yaml",
-    ],
-)
-def test_overrides_may_stand_anywhere(arguments: str) -> None:
-    args = parse_args(arguments.split())
-    assert (sorted(args.overrides), args.base) == (["a.b=1", "c.d=2"], ["one.yaml", "other.yaml"])
-
-
-def test_a_config_file_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
-    path = save_config({}, tmp_path / "lr=3.yaml")
-    assert parse_args(["--base", str(path), "a.b=1"]).base == [str(path)]
-    with pytest.raises(UserError, match="--base names no config file"):
-        parse_args(["--base", "a.b=1"])
+# What cannot be trained
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "base_learning_rate"])
@@ -282,43 +302,33 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
     config = merged_config([str(diffusion_config)])
     del config.model.learning_rate
     config.model[key] = 0.0125
-    model, data = build(config)
-    assert model.configure_optimizers().defaults["lr"] == 0.0125 and isinstance(data, DataModuleFromConfig)
-
-
-def test_the_trainer_takes_the_configs_options(diffusion_config: Path, tmp_path: Path) -> None:
-    overrides = ["lightning.trainer.max_steps=7", "lightning.trainer.gradient_clip_val=0.5", "lightning.modelcheckpoint.params.every_n_train_steps=3"]
-    trainer = build_trainer(merged_config([str(diffusion_config)], overrides), tmp_path)
-    assert (trainer.max_steps, trainer.gradient_clip_val, trainer.checkpoint_callback._every_n_train_steps) == (7, 0.5, 3)
-
-
-@pytest.mark.parametrize("trainer", ["lightning=null", "lightning.trainer=null", "lightning.callbacks=null"])
-def test_sections_of_the_trainer_may_be_null(diffusion_config: Path, tmp_path: Path, trainer: str) -> None:
-    assert isinstance(build_trainer(merged_config([str(diffusion_config)], [trainer]), tmp_path), pl.Trainer)
+    model, data = build(config, seed=3)
+    assert model.configure_optimizers().defaults["lr"] == 0.0125 and isinstance(data, DataModuleFromConfig) and data.seed == 3
 
 
 @pytest.mark.parametrize(
     "override, problem",
     [
-        ("modle.target=x", "unknown config key 'modle'; the top level has model, data, lightning"),
-        ("lightning.trainr.max_steps=1", "unknown config key 'lightning.trainr'"),
-        ("lightning.trainer.max_step=1", "has no parameter 'max_step'; did you mean max_steps"),
-        ("lightning.modelcheckpoint.params.save_lst=true", "did you mean save_last"),
+        ("modle.target=x", "unknown config key 'modle'; did you mean model"),
+        ("lightning.trainr.max_steps=1", "unknown config key 'trainr'; did you mean trainer"),
+        ("lightning.trainer.max_epoch=3", "has no parameter 'max_epoch'; did you mean max_epochs"),
+        ("lightning.performance.compil=true", "unknown config key 'compil'; did you mean compile"),
+        ("lightning.modelcheckpoint_step.params.save_tpo_k=1", "did you mean save_top_k"),
         ("lightning.callbacks.x={target: os.system}", "'os.system' is not under"),
-        ("lightning.trainer.precision=fp7", "Precision 'fp7' is invalid"),
-        ("lightning.trainer=[1]", "cannot be merged"),
+        ("lightning.trainer=[1]", "`lightning.trainer` must be names with values"),
         ("lightning=3", "`lightning` must be names with values"),
-        ("max_steps", "'max_steps' is not an override; write key.sub=value"),
-        ("model.x=[1", "not valid YAML"),
         ("model=null", "needs a `target` key"),
         ("model.params.embed=3", "DualCondLDM has no parameter 'embed'"),
-        ("model.target=pytorch_lightning.LightningDataModule", "LightningDataModule has no parameter"),
+        ("model.parms.channels=3", "unknown key 'parms'; did you mean params"),
+        ("model={target: pytorch_lightning.LightningDataModule}", "it must be a LightningModule"),
         ("model.learning_rate=fast", "model.learning_rate must be a positive number, got 'fast'"),
         ("model.learning_rate=0", "model.learning_rate must be a positive number"),
         ("model.params.first_stage_config.params.ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such file"),
         ("data=null", "needs a `target` key"),
-        ("data={target: torch.nn.SiLU, params: null}", "it must be a LightningDataModule"),
+        ("data={target: torch.nn.SiLU}", "it must be a LightningDataModule"),
         ("data.params.batch_size=0", "batch_size must be a whole number"),
+        ("data.params.batch_sizes=3", "has no parameter 'batch_sizes'; did you mean batch_size"),
+        ("data.params.max_unreadable_share=2", "max_unreadable_share must be between 0 and 1, got 2"),
         ("data.params.train=null", "no `train` data set"),
         ("data.params.train.params.style_root=nowhere", "nowhere: no such folder of pictures"),
         ("data.params.validation.params.content_root=nowhere", "nowhere: no such folder of pictures"),
@@ -326,37 +336,17 @@ def test_sections_of_the_trainer_may_be_null(diffusion_config: Path, tmp_path: P
     ],
 )
 def test_a_wrong_config_is_a_user_error(diffusion_config: Path, tmp_path: Path, override: str, problem: str) -> None:
-    config = OmegaConf.load(diffusion_config)
-    if override.startswith("data={"):
-        config.data = {}
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
     with pytest.raises(UserError, match=problem):
-        train(save_config(config, tmp_path / "a.yaml"), override)
+        train(config, override)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("missing", ["model", "data"])
-def test_a_config_needs_a_model_and_data(diffusion_config: Path, tmp_path: Path, missing: str) -> None:
-    config = OmegaConf.load(diffusion_config)
-    del config[missing]
-    with pytest.raises(ConfigError, match=f"no `{missing}` section"):
-        train(save_config(config, tmp_path / "a.yaml"))
-
-
-@pytest.mark.parametrize(
-    "options, problem",
-    [
-        (["--gpus", "first"], "--gpus takes numbers such as 0,1"),
-        (["--gpus", "0"], "the trainer cannot be set up"),
-        (["--seed", "-1"], "--seed must be between 0 and"),
-        (["--seed", "4294967296"], "--seed must be between 0 and"),
-        (["--sede", "1"], "--sede"),
-    ],
-)
-def test_a_wrong_option_is_a_user_error(diffusion_config: Path, options: list[str], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_a_user_error(diffusion_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match=problem):
-        train(diffusion_config, *options)
+    with pytest.raises(UserError, match="the trainer cannot be set up"):
+        train(diffusion_config, "--gpus", "0")
 
 
 def test_a_missing_config_is_one_line_and_exit_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -369,12 +359,3 @@ def test_allowed_targets_reach_data_sets_and_models(diffusion_config: Path) -> N
         train(diffusion_config, "data.params.train.target=builders.Data")
     with pytest.raises(ConfigError, match="No module named 'not_there'|has no 'Data'"):
         train(diffusion_config, "data.params.train.target=not_there.Data", "--allow-target", "not_there")
-
-
-# Learning-rate schedule
-
-
-@pytest.mark.parametrize("step, factor", [(0, 0.1), (5, 0.55), (10, 1.0), (60, 0.6), (110, 0.2), (1000, 0.2)])
-def test_the_learning_rate_warms_up_then_falls_as_a_half_cosine(step: int, factor: float) -> None:
-    schedule = LambdaWarmUpCosineScheduler(10, 110, lr_min=0.2, lr_start=0.1).schedule
-    assert schedule(step) == pytest.approx(factor)

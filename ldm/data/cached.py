@@ -1,84 +1,105 @@
-"""Training data computed once: latents and style statistics of fixed crops, in memory-mapped arrays.
+"""Training data computed once: latents and style statistics of fixed crops, in memory-mapped shards.
 
-A cache is a folder with, for each kind ("paintings", "photos"):
-`<kind>_latent.npy` (rows, C, h, w) float16, unscaled posterior modes; `<kind>_style.npy` (rows, style_dim) float16;
-and `cache.json`: what made it, and for each kind the pictures (`rows_per_picture` consecutive rows each) and how
-many rows are done.
+A cache is a folder. `cache.json` says what made it and lists, for each kind ("paintings", "photos"), all pictures.
+Every `pictures_per_shard` of them make a shard:
+`<kind>_00000_latent.npy` (rows, C, h, w) float16, unscaled posterior modes; `<kind>_00000_style.npy` (rows,
+style_dim) float16; `<kind>_00000.json`, written last: the pictures in it (`rows_per_picture` rows each, in order)
+and those that could not be read.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ldm.data.pictures import check_split, randint, split_fraction
-from ldm.data.wikiart import check_probabilities, draw_flags
-from ldm.errors import UserError
+from ldm.checkpoint import fingerprint
+from ldm.data.pictures import check_split, of_split
+from ldm.data.wikiart import HybridDraws
+from ldm.errors import ConfigError, UserError
 from ldm.files import written_whole
 
 KINDS = ("paintings", "photos")
+_FORMAT = 2
 
 
 class LatentCache:
-    """One cache folder: made by `create`, filled row by row, opened again after a stop."""
+    """One cache folder: made by `create`, filled shard by shard, opened again after a stop. Raises UserError."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        try:
-            self.meta: dict[str, Any] = json.loads((self.folder / "cache.json").read_text())
-        except FileNotFoundError as error:
-            raise UserError(f"{self.folder}: no latent cache there; make one with scripts/precompute_latents.py") from error
-        except ValueError as error:
-            raise UserError(f"{self.folder / 'cache.json'}: not readable ({error})") from error
+        self.meta = _read_json(self.folder / "cache.json", f"{self.folder}: no latent cache there; make one with scripts/precompute_latents.py")
+        if self.meta.get("format") != _FORMAT:
+            raise UserError(f"{self.folder}: a latent cache of an older layout; make it anew with scripts/precompute_latents.py")
 
     @classmethod
-    def create(cls, folder: str | Path, made_by: dict[str, Any], pictures: dict[str, list[str]], rows_per_picture: int) -> "LatentCache":
+    def create(
+        cls, folder: str | Path, made_by: dict[str, Any], pictures: dict[str, list[str]], rows_per_picture: int, pictures_per_shard: int
+    ) -> "LatentCache":
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        meta = {"made_by": made_by, "rows_per_picture": rows_per_picture, "pictures": pictures, "done": dict.fromkeys(pictures, 0)}
-        _write_json(folder / "cache.json", meta)
+        counts = {"rows_per_picture": rows_per_picture, "pictures_per_shard": pictures_per_shard}
+        _write_json(folder / "cache.json", {"format": _FORMAT, "made_by": made_by, **counts, "pictures": pictures})
         return cls(folder)
 
-    def rows(self, kind: str) -> int:
-        return len(self.meta["pictures"][kind]) * self.meta["rows_per_picture"]
+    def shards(self, kind: str) -> range:
+        """The numbers of all shards that a kind has once it is complete."""
+        return range(-(-len(self.meta["pictures"][kind]) // self.meta["pictures_per_shard"]))
 
-    def allocate(self, kind: str, latent_shape: tuple[int, ...], style_dim: int) -> None:
-        """Make the arrays of a kind, unless they are there."""
-        for name, shape in (("latent", latent_shape), ("style", (style_dim,))):
-            path = self.folder / f"{kind}_{name}.npy"
-            if not path.exists():
-                open_memmap(path, mode="w+", dtype=np.float16, shape=(self.rows(kind), *shape)).flush()
+    def pictures_of(self, kind: str, shard: int) -> range:
+        """The indices, among all of its kind, of a shard's pictures."""
+        size = self.meta["pictures_per_shard"]
+        return range(len(self.meta["pictures"][kind]))[shard * size : (shard + 1) * size]
 
-    def arrays(self, kind: str, mode: str = "r") -> tuple[np.ndarray, np.ndarray]:
-        """(latents, style statistics) of a kind, memory-mapped."""
-        return tuple(np.load(self.folder / f"{kind}_{name}.npy", mmap_mode=mode) for name in ("latent", "style"))
+    def is_done(self, kind: str, shard: int) -> bool:
+        return self._path(kind, shard, ".json").exists()
 
-    def mark_done(self, kind: str, rows: int) -> None:
-        self.meta["done"][kind] = rows
-        _write_json(self.folder / "cache.json", self.meta)
+    def write(self, kind: str, shard: int, latents: np.ndarray, styles: np.ndarray, pictures: list[str], unreadable: dict[str, str]) -> None:
+        """Store a shard; a stop at any moment leaves it undone or done."""
+        for name, array in (("latent", latents), ("style", styles)):
+            with written_whole(self._path(kind, shard, f"_{name}.npy")) as aside:
+                np.save(aside, array.astype(np.float16))
+        _write_json(self._path(kind, shard, ".json"), {"pictures": pictures, "unreadable": unreadable})
+
+    def read(self, kind: str, shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """(latents, style statistics, both memory-mapped; what the shard's own file says)."""
+        arrays = [np.load(self._path(kind, shard, f"_{name}.npy"), mmap_mode="r") for name in ("latent", "style")]
+        return *arrays, _read_json(self._path(kind, shard, ".json"), f"{self.folder}: shard {shard} of the {kind} is not done")
 
     def check_complete(self) -> None:
         """Raises UserError for a cache whose making was stopped."""
-        for kind, done in self.meta["done"].items():
-            if done < self.rows(kind):
-                raise UserError(f"{self.folder}: {done} of {self.rows(kind)} {kind} are done; run scripts/precompute_latents.py again to finish")
+        for kind in KINDS:
+            done = sum(self.is_done(kind, shard) for shard in self.shards(kind))
+            if done < len(self.shards(kind)):
+                raise UserError(
+                    f"{self.folder}: {done} of {len(self.shards(kind))} shards of {kind} are done; run scripts/precompute_latents.py again to finish"
+                )
+
+    def unreadable(self) -> dict[str, str]:
+        """What was wrong with pictures that were left out, by name."""
+        found: dict[str, str] = {}
+        for kind in KINDS:
+            for shard in self.shards(kind):
+                found |= _read_json(self._path(kind, shard, ".json"), "")["unreadable"]
+        return found
+
+    def _path(self, kind: str, shard: int, ending: str) -> Path:
+        return self.folder / f"{kind}_{shard:05d}{ending}"
 
 
-class CachedHybridTrain(Dataset):
-    """What HybridTrain draws, from a cache. Samples: `latent` (C, h, w), `style` (style_dim,), and both flags.
+class CachedHybridTrain(HybridDraws):
+    """What HybridTrain draws, from a cache, with the same options.
 
-    `photo_share` of the samples with style are photos too (differs: none in the published recipe), which makes small
-    sets of paintings go further.
+    Samples: `latent` (C, h, w), `style` (style_dim,), both flags, and `path`, the picture's name in the cache.
     """
 
     def __init__(
         self,
-        cache: str,
+        cache: str = "datasets/cache",
         style_drop: float = 0.1,
         content_drop: float = 0.5,
         photo_share: float = 0.0,
@@ -86,37 +107,64 @@ class CachedHybridTrain(Dataset):
         validation_share: float = 0.02,
         seed: int = 0,
     ):
-        check_probabilities(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
-        self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
-        store = LatentCache(cache)
-        store.check_complete()
-        self.arrays = {kind: store.arrays(kind) for kind in KINDS}
-        self.rows = {kind: _rows_of(store, kind, split, validation_share, seed) for kind in KINDS}
+        self.store = LatentCache(cache)
+        self.store.check_complete()
+        rows = (CachedRows(self.store, kind, split, validation_share, seed) for kind in KINDS)
+        super().__init__(*rows, style_drop, content_drop, photo_share)
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raises ConfigError for a model whose encoders did not make this cache."""
+        theirs = self.store.meta["made_by"]["encoders"]
+        for name, mark in encoder_fingerprints(model).items():
+            if mark != theirs[name]:
+                raise ConfigError(
+                    f"{self.store.folder}: made with other weights of the {name} than the config's; make the cache anew "
+                    "with scripts/precompute_latents.py, or give the config the weights that it was made with"
+                )
+
+
+class CachedRows(Dataset):
+    """The rows of one kind that belong to a split, by the rule for picture folders."""
+
+    def __init__(self, store: LatentCache, kind: str, split: str, validation_share: float, seed: int):
+        check_split(split)
+        self.per_picture = store.meta["rows_per_picture"]
+        self.shards = [store.read(kind, shard) for shard in store.shards(kind)]
+        places = [(shard, place, name) for shard, (_, _, meta) in enumerate(self.shards) for place, name in enumerate(meta["pictures"])]
+        chosen = of_split([Path(name) for *_, name in places], split, validation_share, seed, where=f"{store.folder}, {kind}")
+        self.places = np.array([places[i][:2] for i in chosen])
+
+    @property
+    def pictures(self) -> int:
+        return len(self.places)
 
     def __len__(self) -> int:
-        return len(self.rows["paintings"])
+        return len(self.places) * self.per_picture
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | bool]:
-        style_on, content_on = draw_flags(self.style_drop, self.content_drop)
-        if style_on and torch.rand(()) >= self.photo_share:
-            kind, row = "paintings", self.rows["paintings"][index]
-        else:
-            kind, row = "photos", self.rows["photos"][randint(len(self.rows["photos"]))]
-        latent, style = (torch.from_numpy(np.array(a[row])) for a in self.arrays[kind])
-        return {"latent": latent, "style": style, "style_flag": style_on, "content_flag": content_on}
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        shard, place = self.places[index // self.per_picture]
+        latents, styles, meta = self.shards[shard]
+        row = place * self.per_picture + index % self.per_picture
+        latent, style = (torch.from_numpy(np.array(array[row])) for array in (latents, styles))
+        return {"latent": latent, "style": style, "path": meta["pictures"][place]}
 
 
-def _rows_of(store: LatentCache, kind: str, split: str, share: float, seed: int) -> np.ndarray:
-    """Rows of the pictures that belong to a split, by the same rule as for picture folders."""
-    check_split(split)
-    held_out = np.array([split_fraction(Path(p), seed) < share for p in store.meta["pictures"][kind]])
-    chosen = np.flatnonzero((held_out == (split == "validation")) | (split == "all"))
-    if not len(chosen):
-        raise UserError(f"{store.folder}: its {len(held_out)} {kind} leave none for {split}; change validation_share")
-    per_picture = store.meta["rows_per_picture"]
-    return (chosen[:, None] * per_picture + np.arange(per_picture)).ravel()
+def encoder_fingerprints(model: nn.Module) -> dict[str, str]:
+    """What tells apart the weights that latents and style statistics come from; only of networks that have theirs."""
+    first_stage = model.first_stage_model
+    marks = {"first stage": fingerprint(first_stage.encoder, first_stage.quant_conv)}
+    return marks | ({"style network": fingerprint(model.vgg)} if model.vgg.has_weights else {})
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(missing) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with written_whole(path) as aside:
         aside.write_text(json.dumps(content))

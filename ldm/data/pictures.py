@@ -1,13 +1,17 @@
 """Folders of pictures as data sets: any depth, no list files, a split that is the same on every machine.
 
-A sample is a dict whose `image` is (H, W, 3) float32 in [-1, 1], channels last as in the latent-diffusion family.
-Random choices come from torch's generator, which the loader seeds for every worker and epoch.
+A sample is a dict: `image` (H, W, 3) float32 in [-1, 1], channels last as in the latent-diffusion family; `path`, its
+file; `unreadable`, a line for each picture that it stands in for because that could not be read (mostly empty).
+Random choices come from torch's generator, which the loader seeds for every sample.
 """
 
 import hashlib
-import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,8 +20,6 @@ from torch.utils.data import Dataset
 
 from ldm.errors import ConfigError, UserError
 from ldm.images import EXTENSIONS, load_image, resize_short_side
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "all")
 _MAX_REPLACEMENTS = 20
@@ -35,12 +37,23 @@ def find_pictures(root: str | Path, split: str = "all", validation_share: float 
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not paths:
         raise UserError(f"{root}: no pictures in it ({', '.join(EXTENSIONS)})")
+    return [paths[i] for i in of_split([p.relative_to(root) for p in paths], split, validation_share, seed, where=str(root))]
+
+
+def of_split(names: Sequence[Path], split: str, validation_share: float, seed: int, where: str) -> list[int]:
+    """Indices of the names that belong to a split. Raises UserError if there are none.
+
+    Where the share is too small for any, the validation set is one picture.
+    """
     if split == "all":
-        return paths
-    held_out = [split_fraction(p.relative_to(root), seed) < validation_share for p in paths]
-    chosen = [p for p, held in zip(paths, held_out) if held == (split == "validation")]
+        return list(range(len(names)))
+    fractions = [split_fraction(name, seed) for name in names]
+    limit = validation_share
+    if 0 < limit <= min(fractions) and len(names) > 1:
+        limit = math.nextafter(min(fractions), 1.0)
+    chosen = [i for i, fraction in enumerate(fractions) if (fraction < limit) == (split == "validation")]
     if not chosen:
-        raise UserError(f"{root}: its {len(paths)} pictures leave none for {split}; change validation_share")
+        raise UserError(f"{where}: its {len(names)} pictures leave none for {split}; change validation_share")
     return chosen
 
 
@@ -59,12 +72,51 @@ def randint(high: int) -> int:
     return int(torch.randint(high, ()))
 
 
-class PictureFolder(Dataset):
+class Crops:
+    """How a picture becomes a sample: scaled so that its smaller side is `short_side`, cropped to a `size` square.
+
+    The crop is at a `random` place or central, and with `flip` mirrored every other time.
+    """
+
+    def __init__(self, size: int = 256, short_side: int | None = None, random: bool = True, flip: bool = True):
+        self.size, self.short_side = size, short_side or size
+        if self.short_side < size:
+            raise ConfigError(f"short_side {short_side} is smaller than the crop of {size} pixels")
+        self.random, self.flip = random, flip
+
+    def scaled(self, source: str | Path | BinaryIO) -> Image.Image:
+        """The picture in a file (see `load_image`) at its size before the crop. Raises UserError."""
+        return resize_short_side(load_image(source, draft_size=self.short_side), self.short_side)
+
+    def crop(self, image: Image.Image) -> np.ndarray:
+        """(size, size, 3) float32 in [-1, 1]."""
+        spare = image.width - self.size, image.height - self.size
+        left, top = (randint(s + 1) if self.random else s // 2 for s in spare)
+        array = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32)
+        if self.flip and randint(2):
+            array = array[:, ::-1]
+        return np.ascontiguousarray(array / 127.5 - 1.0)
+
+    def sample(self, candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> dict[str, np.ndarray | str]:
+        """The sample of the first of several pictures (name, how to read it) that can be read.
+
+        Raises UserError when too many in a row cannot.
+        """
+        problems = []
+        for name, read in islice(candidates, _MAX_REPLACEMENTS):
+            try:
+                return {"image": self.crop(read()), "path": name, "unreadable": "\n".join(problems)}
+            except UserError as error:
+                problems.append(" ".join(str(error).split()))
+        raise UserError(f"{_MAX_REPLACEMENTS} pictures in a row could not be read: {'; '.join(dict.fromkeys(problems))}")
+
+
+class PictureFolder(Crops, Dataset):
     """Random (train) or central (validation) crops of the pictures below one or several folders.
 
-    Pictures are scaled so that the smaller side is `short_side`, then cropped to `size` squares and, in training,
-    flipped at random. `in_memory` keeps the scaled pictures (about 0.2 MB each at 256 px), which pays for small sets.
-    A picture that cannot be read is named in the log and replaced by another.
+    Pictures are scaled and cropped as in `Crops` and flipped in training only. `in_memory` keeps the scaled pictures
+    (about 0.2 MB each at 256 px), which pays for small sets. A picture that cannot be read is replaced by another, and
+    the sample says so.
     """
 
     def __init__(
@@ -78,47 +130,33 @@ class PictureFolder(Dataset):
         flip: bool = True,
         in_memory: bool = False,
     ):
-        self.size, self.short_side = size, short_side or size
-        if self.short_side < size:
-            raise ConfigError(f"short_side {short_side} is smaller than the crop of {size} pixels")
+        training = split == "train"
+        super().__init__(size, short_side, random=training, flip=flip and training)
         roots = [roots] if isinstance(roots, (str, Path)) else list(roots)
         self.paths = [p for root in roots for p in find_pictures(root, split, validation_share, seed)]
-        self.random = split == "train"
-        self.flip = flip and self.random
         self._kept: dict[int, Image.Image] | None = {} if in_memory else None
-        self._bad: set[Path] = set()
+
+    @property
+    def pictures(self) -> int:
+        """Files that samples are made of."""
+        return len(self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"image": self.crop(self.read_or_replace(index))}
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        return self.sample((str(self.paths[i]), partial(self.read, i)) for i in self._replacements(index))
 
-    def read_or_replace(self, index: int) -> Image.Image:
-        """The scaled picture, or that of another index where it cannot be read."""
-        for _ in range(_MAX_REPLACEMENTS):
-            try:
-                return self.read(index)
-            except UserError as error:
-                if self.paths[index] not in self._bad:
-                    log.warning("picture left out: %s", error)
-                self._bad.add(self.paths[index])
-                index = randint(len(self)) if self.random else (index + 1) % len(self)
-        raise UserError(f"{_MAX_REPLACEMENTS} pictures in a row could not be read, the last one {self.paths[index]}")
+    def _replacements(self, index: int) -> Iterator[int]:
+        """A picture and those to take in its place."""
+        while True:
+            yield index
+            index = randint(len(self)) if self.random else (index + 1) % len(self)
 
     def read(self, index: int) -> Image.Image:
         if self._kept is not None and index in self._kept:
             return self._kept[index]
-        image = resize_short_side(load_image(self.paths[index], draft_size=self.short_side), self.short_side)
+        image = self.scaled(self.paths[index])
         if self._kept is not None:
             self._kept[index] = image
         return image
-
-    def crop(self, image: Image.Image) -> np.ndarray:
-        """(size, size, 3) float32 in [-1, 1]."""
-        spare = image.width - self.size, image.height - self.size
-        left, top = (randint(s + 1) if self.random else s // 2 for s in spare)
-        array = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32)
-        if self.flip and randint(2):
-            array = array[:, ::-1]
-        return np.ascontiguousarray(array / 127.5 - 1.0)

@@ -1,6 +1,7 @@
 """ArtFusion's training data: paintings for style and content, photos for the samples without a style."""
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch.utils.data import Dataset
 
@@ -22,11 +23,37 @@ class WikiArtValidation(PictureFolder):
         super().__init__(roots, size=size, split="validation", **options)
 
 
-class HybridTrain(Dataset):
-    """One picture a sample, with the two flags that say which conditions it may use.
+class HybridDraws(Dataset):
+    """Samples of two data sets, with the two flags that say which conditions a sample may use.
 
-    With probability `style_drop` the style is off and the picture is a photo; else it is a painting, whose content
-    is off with probability `content_drop`. An epoch is as long as the set of paintings.
+    With probability `style_drop` the style is off and the sample is a photo; else it is a painting, or with probability
+    `photo_share` a photo, whose content is off with probability `content_drop`. An epoch is as long as `paintings`.
+    """
+
+    def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
+        check_probabilities(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
+        self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
+        self.paintings, self.photos = paintings, photos
+
+    @property
+    def pictures(self) -> int:
+        """Files that samples are made of."""
+        return self.paintings.pictures + self.photos.pictures
+
+    def __len__(self) -> int:
+        return len(self.paintings)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        style_on, content_on = draw_flags(self.style_drop, self.content_drop)
+        painting = style_on and (self.photo_share == 0 or torch.rand(()) >= self.photo_share)
+        sample = self.paintings[index] if painting else self.photos[randint(len(self.photos))]
+        return {**sample, "style_flag": style_on, "content_flag": content_on}
+
+
+class HybridTrain(HybridDraws):
+    """The published training data: pictures of two folders. Options as in PictureFolder and HybridDraws.
+
+    `photo_share` (differs: none in the published recipe) makes small sets of paintings go further.
     """
 
     def __init__(
@@ -38,25 +65,17 @@ class HybridTrain(Dataset):
         content_size: int | None = None,
         style_drop: float = 0.1,
         content_drop: float = 0.5,
+        photo_share: float = 0.0,
         split: str = "train",
         validation_share: float = 0.02,
         seed: int = 0,
         flip: bool = True,
         in_memory: bool = False,
     ):
-        check_probabilities(style_drop=style_drop, content_drop=content_drop)
-        self.style_drop, self.content_drop = style_drop, content_drop
         options = (split, validation_share, seed, flip, in_memory)
-        self.paintings = PictureFolder(style_root, size, style_size, *options)
-        self.photos = PictureFolder(content_root, size, content_size, *options)
-
-    def __len__(self) -> int:
-        return len(self.paintings)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | bool]:
-        style_on, content_on = draw_flags(self.style_drop, self.content_drop)
-        sample = self.paintings[index] if style_on else self.photos[randint(len(self.photos))]
-        return {**sample, "style_flag": style_on, "content_flag": content_on}
+        paintings = PictureFolder(style_root, size, style_size, *options)
+        photos = PictureFolder(content_root, size, content_size, *options)
+        super().__init__(paintings, photos, style_drop, content_drop, photo_share)
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:

@@ -12,6 +12,7 @@ from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import ConfigError
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
+from ldm.optimizers import build_optimizer
 from ldm.util import instantiate_from_config
 
 
@@ -88,14 +89,14 @@ class AutoencoderKL(pl.LightningModule):
         halves = (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         weights = [p for part in halves for p in part.parameters() if p.requires_grad]
         groups = [weights] + ([self.loss.discriminator.parameters()] if self.loss.discriminator is not None else [])
-        optimizers = [torch.optim.Adam(group, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
+        optimizers = [build_optimizer(torch.optim.Adam, group, self, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
         if self.scheduler_config is None:
             return optimizers
         schedule = instantiate_from_config(self.scheduler_config).schedule
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        step = self.autoencoder_steps()
+        step = self.global_step
         x = self.get_input(batch)
         # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
         recon, posterior = self(x)
@@ -108,15 +109,10 @@ class AutoencoderKL(pl.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         self.log("train/loss", parts["rec_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
-    def autoencoder_steps(self) -> int:
-        """Steps that the autoencoder's optimiser has made."""
-        # Lightning's global_step counts the steps of all optimisers together.
-        both, start = self.global_step, self.loss.disc_start
-        alone = self.loss.discriminator is None or both <= start
-        return both if alone else start + (both - start) // 2
-
     def _step(self, which: int, loss: Tensor) -> None:
         optimizer = _as_list(self.optimizers())[which]
+        if which > 0:  # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
+            optimizer._on_before_step = optimizer._on_after_step = lambda: None
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
         optimizer.step()
@@ -126,7 +122,7 @@ class AutoencoderKL(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         x = self.get_input(batch)
         recon, posterior = self(x, sample_posterior=False)
-        _, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, self.autoencoder_steps(), self.decoder.last_layer)
+        _, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, self.global_step, self.decoder.last_layer)
         mse = (x - recon.float().clamp(-1, 1)).square().mean(dim=(1, 2, 3))
         psnr = (10 * torch.log10(4 / mse)).mean()  # pixels span 2
         self.log_dict({f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True)

@@ -24,14 +24,26 @@ class LitEma(nn.Module):
         if len(set(self.shadow_names.values())) != len(self.shadow_names):
             raise ValueError("EMA: two parameters have the same name once the dots are left out")
         self._stored: list[list[Tensor]] = []
+        self._updates: int | None = None  # `num_updates`, known without asking the device
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the shadows towards the model's present weights."""
-        self.num_updates += 1
-        decay = torch.minimum(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        if self._updates is None:
+            self._updates, self._decay = int(self.num_updates), float(self.decay)
+        self._updates += 1
+        self.num_updates.fill_(self._updates)
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         shadows, live = self._pairs(model)
-        torch._foreach_lerp_(shadows, live, float(1.0 - decay))
+        torch._foreach_lerp_(shadows, live, 1.0 - decay)
+
+    @torch.no_grad()
+    def start_at(self, model: nn.Module) -> None:
+        """Make the shadows equal to the model's present weights, as at the beginning."""
+        shadows, live = self._pairs(model)
+        torch._foreach_copy_(shadows, live)
+        self.num_updates.zero_()
+        self._updates = None
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -49,6 +61,10 @@ class LitEma(nn.Module):
         if not self._stored:
             raise RuntimeError("EMA: restore without store")
         torch._foreach_copy_(self._pairs(model)[1], self._stored.pop())
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self._updates = None
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         live, shadows = dict(model.named_parameters()), dict(self.named_buffers(recurse=False))

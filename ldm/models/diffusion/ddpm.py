@@ -3,6 +3,7 @@
 Shapes: x (N, 3, H, W) pictures in [-1, 1]; z, x_0, x_t (N, channels, h, w) latents; t (N,) time steps, int64.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from ldm.checkpoint import load_strict, read_state_dict
@@ -26,6 +29,7 @@ from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_sc
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
+from ldm.optimizers import build_optimizer, clip_gradients
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -42,7 +46,8 @@ class LatentDiffusion(pl.LightningModule):
     loss_type: "l1" or "l2"; logvar (learned with learn_logvar): loss = loss_simple / exp(logvar_t) + logvar_t;
         plus original_elbo_weight * loss_vlb. min_snr_gamma: cap of the signal-to-noise weighting (Hang et al. 2023),
         off by default as in the published recipe.
-    scale_by_std: set the latent's scale (and shift, where there is one) from the first training batch.
+    scale_by_std: set the latent's scale (and shift, where there is one) from the first `scale_batches` training batches,
+        unless a whole model's weights came from `ckpt_path`.
     v_posterior: posterior variance (1 - v) beta~ + v beta, used by ancestral sampling.
     """
 
@@ -57,6 +62,7 @@ class LatentDiffusion(pl.LightningModule):
         conditioning_key: Any = None,
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
+        scale_batches: int = 16,
         timesteps: int = 1000,
         beta_schedule: str = "linear",
         loss_type: str = "l2",
@@ -103,8 +109,8 @@ class LatentDiffusion(pl.LightningModule):
         self.v_posterior, self.original_elbo_weight = v_posterior, original_elbo_weight
         self.l_simple_weight, self.min_snr_gamma = l_simple_weight, min_snr_gamma
         self.learn_logvar, self.learning_rate, self.scheduler_config = learn_logvar, learning_rate, scheduler_config
-        self.use_ema, self.scale_by_std = use_ema, scale_by_std
-        self._averaged_step = 0
+        self.use_ema, self.scale_by_std, self.scale_batches = use_ema, scale_by_std, scale_batches
+        self._scale_is_known = False
 
         if given_betas is None:
             given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
@@ -129,13 +135,23 @@ class LatentDiffusion(pl.LightningModule):
             self.register_buffer("logvar", logvar)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
-        """Load weights strictly (with `only_unet`, the network's alone). Raises CheckpointError."""
+        """Load weights strictly (with `only_unet`, the network's alone). Raises CheckpointError.
+
+        From a file without moving averages, as made for inference, these start at the weights.
+        """
         state = read_state_dict(path)
+        averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
+        has_averages = not only_unet and any(name.startswith(averages) for name in state)
         if only_unet:
             unet = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
             load_strict(self.model, unet, ignore_keys, where=str(path))
         else:
-            load_strict(self, state, (*ignore_keys, *self.optional_keys(state)), where=str(path))
+            left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages))
+            load_strict(self, state, left_out, where=str(path))
+            self._scale_is_known = True
+        if not has_averages:
+            for average, module in self.averaged():
+                average.start_at(module)
 
     def optional_keys(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Prefixes of names that a whole checkpoint may have or lack."""
@@ -258,46 +274,72 @@ class LatentDiffusion(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, parts, n = self.shared_step(batch)
-        self.log_dict(parts, prog_bar=True, batch_size=n)
+        self.log_dict(parts, batch_size=n)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        x, c = self.get_input(batch)
-        noise, t = torch.randn_like(x), torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
-        _, parts = self.p_losses(x, c, t, noise)
-        with self.ema_scope():
-            _, averaged = self.p_losses(x, c, t, noise)
+        # The same noise and time steps every time: values of different epochs can be compared, and training's
+        # random numbers stay what they were.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx)
+            x, c = self.get_input(batch)
+            noise, t = torch.randn_like(x), torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
+            _, parts = self.p_losses(x, c, t, noise)
+            with self.ema_scope():  # where the condition may be another too
+                _, averaged = self.p_losses(x, self.get_input(batch)[1], t, noise)
         parts |= {f"{name}_ema": value for name, value in averaged.items()}
         self.log_dict(parts, batch_size=len(x), sync_dist=True)
 
-    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        if self.scale_by_std and self.global_step == 0 and batch_idx == 0:
-            self.set_scale(self.unscaled_latents(batch))
+    def on_train_start(self) -> None:
+        # differs: the published code takes one batch, whose statistics are rough.
+        if self.scale_by_std and not self._scale_is_known and self.global_step == 0:
+            self.set_scale(torch.cat([self.unscaled_latents(batch) for batch in self._first_batches(self.scale_batches)]))
+
+    def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
+        """The batches that training will begin with; reading them does not move its own loader on."""
+        loader = self.trainer.train_dataloader
+        sampler = None if isinstance(loader.dataset, IterableDataset) else loader.sampler
+        with torch.random.fork_rng([]):
+            again = DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
+            for batch in itertools.islice(again, count):
+                yield self.transfer_batch_to_device(batch, self.device, 0)
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
             return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).sample()
 
     def set_scale(self, z: Tensor) -> None:
-        """Scale so that these unscaled latents get std 1."""
-        self.scale_factor.fill_(1 / z.std())
+        """Scale so that these unscaled latents, with those of all other processes, get std 1."""
+        self.scale_factor.fill_(1 / self.gathered(z).std())
 
-    def on_train_start(self) -> None:
-        self._averaged_step = self.global_step  # not 0 where training resumes
+    def gathered(self, z: Tensor) -> Tensor:
+        """(N, ...) of all processes together."""
+        return self.all_gather(z).flatten(0, 1) if self._trainer is not None and self.trainer.world_size > 1 else z
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # differs: the published code moves the average once per micro-batch; here once per optimiser step.
-        if self.use_ema and self.global_step != self._averaged_step:
-            self._averaged_step = self.global_step
-            for average, module in self.averaged():
-                average(module)
+        for average, module in self.averaged():
+            average(module)
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+        clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
+        """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the averaged weights."""
+        x, c = self.get_input(first_samples(batch, max_images))
+        with self.ema_scope():
+            samples, _ = self.sample_log(c, len(x), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing")
+        return {"reconstructions": self.decode_first_stage(x), "samples": self.decode_first_stage(samples)}
 
     def trained_parameters(self) -> list[nn.Parameter]:
         return [*self.model.parameters(), *([self.logvar] if self.learn_logvar else [])]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate)
+        optimizer = build_optimizer(torch.optim.AdamW, self.trained_parameters(), self, lr=self.learning_rate)
         if self.scheduler_config is None:
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config).schedule
@@ -382,6 +424,11 @@ class DiffusionWrapper(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.diffusion_model(x, t)
+
+
+def first_samples(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The first n samples of a batch of tensors and lists."""
+    return {key: value[:n] for key, value in batch.items()}
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.ddpm import LatentDiffusion, first_samples
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
@@ -156,8 +156,8 @@ class DualCondLDM(LatentDiffusion):
             return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).mode()
 
     def set_scale(self, z: Tensor) -> None:
-        """Shift and scale every channel so that these unscaled latents get mean 0 and std 1."""
-        std, mean = torch.std_mean(z, dim=(0, 2, 3))
+        """Shift and scale every channel so that these latents, with those of all other processes, get mean 0 and std 1."""
+        std, mean = torch.std_mean(self.gathered(z), dim=(0, 2, 3))
         self.shift_values.copy_(mean)
         self.scale_factors.copy_(1 / std.clamp_min(MIN_STD))
 
@@ -173,17 +173,37 @@ class DualCondLDM(LatentDiffusion):
         return z, self.condition(content, self.null_where_off(style.float(), batch[self.style_flag_key]))
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
-        """Named (N, 3, H, W) pictures: reconstructions, and contents painted with their neighbour's style."""
+    def log_images(
+        self,
+        batch: Mapping[str, Tensor],
+        max_images: int = 4,
+        ddim_steps: int = 20,
+        style_scales: Sequence[float] = (5.0,),
+        content_scales: Sequence[float] = (0.5, 0.25),
+    ) -> dict[str, Tensor]:
+        """Named (N, 3, H, W) pictures for the image logger, by the averaged weights, all from one noise.
+
+        Reconstructions; samples (content and style of the same picture); every content in the style of the picture
+        before it, without guidance and with each of the guidance scales.
+        """
         n = min(max_images, len(batch[self.style_flag_key]))
         on = torch.ones(n, dtype=torch.bool, device=self.device)
-        part = {key: value[:n] for key, value in batch.items()}
-        part |= {self.style_flag_key: on, self.content_flag_key: on}
         with self.ema_scope():
-            z, c = self.get_input(part)
-            mixed = self.condition(c["c1"], c["c2"].roll(1, dims=0))
-            painted, _ = self.sample_log(mixed, n, ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing")
-        return {"reconstructions": self.decode_first_stage(z), "neighbours_style": self.decode_first_stage(painted)}
+            z, c = self.get_input({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on})
+            content, style = c["c1"], c["c2"].roll(1, dims=0)
+            mixed, noise = self.condition(content, style), torch.randn_like(z)
+            no_content, no_style = self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(n))
+            runs: dict[str, tuple[Any, dict[str, Any]]] = {"samples": (c, {}), "neighbours_style": (mixed, {})}
+            for scale in style_scales:
+                options = {"unconditional_guidance_scale_2": scale, "unconditional_conditioning_2": no_style}
+                runs[f"style_guidance_{scale:g}"] = mixed, options
+            for scale in content_scales:
+                options = {"unconditional_guidance_scale": scale, "unconditional_conditioning": no_content}
+                runs[f"content_guidance_{scale:g}"] = mixed, options
+            latents = {"reconstructions": z}
+            for name, (condition, options) in runs.items():
+                latents[name], _ = self.sample_log(condition, n, ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=noise, **options)
+        return {name: self.decode_first_stage(latent) for name, latent in latents.items()}
 
 
 class DualConditionDiffusionWrapper(nn.Module):

@@ -40,9 +40,20 @@ class LightEncoder(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped. Parameters as in LightEncoder."""
+    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped. Parameters as in LightEncoder.
 
-    def __init__(self, *, z_channels: int, widths: Sequence[int] = (96, 160, 192), num_res_blocks: Sequence[int] = (2, 2, 2)):
+    With `refine_width` that many channels come out of the blocks, and two convolutions at full resolution make the
+    picture of them: without these, a perceptual or adversarial loss brings out the 4-pixel grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        z_channels: int,
+        widths: Sequence[int] = (96, 160, 192),
+        num_res_blocks: Sequence[int] = (2, 2, 2),
+        refine_width: int = 0,
+    ):
         super().__init__()
         layers: list[nn.Module] = [conv3(z_channels, widths[-1])]
         for i in reversed(range(len(widths))):
@@ -50,12 +61,14 @@ class LightDecoder(nn.Module):
             layers += [Upsample(widths[i], widths[i - 1])] if i else []
         self.layers = nn.Sequential(*layers)
         self.norm_out = group_norm(widths[0])
-        self.conv_out = conv3(widths[0], 3 * BLOCK**2)
+        self.conv_out = conv3(widths[0], (refine_width or 3) * BLOCK**2)
         self.to_pixels = nn.PixelShuffle(BLOCK)
+        self.refine = nn.Sequential(nn.SiLU(), conv3(refine_width, refine_width), nn.SiLU(), conv3(refine_width, 3)) if refine_width else None
 
     @property
     def last_layer(self) -> Tensor:
-        return self.conv_out.weight
+        return (self.conv_out if self.refine is None else self.refine[-1]).weight
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.to_pixels(self.conv_out(F.silu(self.norm_out(self.layers(z)))))
+        pixels = self.to_pixels(self.conv_out(F.silu(self.norm_out(self.layers(z)))))
+        return pixels if self.refine is None else pixels[:, :3] + self.refine(pixels)

@@ -1,0 +1,54 @@
+"""Training checkpoints on disk: whole or not at all, and never with a value that is not a number."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from ldm.errors import CheckpointError
+from ldm.files import written_whole
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes aside, flushes to disk, then renames: a kill at any moment leaves the old checkpoint or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Raises CheckpointError, with what was at `path` untouched."""
+        path = Path(path)
+        trained = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
+        bad = next((name for name, value in _tensors(trained) if not bool(torch.isfinite(value).all())), None)
+        if bad is not None:
+            raise CheckpointError(f"{path}: not written, as {bad} has values that are not finite; the last good checkpoint is still there")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as aside:
+                torch.save(checkpoint, aside)
+        except (OSError, RuntimeError) as error:  # the latter: torch's own word for a full disk
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path}: could not be written, is the disk full? What was there before is untouched ({reason})") from error
+
+
+def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        if tree.is_floating_point():
+            yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for index, value in enumerate(tree):
+            yield from _tensors(value, f"{name}.{index}")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file that `--resume` means: the file itself, or the last one of a run's folder. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"{path}: no checkpoints/last.ckpt in this folder; name a run's folder or a .ckpt file")

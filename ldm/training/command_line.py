@@ -1,0 +1,60 @@
+"""The training command's options; those of the published command line keep working."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.cli import ArgumentParser
+from ldm.errors import UserError
+
+DEFAULT_SEED = 23
+EPILOG = """examples:
+  python main.py --base configs/mini.yaml data.params.train.params.style_root=PAINTINGS data.params.train.params.content_root=PHOTOS
+  python main.py --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
+  python main.py --resume logs/mini                           go on after a stop, with the same settings
+  torchrun --nproc-per-node 4 main.py --base configs/kl16_content12.yaml      four GPUs of one machine
+
+Ctrl-C and SIGTERM write a checkpoint after the step in progress and stop; SIGUSR1 writes one and goes on.
+Watch a run with: tensorboard --logdir logs
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Raises UserError for options that do not exist or do not fit together."""
+    parser = ArgumentParser("Train a model from config files.", prog="main.py", epilog=EPILOG)
+    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
+    parser.add_argument("-n", "--name", help="name of the run's folder (default: that of the last config file)")
+    parser.add_argument("--logdir", "--basedir", default="logs", metavar="DIR", help="folder for all runs (default: logs)")
+    parser.add_argument(
+        "-r", "--resume", metavar="DIR|FILE", help="go on from a run's folder (with its own config, unless --base is given) or from one checkpoint"
+    )
+    parser.add_argument("-s", "--seed", type=int, help=f"seed of everything random (default: {DEFAULT_SEED}, or that of the resumed run)")
+    parser.add_argument("--dry-run", action="store_true", help="run one training and one validation step, report, write nothing")
+    parser.add_argument("--gpus", metavar="0,1", help="GPU numbers (default: whatever Lightning finds)")
+    parser.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes under this dotted prefix")
+    parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)  # of the published command line
+    # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
+    args = parser.parse_intermixed_args(argv)
+    taken = [item for item in args.base if "=" in item and not Path(item).is_file()]
+    args.base = [item for item in args.base if item not in taken]
+    args.overrides = taken + args.overrides
+    _check(args, parser)
+    return args
+
+
+def _check(args: argparse.Namespace, parser: ArgumentParser) -> None:
+    if not args.base and not args.resume:
+        parser.error("name a config file with --base, or a run to go on with --resume")
+    if args.train.lower() not in ("true", "1", "yes", "y", "t"):
+        parser.error(f"--train {args.train}: this command trains; leave the option out")
+    if args.seed is not None and not 0 <= args.seed < 2**32:  # what NumPy's generator takes
+        raise UserError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
+
+
+def gpu_numbers(gpus: str) -> list[int]:
+    """[0, 1] from "0,1" or the published "0,1,". Raises UserError."""
+    numbers = [n for n in gpus.split(",") if n]
+    if not numbers or not all(n.isdecimal() for n in numbers):
+        raise UserError(f"--gpus takes numbers such as 0,1; got {gpus!r}")
+    return [int(n) for n in numbers]

@@ -1,0 +1,63 @@
+"""Config files and command-line overrides as one tree of keys that all exist."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.errors import ConfigError
+from ldm.util import load_config, near
+
+TOP_KEYS = ("model", "data", "lightning")
+
+
+def merged_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> DictConfig:
+    """Config files merged from left to right, then `key.sub=value` overrides. Raises ConfigError.
+
+    A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that names another
+    `target` than the one it is merged onto replaces it whole, since its parameters are those of another class.
+    """
+    tree: dict[str, Any] = {}
+    for part in [*map(_tree, paths), _overrides(overrides)]:
+        tree = _merge(tree, part)
+    check_keys(tree, TOP_KEYS, "the top level")
+    for key in ("model", "data"):
+        if key not in tree:
+            raise ConfigError(f"the config has no `{key}` section")
+    return OmegaConf.create(tree)
+
+
+def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ConfigError for a key that the section does not have."""
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"unknown config key {key!r}{near(key, known)}; {where} has {', '.join(known)}")
+
+
+def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config file as plain containers, interpolations as they are, merged onto what it extends."""
+    tree = OmegaConf.to_container(load_config(path), resolve=False)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    here = Path(path).resolve()
+    if here in inside:
+        raise ConfigError(f"config {path}: extends itself")
+    return _merge(_tree(here.parent / str(base), (*inside, here)), tree)
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or new.get("target", old.get("target")) != old.get("target"):
+        return new
+    return {**old, **{key: _merge(old[key], value) if key in old else value for key, value in new.items()}}
+
+
+def _overrides(items: Sequence[str]) -> dict[str, Any]:
+    bad = [item for item in items if "=" not in item]
+    if bad:
+        raise ConfigError(f"{bad[0]!r} is not an override; write key.sub=value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
+    except Exception as error:  # PyYAML's own errors
+        raise ConfigError(f"an override's value is not valid YAML: {error}") from error

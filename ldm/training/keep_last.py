@@ -1,0 +1,107 @@
+"""`last.ckpt`: kept fresh while training runs, and written when a signal or an exception ends it."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ldm.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAVE_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
+_NOTHING, _SAVE, _STOP = range(3)
+_BATCHES_BETWEEN_AGREEMENTS = 10
+
+
+class StoppedBySignal(BaseException):
+    """Ends the training after its checkpoint has been written. No Exception, so that nothing takes it for a failure."""
+
+
+class KeepLast(pl.Callback):
+    """Writes `path` every `every_n_train_steps` optimiser steps, after every epoch, on SIGUSR1, on SIGINT and SIGTERM
+    (which then end the run), and when an exception ends it.
+
+    Signals act after the optimiser step in progress. Several processes agree on one every few batches, since writing
+    is something that they do together.
+    """
+
+    def __init__(self, path: str | Path, every_n_train_steps: int = 1000):
+        self.path, self.every = Path(path), every_n_train_steps
+        self._wanted = _NOTHING
+        self._step = self._saved_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._step = self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
+                leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
+        # Lightning has set up its own handlers by now, which would broadcast to other processes from within a handler.
+        if threading.current_thread() is threading.main_thread():
+            for number in (*STOP_SIGNALS, *([SAVE_SIGNAL] if SAVE_SIGNAL and not _requeues_on_signal(trainer) else [])):
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = max(self._wanted, _SAVE if number == SAVE_SIGNAL else _STOP)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._step:
+            return  # in the middle of gradient accumulation, which no checkpoint holds
+        before, self._step = self._step, trainer.global_step
+        wanted, self._wanted = self._agreed(trainer, batch_idx), _NOTHING
+        if wanted or self._step // self.every > before // self.every:
+            self.save(trainer)
+        if wanted == _STOP:
+            raise StoppedBySignal(self.path)
+
+    def _agreed(self, trainer: pl.Trainer, batch_idx: int) -> int:
+        """What any of the processes was asked for."""
+        if trainer.world_size == 1:
+            return self._wanted
+        if batch_idx % _BATCHES_BETWEEN_AGREEMENTS:
+            return _NOTHING
+        wanted = torch.tensor(self._wanted, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(wanted, reduce_op="max"))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if not trainer.is_global_zero or trainer.global_step == self._saved_step or isinstance(exception, CheckpointError):
+            return
+        try:
+            # Trainer.save_checkpoint would wait for the other processes, which know nothing of the exception.
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.path)
+            log.info("checkpoint of step %d written: %s", trainer.global_step, self.path)
+        except Exception as error:
+            log.error("no checkpoint could be written on the way out: %s", error)
+
+
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an error) replace."""
+    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *([SAVE_SIGNAL] if SAVE_SIGNAL else []))}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _requeues_on_signal(trainer: pl.Trainer) -> bool:
+    """Whether Lightning answers a SLURM signal by putting the job into the queue again."""
+    return bool(getattr(getattr(trainer.strategy, "cluster_environment", None), "auto_requeue", False))

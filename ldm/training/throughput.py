@@ -1,0 +1,101 @@
+"""How fast training runs and what it waits for: pictures a second, the share of time spent waiting for data, peak
+memory and, on a GPU, the share of the matrix rate that this very GPU reaches."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+_MATRIX_SIDE, _MATRIX_RUNS = 8192, 20
+
+
+class Throughput(pl.Callback):
+    """Logs, every `log_every_n_steps` batches over the batches since: `images_per_s` (all processes together),
+    `data_wait` (0 to 1), `peak_GB` and, on a GPU, `matrix_share` (0 to 1). Validation and pictures do not count."""
+
+    def __init__(self):
+        self.flops_per_batch: float | None = None
+        self._counter: FlopCounterMode | None = None
+        self._matrix_rate = 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._images = self._batches = 0
+        self._waited = self._worked = 0.0
+        self._batch_began = self._batch_ended = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restart()
+        if module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self._matrix_rate = matrix_rate(module.device, torch.bfloat16 if "bf16" in trainer.precision else torch.float32)
+            self._counter = FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if self._batch_ended is not None:
+            self._waited += now - self._batch_ended
+        self._batch_began = now
+        if self._counter is not None:
+            self._counter.__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._batch_ended = time.perf_counter()
+        if self._counter is not None:  # the first batch was for counting, and for warming up
+            self._counter.__exit__(None, None, None)
+            self.flops_per_batch, self._counter = float(self._counter.get_total_flops()), None
+            return self._restart()
+        self._worked += self._batch_ended - self._batch_began
+        self._images += batch_size_of(batch) * trainer.world_size
+        self._batches += 1
+        if self._batches >= trainer.log_every_n_steps:
+            module.log_dict(self._values(module.device), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+            self._restart()
+            self._batch_ended = time.perf_counter()
+
+    def _values(self, device: torch.device) -> dict[str, float]:
+        seconds = self._waited + self._worked
+        values = {"images_per_s": self._images / seconds, "data_wait": self._waited / seconds, "peak_GB": peak_memory(device) / 1e9}
+        if self._matrix_rate and self.flops_per_batch:
+            values["matrix_share"] = self.flops_per_batch * self._batches / seconds / self._matrix_rate
+        return values
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._batch_ended = None  # what follows is no waiting for training data
+
+
+def batch_size_of(batch: Any) -> int:
+    """Samples in a batch: the length of the first tensor found."""
+    if isinstance(batch, Tensor):
+        return len(batch)
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    return next((n for n in map(batch_size_of, values) if n), 0)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch has allocated on a GPU, or that this process has taken of main memory (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # not there on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product on a CUDA device."""
+    a, b = (torch.randn(_MATRIX_SIDE, _MATRIX_SIDE, device=device, dtype=dtype) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for run in range(2 * _MATRIX_RUNS):  # the first half warms up
+        if run == _MATRIX_RUNS:
+            start.record()
+        torch.mm(a, b)
+    end.record()
+    torch.cuda.synchronize(device)
+    return 2 * _MATRIX_SIDE**3 * _MATRIX_RUNS / (start.elapsed_time(end) / 1000)

@@ -1,0 +1,174 @@
+"""The Lightning trainer that a config describes: devices, loggers, checkpoints and callbacks."""
+
+import inspect
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.nn.parallel import DistributedDataParallel
+
+from ldm.data.datamodule import DataModuleFromConfig
+from ldm.device import choose_device, has_bf16
+from ldm.errors import ConfigError
+from ldm.training.checkpoint_files import DurableCheckpointIO
+from ldm.training.command_line import gpu_numbers
+from ldm.training.config import check_keys
+from ldm.training.guard import NonFiniteGuard
+from ldm.training.keep_last import KeepLast
+from ldm.training.reproducible import StepSeeds
+from ldm.training.throughput import Throughput
+from ldm.util import instantiate_from_config, to_plain
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_KEYS = ("modelcheckpoint", "modelcheckpoint_step", "modelcheckpoint_epoch")
+LIGHTNING_KEYS = ("trainer", *CHECKPOINT_KEYS, "last", "callbacks", "logger", "performance")
+
+
+class Recipe:
+    """The `lightning` section of a config, with the model and data it is for. Raises ConfigError for unknown keys."""
+
+    def __init__(self, config: DictConfig, model: pl.LightningModule, data: pl.LightningDataModule, gpus: str | None = None):
+        self.model, self.data, self.gpus = model, data, gpus
+        self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
+        check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
+
+    def section(self, key: str) -> dict[str, Any]:
+        return _as_section(self.lightning.get(key), f"lightning.{key}")
+
+    def trainer(self, run_folder: Path, seed: int, explicit_seed: bool = False) -> pl.Trainer:
+        """The trainer of a run that writes into `run_folder`."""
+        checkpoints = run_folder / "checkpoints"
+        callbacks = [
+            LearningRateMonitor(),
+            StepSeeds(seed, explicit_seed),
+            NonFiniteGuard(),
+            Throughput(),
+            *(instantiate_from_config(node) for node in self.section("callbacks").values()),
+            *self._model_checkpoints(checkpoints),
+            # Behind the others, whose state it writes.
+            _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
+        ]
+        options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **self.trainer_options()}
+        if options.get("enable_progress_bar", True):
+            callbacks.append(ProgressLine())
+        return make_trainer(
+            {"default_root_dir": run_folder, "logger": self._loggers(run_folder), "plugins": [DurableCheckpointIO()], **options, "callbacks": callbacks}
+        )
+
+    # Devices and number format
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Lightning's options, the ones that nobody gave chosen for the machine."""
+        options: dict[str, Any] = {"log_every_n_steps": 20, **self.section("trainer")}
+        gpus = self.gpus if self.gpus is not None else options.pop("gpus", None)  # published configs may say it too
+        if gpus is not None:
+            options |= {"accelerator": "gpu", "devices": gpu_numbers(str(gpus))}
+        if _processes_from_outside() > 1:  # torchrun has started them; Lightning alone would train each on its own
+            local = int(os.environ["LOCAL_WORLD_SIZE"])
+            options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
+        if isinstance(self.data, DataModuleFromConfig):
+            options.setdefault("use_distributed_sampler", False)  # its loaders share the samples themselves
+        if options.get("strategy", "auto") in ("auto", "ddp") and _several(options):
+            options["strategy"] = self._ddp()
+        if options.get("precision", "auto") == "auto":
+            on_cpu = options.get("accelerator") == "cpu"
+            options["precision"] = "bf16-mixed" if has_bf16(choose_device("cpu" if on_cpu else "auto")) else "32-true"
+        return options
+
+    def _ddp(self) -> DDPStrategy:
+        # The averaged weights are buffers, equal everywhere: broadcasting them every step would double the traffic.
+        # A first stage's two optimisers each leave the other's weights without gradients.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch renames it
+        options = {buffers: False, "gradient_as_bucket_view": True}
+        return DDPStrategy(find_unused_parameters=not self.model.automatic_optimization, **options)
+
+    # What is written
+
+    def _model_checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
+        """The best by the model's `monitor`, where there is a validation set; every n steps or epochs where asked for."""
+        monitor = getattr(self.model, "monitor", None)
+        validates = "validation" in getattr(self.data, "datasets", {"validation": None})
+        found = []
+        for key in CHECKPOINT_KEYS:
+            options = self.section(key)
+            options = _as_section(options.get("params", options), f"lightning.{key}.params")
+            if key == "modelcheckpoint":
+                if monitor is None or not validates:
+                    continue
+                mode = getattr(self.model, "monitor_mode", "min")
+                options = {"monitor": monitor, "mode": mode, "save_top_k": 3, "filename": "best-{epoch}-{step}", **options}
+            elif not options:
+                continue
+            else:
+                options = {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
+            # KeepLast writes last.ckpt.
+            options = {"dirpath": folder, "auto_insert_metric_name": True, "enable_version_counter": False, **options, "save_last": None}
+            found.append(_built(ModelCheckpoint, options, f"lightning.{key}"))
+        return found
+
+    def _loggers(self, run_folder: Path) -> list[Logger]:
+        """TensorBoard and CSV, and those of the config: one node, or several by name."""
+        # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of its own.
+        loggers: list[Logger] = [TensorBoardLogger(run_folder, name="", version=""), CSVLogger(run_folder, name="csv")]
+        extra = self.section("logger")
+        for node in [extra] if "target" in extra else extra.values():
+            try:
+                loggers.append(instantiate_from_config(node))
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"lightning.logger: {node['target']} needs a package that is not installed: {error}") from error
+        return loggers
+
+
+class ProgressLine(TQDMProgressBar):
+    """Lightning's bar with the learning rate, and without the run's version number."""
+
+    def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        values = {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+        return {**values, "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.1e}"} if trainer.optimizers else values
+
+
+def make_trainer(options: dict[str, Any]) -> pl.Trainer:
+    """Raises ConfigError for options that Lightning does not have or take."""
+    try:
+        return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
+    except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
+        raise ConfigError(f"the trainer cannot be set up: {error}") from error
+
+
+def _processes_from_outside() -> int:
+    """How many processes torchrun has started, this one included."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _several(options: dict[str, Any]) -> bool:
+    devices = options.get("devices", "auto")
+    if devices in ("auto", -1, "-1"):
+        devices = 1 if options.get("accelerator") == "cpu" else torch.cuda.device_count()
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
+    return count > 1 or int(options.get("num_nodes", 1)) > 1
+
+
+def _built(kind: type, options: dict[str, Any], where: str) -> Any:
+    try:
+        return instantiate_from_config({"target": f"{kind.__module__}.{kind.__name__}", "params": options})
+    except MisconfigurationException as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _as_section(section: Any, name: str) -> dict[str, Any]:
+    """What the config has under a key: names with values; nothing if it is left out or null."""
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise ConfigError(f"the config's `{name}` must be names with values, got {section!r}")
+    return section

@@ -1,0 +1,175 @@
+"""Nothing that happens to a run harms its checkpoints: kills, full disks, losses that are no numbers."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pipeline_builders import model_config, picture_folder, save_config, tiny_model
+
+from ldm.errors import CheckpointError, UserError
+from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
+from ldm.training.guard import NonFiniteError
+from ldm.training.train import main
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
+
+
+def checkpoint(step: int, values: int = 300_000) -> dict[str, Any]:
+    return {"state_dict": {"weight": torch.full((values,), float(step))}, "global_step": step}
+
+
+def save_for_ever(path: Path) -> None:
+    for step in range(1, 10**9):
+        DurableCheckpointIO().save_checkpoint(checkpoint(step), path)
+
+
+def in_a_process(work: Callable[[Path], None], path: Path) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=work, args=(path,))
+    process.start()
+    return process
+
+
+@posix
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    path, steps, leftovers = tmp_path / "last.ckpt", [], 0
+    for _ in range(20):
+        path.unlink(missing_ok=True)
+        process = in_a_process(save_for_ever, path)
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        found = torch.load(path, weights_only=True)
+        assert found["state_dict"]["weight"].unique().tolist() == [found["global_step"]]
+        steps.append(found["global_step"])
+        leftovers += len(list(tmp_path.glob(".last.*")))
+    assert leftovers, "no kill came in the middle of a save"
+    assert len(set(steps)) > 1
+
+
+def save_on_a_full_disk(path: Path) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with pytest.raises(CheckpointError, match="could not be written, is the disk full"):
+        DurableCheckpointIO().save_checkpoint(checkpoint(2), path)
+
+
+@posix
+def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
+    process = in_a_process(save_on_a_full_disk, path)
+    process.join()
+    assert process.exitcode == 0
+    assert torch.load(path, weights_only=True)["global_step"] == 1
+    assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["state_dict", "optimizer_states"])
+def test_a_checkpoint_that_is_not_finite_is_never_written(tmp_path: Path, part: str, value: float) -> None:
+    path = tmp_path / "last.ckpt"
+    DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
+    with pytest.raises(CheckpointError, match="weight has values that are not finite"):
+        DurableCheckpointIO().save_checkpoint({**checkpoint(2), part: {"weight": torch.tensor([0.0, value])}}, path)
+    assert torch.load(path, weights_only=True)["global_step"] == 1
+
+
+def test_a_run_is_found_by_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints/last.ckpt"
+    DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
+    assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path / "checkpoints") == find_checkpoint(path) == path
+    with pytest.raises(CheckpointError, match="no checkpoints/last.ckpt in this folder"):
+        find_checkpoint(tmp_path.parent)
+
+
+# Losses that are no numbers
+
+
+class Poison(pl.Callback):
+    """Spoils the n-th batch, or the gradients that come of it."""
+
+    def __init__(self, batch: int, gradients: bool = False):
+        self.batch, self.gradients = batch, gradients
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int) -> None:
+        self.batch -= 1
+        if self.batch == 0 and not self.gradients:
+            batch["image"][0] = float("nan")
+
+    def on_after_backward(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.batch == 0 and self.gradients:
+            next(module.model.parameters()).grad[0] = float("inf")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    paintings, photos = picture_folder(tmp_path / "paintings", 8), picture_folder(tmp_path / "photos", 4, seed=50)
+    torch.save(tiny_model().vgg.state_dict(), tmp_path / "style.pt")
+    data = {"target": "ldm.data.wikiart.HybridTrain", "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"}}
+    trainer = {"accelerator": "cpu", "precision": "32-true", "max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False}
+    recipe = {
+        "model": {"learning_rate": 1e-3, **model_config(vgg_ckpt_path=str(tmp_path / "style.pt"))},
+        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2, "num_workers": 0, "train": data}},
+        "lightning": {"trainer": trainer},
+    }
+    return save_config(recipe, tmp_path / "recipe.yaml")
+
+
+def run(config: Path, name: str, poison: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
+    extra = {} if poison is None else {"poison": {"target": "test_interrupted.Poison", "params": poison}}
+    second = save_config({"lightning": {"callbacks": extra}}, config.parent / "callbacks.yaml")
+    main(["--base", str(config), str(second), "--logdir", str(config.parent), "--name", name, "--allow-target", "test_interrupted", *options])
+    return last(config, name)
+
+
+def last(config: Path, name: str) -> dict[str, Any]:
+    return torch.load(config.parent / name / "checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("gradients", "what"), [(False, "the loss"), (True, "a gradient")])
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(config: Path, gradients: bool, what: str) -> None:
+    three = run(config, "three", None, "lightning.trainer.max_steps=3")
+    with pytest.raises(NonFiniteError, match=f"{what} is not finite at step 3, epoch 0"):
+        run(config, "poisoned", {"batch": 4, "gradients": gradients})
+    kept = last(config, "poisoned")
+    assert kept["global_step"] == 3
+    assert all(torch.equal(kept["state_dict"][name], value) for name, value in three["state_dict"].items())
+
+
+def test_the_message_names_the_pictures_and_what_to_try(config: Path) -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        run(config, "poisoned", {"batch": 1}, "lightning.trainer.accumulate_grad_batches=2")
+    pictures = [str(p) for p in config.parent.rglob("*.png") if str(p) in str(caught.value)]
+    assert 1 <= len(pictures) <= 4  # of the two batches that make the step
+    assert "model.learning_rate" in str(caught.value)
+
+
+def test_a_broken_loss_is_a_user_error() -> None:
+    assert issubclass(NonFiniteError, UserError)  # one line and exit code 2
+
+
+def test_signal_handlers_are_given_back(config: Path) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    run(config, "plain", None, "lightning.trainer.max_steps=1")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_run(config: Path) -> None:
+    folder = config.parent / "plain/checkpoints"
+    folder.mkdir(parents=True)
+    (folder / ".last.abc.ckpt").write_text("half")
+    run(config, "plain", None, "lightning.trainer.max_steps=1")
+    assert sorted(os.listdir(folder)) == ["last.ckpt"]

@@ -1,0 +1,315 @@
+"""The training command's config files, options and trainer: what is merged, what is chosen, what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pipeline_builders import save_config
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from training_builders import lightning_recipe
+
+from ldm.device import has_bf16
+from ldm.errors import ConfigError, UserError
+from ldm.training.command_line import gpu_numbers, parse_args
+from ldm.training.config import merged_config
+from ldm.training.performance import apply_performance
+from ldm.training.trainer import Recipe
+
+# Config files
+
+
+def save_all(folder: Path, **configs: dict[str, Any]) -> list[str]:
+    return [str(save_config(config, folder / f"{name}.yaml")) for name, config in configs.items()]
+
+
+def plain(*paths: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    return OmegaConf.to_container(merged_config(paths, overrides))
+
+
+def test_later_files_and_overrides_win(tmp_path: Path) -> None:
+    one = {"model": {"a": 1, "b": 1, "c": 1}, "data": {}}
+    paths = save_all(tmp_path, one=one, other={"model": {"b": 2, "c": 2}})
+    assert plain(*paths, overrides=("model.c=3", "data.x=[1,2]")) == {"model": {"a": 1, "b": 2, "c": 3}, "data": {"x": [1, 2]}}
+
+
+def test_a_file_is_merged_onto_the_one_it_extends_wherever_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    save_all(tmp_path, base={"model": {"a": 1, "b": 1, "c": 1}, "data": {}}, middle={"extends": "base.yaml", "model": {"b": 2, "c": 2}})
+    (top,) = save_all(tmp_path / "sub", top={"extends": "../middle.yaml", "model": {"c": 3}})
+    monkeypatch.chdir(tmp_path / "sub")
+    for path in (top, "top.yaml"):
+        assert plain(path) == {"model": {"a": 1, "b": 2, "c": 3}, "data": {}}
+
+
+def test_interpolations_see_the_merged_values(tmp_path: Path) -> None:
+    paths = save_all(tmp_path, base={"model": {"a": 1, "b": "${model.a}"}, "data": {}}, top={"extends": "base.yaml", "model": {"a": 2}})
+    assert merged_config(paths[1:]).model.b == 2 and merged_config(paths[1:], ["model.a=3"]).model.b == 3
+
+
+@pytest.mark.parametrize("extended", [["a"], ["b", "a"], ["b", "c", "a"]])
+def test_a_file_that_extends_itself_is_refused(tmp_path: Path, extended: list[str]) -> None:
+    for name, base in zip(["a", *extended], extended):
+        save_all(tmp_path, **{name: {"extends": f"{base}.yaml", "model": {}, "data": {}}})
+    with pytest.raises(ConfigError, match="a.yaml: extends itself"):
+        merged_config([str(tmp_path / "a.yaml")])
+
+
+def test_a_missing_file_to_extend_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere.yaml: no such file"):
+        merged_config(save_all(tmp_path, a={"extends": "nowhere.yaml"}))
+
+
+OLD = {"data": {"params": {"train": {"target": "A", "params": {"x": 1, "y": 1}}, "n": 4}}, "model": {}}
+CHANGES = [({"target": "B", "params": {"y": 2}}, {"y": 2}), ({"target": "A", "params": {"y": 2}}, {"x": 1, "y": 2}), ({"params": {"y": 2}}, {"x": 1, "y": 2})]
+
+
+@pytest.mark.parametrize("change, params", CHANGES, ids=["another target", "same target", "no target"])
+@pytest.mark.parametrize("way", ["second file", "extends", "overrides"])
+def test_only_another_target_replaces_a_node_whole(tmp_path: Path, change: dict[str, Any], params: dict[str, int], way: str) -> None:
+    overrides = [f"data.params.train.target={change['target']}"] if "target" in change else []
+    new = {"data": {"params": {"train": change}}}
+    paths = save_all(tmp_path, old=OLD, new=new, top={"extends": "old.yaml", **new})
+    calls = {"second file": (paths[:2], []), "extends": (paths[2:], []), "overrides": (paths[:1], [*overrides, "data.params.train.params.y=2"])}
+    config = OmegaConf.to_container(merged_config(*calls[way]))
+    assert config["data"]["params"] == {"n": 4, "train": {"target": change.get("target", "A"), "params": params}}
+
+
+@pytest.mark.parametrize(
+    "override, problem",
+    [
+        ("modle.target=x", "unknown config key 'modle'; did you mean model"),
+        ("max_steps=3", "unknown config key 'max_steps'; the top level has model, data, lightning"),
+        ("max_steps", "'max_steps' is not an override; write key.sub=value"),
+        ("model.x=[1", "not valid YAML"),
+    ],
+)
+def test_what_is_no_key_of_the_top_level_is_refused(tmp_path: Path, override: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        merged_config(save_all(tmp_path, a=OLD), [override])
+
+
+@pytest.mark.parametrize("missing", ["model", "data"])
+def test_a_config_needs_a_model_and_data(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"no `{missing}` section"):
+        merged_config(save_all(tmp_path, a={key: {} for key in ("model", "data") if key != missing}))
+
+
+# Options
+
+
+def test_the_published_command_line_means_what_it_did(tmp_path: Path) -> None:
+    (path,) = save_all(tmp_path, a=OLD)
+    args = parse_args(f"--name n --base {path} --basedir DIR -t True --gpus 0,".split())
+    assert (args.name, args.base, args.logdir, args.gpus) == ("n", [path], "DIR", "0,")
+    assert (args.overrides, args.resume, args.seed, args.dry_run) == ([], None, None, False)
+    options = lightning_recipe(args.gpus).trainer_options()
+    assert (options["accelerator"], options["devices"]) == ("gpu", [0])
+
+
+@pytest.mark.parametrize("value", ["False", "false", "0", "no"])
+def test_a_command_that_shall_not_train_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=f"--train {value}: this command trains; leave the option out"):
+        parse_args(["--base", "a.yaml", "-t", value])
+
+
+@pytest.mark.parametrize("options", [[], ["-t"], ["-t", "true"], ["--train", "1"]])
+def test_the_option_to_train_changes_nothing(options: list[str]) -> None:
+    assert parse_args([*options, "--base", "a.yaml"]).base == ["a.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--base one.yaml other.yaml a.b=1 c.d=2",
+        "a.b=1 --base one.yaml other.yaml --seed 3 c.d=2",
+        "--name x a.b=1 c.d=2 --base one.yaml other.yaml",
+    ],
+)
+def test_overrides_may_stand_anywhere(arguments: str) -> None:
+    args = parse_args(arguments.split())
+    assert (sorted(args.overrides), args.base) == (["a.b=1", "c.d=2"], ["one.yaml", "other.yaml"])
+
+
+def test_a_config_file_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> None:
+    path = save_config({}, tmp_path / "lr=3.yaml")
+    assert parse_args(["--base", str(path), "a.b=1"]).base == [str(path)]
+
+
+@pytest.mark.parametrize("options", [[], ["a.b=1"], ["--base", "a.b=1"], ["--name", "x"]])
+def test_a_config_file_or_a_run_to_resume_is_needed(options: list[str]) -> None:
+    with pytest.raises(UserError, match="name a config file with --base, or a run to go on with --resume"):
+        parse_args(options)
+    assert parse_args([*options, "--resume", "run"]).base == []
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [(["--seed", "-1"], "--seed must be between 0 and"), (["--seed", "4294967296"], "--seed must be between 0 and"), (["--sede", "1"], "--sede")],
+)
+def test_a_wrong_option_is_a_user_error(options: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        parse_args(["--base", "a.yaml", *options])
+
+
+@pytest.mark.parametrize("text, numbers", [("0", [0]), ("0,", [0]), ("0,1", [0, 1]), ("2,5,", [2, 5])])
+def test_gpus_are_numbers_with_commas(text: str, numbers: list[int]) -> None:
+    assert gpu_numbers(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["first", "", ",", "0,-1", "1.5"])
+def test_what_is_no_gpu_number_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--gpus takes numbers such as 0,1; got"):
+        gpu_numbers(text)
+
+
+# The trainer
+
+
+@pytest.mark.parametrize("option", [None, "2,3"], ids=["config alone", "option too"])
+def test_published_configs_may_name_gpus_and_the_option_wins(option: str | None) -> None:
+    options = lightning_recipe(option, trainer={"gpus": "0,"}).trainer_options()
+    assert options["devices"] == ([0] if option is None else [2, 3]) and "gpus" not in options
+
+
+@pytest.mark.parametrize("fast, expected", [(True, "bf16-mixed"), (False, "32-true")])
+@pytest.mark.parametrize("trainer", [{}, {"precision": "auto"}, {"precision": "auto", "accelerator": "cpu"}], ids=str)
+def test_precision_is_bfloat16_where_the_device_is_fast_at_it(trainer: dict[str, str], fast: bool, expected: str, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("ldm.training.trainer.has_bf16", lambda device: asked.append(device) or fast)
+    assert lightning_recipe(trainer=trainer).trainer_options()["precision"] == expected
+    assert trainer.get("accelerator") is None or asked == [torch.device("cpu")]
+
+
+def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.training.trainer.has_bf16", lambda device: pytest.fail("asked"))
+    assert lightning_recipe(trainer={"precision": "32-true"}).trainer_options()["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(
+    "features, expected", [({}, False), ({"avx512_bf16": False, "avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+)
+def test_a_cpu_is_fast_at_bfloat16_with_instructions_for_it(features: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
+    assert has_bf16(torch.device("cpu")) == expected and not has_bf16(torch.device("mps"))
+
+
+def trainer_of(folder: Path, model: pl.LightningModule | None = None, **lightning: Any) -> pl.Trainer:
+    lightning["trainer"] = {"accelerator": "cpu", **(lightning.get("trainer") or {})}
+    return lightning_recipe(None, model, **lightning).trainer(folder, seed=0)
+
+
+def test_the_trainer_takes_the_configs_options(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, trainer={"max_steps": 7, "gradient_clip_val": 0.5})
+    assert (trainer.max_steps, trainer.gradient_clip_val, trainer.log_every_n_steps) == (7, 0.5, 20)
+    assert {type(logger).__name__ for logger in trainer.loggers} == {"TensorBoardLogger", "CSVLogger"}
+
+
+class Monitored(pl.LightningModule):
+    monitor = "val/loss"
+
+
+@pytest.mark.parametrize("wrap", [lambda params: params, lambda params: {"params": params}], ids=["plain", "published"])
+def test_checkpoints_of_the_best_and_of_every_n_steps_are_asked_for(tmp_path: Path, wrap: Any) -> None:
+    nodes = {"modelcheckpoint": wrap({"save_top_k": 2}), "modelcheckpoint_step": wrap({"every_n_train_steps": 5})}
+    lightning = lightning_recipe(None, Monitored(), trainer={"accelerator": "cpu"}, **nodes)
+    lightning.data.datasets["validation"] = []
+    best, steps = [c for c in lightning.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
+    assert (best.monitor, best.save_top_k) == ("val/loss", 2)
+    assert (steps.monitor, steps._every_n_train_steps, steps.save_top_k) == (None, 5, -1)
+    assert {str(best.dirpath), str(steps.dirpath)} == {str(tmp_path / "checkpoints")}
+
+
+@pytest.mark.parametrize("validates, monitored", [(False, True), (True, False)])
+def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, validates: bool, monitored: bool) -> None:
+    recipe = lightning_recipe(None, Monitored() if monitored else None, trainer={"accelerator": "cpu"}, modelcheckpoint={"save_top_k": 2})
+    recipe.data.datasets |= {"validation": []} if validates else {}
+    assert not [c for c in recipe.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
+
+
+@pytest.mark.parametrize("section", ["trainer", "callbacks", "logger", "performance", "modelcheckpoint", "modelcheckpoint_step", "last"])
+def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> None:
+    assert isinstance(trainer_of(tmp_path, **{section: None}), pl.Trainer)
+
+
+@pytest.mark.parametrize(
+    "lightning, problem",
+    [
+        ({"trainr": {}}, "unknown config key 'trainr'; did you mean trainer"),
+        ({"modelcheckpoint_steps": {}}, "unknown config key 'modelcheckpoint_steps'; did you mean modelcheckpoint_step"),
+        ({"trainer": {"max_epoch": 3}}, "has no parameter 'max_epoch'; did you mean max_epochs"),
+        ({"trainer": {"precision": "fp7"}}, "Precision 'fp7' is invalid"),
+        ({"trainer": {"max_steps": "many"}}, "the trainer cannot be set up"),
+        ({"modelcheckpoint_step": {"params": {"every_n_train_step": 3}}}, "did you mean every_n_train_steps"),
+        ({"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}}, "lightning.modelcheckpoint_step: .*mutually exclusive"),
+        ({"last": {"every_n_train_step": 3}}, "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps"),
+        ({"callbacks": {"x": {"target": "os.system"}}}, "'os.system' is not under"),
+        ({"callbacks": [1]}, "`lightning.callbacks` must be names with values, got"),
+        ({"logger": {"target": "pytorch_lightning.loggers.CometLogger"}}, "CometLogger needs a package that is not installed"),
+    ],
+)
+def test_what_the_trainer_does_not_know_is_refused(tmp_path: Path, lightning: dict[str, Any], problem: str) -> None:
+    trainer = lightning.get("trainer", {})
+    with pytest.raises(ConfigError, match=problem):
+        lightning_recipe(**{**lightning, "trainer": {"accelerator": "cpu", **trainer}}).trainer(tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("lightning", [3, [1], "trainer"])
+def test_the_trainers_section_is_names_with_values(lightning: object) -> None:
+    with pytest.raises(ConfigError, match="`lightning` must be names with values"):
+        Recipe(OmegaConf.create({"lightning": lightning}), pl.LightningModule(), pl.LightningDataModule())
+
+
+# Performance
+
+
+class Convolution(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 3)
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_channels_last_is_the_order_of_the_weights(matmul_precision: None, wanted: bool) -> None:
+    model = Convolution()
+    apply_performance(model, {"channels_last": wanted})
+    assert model.encoder.weight.is_contiguous(memory_format=torch.channels_last) == wanted
+
+
+@pytest.mark.parametrize("options, expected", [({}, "high"), ({"matmul_precision": "highest"}, "highest")])
+def test_float32_products_may_be_as_fast_as_asked(matmul_precision: None, options: dict[str, str], expected: str) -> None:
+    apply_performance(Convolution(), options)
+    assert torch.get_float32_matmul_precision() == expected
+    assert torch.backends.cudnn.allow_tf32 == (expected != "highest")
+
+
+def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, model = [], Convolution()
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    names = list(model.state_dict())
+    apply_performance(model, {"compile": True})
+    assert compiled == [model.encoder] and list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ({"chanels_last": True}, "unknown config key 'chanels_last'; did you mean channels_last"),
+        ({"matmul_precision": "best"}, "matmul_precision must be highest, high or medium, got 'best'"),
+        ({"matmul_precision": 3}, "matmul_precision must be highest, high or medium, got 3"),
+    ],
+)
+def test_unknown_performance_options_are_refused(matmul_precision: None, options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        apply_performance(Convolution(), options)
