@@ -25,9 +25,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main() or 0
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, no network
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + _one_line(str(error)), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def _one_line(message: str) -> str:
+    if "Original Traceback" in message:  # torch packs what a loader's worker raised into one text
+        message = message.rstrip().rpartition("\n")[2].partition(": ")[2] or message
+    return " ".join(message.split())

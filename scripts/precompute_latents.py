@@ -82,7 +82,8 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
     if not isinstance(model, DualCondLDM):
         raise ConfigError(f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
     model.load_style_network()
-    return model.to(choose_device())
+    device = choose_device()
+    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device.type == "cuda" else device)
 
 
 def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], model: DualCondLDM) -> LatentCache:
@@ -103,17 +104,17 @@ def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLD
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = cache.shards(kind)[rank::world]
     todo = [shard for shard in mine if not cache.is_done(kind, shard)]
-    # Batches never reach across shards, so that one can be written as soon as its last batch is done.
-    batches = [(shard, batch) for shard in todo for batch in _pieces(cache.pictures_of(kind, shard), args.batch_size)]
+    # Batches never reach across shards, so that one is written as soon as its last batch is done.
+    batches = {shard: _pieces(cache.pictures_of(kind, shard), args.batch_size) for shard in todo}
     crops = PictureCrops(folder, args.crops, args.seed)
-    loader = DataLoader(crops, batch_sampler=[batch for _, batch in batches], num_workers=args.num_workers, collate_fn=list)
+    loader = iter(DataLoader(crops, batch_sampler=list(itertools.chain(*batches.values())), num_workers=args.num_workers, collate_fn=list))
     total, left = (sum(len(cache.pictures_of(kind, shard)) for shard in shards) for shards in (mine, todo))
     with tqdm(initial=total - left, total=total, desc=kind, unit="picture", disable=rank > 0) as bar:
-        for shard, group in itertools.groupby(zip(batches, loader), key=lambda pair: pair[0][0]):
+        for shard, indices in batches.items():
             encoded = []
-            for (_, indices), pictures in group:
+            for pictures in itertools.islice(loader, len(indices)):
                 encoded += encode(model, pictures)
-                bar.update(len(indices))
+                bar.update(len(pictures))
             names = [cache.meta["pictures"][kind][index] for index in cache.pictures_of(kind, shard)]
             cache.write(kind, shard, *_readable(names, encoded))
 
@@ -155,22 +156,23 @@ def encode(model: DualCondLDM, pictures: list[Tensor | str]) -> list[tuple[np.nd
     return [picture if isinstance(picture, str) else next(done) for picture in pictures]
 
 
-def _readable(names: list[str], encoded: list[tuple[np.ndarray, np.ndarray] | str]) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, str]]:
+def _readable(names: list[str], encoded: list[tuple[np.ndarray, np.ndarray] | str]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """A shard's (latents, styles, names of its pictures, what is wrong with the others)."""
     good = {name: rows for name, rows in zip(names, encoded) if not isinstance(rows, str)}
-    bad = {name: problem for name, problem in zip(names, encoded) if isinstance(problem, str)}
-    if not good:
-        raise UserError(f"{len(bad)} pictures in a row could not be read: {'; '.join(bad.values())}")
-    latents, styles = (np.concatenate(parts) for parts in zip(*good.values()))
-    return latents, styles, list(good), bad
+    latents, styles = (np.concatenate(parts) for parts in zip(*good.values())) if good else (np.zeros(0), np.zeros(0))
+    return latents, styles, list(good), [problem for problem in encoded if isinstance(problem, str)]
 
 
 def report(cache: LatentCache) -> None:
     """Name the pictures that were left out; with several processes, the last one to finish does."""
-    if all(cache.is_done(kind, shard) for kind in KINDS for shard in cache.shards(kind)):
-        unreadable = cache.unreadable()
-        rows = [f"\n  {problem}" for problem in unreadable.values()]
-        log.info("%s: complete; %d pictures could not be read%s", cache.folder, len(unreadable), "".join(rows))
+    if not all(cache.is_done(kind, shard) for kind in KINDS for shard in cache.shards(kind)):
+        return
+    unreadable = {kind: cache.unreadable(kind) for kind in KINDS}
+    for kind, problems in unreadable.items():
+        if len(problems) == len(cache.meta["pictures"][kind]):
+            raise UserError(f"none of the {kind} could be read: {'; '.join(problems)}")
+    lines = [f"\n  {problem}" for problems in unreadable.values() for problem in problems]
+    log.info("%s: complete; %d pictures could not be read%s", cache.folder, len(lines), "".join(lines))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pipeline_builders import FIRST_STAGE, ROOT, model_config, picture_folder, save_config, tiny_model
 
@@ -24,6 +26,17 @@ class OwnNoise(DualCondLDM):
         marks = [int(z.abs().sum() * 10) for z in x]
         noise = torch.stack([torch.randn(z.shape, generator=torch.Generator().manual_seed(mark)) for z, mark in zip(x, marks)])
         return super().p_losses(x, c, torch.tensor([mark % self.num_timesteps for mark in marks]), noise)
+
+
+class SignalOne(pl.Callback):
+    """Sends a signal to the second process alone, in the batch of that index of the first epoch."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if (trainer.global_rank, trainer.current_epoch, batch_idx) == (1, 0, self.batch):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +105,11 @@ def test_a_first_stage_with_a_discriminator_trains_in_two_processes(tmp_path: Pa
         "lightning": {"trainer": {"accelerator": "cpu", "max_steps": 3, "val_check_interval": 1, "enable_progress_bar": False, "enable_model_summary": False}},
     }
     assert in_two_processes(tmp_path, recipe)["global_step"] == 3
+
+
+def test_a_signal_to_one_process_stops_both_after_they_agreed(recipe: dict[str, Any], tmp_path: Path) -> None:
+    callback = {"target": "test_distributed.SignalOne", "params": {"batch": 1}}
+    config = with_batch({**recipe, "lightning": {**recipe["lightning"], "callbacks": {"signal": callback}}}, 1)
+    config["lightning"]["trainer"] = {**recipe["lightning"]["trainer"], "max_steps": 100, "val_check_interval": 1.0}
+    # Four batches an epoch: the second one's signal waits for the next agreement, at the beginning of the next epoch.
+    assert in_two_processes(tmp_path, config)["global_step"] == 5

@@ -252,7 +252,9 @@ def stand_in(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending:
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
 @pytest.mark.parametrize("program, scheme", [("curl", "http"), ("curl", "https"), ("gsutil", "gs"), ("aws", "s3")])
 class TestUrls:
-    def test_shards_come_through_the_program_for_their_scheme(self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_shards_come_through_the_program_for_their_scheme(
+        self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         path = Path(shard(tmp_path / "a.tar", {"a.png": png(0)}))
         path.write_bytes(path.read_bytes() + bytes(300_000))  # padding, more than a pipe holds unread
         stand_in(program, tmp_path, monkeypatch)

@@ -179,9 +179,10 @@ def test_published_configs_may_name_gpus_and_the_option_wins(option: str | None)
 @pytest.mark.parametrize("trainer", [{}, {"precision": "auto"}, {"precision": "auto", "accelerator": "cpu"}], ids=str)
 def test_precision_is_bfloat16_where_the_device_is_fast_at_it(trainer: dict[str, str], fast: bool, expected: str, monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr("ldm.training.trainer.has_bf16", lambda device: asked.append(device) or fast)
+    monkeypatch.setattr("ldm.training.trainer.has_bf16", lambda device: asked.append(device.type) or fast)
+    monkeypatch.setattr("ldm.training.trainer.choose_device", lambda name: torch.device("cuda" if name == "auto" else name))
     assert lightning_recipe(trainer=trainer).trainer_options()["precision"] == expected
-    assert trainer.get("accelerator") is None or asked == [torch.device("cpu")]
+    assert asked == [trainer.get("accelerator", "cuda")]
 
 
 def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,10 +307,33 @@ def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul
     "options, problem",
     [
         ({"chanels_last": True}, "unknown config key 'chanels_last'; did you mean channels_last"),
-        ({"matmul_precision": "best"}, "matmul_precision must be highest, high or medium, got 'best'"),
-        ({"matmul_precision": 3}, "matmul_precision must be highest, high or medium, got 3"),
+        ({"matmul_precision": "best"}, "matmul_precision must be highest or high or medium, got 'best'"),
+        ({"matmul_precision": 3}, "matmul_precision must be highest or high or medium, got 3"),
     ],
 )
 def test_unknown_performance_options_are_refused(matmul_precision: None, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         apply_performance(Convolution(), options)
+
+
+@pytest.mark.parametrize(
+    "lightning, problem",
+    [
+        ({"trainer": {"callbacks": []}}, "callbacks belong under `lightning.callbacks`"),
+        ({"last": {"every_n_train_steps": 0}}, "lightning.last.every_n_train_steps must be at least 1"),
+        ({"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}}, "batch_frequency must be at least 1"),
+        ({"modelcheckpoint_step": {"params": {}, "every_n_train_steps": 5}}, "unknown config key 'every_n_train_steps'; `lightning.modelcheckpoint_step` has target, params"),
+    ],
+)
+def test_settings_that_would_fail_or_be_forgotten_later_are_refused(lightning: dict, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        lightning_recipe(**lightning).trainer(tmp_path, seed=0)
+
+
+def test_a_run_may_go_without_loggers(tmp_path: Path) -> None:
+    assert lightning_recipe(trainer={"logger": False, "accelerator": "cpu"}).trainer(tmp_path, seed=0).loggers == []
+
+
+def test_an_override_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a.b is given 2 times; put values with braces in quotes"):
+        merged_config([], ["a.b=1", "a.c=1", "a.b=2"])

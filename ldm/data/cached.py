@@ -58,7 +58,7 @@ class LatentCache:
     def is_done(self, kind: str, shard: int) -> bool:
         return self._path(kind, shard, ".json").exists()
 
-    def write(self, kind: str, shard: int, latents: np.ndarray, styles: np.ndarray, pictures: list[str], unreadable: dict[str, str]) -> None:
+    def write(self, kind: str, shard: int, latents: np.ndarray, styles: np.ndarray, pictures: list[str], unreadable: list[str]) -> None:
         """Store a shard; a stop at any moment leaves it undone or done."""
         for name, array in (("latent", latents), ("style", styles)):
             with written_whole(self._path(kind, shard, f"_{name}.npy")) as aside:
@@ -79,13 +79,9 @@ class LatentCache:
                     f"{self.folder}: {done} of {len(self.shards(kind))} shards of {kind} are done; run scripts/precompute_latents.py again to finish"
                 )
 
-    def unreadable(self) -> dict[str, str]:
-        """What was wrong with pictures that were left out, by name."""
-        found: dict[str, str] = {}
-        for kind in KINDS:
-            for shard in self.shards(kind):
-                found |= _read_json(self._path(kind, shard, ".json"), "")["unreadable"]
-        return found
+    def unreadable(self, kind: str) -> list[str]:
+        """What was wrong with the pictures of a complete kind that were left out."""
+        return [problem for shard in self.shards(kind) for problem in self.read(kind, shard)[2]["unreadable"]]
 
     def _path(self, kind: str, shard: int, ending: str) -> Path:
         return self.folder / f"{kind}_{shard:05d}{ending}"
@@ -114,6 +110,8 @@ class CachedHybridTrain(HybridDraws):
 
     def check_model(self, model: nn.Module) -> None:
         """Raises ConfigError for a model whose encoders did not make this cache."""
+        if model.vgg_ckpt_path is not None:  # else it would be a download, which training may need and this does not
+            model.load_style_network()
         theirs = self.store.meta["made_by"]["encoders"]
         for name, mark in encoder_fingerprints(model).items():
             if mark != theirs[name]:

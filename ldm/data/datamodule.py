@@ -76,6 +76,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if self.num_workers:
             options |= {"persistent_workers": True, "prefetch_factor": PREFETCHED_BATCHES, "worker_init_fn": leave_signals_to_parent}
         if isinstance(dataset, IterableDataset):
+            if name == "train" and hasattr(dataset, "epoch"):
+                dataset.epoch = self._begin[0]  # it counts on from there
             return DataLoader(dataset, **options)
         return DataLoader(SeededSamples(dataset), sampler=self._order(dataset, shuffle, name == "train"), **options)
 
@@ -116,7 +118,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return batch
 
     def _note_unreadable(self, problems: Iterable[str]) -> None:
-        new = [line for line in problems if line not in self.unreadable]
+        new = [line for line in dict.fromkeys(problems) if line not in self.unreadable]
         for line in new:
             self.unreadable.append(line)
             log.warning("picture left out: %s", line)

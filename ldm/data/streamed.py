@@ -26,8 +26,8 @@ from ldm.data.wikiart import HybridDraws, check_probabilities
 from ldm.errors import ConfigError, UserError
 from ldm.images import EXTENSIONS
 
-# Each but s3 is opened by webdataset, through a program: curl, gsutil. Its "pipe:" is left out on purpose, as it runs
-# whatever command a config file, maybe a stranger's, has behind it.
+# Read through programs: curl, gsutil and (which webdataset does not do itself) aws. Its "pipe:" urls are left out on
+# purpose, as they run whatever command a config file, maybe a stranger's, has behind them.
 SCHEMES = ("http", "https", "gs", "s3")
 
 
@@ -40,9 +40,10 @@ class StreamedHybridTrain(IterableDataset):
     starts again when they are all read. Each picks its next picture at random from `shuffle_buffer` of them, kept as the
     bytes of their files, so memory is about twice that many files for each worker.
 
-    Samples are a function of `seed`, the epoch, the process, the worker and their numbers: the same numbers give the same
-    samples. Exact resume in the middle of an epoch is not provided: the epoch begins anew, so some pictures come again.
-    `epoch`, which counts the passes, says which epoch comes next.
+    Samples are a function of `seed`, the epoch, the process, the worker and the numbers of both: the same give the same.
+    `epoch` is the number of the next epoch and counts up; loader workers count for themselves, so they have to be
+    persistent, as DataModuleFromConfig's are. Exact resume in the middle of an epoch is not provided: a run that goes on
+    begins at the beginning of the epoch that `epoch` says, 0 unless it is set, so some pictures come again early.
 
     Raises ConfigError where the package is missing or a value is wrong, and UserError for shards that are not there, too
     few, without pictures or broken. A picture that cannot be read is replaced by the next, and the sample says so.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from ldm.errors import CheckpointError
@@ -46,6 +46,8 @@ def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file that `--resume` means: the file itself, or the last one of a run's folder. Raises CheckpointError."""
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
     if not path.is_dir():
         return path
     for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):

@@ -57,6 +57,10 @@ def _overrides(items: Sequence[str]) -> dict[str, Any]:
     bad = [item for item in items if "=" not in item]
     if bad:
         raise ConfigError(f"{bad[0]!r} is not an override; write key.sub=value")
+    keys = [item.partition("=")[0] for item in items]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is given {keys.count(twice)} times; put values with braces in quotes, as a shell expands them")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
     except Exception as error:  # PyYAML's own errors

@@ -1,5 +1,7 @@
 """A Lightning callback that writes what the model makes, as pictures, while it trains."""
 
+import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torchvision.utils import make_grid
 
+from ldm.errors import ConfigError
 from ldm.images import save_image, tensor_to_image
+
+log = logging.getLogger(__name__)
 
 
 class ImageLogger(pl.Callback):
@@ -32,9 +37,17 @@ class ImageLogger(pl.Callback):
         log_on_batch_idx: bool = True,
         log_first_step: bool = True,
     ):
+        if batch_frequency < 1:
+            raise ConfigError(f"ImageLogger: batch_frequency must be at least 1, got {batch_frequency}; `disabled: true` turns it off")
         self.batch_frequency, self.max_images, self.disabled = batch_frequency, max_images, disabled
         self.first_batches = {2**n for n in range(20) if 2**n < batch_frequency} if increase_log_steps else set()
-        self.options = log_images_kwargs or {}
+        self.options = dict(log_images_kwargs or {})
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        known = inspect.signature(module.log_images).parameters
+        for name in [name for name in self.options if name not in known]:
+            log.warning("ImageLogger: log_images_kwargs.%s has no effect here; there are %s", name, ", ".join(known))
+            del self.options[name]
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.total_batch_idx + 1

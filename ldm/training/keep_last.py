@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class KeepLast(pl.Callback):
     """
 
     def __init__(self, path: str | Path, every_n_train_steps: int = 1000):
+        if every_n_train_steps < 1:
+            raise ConfigError(f"lightning.last.every_n_train_steps must be at least 1, got {every_n_train_steps}")
         self.path, self.every = Path(path), every_n_train_steps
         self._wanted = _NOTHING
         self._step = self._saved_step = 0
@@ -58,9 +60,11 @@ class KeepLast(pl.Callback):
         if trainer.global_step == self._step:
             return  # in the middle of gradient accumulation, which no checkpoint holds
         before, self._step = self._step, trainer.global_step
-        wanted, self._wanted = self._agreed(trainer, batch_idx), _NOTHING
+        wanted = self._agreed(trainer, batch_idx)
         if wanted or self._step // self.every > before // self.every:
             self.save(trainer)
+        if wanted:
+            self._wanted = _NOTHING
         if wanted == _STOP:
             raise StoppedBySignal(self.path)
 
@@ -69,7 +73,7 @@ class KeepLast(pl.Callback):
         if trainer.world_size == 1:
             return self._wanted
         if batch_idx % _BATCHES_BETWEEN_AGREEMENTS:
-            return _NOTHING
+            return _NOTHING  # what this process was asked for waits
         wanted = torch.tensor(self._wanted, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(wanted, reduce_op="max"))
 

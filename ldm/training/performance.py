@@ -9,6 +9,7 @@ from torch import nn
 from ldm.errors import ConfigError
 from ldm.training.config import check_keys
 
+PRECISIONS = ("highest", "high", "medium")
 DEFAULTS = {"channels_last": False, "compile": False, "matmul_precision": "high"}
 
 
@@ -17,10 +18,9 @@ def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> Non
     the start. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
     check_keys(options, DEFAULTS, "`lightning.performance`")
     options = {**DEFAULTS, **options}
-    try:
-        torch.set_float32_matmul_precision(options["matmul_precision"])
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"lightning.performance.matmul_precision must be highest, high or medium, got {options['matmul_precision']!r}") from error
+    if options["matmul_precision"] not in PRECISIONS:
+        raise ConfigError(f"lightning.performance.matmul_precision must be {' or '.join(PRECISIONS)}, got {options['matmul_precision']!r}")
+    torch.set_float32_matmul_precision(options["matmul_precision"])
     torch.backends.cudnn.allow_tf32 = options["matmul_precision"] != "highest"
     if options["channels_last"]:
         model.to(memory_format=torch.channels_last)

@@ -33,6 +33,7 @@ _NOISE = (
     ".*your dataloader is not resumable.*",  # ours is: see DataModuleFromConfig.state_dict
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*functional.all_gather is deprecated.*",
+    ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
@@ -81,8 +82,8 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
 
 def _run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
     """Where the run writes: a resumed one into its own folder, unless it gets another name."""
-    if checkpoint is not None and args.name is None and checkpoint.parent.name == "checkpoints":
-        return checkpoint.parent.parent
+    if checkpoint is not None and args.name is None and checkpoint.resolve().parent.name == "checkpoints":
+        return checkpoint.resolve().parent.parent
     if not args.base and args.name is None:
         raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
     return Path(args.logdir) / (args.name or Path(args.base[-1]).stem)

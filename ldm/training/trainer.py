@@ -47,8 +47,9 @@ class Recipe:
     def trainer(self, run_folder: Path, seed: int, explicit_seed: bool = False) -> pl.Trainer:
         """The trainer of a run that writes into `run_folder`."""
         checkpoints = run_folder / "checkpoints"
+        given = self.trainer_options()
         callbacks = [
-            LearningRateMonitor(),
+            *([LearningRateMonitor()] if given.get("logger", True) else []),
             StepSeeds(seed, explicit_seed),
             NonFiniteGuard(),
             Throughput(),
@@ -57,7 +58,7 @@ class Recipe:
             # Behind the others, whose state it writes.
             _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
         ]
-        options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **self.trainer_options()}
+        options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **given}
         if options.get("enable_progress_bar", True):
             callbacks.append(ProgressLine())
         return make_trainer(
@@ -69,9 +70,12 @@ class Recipe:
     def trainer_options(self) -> dict[str, Any]:
         """Lightning's options, the ones that nobody gave chosen for the machine."""
         options: dict[str, Any] = {"log_every_n_steps": 20, **self.section("trainer")}
-        gpus = self.gpus if self.gpus is not None else options.pop("gpus", None)  # published configs may say it too
+        if "callbacks" in options:
+            raise ConfigError("callbacks belong under `lightning.callbacks`, by name, not under `lightning.trainer`")
+        in_config = options.pop("gpus", None)  # published configs may say it too
+        gpus = in_config if self.gpus is None else self.gpus
         if gpus is not None:
-            options |= {"accelerator": "gpu", "devices": gpu_numbers(str(gpus))}
+            options |= {"accelerator": "gpu", "devices": gpu_numbers(",".join(map(str, gpus)) if isinstance(gpus, list) else str(gpus))}
         if _processes_from_outside() > 1:  # torchrun has started them; Lightning alone would train each on its own
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
@@ -101,7 +105,9 @@ class Recipe:
         found = []
         for key in CHECKPOINT_KEYS:
             options = self.section(key)
-            options = _as_section(options.get("params", options), f"lightning.{key}.params")
+            if "params" in options:
+                check_keys(options, ("target", "params"), f"`lightning.{key}`")
+                options = _as_section(options["params"], f"lightning.{key}.params")
             if key == "modelcheckpoint":
                 if monitor is None or not validates:
                     continue
