@@ -167,8 +167,8 @@ def test_validation_within_an_epoch_changes_nothing(config: Path, straight: dict
 
 def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(config: Path) -> None:
     run(config, "size", callback=stop_after(2))
-    with pytest.raises(UserError, match="after 8 samples, which is no multiple of 3"):
-        resumed(config, "size", "data.params.batch_size=3")
+    with pytest.raises(UserError, match="with batches of 4 samples .all processes together., not 2; go on with 4"):
+        resumed(config, "size", "data.params.batch_size=2")
 
 
 def test_the_seed_belongs_to_the_run(config: Path) -> None:

@@ -58,25 +58,27 @@ def bad_names(root: Path) -> list[str]:
 
 
 class Reader(pl.LightningModule):
-    """Counts the pictures that it gets."""
+    """Counts the pictures that it gets; fails once it has seen `limit`."""
 
-    def __init__(self):
+    def __init__(self, limit: int | None = None):
         super().__init__()
         self.automatic_optimization = False
-        self.seen = 0
+        self.seen, self.limit = 0, limit
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         assert "unreadable" not in batch and batch["image"].isfinite().all()
         self.seen += len(batch["image"])
+        if self.seen == self.limit:
+            raise RuntimeError("something broke")
 
     def configure_optimizers(self) -> None:
         return None
 
 
-def read_once(root: Path, workers: int = 0, batch_size: int = 20, **options: Any) -> int:
+def read_once(root: Path, workers: int = 0, batch_size: int = 20, limit: int | None = None, **options: Any) -> int:
     """Pictures seen in one epoch."""
     node = {"target": "ldm.data.pictures.PictureFolder", "params": {"roots": str(root), "size": 16, "validation_share": 0.0}}
-    data, reader = DataModuleFromConfig(batch_size=batch_size, num_workers=workers, train=node, **options), Reader()
+    data, reader = DataModuleFromConfig(batch_size=batch_size, num_workers=workers, train=node, **options), Reader(limit)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=root, use_distributed_sampler=False,
@@ -102,6 +104,12 @@ def test_a_folder_with_bad_pictures_is_read_whole(thousand: Path, caplog: pytest
     assert sorted(name_in(message.removeprefix("picture left out: ")) for message in left_out) == bad_names(thousand)
     assert report.startswith("50 of 1000 pictures could not be read and were replaced by others:")
     assert all(report.count(name) == 1 for name in bad_names(thousand))
+
+
+def test_a_run_that_fails_reports_what_it_left_out_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(RuntimeError, match="something broke"):
+        read_once(folder_of(tmp_path / "failing", good=36, bad=4), batch_size=40, limit=40)
+    assert warned(caplog)[-1].startswith("4 of 40 pictures could not be read")
 
 
 def test_the_log_says_what_is_wrong_with_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -93,7 +93,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self._position()
-        return {"seed": self.seed, "epoch": epoch, "samples": batches * self.batch_size * self.trainer.world_size}
+        return {"seed": self.seed, "epoch": epoch, "samples": batches * self._whole_batch(), "whole_batch": self._whole_batch()}
+
+    def _whole_batch(self) -> int:
+        """Samples of all processes together in a batch."""
+        return self.batch_size * self.trainer.world_size
 
     def _position(self) -> tuple[int, int]:
         """(epoch, batches of it that are done)."""
@@ -102,11 +106,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return (epoch, done) if done < loop.max_batches else (epoch + 1, 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        whole = self.batch_size * self.trainer.world_size
-        if state_dict["samples"] % whole:
+        before = state_dict["whole_batch"]
+        if state_dict["samples"] and before != self._whole_batch():
             raise UserError(
-                f"the checkpoint was written in the middle of an epoch, after {state_dict['samples']} samples, which is no "
-                f"multiple of {whole}, the batch size of all processes together; go on with those it was made with"
+                f"the checkpoint was written in the middle of an epoch with batches of {before} samples (all processes together), not "
+                f"{self._whole_batch()}; go on with {before}, or start a new run from its weights with model.params.ckpt_path"
             )
         self.seed, self._begin = state_dict["seed"], (state_dict["epoch"], state_dict["samples"])
 
@@ -135,6 +139,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return f"{len(self.unreadable)} of {self._pictures()} pictures could not be read"
 
     def teardown(self, stage: str) -> None:
+        self._final_report()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._final_report()  # Lightning does not tear down what was interrupted
+
+    def _final_report(self) -> None:
         if self.unreadable:
             log.warning("%s and were replaced by others:\n  %s", self._report(), "\n  ".join(self.unreadable))
 
