@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from pipeline_builders import FIRST_STAGE, MODEL, model_config, picture, picture_folder, run_program, save_config, script
+from torch.utils.flop_counter import FlopCounterMode
 from training_builders import (
     LOSS,
     QUIET,
@@ -31,6 +33,7 @@ from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import StyleTransferPipeline
 from ldm.training.config import merged_config
+from ldm.training.throughput import Throughput
 from ldm.training.train import build, main
 
 
@@ -145,6 +148,41 @@ def test_a_cache_of_other_weights_is_refused(cached_config: Path, tmp_path: Path
     torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "other.pt")
     with pytest.raises(ConfigError, match=f"made with other weights of the {part} than the config's; make the cache anew with scripts/precompute"):
         train(cached_config, f"model.params.{key}={tmp_path / 'other.pt'}")
+
+
+class Clock:
+    """One second later at every look; `Slow` moves it on by an hour where throughput must not look."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        Clock.now += 1.0
+        return Clock.now
+
+
+class Slow(pl.Callback):
+    def on_train_batch_end(self, *args: Any) -> None:
+        Clock.now += 3600.0
+
+    on_validation_start = on_train_batch_end
+
+
+def test_pictures_and_validation_do_not_count_as_time(diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.training.throughput.time", Clock())
+    slow = save_config({"lightning": {"callbacks": {"slow": {"target": "test_training.Slow"}}}}, tmp_path / "slow.yaml")
+    options = ["lightning.trainer.val_check_interval=1", "--allow-target", "test_training"]
+    main(["--base", str(diffusion_config), str(slow), "--logdir", str(tmp_path), "--name", "slow", *options])
+    assert min(logged(tmp_path / "slow", "images_per_s")) > 1
+
+
+def test_on_a_gpu_the_share_of_its_matrix_rate_is_logged(diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_a_gpu(self: Throughput, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._matrix_rate, self._counter = 1e12, FlopCounterMode(display=False)
+
+    monkeypatch.setattr(Throughput, "on_train_start", on_a_gpu)
+    main(["--base", str(diffusion_config), "--logdir", str(tmp_path), "--name", "gpu", "lightning.trainer.max_steps=3"])
+    shares = logged(tmp_path / "gpu", "matrix_share")
+    assert len(shares) == 2 and all(0 < share < 1 for share in shares)  # the first step was for counting
 
 
 # A config as it was published

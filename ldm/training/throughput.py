@@ -15,9 +15,14 @@ _MATRIX_SIDE, _MATRIX_RUNS = 8192, 20
 
 class Throughput(pl.Callback):
     """Logs, every `log_every_n_steps` batches over the batches since: `images_per_s` (all processes together),
-    `data_wait` (0 to 1), `peak_GB` and, on a GPU, `matrix_share` (0 to 1). Validation and pictures do not count."""
+    `data_wait` (0 to 1), `peak_GB` and, on a GPU, `matrix_share` (0 to 1).
+
+    Stands before all other callbacks and `last` behind them, so that what they do (pictures, checkpoints) does not count;
+    nor does validation.
+    """
 
     def __init__(self):
+        self.last = _BatchOver(self)
         self.flops_per_batch: float | None = None
         self._counter: FlopCounterMode | None = None
         self._matrix_rate = 0.0
@@ -44,18 +49,22 @@ class Throughput(pl.Callback):
             self._counter.__enter__()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._batch_ended = time.perf_counter()
+        ended = time.perf_counter()
         if self._counter is not None:  # the first batch was for counting, and for warming up
             self._counter.__exit__(None, None, None)
             self.flops_per_batch, self._counter = float(self._counter.get_total_flops()), None
-            return self._restart()
-        self._worked += self._batch_ended - self._batch_began
+            self._restart()
+            return
+        self._worked += ended - self._batch_began
         self._images += batch_size_of(batch) * trainer.world_size
         self._batches += 1
         if self._batches >= trainer.log_every_n_steps:
             module.log_dict(self._values(module.device), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
             self._restart()
-            self._batch_ended = time.perf_counter()
+
+    def batch_over(self) -> None:
+        """From now on the loop waits for data."""
+        self._batch_ended = time.perf_counter()
 
     def _values(self, device: torch.device) -> dict[str, float]:
         seconds = self._waited + self._worked
@@ -66,6 +75,17 @@ class Throughput(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._batch_ended = None  # what follows is no waiting for training data
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._batch_ended = None
+
+
+class _BatchOver(pl.Callback):
+    def __init__(self, throughput: Throughput):
+        self.throughput = throughput
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.throughput.batch_over()
 
 
 def batch_size_of(batch: Any) -> int:

@@ -48,15 +48,17 @@ class Recipe:
         """The trainer of a run that writes into `run_folder`."""
         checkpoints = run_folder / "checkpoints"
         given = self.trainer_options()
+        throughput = Throughput()
         callbacks = [
+            throughput,
             *([LearningRateMonitor()] if given.get("logger", True) else []),
             StepSeeds(seed, explicit_seed),
             NonFiniteGuard(),
-            Throughput(),
             *(instantiate_from_config(node) for node in self.section("callbacks").values()),
             *self._model_checkpoints(checkpoints),
             # Behind the others, whose state it writes.
             _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
+            throughput.last,
         ]
         options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **given}
         if options.get("enable_progress_bar", True):
