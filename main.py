@@ -6,14 +6,36 @@
 Several --base files merge from left to right; `key.sub=value` overrides come last.
 """
 
-from ldm.cli import run
-from ldm.data.datamodule import DataModuleFromConfig
-from ldm.training.image_logger import ImageLogger
-from ldm.training.train import main
-from ldm.util import get_obj_from_str, instantiate_from_config
+import importlib
+from typing import Any
 
-# Published config files name these under `main`.
-__all__ = ["DataModuleFromConfig", "ImageLogger", "get_obj_from_str", "instantiate_from_config"]
+from ldm.cli import run
+
+# Published config files name these under `main`. They are imported when asked for, as that takes seconds, in which
+# Ctrl-C should end the command as well as later.
+_ELSEWHERE = {
+    "DataModuleFromConfig": "ldm.data.datamodule",
+    "ImageLogger": "ldm.training.image_logger",
+    "get_obj_from_str": "ldm.util",
+    "instantiate_from_config": "ldm.util",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'main' has no attribute {name!r}")
+    return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ELSEWHERE])
+
+
+def main() -> None:
+    from ldm.training.train import main
+
+    main()
+
 
 if __name__ == "__main__":
     run(main)

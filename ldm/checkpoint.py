@@ -34,6 +34,7 @@ _KINDS = (
     ("VGG16 features (torchvision)", ("features.0.", "features.26.")),
 )
 
+_FIT_ADVICE = "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"
 _TRAINING_ONLY = ("loss.", "first_stage_model.loss.")
 _EMA_COUNTERS = ("_ema.decay", "_ema.num_updates")
 
@@ -81,21 +82,19 @@ def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: It
 
 
 def load_strict(
-    module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = (), where: str = "checkpoint"
+    module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = (), where: str = "checkpoint", advice: str = _FIT_ADVICE
 ) -> None:
     """Copy a state dict into a module, in the module's own dtypes, if every name and shape agrees.
 
-    `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the source in errors.
+    `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the source in errors, and
+    `advice` ends them.
     Raises CheckpointError, with the module untouched, if anything differs or nothing is left to load.
     """
     prefixes = _prefixes(ignore_keys)
     given = _without(state_dict, prefixes)
     mismatch = compare(module, given, prefixes)
     if mismatch:
-        raise CheckpointError(
-            f"{where} does not fit {type(module).__name__}: {mismatch}; use the config that belongs to the "
-            "checkpoint, or name the prefixes to leave out in ignore_keys"
-        )
+        raise CheckpointError(f"{where} does not fit {type(module).__name__}: {mismatch}; {advice}")
     if not given:
         raise CheckpointError(f"{where}: nothing to load into {type(module).__name__}: all names are left out")
     module.load_state_dict(given, strict=False)  # not strict, as what ignore_keys leave out is missing

@@ -98,7 +98,7 @@ def _head(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a checkpoint file")
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}, from where relative paths are taken'}")
     try:
         with path.open("rb") as file:
             head = file.read(1024)

@@ -11,3 +11,7 @@ class CheckpointError(UserError):
 
 class ConfigError(UserError):
     """A configuration that cannot be built: an unknown target, a wrong parameter name, a missing key."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient in training is not finite."""

@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 import torch
 from pipeline_builders import model_config, picture_folder, save_config, tiny_model
 
-from ldm.errors import CheckpointError, UserError
+from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
-from ldm.training.guard import NonFiniteError
+from ldm.training.run_folder import alone_in
 from ldm.training.train import main
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
@@ -98,13 +98,15 @@ def test_a_run_is_found_by_its_folder(tmp_path: Path) -> None:
 
 
 class Poison(pl.Callback):
-    """Spoils the n-th batch, or the gradients that come of it."""
+    """Spoils the n-th batch, or the gradients that come of it; or simply fails there."""
 
-    def __init__(self, batch: int, gradients: bool = False):
-        self.batch, self.gradients = batch, gradients
+    def __init__(self, batch: int, gradients: bool = False, fail: bool = False):
+        self.batch, self.gradients, self.fail = batch, gradients, fail
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int) -> None:
         self.batch -= 1
+        if self.batch == 0 and self.fail:
+            raise RuntimeError("something broke")
         if self.batch == 0 and not self.gradients:
             batch["image"][0] = float("nan")
 
@@ -134,8 +136,8 @@ def run(config: Path, name: str, poison: dict[str, Any] | None = None, *options:
     return last(config, name)
 
 
-def last(config: Path, name: str) -> dict[str, Any]:
-    return torch.load(config.parent / name / "checkpoints/last.ckpt", weights_only=True)
+def last(config: Path, name: str, file: str = "last.ckpt") -> dict[str, Any]:
+    return torch.load(config.parent / name / "checkpoints" / file, weights_only=True)
 
 
 @pytest.mark.parametrize(("gradients", "what"), [(False, "the loss"), (True, "a gradient")])
@@ -143,7 +145,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(config: Path, 
     three = run(config, "three", None, "lightning.trainer.max_steps=3")
     with pytest.raises(NonFiniteError, match=f"{what} is not finite at step 3, epoch 0"):
         run(config, "poisoned", {"batch": 4, "gradients": gradients})
-    kept = last(config, "poisoned")
+    kept = last(config, "poisoned", "not_finite.ckpt")
     assert kept["global_step"] == 3
     assert all(torch.equal(kept["state_dict"][name], value) for name, value in three["state_dict"].items())
 
@@ -154,6 +156,12 @@ def test_the_message_names_the_pictures_and_what_to_try(config: Path) -> None:
     pictures = [str(p) for p in config.parent.rglob("*.png") if str(p) in str(caught.value)]
     assert 1 <= len(pictures) <= 4  # of the two batches that make the step
     assert "model.learning_rate" in str(caught.value)
+
+
+def test_the_last_good_checkpoint_stays_when_the_loss_breaks(config: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        run(config, "poisoned", {"batch": 4}, "lightning.last.every_n_train_steps=2")
+    assert last(config, "poisoned")["global_step"] == 2
 
 
 def test_a_broken_loss_is_a_user_error() -> None:
@@ -173,3 +181,32 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run(config: Path) -> Non
     (folder / ".last.abc.ckpt").write_text("half")
     run(config, "plain", None, "lightning.trainer.max_steps=1")
     assert sorted(os.listdir(folder)) == ["last.ckpt"]
+
+
+# The folder of a run
+
+
+def test_a_new_run_never_goes_into_the_folder_of_an_old_one(config: Path) -> None:
+    before = run(config, "plain", None, "lightning.trainer.max_steps=1")
+    with pytest.raises(UserError, match="holds a run already; go on with it by --resume .*plain, or give this one another name"):
+        run(config, "plain", None, "lightning.trainer.max_steps=2")
+    assert last(config, "plain")["global_step"] == before["global_step"] == 1
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(config: Path) -> None:
+    with pytest.raises(RuntimeError):
+        run(config, "stopped", {"batch": 2, "fail": True})
+    folder = config.parent / "stopped"
+    configs = sorted(folder.glob("config_*.yaml"))
+    with pytest.raises(UserError, match="go on with 2"):
+        main(["--resume", str(folder), "data.params.batch_size=4", "--allow-target", "test_interrupted"])
+    assert sorted(folder.glob("config_*.yaml")) == configs
+
+
+@posix
+def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "run"):
+        with pytest.raises(UserError, match="another training run is writing into it"), alone_in(tmp_path / "run"):
+            pass
+    with alone_in(tmp_path / "run"):
+        pass

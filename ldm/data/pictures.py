@@ -53,7 +53,10 @@ def of_split(names: Sequence[Path], split: str, validation_share: float, seed: i
         limit = math.nextafter(min(fractions), 1.0)
     chosen = [i for i, fraction in enumerate(fractions) if (fraction < limit) == (split == "validation")]
     if not chosen:
-        raise UserError(f"{where}: its {len(names)} pictures leave none for {split}; change validation_share")
+        raise UserError(
+            f"{where}: its {len(names)} pictures leave none for {split}; add some, change validation_share, or "
+            "train without validation: data.params.train.params.validation_share=0 data.params.validation=null"
+        )
     return chosen
 
 

@@ -35,6 +35,12 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
             raise ConfigError(f"unknown config key {key!r}{near(key, known)}; {where} has {', '.join(known)}")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises ConfigError unless the value is a whole number from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
+
+
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config file as plain containers, interpolations as they are, merged onto what it extends."""
     tree = OmegaConf.to_container(load_config(path), resolve=False)
@@ -60,7 +66,7 @@ def _overrides(items: Sequence[str]) -> dict[str, Any]:
     keys = [item.partition("=")[0] for item in items]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise ConfigError(f"{twice} is given {keys.count(twice)} times; put values with braces in quotes, as a shell expands them")
+        raise ConfigError(f"{twice} is given {keys.count(twice)} times; give it once (and in quotes if it has braces, which a shell expands)")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
     except Exception as error:  # PyYAML's own errors

@@ -7,16 +7,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldm.errors import UserError
+from ldm.errors import NonFiniteError
 
 ADVICE = (
-    "try a lower model.learning_rate, lightning.trainer.gradient_clip_val=1.0, or lightning.trainer.precision=32-true; "
-    "look at the pictures above if only one batch does it"
+    "try a lower model.learning_rate, lightning.trainer.gradient_clip_val=1.0, or lightning.trainer.precision=32-true, from last.ckpt or, "
+    "if its weights are spoilt already, from an older checkpoint; look at the pictures above if only one batch does it"
 )
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient is not finite."""
 
 
 class NonFiniteGuard(pl.Callback):

@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torchvision.utils import make_grid
 
-from ldm.errors import ConfigError
 from ldm.images import save_image, tensor_to_image
+from ldm.training.config import check_count
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ class ImageLogger(pl.Callback):
         log_on_batch_idx: bool = True,
         log_first_step: bool = True,
     ):
-        if batch_frequency < 1:
-            raise ConfigError(f"ImageLogger: batch_frequency must be at least 1, got {batch_frequency}; `disabled: true` turns it off")
+        check_count("ImageLogger: batch_frequency", batch_frequency)
         self.batch_frequency, self.max_images, self.disabled = batch_frequency, max_images, disabled
         self.first_batches = {2**n for n in range(20) if 2**n < batch_frequency} if increase_log_steps else set()
         self.options = dict(log_images_kwargs or {})

@@ -12,7 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import CheckpointError, NonFiniteError
+from ldm.training.config import check_count
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,15 @@ class StoppedBySignal(BaseException):
 
 class KeepLast(pl.Callback):
     """Writes `path` every `every_n_train_steps` optimiser steps, after every epoch, on SIGUSR1, on SIGINT and SIGTERM
-    (which then end the run), and when an exception ends it.
+    (which then end the run), and when an exception ends it; when that is a loss that is no number, into
+    `not_finite.ckpt` beside it.
 
     Signals act after the optimiser step in progress. Several processes agree on one every few batches, since writing
     is something that they do together.
     """
 
     def __init__(self, path: str | Path, every_n_train_steps: int = 1000):
-        if every_n_train_steps < 1:
-            raise ConfigError(f"lightning.last.every_n_train_steps must be at least 1, got {every_n_train_steps}")
+        check_count("lightning.last.every_n_train_steps", every_n_train_steps)
         self.path, self.every = Path(path), every_n_train_steps
         self._wanted = _NOTHING
         self._step = self._saved_step = 0
@@ -88,9 +89,11 @@ class KeepLast(pl.Callback):
         if not trainer.is_global_zero or trainer.global_step == self._saved_step or isinstance(exception, CheckpointError):
             return
         try:
+            # A run may have been on its way to ruin for a while when its loss stops being a number.
+            path = self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
             # Trainer.save_checkpoint would wait for the other processes, which know nothing of the exception.
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.path)
-            log.info("checkpoint of step %d written: %s", trainer.global_step, self.path)
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
+            log.info("checkpoint of step %d written: %s", trainer.global_step, path)
         except Exception as error:
             log.error("no checkpoint could be written on the way out: %s", error)
 

@@ -1,24 +1,25 @@
 """The training command: config files and overrides in, a Lightning run with checkpoints and pictures out."""
 
-import argparse
-import datetime
 import logging
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from torch import Tensor
 
 from ldm.checkpoint import load_strict, read_state_dict
-from ldm.errors import ConfigError, UserError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.command_line import DEFAULT_SEED, parse_args
 from ldm.training.config import merged_config
 from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
+from ldm.training.run_folder import KeepConfig, alone_in, kept_config, run_folder
 from ldm.training.trainer import Recipe
 from ldm.util import allowing_targets, instantiate_from_config
 
@@ -36,6 +37,7 @@ _NOISE = (
     ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
+_OTHER_WEIGHTS = "only a checkpoint of the same model can be resumed; to start from other weights, give model.params.ckpt_path=FILE"
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
@@ -44,23 +46,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     _quieten()
     checkpoint = find_checkpoint(args.resume) if args.resume else None
-    run_folder = _run_folder(args, checkpoint)
-    config = merged_config(args.base or [_kept_config(run_folder)], args.overrides)
-    resumed = read_state_dict(checkpoint) if checkpoint else None
+    folder = run_folder(args, checkpoint)
+    config = merged_config(args.base or [kept_config(folder)], args.overrides)
+    resumed = _weights(checkpoint) if checkpoint else None
     seed = DEFAULT_SEED if args.seed is None else args.seed
     pl.seed_everything(seed, verbose=False)
     with allowing_targets(args.allow_target):
         model, data = build(config, seed)
         if resumed is not None:  # Lightning loads it again, with its optimisers, but explains less
-            load_strict(model, resumed, where=f"--resume {checkpoint}")
+            load_strict(model, resumed, where=f"--resume {checkpoint}", advice=_OTHER_WEIGHTS)
         recipe = Recipe(config, model, data, args.gpus)
         apply_performance(model, recipe.section("performance"))
         if args.dry_run:
             return dry_run(recipe)
-        trainer = recipe.trainer(run_folder, seed, explicit_seed=args.seed is not None)
-        if trainer.is_global_zero:
-            _keep_config(config, run_folder)
-        _fit(trainer, model, data, checkpoint)
+        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None)
+        trainer.callbacks.insert(0, KeepConfig(config, folder))
+        with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
+            _fit(trainer, model, data, checkpoint)
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    try:
+        return read_state_dict(checkpoint)
+    except CheckpointError as error:
+        reason = str(error).partition("; download")[0]  # advice for files that others made
+        raise CheckpointError(f"{reason}; name another checkpoint of the run, such as one of {checkpoint.parent}/best-*.ckpt") from error
 
 
 def _quieten() -> None:
@@ -72,34 +82,13 @@ def _quieten() -> None:
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
     try:
-        with signal_handlers_kept():
-            # Our own checkpoint, written by the same command; weights_only keeps a stranger's file harmless.
-            trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    except StoppedBySignal as stop:
-        if trainer.is_global_zero:
-            log.info("stopped at step %d; go on with: --resume %s", trainer.global_step, stop)
-
-
-def _run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
-    """Where the run writes: a resumed one into its own folder, unless it gets another name."""
-    if checkpoint is not None and args.name is None and checkpoint.resolve().parent.name == "checkpoints":
-        return checkpoint.resolve().parent.parent
-    if not args.base and args.name is None:
-        raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
-    return Path(args.logdir) / (args.name or Path(args.base[-1]).stem)
-
-
-def _kept_config(run_folder: Path) -> Path:
-    """The newest config that the run was started with."""
-    kept = sorted(run_folder.glob("config_*.yaml"))
-    if not kept:
-        raise UserError(f"{run_folder}: no config_*.yaml in this run's folder; give the config with --base")
-    return kept[-1]
-
-
-def _keep_config(config: DictConfig, run_folder: Path) -> None:
-    run_folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, run_folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")
+        # Our own checkpoint, written by the same command; weights_only keeps a stranger's file harmless.
+        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        end = "finished"
+    except StoppedBySignal:
+        end = "stopped"
+    if trainer.is_global_zero:
+        log.info("%s at step %d, in %s; go on with --resume %s", end, trainer.global_step, trainer.default_root_dir, trainer.default_root_dir)
 
 
 def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.LightningDataModule]:

@@ -20,7 +20,7 @@ from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.command_line import gpu_numbers
-from ldm.training.config import check_keys
+from ldm.training.config import check_count, check_keys
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.reproducible import StepSeeds
@@ -74,6 +74,7 @@ class Recipe:
         options: dict[str, Any] = {"log_every_n_steps": 20, **self.section("trainer")}
         if "callbacks" in options:
             raise ConfigError("callbacks belong under `lightning.callbacks`, by name, not under `lightning.trainer`")
+        _check_numbers(options)
         in_config = options.pop("gpus", None)  # published configs may say it too
         gpus = in_config if self.gpus is None else self.gpus
         if gpus is not None:
@@ -143,6 +144,24 @@ class ProgressLine(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
         values = {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
         return {**values, "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.1e}"} if trainer.optimizers else values
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()  # what is said next begins on a line of its own
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Raises ConfigError for numbers that Lightning would take and fail on later, or refuse without naming them."""
+    for key in ("max_steps", "max_epochs"):
+        value = options.get(key, -1)
+        if value is not None and (not isinstance(value, int) or value < -1):
+            raise ConfigError(f"lightning.trainer.{key} must be a whole number from -1 (no limit) on, got {value!r}")
+    for key in ("accumulate_grad_batches", "log_every_n_steps"):
+        check_count(f"lightning.trainer.{key}", options.get(key, 1))
+    every = options.get("val_check_interval", 1.0)
+    if isinstance(every, (int, float)) and every <= 0:  # a text may be a time
+        raise ConfigError(f"lightning.trainer.val_check_interval must be above 0, got {every!r}")
 
 
 def make_trainer(options: dict[str, Any]) -> pl.Trainer:

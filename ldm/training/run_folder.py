@@ -1,0 +1,77 @@
+"""The folder of a run: which one it is, its config, and that only one process group works in it."""
+
+import argparse
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder go unnoticed
+    fcntl = None
+
+
+def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
+    """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError.
+
+    A new run never goes into the folder of an old one, whose last checkpoint it would replace.
+    """
+    if checkpoint is not None and args.name is None and checkpoint.resolve().parent.name == "checkpoints":
+        return checkpoint.resolve().parent.parent
+    if not args.base and args.name is None:
+        raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
+    folder = Path(args.logdir) / (args.name or Path(args.base[-1]).stem)
+    if (folder / "checkpoints/last.ckpt").exists() and not args.dry_run and folder.resolve() != _folder_of(checkpoint):
+        raise UserError(f"{folder}: holds a run already; go on with it by --resume {folder}, or give this one another name by --name NAME")
+    return folder
+
+
+def _folder_of(checkpoint: Path | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.resolve().parent.parent
+
+
+def kept_config(folder: Path) -> Path:
+    """The newest config that the run was started with."""
+    kept = sorted(folder.glob("config_*.yaml"))
+    if not kept:
+        raise UserError(f"{folder}: no config_*.yaml in this run's folder; give the config with --base")
+    return kept[-1]
+
+
+class KeepConfig(pl.Callback):
+    """Writes the config into the run's folder once training has begun, so that a refused start leaves nothing."""
+
+    def __init__(self, config: DictConfig, folder: Path):
+        self.config, self.folder = config, folder
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within it no other process can enter for the same folder. Raises UserError if one has."""
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
