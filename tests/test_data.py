@@ -89,13 +89,13 @@ def test_a_share_too_small_for_any_picture_takes_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share, split", [(0.02, "validation"), (1.0, "train")])
 def test_a_single_picture_is_not_split(tmp_path: Path, share: float, split: str) -> None:
-    with pytest.raises(UserError, match=f"its 1 pictures leave none for {split}; change validation_share"):
+    with pytest.raises(UserError, match=f"its 1 pictures leave none for {split}; add some, change validation_share"):
         find_pictures(empty_files(tmp_path, ["a.jpg"]), split, validation_share=share)
 
 
 @pytest.mark.parametrize("share, split", [(0.0, "validation"), (1.0, "train")])
 def test_a_split_without_pictures_is_a_user_error(many: Path, share: float, split: str) -> None:
-    with pytest.raises(UserError, match=f"leave none for {split}; change validation_share"):
+    with pytest.raises(UserError, match=f"leave none for {split}; add some, change validation_share"):
         find_pictures(many, split, validation_share=share)
 
 

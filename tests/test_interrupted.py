@@ -32,9 +32,14 @@ def save_for_ever(path: Path) -> None:
 
 
 def in_a_process(work: Callable[[Path], None], path: Path) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=work, args=(path,))
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(work, path))
     process.start()
     return process
+
+
+def _alone(work: Callable[[Path], None], path: Path) -> None:
+    torch.set_num_threads(1)  # the threads of the process that this one was copied from are not there
+    work(path)
 
 
 @posix

@@ -239,12 +239,6 @@ def test_a_resumed_run_may_get_a_name_of_its_own(diffusion: Path, tmp_path: Path
     assert last(tmp_path / "branch")["global_step"] == 3 and files_below(diffusion) == before
 
 
-def test_the_last_checkpoint_is_that_of_the_last_run(diffusion_config: Path) -> None:
-    for steps in (2, 1):
-        run = train(diffusion_config, f"lightning.trainer.max_steps={steps}", name="rerun")
-        assert last(run)["global_step"] == steps
-
-
 @pytest.mark.parametrize("content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")])
 def test_a_checkpoint_that_cannot_resume_is_refused(diffusion_config: Path, tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:

@@ -243,7 +243,10 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
         ({"modelcheckpoint_steps": {}}, "unknown config key 'modelcheckpoint_steps'; did you mean modelcheckpoint_step"),
         ({"trainer": {"max_epoch": 3}}, "has no parameter 'max_epoch'; did you mean max_epochs"),
         ({"trainer": {"precision": "fp7"}}, "Precision 'fp7' is invalid"),
-        ({"trainer": {"max_steps": "many"}}, "the trainer cannot be set up"),
+        ({"trainer": {"max_steps": "many"}}, "lightning.trainer.max_steps must be a whole number from -1"),
+        ({"trainer": {"max_time": "many"}}, "the trainer cannot be set up"),
+        ({"trainer": {"accumulate_grad_batches": 0}}, "lightning.trainer.accumulate_grad_batches must be a whole number from 1 on"),
+        ({"trainer": {"val_check_interval": 0}}, "lightning.trainer.val_check_interval must be above 0"),
         ({"modelcheckpoint_step": {"params": {"every_n_train_step": 3}}}, "did you mean every_n_train_steps"),
         ({"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}}, "lightning.modelcheckpoint_step: .*mutually exclusive"),
         ({"last": {"every_n_train_step": 3}}, "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps"),
@@ -320,8 +323,8 @@ def test_unknown_performance_options_are_refused(matmul_precision: None, options
     "lightning, problem",
     [
         ({"trainer": {"callbacks": []}}, "callbacks belong under `lightning.callbacks`"),
-        ({"last": {"every_n_train_steps": 0}}, "lightning.last.every_n_train_steps must be at least 1"),
-        ({"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}}, "batch_frequency must be at least 1"),
+        ({"last": {"every_n_train_steps": 0}}, "lightning.last.every_n_train_steps must be a whole number from 1 on"),
+        ({"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}}, "batch_frequency must be a whole number from 1 on"),
         ({"modelcheckpoint_step": {"params": {}, "every_n_train_steps": 5}}, "unknown config key 'every_n_train_steps'; `lightning.modelcheckpoint_step` has target, params"),
     ],
 )
@@ -335,5 +338,5 @@ def test_a_run_may_go_without_loggers(tmp_path: Path) -> None:
 
 
 def test_an_override_given_twice_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a.b is given 2 times; put values with braces in quotes"):
+    with pytest.raises(ConfigError, match="a.b is given 2 times; give it once"):
         merged_config([], ["a.b=1", "a.c=1", "a.b=2"])

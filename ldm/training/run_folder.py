@@ -19,22 +19,19 @@ except ImportError:  # Windows: two runs in one folder go unnoticed
 
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
-    """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError.
-
-    A new run never goes into the folder of an old one, whose last checkpoint it would replace.
-    """
+    """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError."""
     if checkpoint is not None and args.name is None and checkpoint.resolve().parent.name == "checkpoints":
         return checkpoint.resolve().parent.parent
     if not args.base and args.name is None:
         raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
-    folder = Path(args.logdir) / (args.name or Path(args.base[-1]).stem)
-    if (folder / "checkpoints/last.ckpt").exists() and not args.dry_run and folder.resolve() != _folder_of(checkpoint):
+    return Path(args.logdir) / (args.name or Path(args.base[-1]).stem)
+
+
+def check_free(folder: Path, checkpoint: Path | None) -> None:
+    """Raises UserError for the folder of a run other than the resumed one, whose last checkpoint would be replaced."""
+    own = checkpoint is not None and checkpoint.resolve().parent.parent == folder.resolve()
+    if (folder / "checkpoints/last.ckpt").exists() and not own:
         raise UserError(f"{folder}: holds a run already; go on with it by --resume {folder}, or give this one another name by --name NAME")
-    return folder
-
-
-def _folder_of(checkpoint: Path | None) -> Path | None:
-    return None if checkpoint is None else checkpoint.resolve().parent.parent
 
 
 def kept_config(folder: Path) -> Path:

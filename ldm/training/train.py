@@ -19,7 +19,7 @@ from ldm.training.config import merged_config
 from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
-from ldm.training.run_folder import KeepConfig, alone_in, kept_config, run_folder
+from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, run_folder
 from ldm.training.trainer import Recipe
 from ldm.util import allowing_targets, instantiate_from_config
 
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.dry_run:
             return dry_run(recipe)
         trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None)
+        check_free(folder, checkpoint)
         trainer.callbacks.insert(0, KeepConfig(config, folder))
         with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
             _fit(trainer, model, data, checkpoint)
