@@ -373,7 +373,7 @@ def test_a_cached_split_is_that_of_the_folder(cache: Path, recipe: dict[str, Any
     "options, problem",
     [
         ({"split": "test"}, "split must be one of"),
-        ({"split": "validation", "validation_share": 0.0}, "leave none for validation; change validation_share"),
+        ({"split": "validation", "validation_share": 0.0}, "leave none for validation; add some, change validation_share"),
         ({"photo_share": 2.0}, "photo_share is a probability"),
     ],
 )

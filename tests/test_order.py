@@ -185,7 +185,7 @@ def test_two_processes_load_the_global_batches_of_one(hybrid: dict[str, Any], ba
 @pytest.mark.parametrize("done", [(0, 0), (0, 4), (1, 8)])
 def test_a_loader_goes_on_where_a_checkpoint_says(hybrid: dict[str, Any], batches: list, done: tuple[int, int]) -> None:
     data, (epoch, samples) = module(hybrid, seed=9), done
-    data.load_state_dict({"seed": 3, "epoch": epoch, "samples": samples})
+    data.load_state_dict({"seed": 3, "epoch": epoch, "samples": samples, "whole_batch": 4})
     loader = data.train_dataloader()
     loader.sampler.set_epoch(epoch)
     assert same(list(loader), batches[epoch][samples // 4 :])
