@@ -171,6 +171,12 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ConfigError unless the value is a whole number from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
+
+
 def near(name: Any, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ldm.data.order import EpochOrder, SeededSamples
 from ldm.errors import ConfigError, UserError
-from ldm.util import instantiate_from_config
+from ldm.util import check_count, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, least=0)
         if not 0 <= max_unreadable_share <= 1:
             raise ConfigError(f"max_unreadable_share must be between 0 and 1, got {max_unreadable_share!r}")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed

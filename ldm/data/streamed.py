@@ -25,6 +25,7 @@ from ldm.data.pictures import Crops
 from ldm.data.wikiart import HybridDraws, check_probabilities
 from ldm.errors import ConfigError, UserError
 from ldm.images import EXTENSIONS
+from ldm.util import check_count
 
 # Read through programs: curl, gsutil and (which webdataset does not do itself) aws. Its "pipe:" urls are left out on
 # purpose, as they run whatever command a config file, maybe a stranger's, has behind them.
@@ -66,8 +67,9 @@ class StreamedHybridTrain(IterableDataset):
     ):
         self.shares = {"style_drop": style_drop, "content_drop": content_drop, "photo_share": photo_share}
         check_probabilities(**self.shares)
-        _check_whole(1, epoch_samples=epoch_samples, shuffle_buffer=shuffle_buffer)
-        _check_whole(0, seed=seed)
+        check_count("epoch_samples", epoch_samples)
+        check_count("shuffle_buffer", shuffle_buffer)
+        check_count("seed", seed, least=0)
         crops = Crops(size, style_size, flip=flip), Crops(size, content_size, flip=flip)
         self.kinds = list(zip(crops, map(shard_names, (style_shards, content_shards))))
         self.epoch_samples, self.shuffle_buffer, self.seed = epoch_samples, shuffle_buffer, seed
@@ -224,9 +226,3 @@ def _webdataset() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigError("training from shards needs the package webdataset; install it with: pip install -e '.[stream]'") from error
     return webdataset
-
-
-def _check_whole(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")

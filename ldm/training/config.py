@@ -35,12 +35,6 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
             raise ConfigError(f"unknown config key {key!r}{near(key, known)}; {where} has {', '.join(known)}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises ConfigError unless the value is a whole number from 1 on."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name} must be a whole number from 1 on, got {value!r}")
-
-
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config file as plain containers, interpolations as they are, merged onto what it extends."""
     tree = OmegaConf.to_container(load_config(path), resolve=False)

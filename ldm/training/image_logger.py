@@ -10,7 +10,7 @@ import torch
 from torchvision.utils import make_grid
 
 from ldm.images import save_image, tensor_to_image
-from ldm.training.config import check_count
+from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.errors import CheckpointError, NonFiniteError
-from ldm.training.config import check_count
+from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAVE_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
+SAVE_SIGNALS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # Windows has none
 _NOTHING, _SAVE, _STOP = range(3)
 _BATCHES_BETWEEN_AGREEMENTS = 10
 
@@ -49,11 +49,11 @@ class KeepLast(pl.Callback):
                 leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
         # Lightning has set up its own handlers by now, which would broadcast to other processes from within a handler.
         if threading.current_thread() is threading.main_thread():
-            for number in (*STOP_SIGNALS, *([SAVE_SIGNAL] if SAVE_SIGNAL and not _requeues_on_signal(trainer) else [])):
+            for number in STOP_SIGNALS if _requeues_on_signal(trainer) else STOP_SIGNALS + SAVE_SIGNALS:
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._wanted = max(self._wanted, _SAVE if number == SAVE_SIGNAL else _STOP)
+        self._wanted = max(self._wanted, _SAVE if number in SAVE_SIGNALS else _STOP)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
@@ -101,7 +101,7 @@ class KeepLast(pl.Callback):
 @contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an error) replace."""
-    before = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *([SAVE_SIGNAL] if SAVE_SIGNAL else []))}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS}
     try:
         yield
     finally:

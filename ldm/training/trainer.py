@@ -20,12 +20,12 @@ from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.command_line import gpu_numbers
-from ldm.training.config import check_count, check_keys
+from ldm.training.config import check_keys
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.reproducible import StepSeeds
 from ldm.training.throughput import Throughput
-from ldm.util import instantiate_from_config, to_plain
+from ldm.util import check_count, instantiate_from_config, to_plain
 
 log = logging.getLogger(__name__)
 

@@ -263,10 +263,19 @@ class LatentDiffusion(pl.LightningModule):
         return capped / snr if self.parameterization == "eps" else capped
 
     def get_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
-        """(scaled latents, condition) from a batch of channels-last pictures."""
+        """(scaled latents, condition) of a batch."""
+        encoded = self.encode_batch(batch)
+        return encoded[0], self.condition_of(batch, *encoded)
+
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the frozen networks make of a batch of channels-last pictures: the scaled latents, first of all."""
         x = batch[self.first_stage_key].permute(0, 3, 1, 2).float()
         with torch.no_grad():
-            return self.get_first_stage_encoding(self.encode_first_stage(x)), None
+            return (self.get_first_stage_encoding(self.encode_first_stage(x)),)
+
+    def condition_of(self, batch: Mapping[str, Tensor], x: Tensor) -> Condition:
+        """The condition, by the present weights, of what `encode_batch` gave."""
+        return None
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
         x, c = self.get_input(batch)
@@ -284,11 +293,12 @@ class LatentDiffusion(pl.LightningModule):
         # random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
-            x, c = self.get_input(batch)
+            encoded = self.encode_batch(batch)
+            x = encoded[0]
             noise, t = torch.randn_like(x), torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
-            _, parts = self.p_losses(x, c, t, noise)
+            _, parts = self.p_losses(x, self.condition_of(batch, *encoded), t, noise)
             with self.ema_scope():  # where the condition may be another too
-                _, averaged = self.p_losses(x, self.get_input(batch)[1], t, noise)
+                _, averaged = self.p_losses(x, self.condition_of(batch, *encoded), t, noise)
         parts |= {f"{name}_ema": value for name, value in averaged.items()}
         self.log_dict(parts, batch_size=len(x), sync_dist=True)
 

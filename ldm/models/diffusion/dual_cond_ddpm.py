@@ -161,16 +161,20 @@ class DualCondLDM(LatentDiffusion):
         self.shift_values.copy_(mean)
         self.scale_factors.copy_(1 / std.clamp_min(MIN_STD))
 
-    def get_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(scaled latents, condition) from a batch with the two flags and either channels-last pictures
-        (`image`) or what was computed from them before (`latent`, unscaled, and `style`)."""
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was
+        computed from them before (`latent`, unscaled, and `style`)."""
         with torch.no_grad():
             z = self.get_first_stage_encoding(self.unscaled_latents(batch))
             style = batch.get("style")
             if style is None:
                 style = self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-            content = self.get_content_features(z, batch[self.content_flag_key])
-        return z, self.condition(content, self.null_where_off(style.float(), batch[self.style_flag_key]))
+        return z, style.float()
+
+    def condition_of(self, batch: Mapping[str, Tensor], z: Tensor, style: Tensor) -> dict[str, Tensor]:
+        """The condition, each part nulled where the batch's flag for it is off."""
+        content = self.get_content_features(z, batch[self.content_flag_key])
+        return self.condition(content, self.null_where_off(style, batch[self.style_flag_key]))
 
     @torch.no_grad()
     def log_images(
