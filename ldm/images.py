@@ -98,9 +98,11 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     return image if new_size == image.size else image.resize(new_size, Image.Resampling.LANCZOS)
 
 
-def centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
+    """The brightness of one picture with the colours of another of the same size (Gatys et al. 2016, luminance only)."""
+    luma = brightness.convert("YCbCr").getchannel("Y")
+    _, cb, cr = colors.convert("YCbCr").split()
+    return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

@@ -7,94 +7,69 @@
     picture.save("result.png")
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
-from ldm.device import autocast, choose_device, choose_precision, memory_errors
+from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image, to_rgb
-from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.models.diffusion.samplers import PerPictureNoise
-from ldm.util import instantiate_from_config, load_config, to_plain
+from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
+from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.models.diffusion.samplers import Step
+from ldm.modules.diffusionmodules.model import StyleUNetModel
+from ldm.painter import Batch, Painter
+from ldm.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
+from ldm.styles import Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
+from ldm.util import instantiate_from_config, load_config, near, to_plain
+
+__all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
-SAMPLERS = {"ddim": 50}  # name -> default number of steps
-MIN_SIDE = 32
-MAX_RESULT_PIXELS = 8_000_000  # more would take minutes and tens of GB, as there are no tiles yet
-LATENT_FACTOR, NUM_TIMESTEPS = 16, 1000  # of the bundled and the published model
-
-Picture = str | Path | Image.Image
+# Importing Lightning takes longer than painting a picture, so inference builds these classes' bases, which know nothing of it.
+WITHOUT_TRAINING = {
+    "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": "ldm.models.diffusion.dual_cond.DualCondModel",
+    "ldm.models.autoencoder.AutoencoderKL": "ldm.models.first_stage.KLAutoencoder",
+}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to stylise; `check` tells whether a model can. See StyleTransferPipeline.__call__ for the meanings."""
+class _Job:
+    """One picture to paint, everything read. `content` has the result's size; None shows the style alone."""
 
-    content_scale: float = 1.0
-    style_scale: float = 1.0
-    sampler: str = "ddim"
-    steps: int | None = None
-    eta: float = 0.0
-    size: int = 256
-    seed: int | Sequence[int] = 0
+    content: Image.Image | None
+    style: ReadStyle
+    size: tuple[int, int]  # width, height
+    seed: int
+    content_scale: float
+    style_scale: float
+    keep: Image.Image | None
 
-    def check(self, factor: int = LATENT_FACTOR, num_timesteps: int = NUM_TIMESTEPS) -> None:
-        """Raises UserError for what a model of this downsampling factor and number of time steps cannot do."""
-        self._check_types()
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
-        if self.steps is not None and not 1 <= self.steps <= num_timesteps:
-            raise UserError(f"steps must be between 1 and {num_timesteps}, got {self.steps}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta must be between 0 and 1, got {self.eta}")
-        if self.size < MIN_SIDE or self.size % factor:
-            raise UserError(f"size must be a multiple of {factor} and at least {MIN_SIDE} pixels, got {self.size}")
-        if self.size**2 > MAX_RESULT_PIXELS:
-            raise UserError(f"size {self.size} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one")
-        bad = [seed for seed in self.seeds(1) if not -(2**63) <= seed < 2**64]  # what torch's generators take
-        if bad:
-            raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {bad[0]}")
-        for name in ("content_scale", "style_scale"):
-            if not torch.isfinite(torch.tensor(getattr(self, name))):
-                raise UserError(f"{name} must be a finite number, got {getattr(self, name)}")
-
-    def _check_types(self) -> None:
-        for name, kind, what in (
-            ("size", Integral, "a whole number"),
-            ("steps", (Integral, type(None)), "a whole number or None"),
-            ("seed", (Integral, Sequence), "a whole number, or a list of them"),
-            ("content_scale", Real, "a number"),
-            ("style_scale", Real, "a number"),
-            ("eta", Real, "a number"),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name} must be {what}, got {getattr(self, name)!r}")
-
-    def seeds(self, count: int) -> list[int]:
-        """One seed for each of `count` pictures; as many as were given, if that was a list."""
-        return [int(self.seed)] * count if isinstance(self.seed, Integral) else list(self.seed)
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Jobs of the same kind go through the model together."""
+        return self.size, self.content is None, len(self.style.regions), self.style.masks is None, self.keep is None
 
 
 class StyleTransferPipeline:
     """A model ready to stylise. Make one with `from_pretrained`."""
 
-    def __init__(self, model: DualCondLDM, precision: str = "fp32"):
+    def __init__(self, model: DualCondModel, precision: str = "fp32", compile: bool = False):
         self.model = model.eval().requires_grad_(False)
-        self.precision = precision
-        self.factor = model.first_stage_model.encoder.factor
-        self.padding = self.factor * model.model.diffusion_model.min_multiple
+        if not isinstance(model.model.diffusion_model, StyleUNetModel):
+            raise ConfigError(f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}")
+        self.painter = Painter(self.model, precision)
+        if compile:
+            compile_networks(self.model)
 
     @classmethod
     def from_pretrained(
@@ -104,15 +79,17 @@ class StyleTransferPipeline:
         device: str = "auto",
         precision: str = "auto",
         allow_targets: Iterable[str] = (),
+        compile: bool = False,
     ) -> "StyleTransferPipeline":
         """Load a model: "mini" (bundled), or the path of a `.ckpt` or `.safetensors` file.
 
         config: its YAML; by default that of the published model. Averaged weights are used where a checkpoint has
-        them. Raises UserError for whatever is missing, broken or does not fit together.
+        them. compile: torch.compile the networks, which takes a minute at the first picture of each size and pays on
+        a GPU from some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit together.
         """
         where = choose_device(device)
         precision = choose_precision(precision, where)
-        path, config_path = _resolve(checkpoint, config)
+        path, config_path = resolve_checkpoint(checkpoint, config)
         state = bake_ema(read_state_dict(path))
         model = build_model(config_path, allow_targets)
         try:
@@ -120,113 +97,84 @@ class StyleTransferPipeline:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; is {config_path} its config? (--config names another)") from error
         model.load_style_network()
-        return cls(model.to(where), precision)
+        return cls(model.to(where), precision, compile)
 
     def __call__(
         self,
-        content: Picture | Sequence[Picture],
-        style: Picture | Sequence[Picture],
+        content: Picture | Sequence[Picture] | None,
+        style: Style | Sequence[Style],
         *,
-        content_scale: float = 1.0,
-        style_scale: float = 1.0,
-        sampler: str = "ddim",
-        steps: int | None = None,
-        eta: float = 0.0,
-        seed: int | Sequence[int] = 0,
-        size: int = 256,
+        keep: Picture | None = None,
         batch_size: int = 8,
         progress: bool = False,
+        **settings: Any,
     ) -> Image.Image | list[Image.Image]:
-        """The content picture(s) painted in the style of the style picture(s): one picture, or a list of them.
+        """The content picture(s) painted in the style(s): one picture, or a list of them.
 
-        content, style: paths or PIL pictures; lists of the same length pair up, a single one goes with all.
-        content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores.
-        sampler, steps, eta: "ddim" and its number of steps (default 50); eta 0 is deterministic, 1 as noisy as DDPM.
-        seed: of the noise, for all pictures or one each. size: pixels of the result's shorter side, a multiple of
-        the latent factor (16); the aspect is kept, the longer side rounded to whole pixels.
+        content: paths or PIL pictures; None shows what the model knows of the style by itself.
+        style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same length pair up, a
+        single one goes with all. keep: a black and white picture, white where the content stays as it is.
+        settings: see `ldm.settings.Settings`. progress: show a bar of sampling steps.
         Raises UserError for unusable pictures and settings.
         """
-        settings = Settings(content_scale, style_scale, sampler, steps, eta, size, seed)
-        settings.check(self.factor, self.model.num_timesteps)
+        chosen = settings_from(settings)
+        chosen.check(self.model.num_timesteps)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        contents, styles, single = _pairs(content, style)
-        for image in (*contents, *styles):
-            _check_scaled(image, size)
-        seeds = settings.seeds(len(contents))
-        if len(seeds) != len(contents):
-            raise UserError(f"{len(seeds)} seeds for {len(contents)} pictures")
-        with memory_errors("choose a smaller size or batch_size"):
-            results = self._stylize(contents, styles, seeds, settings, batch_size, progress)
+        jobs, single = _jobs(content, style, keep, chosen)
+        with memory_errors("choose a smaller size, batch_size or tile"):
+            results = self._paint_all(jobs, chosen, batch_size, progress)
         return results[0] if single else results
 
-    def _stylize(
-        self,
-        contents: list[Image.Image],
-        styles: list[Image.Image],
-        seeds: list[int],
-        settings: Settings,
-        batch_size: int,
-        progress: bool,
-    ) -> list[Image.Image]:
-        """Pictures of the same size go through together; the results keep the order."""
-        resized = [resize_short_side(image, settings.size) for image in contents]
-        style_of = {id(s): self.encode_style(s, settings.size) for s in {id(s): s for s in styles}.values()}
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(resized):
-            by_size.setdefault(image.size, []).append(i)
+    def _paint_all(self, jobs: list[_Job], settings: Settings, batch_size: int, progress: bool) -> list[Image.Image]:
+        """Pictures of the same kind go through together; the results keep the order."""
+        statistics = self._statistics(jobs, settings)
+        batches = list(_batches([job.kind for job in jobs], batch_size))
         results: dict[int, Image.Image] = {}
-        for members in by_size.values():
-            for batch in (members[i : i + batch_size] for i in range(0, len(members), batch_size)):
-                pictures = torch.stack([image_to_tensor(resized[i]) for i in batch]).to(self.model.device)
-                style = torch.cat([style_of[id(styles[i])] for i in batch])
-                painted = self.stylize_tensors(pictures, style, [seeds[i] for i in batch], settings, progress)
-                results |= {i: tensor_to_image(p) for i, p in zip(batch, painted)}
-        return [results[i] for i in range(len(contents))]
+        with tqdm(desc="painting", unit="step", disable=not progress) as bar:
+            for number, batch in enumerate(batches):
+                members = [jobs[i] for i in batch]
+                painted = self.painter.paint(self._batch(members, statistics), settings, _watch(bar, len(batches) - number))
+                results |= {i: _finish(jobs[i], tensor_to_image(p), settings) for i, p in zip(batch, painted)}
+        return [results[i] for i in range(len(jobs))]
 
-    @torch.no_grad()
+    def _statistics(self, jobs: list[_Job], settings: Settings) -> dict[int, Tensor]:
+        """The (style_dim,) statistics of every style picture, by its id."""
+        size = settings.style_size or self.painter.native_size
+        return {id(p): self.encode_style(p, size)[0] for p in {id(p): p for job in jobs for p in job.style.pictures}.values()}
+
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
         """(1, style_dim) statistics of the whole picture, scaled to the shorter side `size`."""
-        x = image_to_tensor(resize_short_side(image, size))[None].to(self.model.device)
-        with autocast(self.model.device, self.precision):
-            return self.model.get_style_statistics(x).float()
+        return self.painter.style_statistics(image_to_tensor(resize_short_side(image, size))[None].to(self.model.device))
 
-    @torch.no_grad()
-    def stylize_tensors(
-        self, pictures: Tensor, style: Tensor, seeds: Sequence[int], settings: Settings, progress: bool = False
-    ) -> Tensor:
-        """(N, 3, H, W) results from pictures (N, 3, H, W), both in [-1, 1], and style statistics (N, style_dim)."""
-        height, width = pictures.shape[2:]
-        padded = pad_to_multiple(pictures, self.padding)
-        with autocast(self.model.device, self.precision):
-            z = self.model.get_first_stage_encoding(self.model.encode_first_stage(padded))
-            content = self.model.get_content_features(z.float())
-            latents = self._sample(content, style, seeds, settings, progress)
-            painted = self.model.decode_first_stage(latents)
-        if not painted.isfinite().all():
-            raise UserError("the numbers overflowed, so there is no picture; choose smaller scales or precision fp32")
-        return painted.float()[:, :, :height, :width]
-
-    def _sample(self, content: Tensor, style: Tensor, seeds: Sequence[int], settings: Settings, progress: bool) -> Tensor:
-        model, n = self.model, len(content)
-        noise = PerPictureNoise(list(seeds))
-        return DDIMSampler(model).sample(
-            settings.steps or SAMPLERS[settings.sampler],
-            n,
-            content.shape[1:],
-            model.condition(content, style),
-            eta=settings.eta,
-            ddim_discretize="trailing",
-            noise_source=noise,
-            verbose=progress,
-            unconditional_guidance_scale=settings.content_scale,
-            unconditional_conditioning=model.condition(torch.zeros_like(content), style),
-            unconditional_guidance_scale_2=settings.style_scale,
-            unconditional_conditioning_2=model.condition(content, model.null_style(n)),
-        )[0]
+    def _batch(self, jobs: list[_Job], statistics: dict[int, Tensor]) -> Batch:
+        device, (width, height) = self.model.device, jobs[0].size
+        regions = [[sum(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions] for job in jobs]
+        masks = [job.style.mask_tensor(job.size) for job in jobs]
+        keep = [mask_tensor(job.keep, job.size)[None] for job in jobs if job.keep is not None]
+        contents = [image_to_tensor(job.content) for job in jobs if job.content is not None]
+        return Batch(
+            style=torch.stack([torch.stack(job_regions) for job_regions in regions]),
+            size=(height, width),
+            seeds=[job.seed for job in jobs],
+            content_scales=[job.content_scale for job in jobs],
+            style_scales=[job.style_scale for job in jobs],
+            content=torch.stack(contents).to(device) if contents else None,
+            masks=None if masks[0] is None else torch.stack(masks).to(device),
+            keep=torch.stack(keep).to(device) if keep else None,
+        )
 
 
-def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> DualCondLDM:
+def settings_from(options: dict[str, Any]) -> Settings:
+    """Settings of these names and values. Raises UserError for an unknown name."""
+    names = [field.name for field in fields(Settings)]
+    for name in options:
+        if name not in names:
+            raise UserError(f"there is no setting {name!r}{near(name, names)}")
+    return Settings(**options)
+
+
+def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> DualCondModel:
     """The style transfer model of a config file for inference: no weights yet, no averages. Raises UserError."""
     config: dict[str, Any] = to_plain(load_config(config_path))
     try:
@@ -236,13 +184,23 @@ def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> D
         raise ConfigError(f"{config_path}: not the config of a style transfer model (no {error})") from error
     params |= {"ckpt_path": None, "use_ema": False}
     first_stage["ckpt_path"] = None
+    for node in (config["model"], params["first_stage_config"]):
+        node["target"] = WITHOUT_TRAINING.get(node.get("target"), node.get("target"))
     model = instantiate_from_config(config["model"], allow_targets)
-    if not isinstance(model, DualCondLDM):
+    if not isinstance(model, DualCondModel):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
     return model
 
 
-def _resolve(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
+def compile_networks(model: DualCondModel) -> None:
+    """Compile what does the work; on CUDA the sampling loop's network becomes one CUDA graph for each shape."""
+    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    network = model.model.diffusion_model
+    network.predict = torch.compile(network.predict, mode=mode, dynamic=False)
+    model.first_stage_model.decoder.compile(dynamic=False)
+
+
+def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
     """(checkpoint file, config file); the bundled ones lie beside the package."""
     if str(checkpoint) in BUNDLED and not Path(checkpoint).is_file():
         weights, bundled_config = BUNDLED[str(checkpoint)]
@@ -250,41 +208,55 @@ def _resolve(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, P
     return Path(checkpoint), Path(config) if config else ROOT / PUBLISHED_CONFIG
 
 
-def _pairs(content: Any, style: Any) -> tuple[list[Image.Image], list[Image.Image], bool]:
-    """(contents, styles, whether both were single), as many of each, every file read once."""
+def _jobs(
+    content: Picture | Sequence[Picture] | None, style: Style | Sequence[Style], keep: Picture | None, settings: Settings
+) -> tuple[list[_Job], bool]:
+    """(what to paint, whether neither content nor style was a list). Raises UserError."""
+    read = PictureReader()
     single = not isinstance(content, (list, tuple)) and not isinstance(style, (list, tuple))
-    contents, styles = (_read_all(p if isinstance(p, (list, tuple)) else [p]) for p in (content, style))
+    contents = [None] if content is None else [_sized(read(c), settings) for c in _as_list(content)]
+    styles = [read.style(s) for s in _as_list(style)]
+    if content is None and (keep is not None or settings.strength < 1 or settings.preserve_color):
+        raise UserError("keep, strength and preserve_color need a content picture")
+    contents, styles = _paired(contents, styles)
+    kept = None if keep is None else read.mask(keep)
+    each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
+    jobs = [
+        _Job(c, s, _size_alone(settings) if c is None else c.size, int(seed), float(content_scale), float(style_scale), kept)
+        for c, s, seed, content_scale, style_scale in zip(contents, styles, *each)
+    ]
+    for job in jobs:  # masks that do not fit, and style pictures that cannot be scaled, before any work
+        job.style.mask_tensor(job.size)
+        if job.keep is not None:
+            mask_tensor(job.keep, job.size)
+        for picture in job.style.pictures:
+            _check_scaled(picture, settings.style_size or 256)
+    return jobs, single
+
+
+def _as_list(one_or_more: Any) -> list[Any]:
+    return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
+
+
+def _paired(contents: list[Any], styles: list[Any]) -> tuple[list[Any], list[Any]]:
     if not contents or not styles:
         raise UserError("no pictures to work on: content or style is an empty list")
     if len(contents) != len(styles) and 1 not in (len(contents), len(styles)):
         raise UserError(f"{len(contents)} contents and {len(styles)} styles do not pair up")
     n = max(len(contents), len(styles))
-    return contents * (n // len(contents)), styles * (n // len(styles)), single
+    return contents * (n // len(contents)), styles * (n // len(styles))
 
 
-def _read_all(pictures: Sequence[Picture]) -> list[Image.Image]:
-    read: dict[Any, Image.Image] = {}
-    keys = [id(picture) if isinstance(picture, Image.Image) else str(picture) for picture in pictures]
-    for key, picture in zip(keys, pictures):
-        if key not in read:
-            read[key] = _read(picture)
-    return [read[key] for key in keys]
+def _sized(image: Image.Image, settings: Settings) -> Image.Image:
+    """The content picture at the result's size."""
+    if isinstance(settings.size, Integral):
+        _check_scaled(image, settings.size)
+        return resize_short_side(image, settings.size)
+    return ImageOps.fit(image, tuple(settings.size), Image.Resampling.LANCZOS)
 
 
-def _read(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return _from_memory(picture)
-    if isinstance(picture, (str, Path)):
-        return load_image(picture)
-    raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}")
-
-
-def _from_memory(image: Image.Image) -> Image.Image:
-    """A given picture as RGB, upright; one that was only opened is read from its file now."""
-    try:
-        return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{getattr(image, 'filename', '') or image}: the picture cannot be read ({error})") from error
+def _size_alone(settings: Settings) -> tuple[int, int]:
+    return (settings.size, settings.size) if isinstance(settings.size, Integral) else tuple(settings.size)
 
 
 def _check_scaled(image: Image.Image, size: int) -> None:
@@ -295,7 +267,31 @@ def _check_scaled(image: Image.Image, size: int) -> None:
         )
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pictures (N, 3, H, W) with their edges repeated at right and bottom until the sides divide by `multiple`."""
-    height, width = x.shape[2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+def _batches(kinds: list[Any], batch_size: int) -> Iterator[list[int]]:
+    """The places of equal kinds together, at most `batch_size` at a time."""
+    members: dict[Any, list[int]] = {}
+    for i, kind in enumerate(kinds):
+        members.setdefault(kind, []).append(i)
+    for places in members.values():
+        yield from (places[i : i + batch_size] for i in range(0, len(places), batch_size))
+
+
+def _watch(bar: tqdm, batches_left: int) -> Callable[[list[Step]], Iterable[Step]]:
+    """Lets sampling steps through and counts them on the bar."""
+
+    def steps(path: list[Step]) -> Iterator[Step]:
+        bar.total = bar.n + len(path) * batches_left
+        for step in path:
+            yield step
+            bar.update()
+
+    return steps
+
+
+def _finish(job: _Job, painted: Image.Image, settings: Settings) -> Image.Image:
+    """What is done to the pixels: the photo's colours, the kept part of the photo itself."""
+    if job.content is not None and settings.preserve_color:
+        painted = with_colors_of(job.content, painted)
+    if job.content is not None and job.keep is not None:
+        painted = Image.composite(job.content, painted, job.keep.resize(painted.size, Image.Resampling.BILINEAR))
+    return painted

@@ -12,7 +12,6 @@ from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
 from ldm.images import (
-    centre_crop,
     check_output,
     contact_sheet,
     image_to_tensor,
@@ -217,12 +216,6 @@ def test_the_shorter_side_is_scaled_and_the_aspect_kept(size: tuple, expected: t
 def test_a_picture_of_the_right_size_is_left_alone() -> None:
     image = picture(40, 32)
     assert resize_short_side(image, 32) is image
-
-
-def test_the_centre_is_cropped() -> None:
-    image = Image.new("RGB", (10, 6), BLACK)
-    image.paste(RED, (3, 1, 7, 5))
-    assert np.all(pixels(centre_crop(image, 4, 4)) == RED)
 
 
 # Writing

@@ -15,6 +15,7 @@ from pipeline_builders import (
     save_config,
     tiny_model,
 )
+from torchvision.models import VGG16_Weights
 
 from ldm.checkpoint import save_safetensors
 from ldm.device import choose_device, choose_precision
@@ -479,7 +480,7 @@ def vgg_width_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
 def test_vgg16_is_downloaded_where_nothing_else_names_it(vgg_width_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     downloads = []
     state = {name: torch.full_like(value, 0.5) for name, value in lpips.vgg16().state_dict().items()}
-    monkeypatch.setattr(lpips.VGG16_Weights, "get_state_dict", lambda self, **options: downloads.append(self) or state)
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **options: downloads.append(self) or state)
     loaded = StyleTransferPipeline.from_pretrained(*vgg_width_files, device="cpu").model
     assert len(downloads) == 1 and loaded.vgg.slice5[-2].weight.eq(0.5).all()
 

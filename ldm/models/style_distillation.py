@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.models.diffusion.dual_cond_ddpm import spatial_std_mean
+from ldm.models.diffusion.dual_cond import spatial_std_mean
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
 
 

@@ -3,7 +3,7 @@
 A guidance object is a plain denoiser `(x, t) -> noise`; the samplers do not know of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,8 +49,12 @@ class TwoWayGuidance:
 
     def combine(self, predictions: Tensor) -> Tensor:
         conditioned, *nulls = predictions.chunk(1 + len(self.scales))
-        # Equal to the formula above: every branch adds its own difference to e.
-        return conditioned + sum((s - 1) * (conditioned - u) for s, u in zip(self.scales, nulls))
+        return guided(conditioned, nulls, self.scales)
+
+
+def guided(conditioned: Tensor, nulls: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
+    """The formula of TwoWayGuidance for any number of null branches: each adds its own difference to e."""
+    return conditioned + sum((scale - 1) * (conditioned - null) for scale, null in zip(scales, nulls, strict=True))
 
 
 def concatenate(conditions: list[Condition]) -> Condition:

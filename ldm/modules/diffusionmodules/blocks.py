@@ -1,6 +1,7 @@
 """The adaLN UNet's building blocks.
 
-Shapes: x (N, C, H, W) (or C, L / C, D, H, W for dims 1 / 3), emb (N, E): time and style, embedded.
+Shapes: x (N, C, H, W) (or C, L / C, D, H, W for dims 1 / 3), emb (N, E): time and style, embedded. In place of `emb`
+every block also takes `Modulations`: what the adaLN layers of all blocks make of it, computed before.
 Parameter names are those of the published ArtFusion checkpoint.
 """
 
@@ -19,6 +20,10 @@ from ldm.modules.diffusionmodules.util import (
     timestep_embedding,
     zero_init,
 )
+
+
+Modulations = list[Tensor]  # for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
+Embedding = Tensor | Modulations
 
 
 def adaln(emb_channels: int, out_channels: int) -> nn.Sequential:
@@ -43,7 +48,7 @@ class TimestepEmbedder(nn.Module):
 class EmbedSequential(nn.Sequential):
     """A sequence in which the blocks that want the embedding get it."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Embedding) -> Tensor:
         for layer in self:
             x = layer(x, emb) if isinstance(layer, EmbedBlock) else layer(x)
         return x
@@ -53,11 +58,18 @@ class EmbedBlock(nn.Module):
     """A block called with (x, emb); with `use_checkpoint` its activations are recomputed in the backward pass."""
 
     use_checkpoint: bool = False
+    index: int  # within the network, which sets it
+    adaLN_modulation: nn.Module
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Embedding) -> Tensor:
         if self.use_checkpoint and self.training and torch.is_grad_enabled():
             return checkpoint(self._forward, x, emb, use_reentrant=False)
         return self._forward(x, emb)
+
+    def vectors(self, emb: Embedding, like: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
+        """This block's modulation vectors, `parts` of them, (N, C) each, in the number format of `like`."""
+        vectors = emb[self.index] if isinstance(emb, list) else self.adaLN_modulation(emb)
+        return vectors.type(like.dtype).chunk(parts, dim=1)
 
 
 class Downsample(nn.Module):
@@ -123,17 +135,16 @@ class ResBlock(EmbedBlock):
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else conv_nd(dims, channels, out_channels, 1)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, emb: Embedding) -> Tensor:
         norm, act, conv = self.in_layers
         h = conv(self.h_upd(act(norm(x))))
         return self.skip_connection(self.x_upd(x)) + self._conditioned(h, emb)
 
-    def _conditioned(self, h: Tensor, emb: Tensor) -> Tensor:
-        vectors = self.adaLN_modulation(emb).type(h.dtype)
+    def _conditioned(self, h: Tensor, emb: Embedding) -> Tensor:
         if not self.use_scale_shift_norm:
-            return self.out_layers(h + over_positions(vectors, h))
+            return self.out_layers(h + over_positions(*self.vectors(emb, h), h))
         norm, *rest = self.out_layers
-        gate, scale, shift = vectors.chunk(3, dim=1)
+        gate, scale, shift = self.vectors(emb, h, 3)
         h = modulate(norm(h), shift, scale)
         for layer in rest:
             h = layer(h)
@@ -169,9 +180,9 @@ class AttentionBlock(EmbedBlock):
         self.adaLN_modulation = adaln(emb_channels, 3 * channels)
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, emb: Embedding) -> Tensor:
         flat = x.flatten(2)
-        shift, scale, gate = self.adaLN_modulation(emb).type(x.dtype).chunk(3, dim=1)
+        shift, scale, gate = self.vectors(emb, x, 3)
         h = self.attend(self.qkv(modulate(self.norm(flat), shift, scale)))
         return (flat + over_positions(gate, flat) * self.proj_out(h)).reshape(x.shape)
 
@@ -217,8 +228,8 @@ class ChannelwiseTransformerBlock(EmbedBlock):
         self.ffn = TransposedAttention(channels, channels // self.FFN_HEAD_WIDTH)
         self.adaLN_modulation = adaln(emb_channels, 6 * channels)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        vectors = self.adaLN_modulation(emb).type(x.dtype).chunk(6, dim=1)
+    def _forward(self, x: Tensor, emb: Embedding) -> Tensor:
+        vectors = self.vectors(emb, x, 6)
         for norm, branch, (shift, scale, gate) in (
             (self.norm1, self.attn, vectors[:3]),
             (self.norm2, self.ffn, vectors[3:]),
@@ -236,6 +247,6 @@ class FinalLayer(EmbedBlock):
         self.conv = zero_init(conv_nd(dims, channels, out_channels, 3, padding=1, bias=False))
         self.adaLN_modulation = adaln(emb_channels, 2 * channels)
 
-    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(emb).type(x.dtype).chunk(2, dim=1)
+    def _forward(self, x: Tensor, emb: Embedding) -> Tensor:
+        shift, scale = self.vectors(emb, x, 2)
         return self.conv(modulate(self.norm_final(x), shift, scale))

@@ -13,8 +13,11 @@ from ldm.modules.diffusionmodules.blocks import (
     AttentionBlock,
     ChannelwiseTransformerBlock,
     Downsample,
+    EmbedBlock,
+    Embedding,
     EmbedSequential,
     FinalLayer,
+    Modulations,
     ResBlock,
     TimestepEmbedder,
     Upsample,
@@ -88,6 +91,9 @@ class UNetModel(nn.Module):
             )
         self._build(model_channels, list(channel_mult), num_res_blocks, list(attention_resolutions))
         self.out = FinalLayer(model_channels * channel_mult[0], time_embed_dim, out_channels, num_norm_groups, dims)
+        self.modulated = [block for block in self.modules() if isinstance(block, EmbedBlock)]
+        for index, block in enumerate(self.modulated):
+            block.index = index
         self.initialize_weights()
 
     def _build(self, base: int, mult: list[int], num_res_blocks: int, attention_at: list[int]) -> None:
@@ -161,8 +167,14 @@ class UNetModel(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """Prediction from x, the time embedding `emb` (N, time_embed_dim), and the context vector to be added to it."""
-        if context is not None:
-            emb = emb + self.embed_context(context)
+        return self.run(x, emb if context is None else emb + self.embed_context(context))
+
+    def modulations(self, emb: Tensor) -> Modulations:
+        """What every block makes of embeddings (N, time_embed_dim): `run` takes these, or their rows, in place of `emb`."""
+        return [block.adaLN_modulation(emb) for block in self.modulated]
+
+    def run(self, x: Tensor, emb: Embedding) -> Tensor:
+        """Prediction from x and the embedding of time and context."""
         self._check(x)
         skips, h = [], x
         for block in self.input_blocks:
@@ -204,11 +216,15 @@ class StyleUNetModel(UNetModel):
 
     def forward(self, x: Tensor, timesteps: Tensor, content: Tensor, style: Tensor | None = None) -> Tensor:
         emb = self.time_embed(timesteps)
-        return super().forward(torch.cat([x, self.refine(content, emb)], dim=1), emb, style)
+        vectors = self.content_vectors(emb)
+        return self.predict(x, content, vectors, emb if style is None else emb + self.embed_context(style))
 
-    def refine(self, content: Tensor, time_emb: Tensor) -> Tensor:
-        """(N, content_refined_dim, H, W): what the UNet sees of the content, by the time embedding alone."""
-        if not self.refines_content:
-            return content
-        shift, scale = self.content_adaLN_modulation(time_emb).chunk(2, dim=1)
-        return self.content_in(modulate(content, shift, scale))
+    def content_vectors(self, time_emb: Tensor) -> Tensor | None:
+        """(N, 2 * content_in_dim) shift and scale of the content, by the time embedding alone; None if it is not refined."""
+        return self.content_adaLN_modulation(time_emb) if self.refines_content else None
+
+    def predict(self, x: Tensor, content: Tensor, content_vectors: Tensor | None, emb: Embedding) -> Tensor:
+        """Prediction from what depends on time and style alone and may have been computed before."""
+        if content_vectors is not None:
+            content = self.content_in(modulate(content, *content_vectors.chunk(2, dim=1)))
+        return self.run(torch.cat([x, content], dim=1), emb)

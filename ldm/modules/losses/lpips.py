@@ -11,7 +11,6 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_Weights
 
 from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import UserError
@@ -103,6 +102,8 @@ def _to_slices(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _download_vgg16() -> dict[str, Tensor]:
+    from torchvision.models import VGG16_Weights  # takes a second to import, and inference seldom needs it
+
     log.info("VGG16 weights: torchvision's copy, downloaded once (528 MB) if it is not in torch's cache yet")
     try:
         return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)

@@ -1,0 +1,139 @@
+"""What the pipeline takes as content and style: pictures, mixtures of styles, styles by region."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.images import load_image, to_rgb
+
+Picture = str | Path | Image.Image
+ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's
+
+
+@dataclass(frozen=True)
+class StyleMix:
+    """Several styles at once: their statistics averaged with these weights (all equal by default), which are scaled to sum 1."""
+
+    styles: Sequence[Picture]
+    weights: Sequence[float] | None = None
+
+    def shares(self) -> list[float]:
+        """The weights, summing to 1. Raises UserError."""
+        weights = [1.0] * len(self.styles) if self.weights is None else list(self.weights)
+        if not weights or len(weights) != len(self.styles):
+            raise UserError(f"{len(weights)} style weights for {len(self.styles)} styles")
+        if not all(isinstance(w, Real) and isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
+            raise UserError(f"style weights must be numbers from 0 on, not all of them 0, got {weights}")
+        return [weight / sum(weights) for weight in weights]
+
+
+@dataclass(frozen=True)
+class StyleRegions:
+    """A style for each region of the content picture.
+
+    masks: black and white pictures of the content's aspect, white where the style of the same place acts; greys mix. With
+    one mask less than styles, the last style takes what the masks leave.
+    """
+
+    styles: Sequence[Picture]
+    masks: Sequence[Picture]
+
+    def check(self) -> None:
+        """Raises UserError if styles and masks do not go together."""
+        if len(self.masks) not in (len(self.styles), len(self.styles) - 1) or not self.masks:
+            raise UserError(f"{len(self.masks)} masks for {len(self.styles)} styles; give one for each style, or one less")
+
+
+Style = Picture | StyleMix | StyleRegions
+
+
+@dataclass(frozen=True)
+class ReadStyle:
+    """A style whose pictures are read: for each region, (picture, weight) pairs; and the regions' masks."""
+
+    regions: list[list[tuple[Image.Image, float]]]
+    masks: list[Image.Image] | None = None
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [picture for region in self.regions for picture, _ in region]
+
+    def mask_tensor(self, size: tuple[int, int]) -> Tensor | None:
+        """(R, H, W) shares of the regions at every pixel of a picture of this (width, height), summing to 1."""
+        if self.masks is None:
+            return None
+        given = torch.stack([mask_tensor(mask, size) for mask in self.masks])
+        if len(given) < len(self.regions):
+            given = torch.cat([given, (1 - given.sum(dim=0, keepdim=True)).clamp_min(0)])
+        total = given.sum(dim=0)
+        if bool((total < 1e-3).any()):
+            raise UserError("some of the picture is black in every mask; whiten it in one, or give one style more than masks")
+        return given / total
+
+
+class PictureReader:
+    """Reads every picture once, however often it is named."""
+
+    def __init__(self) -> None:
+        self._read: dict[Any, Image.Image] = {}
+
+    def __call__(self, picture: Picture) -> Image.Image:
+        """The picture as RGB, upright. Raises UserError."""
+        return self._once("rgb", picture, read_picture)
+
+    def mask(self, picture: Picture) -> Image.Image:
+        return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
+
+    def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
+        key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))
+        if key not in self._read:
+            self._read[key] = read(picture)
+        return self._read[key]
+
+    def style(self, style: Style) -> ReadStyle:
+        """A style with all its pictures read. Raises UserError."""
+        if isinstance(style, StyleMix):
+            return ReadStyle([list(zip(map(self, style.styles), style.shares(), strict=True))])
+        if isinstance(style, StyleRegions):
+            style.check()
+            return ReadStyle([[(self(picture), 1.0)] for picture in style.styles], [self.mask(mask) for mask in style.masks])
+        return ReadStyle([[(self(style), 1.0)]])
+
+
+def read_picture(picture: Picture) -> Image.Image:
+    """A picture as RGB, upright; one that was only opened is read from its file now. Raises UserError."""
+    if isinstance(picture, (str, Path)):
+        return load_image(picture)
+    if not isinstance(picture, Image.Image):
+        raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}")
+    try:
+        return to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})") from error
+
+
+def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for another aspect."""
+    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > ASPECT_TOLERANCE:
+        raise UserError(f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}")
+    scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(scaled, dtype=np.float32) / 255)
+
+
+def to_latent(mask: Tensor, factor: int, multiple: int) -> Tensor:
+    """(..., h, w) shares at the latent's positions from (..., H, W) at the pixels, padded to `multiple` pixels as the picture is."""
+    height, width = mask.shape[-2:]
+    flat = mask.reshape(-1, 1, height, width)
+    padded = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    small = F.avg_pool2d(padded, factor)
+    return small.reshape(*mask.shape[:-2], *small.shape[-2:])
