@@ -27,11 +27,11 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; "auto" is bf16 on GPUs that have it and fp32 elsewhere. Raises UserError."""
+    """fp32, bf16 or fp16; "auto" is bf16 where the device is fast at it and fp32 elsewhere. Raises UserError."""
     if name not in PRECISIONS:
         raise UserError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
     if name == "auto":
-        return "bf16" if device.type == "cuda" and has_bf16(device) else "fp32"
+        return "bf16" if has_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 is for GPUs; on the CPU use fp32 or bf16")
     return name

@@ -140,6 +140,26 @@ def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> N
         image.save(aside, **options)
 
 
+def save_animation(frames: Sequence[Image.Image], path: str | Path, duration: int) -> None:
+    """Write a GIF that repeats for ever, each frame shown for `duration` milliseconds; whole or not at all. Raises UserError."""
+    path = check_output(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as aside:
+            frames[0].save(aside, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: could not be written ({error})") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text stored in a PNG; empty for one that has none or cannot be read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+    except (OSError, ValueError, SyntaxError):
+        return {}
+
+
 def check_output(path: str | Path) -> Path:
     """`path` if `save_image` can write there, else UserError; call it before long work. Nothing is made yet."""
     path = Path(path)
@@ -157,14 +177,16 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], cell: int = 192, gap: int = 4) -> Image.Image:
-    """Pictures in rows and columns on white, each scaled to fit a square of `cell` pixels; None leaves a gap."""
+def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], cell: int | tuple[int, int] = 192, gap: int = 4) -> Image.Image:
+    """Pictures in rows and columns on white, each scaled to fit a cell of that many pixels (a side, or width and height);
+    None leaves a gap."""
+    width, height = (cell, cell) if isinstance(cell, int) else cell
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (cell + gap) + gap, len(rows) * (cell + gap) + gap), "white")
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
             if image is not None:
-                fitted = ImageOps.contain(image, (cell, cell), Image.Resampling.LANCZOS)
-                left, top = ((cell - side) // 2 + gap for side in fitted.size)
-                sheet.paste(fitted, (c * (cell + gap) + left, r * (cell + gap) + top))
+                fitted = ImageOps.contain(image, (width, height), Image.Resampling.LANCZOS)
+                left, top = (width - fitted.width) // 2 + gap, (height - fitted.height) // 2 + gap
+                sheet.paste(fitted, (c * (width + gap) + left, r * (height + gap) + top))
     return sheet

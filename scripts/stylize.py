@@ -1,47 +1,137 @@
-"""Paint a photo in the style of a painting.
+"""Paint photos in the style of paintings.
+
+One picture, more freely, and over the photo instead of from scratch:
 
     python scripts/stylize.py --content photo.jpg --style painting.jpg --output result.png
     python scripts/stylize.py --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.7 --style-scale 1.5
-    python scripts/stylize.py --content photo.jpg --style painting.jpg --output other.png --checkpoint my_model.safetensors --config my_model.yaml
+    python scripts/stylize.py --content photo.jpg --style painting.jpg --output near.png --strength 0.6 --preserve-color
+
+Every photo in every style: results/CONTENT__STYLE.png. Started again after a stop, it does what is missing:
+
+    python scripts/stylize.py --content photos/ --style klimt.jpg turner.jpg --output results/
+    python scripts/stylize.py --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
+
+Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo left as it is:
+
+    python scripts/stylize.py --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
+    python scripts/stylize.py --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
+    python scripts/stylize.py --content photo.jpg --style a.jpg --keep face.png --output kept.png
+
+Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see the message.
 """
 
 import argparse
+import sys
+from typing import Any
 
+from ldm import __version__
+from ldm.checkpoint import file_hash
 from ldm.cli import ArgumentParser, run
-from ldm.device import DEVICES, PRECISIONS
-from ldm.images import check_output, load_image, save_image
-from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline
+from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.errors import UserError
+from ldm.images import load_image, save_image
+from ldm.many import METADATA_KEY, ManyPainter, Task, describe, expand, is_finished, plan, read_styles, share_of
+from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
+from ldm.settings import Settings
+from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--content", required=True, metavar="FILE", help="the picture that says what to paint")
-    parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
-    parser.add_argument("--output", required=True, metavar="FILE", help="where the result goes (.png or .jpg)")
-    parser.add_argument("--checkpoint", default="mini", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file")
-    parser.add_argument("--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)")
-    parser.add_argument("--content-scale", type=float, default=1.0, help="guidance by the content: more keeps to the photo (default: 1)")
-    parser.add_argument("--style-scale", type=float, default=1.0, help="guidance by the style: more is more painterly (default: 1)")
-    parser.add_argument("--sampler", default="ddim", choices=SAMPLERS, help="default: ddim")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: 50)")
-    parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic, 1 as noisy as DDPM (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture (default: 0)")
-    parser.add_argument("--size", type=int, default=256, help="shorter side of the result, a multiple of 16 (default: 256)")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
-    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 on GPUs that have it, else fp32")
-    parser.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes that the config names under this dotted prefix")
+    several = {"required": True, "nargs": "+", "action": "extend"}
+    parser.add_argument("--content", **several, metavar="PATH", help="what to paint: picture files, folders, or quoted globs")
+    parser.add_argument("--style", **several, metavar="PATH", help="how to paint it: likewise; every content is painted in every style")
+    parser.add_argument("--output", required=True, metavar="PATH", help="a file (.png, .jpg, ...), a folder, or a name with {content} and {style} in it")
+    parser.add_argument("--style-weights", type=float, nargs="+", metavar="W", help="mix all styles into one with these weights")
+    parser.add_argument("--mask", nargs="+", action="extend", metavar="FILE", help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest")
+    parser.add_argument("--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is")
+    parser.add_argument("--overwrite", action="store_true", help="paint pictures again that are there already, made the same way")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8); fewer take less memory")
+    add_settings_options(parser)
+    add_model_options(parser)
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
-    output = check_output(args.output)
-    content, style = load_image(args.content), load_image(args.style)
-    options = {name: getattr(args, name) for name in ("content_scale", "style_scale", "sampler", "steps", "eta", "size", "seed")}
-    Settings(**options).check()  # before the weights are read; the pipeline checks again by the model's own numbers
-    pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device, args.precision, args.allow_target)
-    save_image(pipeline(content, style, progress=True, **options), output)
-    print(output)
+    settings = settings_of(args)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
+    contents, styles = expand(args.content), named_styles(args)
+    tasks = share_of(plan(contents, list(styles.items()), args.output, settings))
+    check_masks(args)
+    if len(contents) * len(styles) == 1:
+        paint_one(tasks, args, settings)
+        return 0
+    return paint_many(tasks, styles, args, settings)
+
+
+def named_styles(args: argparse.Namespace) -> dict[str, Style]:
+    """Every style under the name that its results get: single pictures, or all of them mixed or by region."""
+    paths = expand(args.style)
+    if args.style_weights is not None and args.mask is not None:
+        raise UserError("--style-weights and --mask do not go together; give one of them")
+    together = "+".join(path.stem for path in paths)
+    if args.style_weights is not None:
+        mix = StyleMix(paths, args.style_weights)
+        mix.shares()  # raises if they do not fit
+        return {together: mix}
+    if args.mask is not None:
+        regions = StyleRegions(paths, args.mask)
+        regions.check()
+        return {together: regions}
+    stems = [path.stem for path in paths]
+    return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in paths}
+
+
+def check_masks(args: argparse.Namespace) -> None:
+    """Raises UserError for a mask that cannot be read, before the model is."""
+    read = PictureReader()
+    for path in (*(args.mask or ()), *([args.keep] if args.keep else ())):
+        read.mask(path)
+
+
+def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline) -> dict[str, Any]:
+    """What a result's metadata say, besides its own content and style."""
+    checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
+    extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep}
+    return {
+        **settings,
+        **{name: value for name, value in extra.items() if value is not None},
+        "steps": Settings(**settings).number_of_steps,
+        "precision": pipeline.painter.precision,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": file_hash(checkpoint),
+        "version": __version__,
+    }
+
+
+def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """A single picture is always painted, and whatever is wrong is an error."""
+    for task in tasks:  # none in all but the first of several processes
+        content = load_image(task.content)
+        PictureReader().style(task.style)
+        pipeline = load_pipeline(args)
+        picture = pipeline(content, task.style, keep=args.keep, progress=True, **settings)
+        text = describe(task, description(args, settings, pipeline))
+        save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: text})
+        print(task.output)
+
+
+def paint_many(tasks: list[Task], styles: dict[str, Style], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Every task that is not done yet; what fails is listed at the end."""
+    pipeline = load_pipeline(args)
+    about = description(args, settings, pipeline)
+    todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
+    painter = ManyPainter(pipeline, about, args.batch_size, keep=args.keep, **settings)
+    ready = read_styles(styles, settings["style_size"] or pipeline.painter.native_size, painter.failures)
+    painter.paint([task.with_style(ready[task.style_name]) for task in todo if task.style_name in ready])
+    broken = sum(task.style_name not in ready for task in todo)
+    failed = len(painter.failures) - (len(styles) - len(ready)) + broken
+    print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
+    for line in painter.failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

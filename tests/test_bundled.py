@@ -10,6 +10,7 @@ from pipeline_builders import ROOT, forbid_network, pixels
 
 from ldm.checkpoint import describe, read_state_dict
 from ldm.images import image_to_tensor, load_image, resize_short_side
+from ldm.painter import Batch
 from ldm.pipeline import BUNDLED, Settings, StyleTransferPipeline
 
 SETTINGS = {"steps": 10, "seed": 0}
@@ -82,7 +83,9 @@ def test_the_result_has_the_photos_aspect(painted: list[Image.Image]) -> None:
 def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
     """Before pictures are made of them, which would hide it."""
     photo = image_to_tensor(resize_short_side(content("moose"), 64))[None]
-    result = pipeline.stylize_tensors(photo, pipeline.encode_style(style("turner_whalers"), 64), [0], Settings(steps=4, style_scale=2.0))
+    statistics = pipeline.encode_style(style("turner_whalers"), 64)
+    batch = Batch(statistics[None], tuple(photo.shape[2:]), seeds=[0], content_scales=[1.0], style_scales=[2.0], content=photo)
+    result = pipeline.painter.paint(batch, Settings(steps=4))
     assert result.isfinite().all() and result.abs().max() < 3
 
 

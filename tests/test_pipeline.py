@@ -20,9 +20,11 @@ from torchvision.models import VGG16_Weights
 from ldm.checkpoint import save_safetensors
 from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.denoiser import Guidance
 from ldm.modules.losses import lpips
-from ldm.pipeline import Settings, StyleTransferPipeline, build_model
+from ldm.painter import Batch, Painter
+from ldm.models.diffusion.samplers import sampling_path
+from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline, build_model
 from ldm.util import instantiate_from_config, load_config
 
 FAST = {"size": 32, "steps": 2}
@@ -143,16 +145,20 @@ def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
 
 
 def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> None:
-    pictures, style = torch.rand(1, 3, 32, 40) * 2 - 1, torch.rand(1, 40)
-    before = pictures.clone(), style.clone()
-    pipeline.stylize_tensors(pictures, style, [0], Settings(steps=2, style_scale=2.0))
-    assert torch.equal(pictures, before[0]) and torch.equal(style, before[1])
+    left, keep = torch.zeros(1, 1, 32, 40), torch.rand(1, 1, 32, 40)
+    left[..., :20] = 1.0
+    given = {"content": torch.rand(1, 3, 32, 40) * 2 - 1, "style": torch.rand(1, 2, 40), "masks": torch.cat([left, 1 - left], dim=1), "keep": keep}
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    pipeline.painter.paint(Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]), Settings(steps=2, strength=0.5))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
 
 
 # Seeds
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"content_scale": 2.0, "style_scale": 0.0, "eta": 0.5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"sampler": "ancestral"}, {"content_scale": 2.0, "style_scale": 0.0, "sampler": "ddim", "eta": 0.5}, {"strength": 0.5}]
+)
 def test_the_same_call_gives_the_same_picture_bit_by_bit(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, options) -> None:
     torch.manual_seed(1)
     first = pipeline(photo, painting, seed=7, **FAST, **options)
@@ -165,16 +171,16 @@ def test_the_callers_random_numbers_go_on_undisturbed(pipeline: StyleTransferPip
     torch.manual_seed(1)
     expected = torch.randn(4)
     torch.manual_seed(1)
-    pipeline(photo, painting, eta=1.0, **FAST)
+    pipeline(photo, painting, sampler="ancestral", **FAST)
     assert torch.equal(torch.randn(4), expected)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline, eta: float) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline, sampler: str) -> None:
     contents, styles = [picture(48, 32, s) for s in range(3)], [picture(32, 32, 10 + s) for s in range(3)]
-    together = pipeline(contents, styles, seed=[5, 6, 7], eta=eta, style_scale=2.0, **FAST)
+    together = pipeline(contents, styles, seed=[5, 6, 7], sampler=sampler, style_scale=2.0, **FAST)
     for i in range(3):
-        alone = pipeline(contents[i], styles[i], seed=5 + i, eta=eta, style_scale=2.0, **FAST)
+        alone = pipeline(contents[i], styles[i], seed=5 + i, sampler=sampler, style_scale=2.0, **FAST)
         assert difference(together[i], alone) <= 1
 
 
@@ -196,7 +202,7 @@ def test_any_64_bit_number_is_a_seed(pipeline: StyleTransferPipeline, photo: Ima
 
 
 def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
-    with pytest.raises(UserError, match="2 seeds for 3 pictures"):
+    with pytest.raises(UserError, match="2 values of seed for 3 pictures"):
         pipeline([photo] * 3, painting, seed=[1, 2], **FAST)
 
 
@@ -210,8 +216,15 @@ def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeli
         ({"style_scale": 1.0}, {"style_scale": 0.0}),
         ({"content_scale": 1.0}, {"content_scale": 3.0}),
         ({"content_scale": 1.0}, {"content_scale": 0.0}),
-        ({"eta": 0.0}, {"eta": 1.0}),
+        ({"sampler": "ddim", "eta": 0.0}, {"sampler": "ddim", "eta": 1.0}),
+        ({"sampler": "dpm-solver++", "steps": 4}, {"sampler": "ddim", "steps": 4}),
+        ({"sampler": "ddim"}, {"sampler": "ancestral"}),
         ({"steps": 1}, {"steps": 4}),
+        ({"strength": 1.0}, {"strength": 0.6}),
+        ({"guidance_interval": None, "style_scale": 3.0}, {"guidance_interval": (0.0, 0.5), "style_scale": 3.0}),
+        ({"style_size": 32, "style_scale": 5.0}, {"style_size": 300, "style_scale": 5.0}),
+        ({"size": 64, "tile": 32}, {"size": 64, "tile": 96}),
+        ({"preserve_color": False}, {"preserve_color": True}),
     ],
 )
 def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict) -> None:
@@ -220,20 +233,27 @@ def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: 
 
 
 def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
-    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+    pipeline: StyleTransferPipeline, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sample(self: DDIMSampler, steps: int, n: int, shape: tuple, condition: dict, **options) -> tuple:
-        calls.append((condition, options))
-        return torch.zeros(n, *shape), {}
+    def predict(x: torch.Tensor, content: torch.Tensor, content_vectors: torch.Tensor, modulations: list) -> torch.Tensor:
+        calls.append((content, modulations[0]))
+        return original(x, content, content_vectors, modulations)
 
-    calls = []
-    monkeypatch.setattr(DDIMSampler, "sample", sample)
-    pipeline(photo, painting, content_scale=2.0, style_scale=3.0, **FAST)
-    ((both, options),) = calls
-    assert (options["unconditional_guidance_scale"], options["unconditional_guidance_scale_2"]) == (2.0, 3.0)
-    no_content, no_style = options["unconditional_conditioning"], options["unconditional_conditioning_2"]
-    assert not no_content["c1"].any() and torch.equal(no_content["c2"], both["c2"])
-    assert torch.equal(no_style["c1"], both["c1"]) and torch.equal(no_style["c2"], pipeline.model.null_style_vector.weight)
+    def guidance(content_scales: list, style_scales: list, interval: tuple) -> Guidance:
+        scales.append((content_scales, style_scales, interval))
+        return Guidance(content_scales, style_scales, interval)
+
+    calls, scales, network = [], [], pipeline.model.model.diffusion_model
+    original = network.predict
+    monkeypatch.setattr(network, "predict", predict)
+    monkeypatch.setattr("ldm.painter.Guidance", guidance)
+    pipeline(picture(32, 32), painting, content_scale=2.0, style_scale=3.0, **FAST)
+    assert scales == [([2.0], [3.0], (0.0, 1.0))]
+    (both, no_content, no_style), (style, same_style, null_style) = calls[0]
+    assert not no_content.any() and torch.equal(no_style, both)
+    null = network.embed(torch.tensor([999]), pipeline.model.null_style_vector.weight)
+    assert torch.equal(same_style, style) and torch.allclose(null_style, network.modulations(null)[0], atol=1e-5)
+    assert (style - null_style).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("part", ["content", "style"])
@@ -243,30 +263,45 @@ def test_a_scale_of_0_ignores_that_picture(pipeline: StyleTransferPipeline, phot
     assert difference(*ignored) <= 1 and difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
 
 
-def test_the_default_is_50_steps(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
-    assert pipeline(photo, painting, size=32) == pipeline(photo, painting, size=32, steps=50)
+def test_the_default_is_20_steps_of_dpm_solver(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    assert pipeline(photo, painting, size=32) == pipeline(photo, painting, size=32, sampler="dpm-solver++", steps=20)
+
+
+@pytest.mark.parametrize("sampler, steps", [("ddim", 50), ("ancestral", 250)])
+def test_other_samplers_take_more_steps(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch, sampler: str, steps: int) -> None:
+    def path(alphas: list, count: int, *options: object) -> list:
+        counts.append(count)
+        return sampling_path(alphas, 1, *options)
+
+    counts = []
+    monkeypatch.setattr("ldm.painter.sampling_path", path)
+    pipeline(photo, painting, size=32, sampler=sampler)
+    assert counts == [steps]
 
 
 @pytest.mark.parametrize(
     "wrong, problem",
     [
-        ({"size": 0}, "size must be a multiple of 16 .* got 0"),
+        ({"size": 0}, "size must be at least 32 pixels, got 0"),
         ({"size": -16}, "size must be"),
-        ({"size": 250}, "multiple of 16"),
-        ({"size": 16}, "at least 32"),
-        ({"size": 16_000}, "limit of 8000000 pixels"),
+        ({"size": 31}, "at least 32"),
+        ({"size": (64, 16)}, "size must be at least 32 pixels, got 16"),
+        ({"size": 16_000}, "limit of 40000000 pixels"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": -1}, "got -1"),
         ({"steps": 1001}, "got 1001"),
         ({"eta": -0.1}, "eta must be between 0 and 1"),
         ({"eta": 1.1}, "eta"),
         ({"eta": float("nan")}, "eta"),
+        ({"eta": 0.5}, "eta is for the sampler ddim"),
+        ({"strength": 0}, "strength must be above 0"),
         ({"content_scale": float("nan")}, "content_scale must be a finite number"),
         ({"style_scale": float("inf")}, "style_scale must be a finite number"),
-        ({"sampler": "euler"}, "sampler 'euler' is not one of ddim"),
+        ({"sampler": "euler"}, "sampler 'euler' is not one of dpm-solver\\+\\+, ddim, ancestral"),
         ({"seed": 2**64}, "seed must be between"),
         ({"seed": [0, -(2**63) - 1]}, "seed must be between"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"styel_scale": 2.0}, "there is no setting 'styel_scale'.*style_scale"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_picture_is_read(pipeline: StyleTransferPipeline, wrong: dict, problem: str) -> None:
@@ -277,8 +312,10 @@ def test_impossible_settings_are_refused_before_any_picture_is_read(pipeline: St
 # Devices and number formats
 
 
-def test_the_cpu_computes_in_float32_unless_told_otherwise() -> None:
-    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+@pytest.mark.parametrize("features, expected", [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")])
+def test_the_cpu_computes_in_bf16_where_that_is_fast(monkeypatch: pytest.MonkeyPatch, features: dict, expected: str) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
+    assert choose_precision("auto", torch.device("cpu")) == expected
 
 
 @pytest.mark.parametrize("name", ["tpu", "gpu", ""])
@@ -316,7 +353,7 @@ def test_too_little_memory_is_a_user_error(pipeline: StyleTransferPipeline, phot
         raise error
 
     monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
-    with pytest.raises(UserError, match="not enough memory: choose a smaller size or batch_size"):
+    with pytest.raises(UserError, match="not enough memory: choose a smaller size, batch_size or tile"):
         pipeline(photo, photo, **FAST)
 
 
@@ -330,7 +367,7 @@ def test_other_errors_of_torch_are_not_taken_for_memory(pipeline: StyleTransferP
 
 
 def test_numbers_that_overflow_are_an_error_not_a_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
-    with pytest.raises(UserError, match="overflowed, .*smaller scales or precision fp32"):
+    with pytest.raises(UserError, match="overflowed, .*choose smaller scales"):
         pipeline(photo, painting, style_scale=1e38, **FAST)
 
 
@@ -367,7 +404,7 @@ def without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def test_a_safetensors_file_is_loaded(weights: Path, config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
-    loaded = StyleTransferPipeline.from_pretrained(weights, config, device="cpu")
+    loaded = StyleTransferPipeline.from_pretrained(weights, config, device="cpu", precision="fp32")
     assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
 
 
@@ -380,7 +417,7 @@ def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
             weight.add_(1.0)
     extra = {"first_stage_model.loss.logvar": torch.zeros(())}
     torch.save({"state_dict": {**trained.state_dict(), **extra}, "global_step": 9, "optimizer_states": [{}]}, tmp_path / "last.ckpt")
-    loaded = StyleTransferPipeline.from_pretrained(str(tmp_path / "last.ckpt"), str(config), device="cpu")
+    loaded = StyleTransferPipeline.from_pretrained(str(tmp_path / "last.ckpt"), str(config), device="cpu", precision="fp32")
     assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
     assert loaded(photo, painting, **FAST) != StyleTransferPipeline(trained)(photo, painting, **FAST)
 
@@ -519,7 +556,7 @@ def test_the_pipeline_builds_no_averages(config: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"seed": None}, {"seed": 1.0}, {"size": 256.0}, {"size": (64, 64)}, {"style_scale": "2"}, {"steps": "5"}, {"steps": 2.0}, {"eta": None}],
+    [{"seed": None}, {"seed": 1.0}, {"size": 256.0}, {"size": (64, 64.0)}, {"style_scale": "2"}, {"steps": "5"}, {"steps": 2.0}, {"eta": None}],
 )
 def test_settings_of_a_wrong_type_are_user_errors(options: dict) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))} must be"):
@@ -527,5 +564,5 @@ def test_settings_of_a_wrong_type_are_user_errors(options: dict) -> None:
 
 
 def test_results_too_large_to_paint_are_refused() -> None:
-    with pytest.raises(UserError, match="8000000 pixels"):
-        Settings(size=8000).check()
+    with pytest.raises(UserError, match="40000000 pixels"):
+        Settings(size=6400).check()

@@ -211,7 +211,8 @@ def test_content_refinement_follows_the_time_embedding_alone():
     vectors = silu(emb @ first.weight.T + first.bias) @ last.weight.T + last.bias
     shift, scale = (spread(part, content) for part in vectors.chunk(2, dim=1))
     refined = conv(model.content_in[2], silu(conv(model.content_in[0], content * (1 + scale) + shift)))
-    assert_same(model.refine(content, emb), refined)
+    assert_same(model.content_vectors(emb), vectors)
+    assert_same(model.predict(x, content, vectors, emb), UNetModel.forward(model, torch.cat([x, refined], dim=1), emb))
     whole = UNetModel.forward(model, torch.cat([x, refined], dim=1), emb + model.context_emb(style))
     assert_same(model(x, t, content, style), whole)
 

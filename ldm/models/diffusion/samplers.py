@@ -100,7 +100,8 @@ def sample_dpm_solver(denoise: StartDenoiser, x: Tensor, path: Iterable[Step]) -
     for step in path:
         start = denoise(x, step.timestep)
         if step.alpha_next == 1.0:  # an infinite step in log-SNR, which lands on the prediction
-            return start
+            x = start
+            continue
         h = log_snr(step.alpha_next) - log_snr(step.alpha)
         # Extrapolate the prediction to the middle of the step, by the one before.
         middle = start if before is None else start + (start - before) * (h / (2 * h_before))

@@ -1,0 +1,181 @@
+"""Every dial is checked before any work starts."""
+
+from dataclasses import fields
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldm.errors import UserError
+from ldm.pipeline import settings_from
+from ldm.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
+
+WHOLE_OR_NONE = "must be a whole number or None"
+
+
+def test_the_defaults_are_good() -> None:
+    Settings().check()
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"content_scale": 0},
+        {"content_scale": -1.5, "style_scale": 1e9},
+        {"style_scale": [1.0, 2, 0.5]},
+        {"style_scale": (3.0,)},
+        {"style_scale": np.float32(2.0)},
+        {"content_scale": Fraction(1, 3)},
+        {"guidance_interval": (0, 1)},
+        {"guidance_interval": [0.2, 0.8]},
+        {"sampler": "ddim", "eta": 1},
+        {"sampler": "ddim", "eta": 0.3, "steps": 1000},
+        {"sampler": "ancestral", "steps": 1},
+        {"steps": np.int64(7)},
+        {"strength": 1},
+        {"strength": 1e-6},
+        {"size": 32},
+        {"size": 33},
+        {"size": 6324},
+        {"size": (32, 1_250_000)},
+        {"size": [300, 201]},
+        {"style_size": 32},
+        {"tile": 32},
+        {"tile": 1000},
+        {"seed": -(2**63)},
+        {"seed": 2**64 - 1},
+        {"seed": [1, 2, 3]},
+        {"seed": np.uint64(2**64 - 1)},
+    ],
+)
+def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
+    Settings(**good).check()
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"content_scale": float("nan")}, "content_scale must be a finite number, got nan"),
+        ({"style_scale": float("-inf")}, "style_scale must be a finite number, got -inf"),
+        ({"style_scale": [1.0, float("nan")]}, "style_scale must be a finite number, got nan"),
+        ({"style_scale": "2"}, "style_scale must be a number, or a list of them, got '2'"),
+        ({"style_scale": None}, "style_scale must be a number, or a list of them, got None"),
+        ({"content_scale": [1.0, "2"]}, "content_scale must be a number, or a list of them"),
+        ({"content_scale": 1j}, "content_scale must be a number"),
+        ({"guidance_interval": (0.5, 0.5)}, "0 <= low < high <= 1, got 0.5 and 0.5"),
+        ({"guidance_interval": (0.8, 0.2)}, "got 0.8 and 0.2"),
+        ({"guidance_interval": (-0.1, 0.5)}, "got -0.1 and 0.5"),
+        ({"guidance_interval": (0.0, 1.1)}, "got 0.0 and 1.1"),
+        ({"guidance_interval": (0.0, float("nan"))}, "got 0.0 and nan"),
+        ({"guidance_interval": (0.1, 0.2, 0.3)}, "guidance_interval must be two numbers, got (0.1, 0.2, 0.3)"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be two numbers, got 0.5"),
+        ({"guidance_interval": "ab"}, "guidance_interval must be two numbers, got 'ab'"),
+        ({"sampler": "euler"}, "sampler 'euler' is not one of dpm-solver++, ddim, ancestral"),
+        ({"sampler": "DDIM"}, "sampler 'DDIM' is not one of"),
+        ({"sampler": None}, "sampler None is not one of"),
+        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
+        ({"steps": -3}, "steps must be between 1 and 1000, got -3"),
+        ({"steps": 1001}, "steps must be between 1 and 1000, got 1001"),
+        ({"steps": 2.0}, f"steps {WHOLE_OR_NONE}, got 2.0"),
+        ({"steps": "20"}, f"steps {WHOLE_OR_NONE}, got '20'"),
+        ({"sampler": "ddim", "eta": -0.1}, "eta must be between 0 and 1, got -0.1"),
+        ({"sampler": "ddim", "eta": 1.1}, "eta must be between 0 and 1, got 1.1"),
+        ({"sampler": "ddim", "eta": float("nan")}, "eta must be between 0 and 1, got nan"),
+        ({"sampler": "ddim", "eta": None}, "eta must be a number, got None"),
+        ({"eta": 0.5}, "eta is for the sampler ddim; dpm-solver++ takes none"),
+        ({"sampler": "ancestral", "eta": 1.0}, "eta is for the sampler ddim; ancestral takes none"),
+        ({"strength": 0}, "strength must be above 0 and at most 1, got 0"),
+        ({"strength": 1.01}, "strength must be above 0 and at most 1, got 1.01"),
+        ({"strength": -0.5}, "strength must be above 0"),
+        ({"strength": float("nan")}, "strength must be above 0"),
+        ({"strength": "half"}, "strength must be a number, got 'half'"),
+        ({"size": 31}, "size must be at least 32 pixels, got 31"),
+        ({"size": -256}, "size must be at least 32 pixels, got -256"),
+        ({"size": (64, 31)}, "size must be at least 32 pixels, got 31"),
+        ({"size": 256.0}, "size must be a whole number or a pair of them, got 256.0"),
+        ({"size": (64, 64.0)}, "size must be a whole number or a pair of them, got (64, 64.0)"),
+        ({"size": (64, 64, 3)}, "size must be a whole number or a pair of them"),
+        ({"size": "64"}, "size must be a whole number or a pair of them, got '64'"),
+        ({"size": None}, "size must be a whole number or a pair of them, got None"),
+        ({"size": 6325}, f"size 6325 means more than the limit of {MAX_RESULT_PIXELS} pixels"),
+        ({"size": (32, 1_250_001)}, f"size (32, 1250001) means more than the limit of {MAX_RESULT_PIXELS} pixels"),
+        ({"style_size": 31}, "style_size must be at least 32 pixels, got 31"),
+        ({"style_size": 256.0}, f"style_size {WHOLE_OR_NONE}, got 256.0"),
+        ({"style_size": (64, 64)}, f"style_size {WHOLE_OR_NONE}, got (64, 64)"),
+        ({"tile": 31}, "tile must be at least 32 pixels, got 31"),
+        ({"tile": 0}, "tile must be at least 32 pixels, got 0"),
+        ({"tile": "256"}, f"tile {WHOLE_OR_NONE}, got '256'"),
+        ({"seed": 2**64}, f"a seed must be between -2^63 and 2^64 - 1, got {2**64}"),
+        ({"seed": [0, -(2**63) - 1]}, f"a seed must be between -2^63 and 2^64 - 1, got {-(2**63) - 1}"),
+        ({"seed": 1.0}, "seed must be a whole number, or a list of them, got 1.0"),
+        ({"seed": None}, "seed must be a whole number, or a list of them, got None"),
+        ({"seed": "lucky"}, "seed must be a whole number, or a list of them, got 'lucky'"),
+        ({"seed": [1, None]}, "seed must be a whole number, or a list of them, got [1, None]"),
+    ],
+)
+def test_what_is_impossible_is_refused_and_said(wrong: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Settings(**wrong).check()
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_of_fewer_time_steps_allows_fewer_steps() -> None:
+    Settings(steps=40).check(num_timesteps=40)
+    with pytest.raises(UserError, match="steps must be between 1 and 40, got 41"):
+        Settings(steps=41).check(num_timesteps=40)
+
+
+@pytest.mark.parametrize("sampler, steps", [("dpm-solver++", 20), ("ddim", 50), ("ancestral", 250)])
+def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> None:
+    assert SAMPLERS[sampler] == steps == Settings(sampler=sampler).number_of_steps
+    assert Settings(sampler=sampler, steps=3).number_of_steps == 3
+
+
+def test_the_default_is_the_fastest_sampler() -> None:
+    assert Settings().sampler == "dpm-solver++" == min(SAMPLERS, key=SAMPLERS.get)
+
+
+@pytest.mark.parametrize("given, expected", [(2, [2, 2, 2]), (0.5, [0.5] * 3), ([1, 2, 3], [1, 2, 3]), ((1.0, 2, 3), [1.0, 2, 3])])
+def test_one_value_is_for_all_pictures_and_a_list_has_one_for_each(given: Any, expected: list) -> None:
+    assert Settings(style_scale=given).each("style_scale", 3) == expected
+    assert Settings(seed=given).each("seed", 3) == expected
+
+
+@pytest.mark.parametrize("name", ["seed", "content_scale", "style_scale"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_list_of_another_length_is_refused(name: str, count: int) -> None:
+    with pytest.raises(UserError, match=f"{count} values of {name} for 2 pictures"):
+        Settings(**{name: [1] * count}).each(name, 2)
+
+
+def test_a_list_is_not_written_into() -> None:
+    seeds = [1, 2]
+    Settings(seed=seeds).each("seed", 2).append(3)
+    assert seeds == [1, 2]
+
+
+# By name
+
+
+def test_settings_are_found_by_name() -> None:
+    assert settings_from({"steps": 3, "tile": 64}) == Settings(steps=3, tile=64)
+    assert settings_from({}) == Settings()
+
+
+@pytest.mark.parametrize("name, near", [("syle_scale", "style_scale"), ("step", "steps"), ("preserve_colour", "preserve_color"), ("seeds", "seed")])
+def test_an_unknown_name_is_answered_with_the_one_that_was_meant(name: str, near: str) -> None:
+    with pytest.raises(UserError, match=rf"there is no setting '{name}'.*\b{near}\b"):
+        settings_from({name: 1})
+
+
+def test_a_name_like_no_other_is_answered_without_a_guess() -> None:
+    with pytest.raises(UserError) as caught:
+        settings_from({"xyzzy": 1})
+    assert not [field.name for field in fields(Settings) if field.name in str(caught.value)]
+
+
+def test_every_setting_is_explained() -> None:
+    assert [field.name for field in fields(Settings) if field.name not in Settings.__doc__] == []
+
+
