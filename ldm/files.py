@@ -6,6 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ldm.errors import UserError
+
+
+def check_folder(folder: Path, path: Path | None = None) -> None:
+    """Raises UserError, which names `path`, where no files can be written to a folder; it need not exist. Nothing is made yet."""
+    path = folder if path is None else path
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    if not os.path.isdir(there):
+        raise UserError(f"{path}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: no permission to write in {there}")
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:

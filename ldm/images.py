@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.files import written_whole
+from ldm.files import check_folder, written_whole
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
@@ -169,11 +169,7 @@ def check_output(path: str | Path) -> Path:
         raise UserError(f"{path}: is a folder; give a file name such as {path / 'result.png'}")
     if path.suffix.lower() not in writable:
         raise UserError(f"{path}: unknown picture format {path.suffix!r}; use .png or .jpg")
-    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise UserError(f"{path}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: no permission to write in {there}")
+    check_folder(path.parent, path)
     return path
 
 

@@ -4,8 +4,9 @@ Shapes: pictures (N, 3, H, W) in [-1, 1] of any size; latents (N, C, h, w); styl
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from ldm.device import autocast
 from ldm.errors import UserError
 from ldm.models.diffusion.denoiser import Conditions, GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.samplers import PerPictureNoise, Step, sample_ddim, sample_dpm_solver, sampling_path
+from ldm.models.diffusion.samplers import PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
 from ldm.settings import Settings
 from ldm.styles import to_latent
 from ldm.tiles import Tile, Tiling, blend, cut
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 # Above this many pixels a side the first stage works in tiles: a full-size decoder takes about 3 GB for one such tile.
 FIRST_STAGE_TILE = 768
+MAX_ENLARGEMENT = 3  # from one size to the next, where a large picture is painted small first
+
+Steps = Callable[[list[Step]], Iterable[Step]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ class Batch:
     masks: Tensor | None = None
     keep: Tensor | None = None
 
+    def resized(self, size: tuple[int, int]) -> "Batch":
+        """The same at another size, usually a smaller one."""
+
+        def at_size(x: Tensor | None) -> Tensor | None:
+            return None if x is None else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+
+        return replace(self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep))
+
 
 class Painter:
     """A model with what it takes to paint: number format, tile sizes."""
@@ -60,7 +72,7 @@ class Painter:
             return self.model.get_style_statistics(pictures).float()
 
     @torch.no_grad()
-    def paint(self, batch: Batch, settings: Settings, steps: Callable[[list[Step]], Iterable[Step]] = iter) -> Tensor:
+    def paint(self, batch: Batch, settings: Settings, steps: Steps = iter) -> Tensor:
         """The painted pictures (N, 3, H, W), not clipped. `steps` may watch the sampling steps go by.
 
         Raises UserError where the numbers overflow even in float32.
@@ -73,36 +85,61 @@ class Painter:
             raise UserError("the numbers overflowed, so there is no picture; choose smaller scales")
         return painted
 
-    def _paint(self, batch: Batch, settings: Settings, steps: Callable[[list[Step]], Iterable[Step]], precision: str) -> Tensor:
+    def _paint(self, batch: Batch, settings: Settings, steps: Steps, precision: str) -> Tensor:
         height, width = batch.size
+        coarse = self._coarse_size(batch.size, settings)
+        small = None if coarse is None else self._paint(batch.resized(coarse), settings, steps, precision)
         with autocast(self.model.device, precision):
             z = None if batch.content is None else self.encode(pad_to_multiple(batch.content, self.multiple))
-            return self.decode(self._sample(batch, z, settings, steps))[:, :, :height, :width]
+            if small is None:
+                painted = self._sample(batch, z, settings, steps, start=z, strength=settings.strength)
+            else:
+                enlarged = F.interpolate(small.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
+                start = self.encode(pad_to_multiple(enlarged, self.multiple))
+                painted = self._sample(batch, z, settings, steps, start, min(settings.refine, settings.strength))
+            return self.decode(painted)[:, :, :height, :width]
 
-    def _sample(self, batch: Batch, z: Tensor | None, settings: Settings, steps: Callable[[list[Step]], Iterable[Step]]) -> Tensor:
-        """Painted latents; z are those of the content."""
+    def _coarse_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int] | None:
+        """(height, width) at which to paint a large picture first; None if it is not large.
+
+        Tiles painted from pure noise know nothing of each other, and their colours and textures drift apart.
+        """
+        ratio = min(size) / self.native_size
+        tiled = len(Tiling(size[0], size[1], self._tile(settings) * self.factor).tiles) > 1
+        if not tiled or ratio <= 1 or settings.refine == 1:
+            return None
+        levels = math.ceil(math.log(ratio) / math.log(MAX_ENLARGEMENT))
+        return tuple(round(side / ratio ** (1 / levels)) for side in size)
+
+    def _tile(self, settings: Settings) -> int:
+        """Side of the tiles' latents."""
+        return max(1, (settings.tile or self.native_size) // self.multiple) * self.multiple // self.factor
+
+    def _sample(self, batch: Batch, z: Tensor | None, settings: Settings, steps: Steps, start: Tensor | None, strength: float) -> Tensor:
+        """Painted latents. z are those of the content; with `strength` below 1 it begins from the partly noised `start`."""
         # The solver's error is least between the two spacings, see docs/sampling.md.
         spacing = "between" if settings.sampler == "dpm-solver++" else "time"
-        path = sampling_path(self.model.alphas_cumprod.tolist(), settings.number_of_steps, settings.strength, spacing)
+        path = sampling_path(self.model.alphas_cumprod.tolist(), settings.number_of_steps, strength, spacing)
+        denoise = self._denoiser(batch, z, settings, path)
+        noise = PerPictureNoise(batch.seeds)
+        x = noise(self._empty_latents(batch))
+        if strength < 1:
+            x = path[0].alpha ** 0.5 * start + (1 - path[0].alpha) ** 0.5 * x
+        if settings.sampler == "dpm-solver++":
+            return sample_dpm_solver(denoise, x, steps(path))
+        return sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+
+    def _denoiser(self, batch: Batch, z: Tensor | None, settings: Settings, path: Sequence[Step]) -> StartDenoiser:
         content = None if z is None else self.model.get_content_features(z)
         masks = None if batch.masks is None else to_latent(batch.masks, self.factor, self.multiple)
         guidance = Guidance(batch.content_scales, batch.style_scales, settings.guidance_interval or (0.0, 1.0))
-        tile = max(1, (settings.tile or self.native_size) // self.multiple) * self.multiple // self.factor
-        denoise = GuidedDenoiser(self.model, Conditions(batch.style, content, masks), guidance, [step.timestep for step in path], tile)
-        noise = PerPictureNoise(batch.seeds)
-        x = noise(self._empty_latents(batch))
-        if settings.strength < 1 and z is not None:
-            x = path[0].alpha ** 0.5 * z + (1 - path[0].alpha) ** 0.5 * x
-        predict = denoise
-        if batch.keep is not None:
-            keep = to_latent(batch.keep, self.factor, self.multiple)
-
-            def predict(x: Tensor, timestep: int) -> Tensor:
-                return torch.lerp(denoise(x, timestep), z, keep)
-
-        if settings.sampler == "dpm-solver++":
-            return sample_dpm_solver(predict, x, steps(path))
-        return sample_ddim(predict, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+        conditions = Conditions(batch.style, content, masks)
+        denoise = GuidedDenoiser(self.model, conditions, guidance, [step.timestep for step in path], self._tile(settings))
+        if batch.keep is None:
+            return denoise
+        keep = to_latent(batch.keep, self.factor, self.multiple)
+        # Where the content stays, what is predicted is the content: every sampler then ends there.
+        return lambda x, timestep: torch.lerp(denoise(x, timestep), z, keep)
 
     def _empty_latents(self, batch: Batch) -> Tensor:
         height, width = (-(-side // self.multiple) * self.multiple // self.factor for side in batch.size)

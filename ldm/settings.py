@@ -29,6 +29,8 @@ class Settings:
     style_size: shorter side in pixels to which the style pictures are scaled before their statistics are taken; None
         is the size the model was trained at. Smaller makes strokes larger against the picture.
     tile: larger pictures are painted in overlapping square tiles of that many pixels; None is what suits the model.
+    refine: a picture larger than a tile is painted at the model's own size first, enlarged, and painted over in tiles
+        from this part of the noise on; 1 paints it in tiles from scratch.
     seed: of the noise, for all pictures or a list with one for each. The same seed gives the same picture.
     preserve_color: the photo's colours, the result's brightness.
     """
@@ -43,6 +45,7 @@ class Settings:
     size: int | tuple[int, int] = 256
     style_size: int | None = None
     tile: int | None = None
+    refine: float = 0.5
     seed: int | Sequence[int] = 0
     preserve_color: bool = False
 
@@ -57,8 +60,9 @@ class Settings:
             raise UserError(f"eta must be between 0 and 1, got {self.eta}")
         if self.eta > 0 and self.sampler != "ddim":
             raise UserError(f"eta is for the sampler ddim; {self.sampler} takes none")
-        if not 0 < self.strength <= 1:
-            raise UserError(f"strength must be above 0 and at most 1, got {self.strength}")
+        for name in ("strength", "refine"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         self._check_interval()
         self._check_sizes()
         for name in ("content_scale", "style_scale"):
@@ -76,6 +80,7 @@ class Settings:
             ("tile", (Integral, type(None)), "a whole number or None"),
             ("eta", Real, "a number"),
             ("strength", Real, "a number"),
+            ("refine", Real, "a number"),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise UserError(f"{name} must be {what}, got {getattr(self, name)!r}")

@@ -1,0 +1,189 @@
+"""How far a result is from its content and its style: VGG16 features, structural similarity, LPIPS.
+
+Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
+(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 was trained with.
+
+Losses of features grow with the features' size, so `content_vgg`, `style_mean_std` and `gram` of two runs compare only
+if both read the same weights file.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.modules.losses.lpips import LPIPS, ScalingLayer, vgg16
+
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+CONTENT_LAYERS = ("relu3_1", "relu4_1")
+VGG_METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram")
+METRICS = (*VGG_METRICS, "ssim", "lpips")
+
+
+class VggFeatures(nn.Module):
+    """The first activation of each of VGG16's first four slices, which the style losses use.
+
+    forward: pictures, H and W >= 16, to {layer: (N, C, H', W')}.
+    """
+
+    def __init__(self, net: vgg16):
+        super().__init__()
+        self.scaling_layer, self.net = ScalingLayer(), net
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        x, maps = self.scaling_layer(pictures), {}
+        rest: nn.Module = nn.Identity()  # what of a slice comes after its first activation
+        for name, layers in zip(LAYERS, self.net.slices):
+            first = 1 + next(i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
+            maps[name] = x = layers[:first](rest(x))
+            rest = layers[first:]
+        return maps
+
+
+class Statistics(NamedTuple):
+    """What style losses keep of N pictures at one layer of C channels."""
+
+    mean: Tensor  # (N, C)
+    std: Tensor  # (N, C)
+    gram: Tensor  # (N, C, C)
+
+
+def mean_and_std(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) each, of the values of a channel at all positions of (N, C, H, W); the standard deviation divides by H*W."""
+    std, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
+    return mean, std
+
+
+def gram_matrix(maps: Tensor) -> Tensor:
+    """(N, C, C) products of every two channels of (N, C, H, W), summed over positions, over C*H*W (Gatys et al. 2016)."""
+    flat = maps.flatten(2)
+    return flat @ flat.mT / flat[0].numel()
+
+
+def statistics(maps: Mapping[str, Tensor]) -> list[Statistics]:
+    """One for each layer."""
+    return [Statistics(*mean_and_std(maps[name]), gram_matrix(maps[name])) for name in LAYERS]
+
+
+def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
+    """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and of deviations, summed over layers."""
+    return sum(((x.mean - y.mean) ** 2).mean(1) + ((x.std - y.std) ** 2).mean(1) for x, y in zip(a, b, strict=True))
+
+
+def gram_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
+    """(N,) mean squared differences of Gram matrices, summed over layers."""
+    return sum(((x.gram - y.gram) ** 2).mean((1, 2)) for x, y in zip(a, b, strict=True))
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) in [0, 2]: 1 less the cosine of the angle between whole maps (N, C, H, W), each channel normalised first.
+
+    Normalised over positions, a channel keeps where things are and loses its mean and contrast, which are style.
+    """
+    return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(min=0)
+
+
+def luminance(pictures: Tensor) -> Tensor:
+    """(N, 1, H, W) in [0, 1], weighted as in ITU-R 601."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device)[:, None, None]
+    return ((pictures + 1) / 2 * weights).sum(1, keepdim=True)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) structural similarity (Wang et al. 2004) of the luminance of pictures: 1 for equal ones."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
+
+    return structural_similarity_index_measure(luminance(a), luminance(b), data_range=1.0, reduction="none").reshape(-1)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is needed of one content picture to measure all its results."""
+
+    picture: Tensor  # (1, 3, H, W)
+    maps: Mapping[str, Tensor]  # of the content layers; empty without VGG16
+    statistics: Sequence[Statistics]  # empty without VGG16
+
+
+class PairMetrics:
+    """All metrics of results against their contents and styles; those whose network is None are not run."""
+
+    def __init__(self, vgg: vgg16 | None = None, lpips: LPIPS | None = None, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.features = None if vgg is None else VggFeatures(vgg).to(self.device).eval()
+        self.lpips = None if lpips is None else lpips.to(self.device).eval()
+
+    @torch.no_grad()
+    def content(self, picture: Tensor) -> Content:
+        """Of one picture (1, 3, H, W)."""
+        picture = picture.to(self.device)
+        if self.features is None:
+            return Content(picture, {}, [])
+        maps = self.features(picture)
+        return Content(picture, {name: maps[name] for name in CONTENT_LAYERS}, statistics(maps))
+
+    @torch.no_grad()
+    def styles(self, pictures: Sequence[Tensor]) -> list[Statistics]:
+        """Of all style pictures, given in batches; empty without VGG16."""
+        if self.features is None:
+            return []
+        batches = [statistics(self.features(batch.to(self.device))) for batch in pictures]
+        return [Statistics(*map(torch.cat, zip(*layer))) for layer in zip(*batches)]
+
+    @torch.no_grad()
+    def measure(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> list[dict[str, float | None]]:
+        """METRICS of each of N results of one content; `styles` has what each was painted with (N)."""
+        results = results.to(self.device)
+        columns = {"ssim": ssim(results, content.picture.expand_as(results)).tolist()}
+        if self.lpips is not None:
+            columns["lpips"] = self.lpips(results, content.picture).flatten().tolist()
+        if self.features is not None:
+            columns |= self._vgg_metrics(results, content, styles)
+        return [{name: columns[name][i] if name in columns else None for name in METRICS} for i in range(len(results))]
+
+    def _vgg_metrics(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> dict[str, list[float | None]]:
+        maps = self.features(results)
+        stats = statistics(maps)
+        distances = [cosine_distance(maps[name], content.maps[name].expand_as(maps[name])) for name in CONTENT_LAYERS]
+        losses, untouched = (mean_std_loss(s, styles).tolist() for s in (stats, content.statistics))
+        return {
+            "content_cosine": (sum(distances) / len(distances)).tolist(),
+            "content_vgg": ((maps["relu4_1"] - content.maps["relu4_1"]) ** 2).mean((1, 2, 3)).tolist(),
+            "style_mean_std": losses,
+            # A content that has its style's statistics already has no share to speak of.
+            "style_share": [loss / whole if whole else None for loss, whole in zip(losses, untouched)],
+            "gram": gram_loss(stats, styles).tolist(),
+        }
+
+
+def chosen(styles: Sequence[Statistics], indices: Sequence[int]) -> list[Statistics]:
+    """Those of some of the style pictures, which may repeat."""
+    return [Statistics(*(values[list(indices)] for values in layer)) for layer in styles]
+
+
+def load_vgg(path: str | Path | None = None) -> vgg16 | None:
+    """VGG16 from a file (UserError if it cannot be used), or torchvision's download: None if there is no network for it."""
+    net = vgg16()
+    try:
+        with redirect_stdout(sys.stderr):  # torch prints that it downloads
+            net.load_weights(path)
+    except UserError:
+        if path is not None:
+            raise
+        return None
+    return net.eval()
+
+
+def load_lpips(linear_weights: str, vgg: vgg16, vgg_path: str | Path | None) -> LPIPS:
+    """LPIPS with its linear weights from a file, or "uniform" ones, on this VGG16 of that file. Raises UserError."""
+    lpips = LPIPS(None if vgg_path is None else str(vgg_path), linear_weights, use_dropout=False)
+    lpips.load_weights()
+    lpips.net = vgg  # the same weights: one copy will do
+    return lpips.eval()

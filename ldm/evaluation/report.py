@@ -1,0 +1,81 @@
+"""What was measured, as a Markdown table and as a CSV file."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.errors import UserError
+from ldm.evaluation.evaluator import Measured
+from ldm.evaluation.metrics import METRICS
+from ldm.evaluation.pairs import Pair, result_name
+from ldm.files import check_folder, written_whole
+
+SET_METRICS = ("fid", "artfid")
+CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS)
+NO_VGG = "torchvision's weights could not be downloaded; give a file with --vgg-weights"
+_NOT_RUN = "not run"
+
+
+def table(measured: Sequence[Measured], expected: int) -> str:
+    """One row for each set: how many of the expected pairs it has, and each metric's mean (median)."""
+    lines = [_line(["results", "pairs", *METRICS, *SET_METRICS]), _line(["---"] + ["---:"] * (1 + len(METRICS) + len(SET_METRICS)))]
+    for one in measured:
+        pairs = f"{len(one.rows)} of {expected}" if len(one.rows) < expected else str(expected)
+        lines.append(_line([one.results.name.replace("|", "\\|"), pairs, *(_cell(one, name) for name in METRICS), *_set_cells(one)]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(one: Measured, metric: str) -> str:
+    mean, median = one.mean(metric), one.median(metric)
+    return _NOT_RUN if mean is None else f"{mean:.3g} ({median:.3g})"
+
+
+def _set_cells(one: Measured) -> list[str]:
+    note = " (biased)" if one.fid_biased else ""
+    return [_NOT_RUN if value is None else f"{value:.4g}{note}" for value in (one.fid, one.art_fid)]
+
+
+def notes(measured: Sequence[Measured], pairs: Sequence[Pair], vgg: bool) -> list[str]:
+    """Lines below the table: pairs that are missing, networks that are, numbers to be read with care."""
+    lines = _missing_pairs(measured, pairs)
+    if not vgg:
+        lines.append(f"Metrics of VGG16 features were not run: {NO_VGG}.")
+    if any(one.fid_biased for one in measured):
+        lines.append("biased: fewer pictures than Inception features, so the distance comes out too large; compare equal numbers of pictures only.")
+    return lines
+
+
+def _missing_pairs(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[str]:
+    """A line for each set that lacks pairs, with the first of them."""
+    lines = []
+    for one in measured:
+        missing = [result_name(pair) for pair in pairs if pair not in one.rows]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            lines.append(f"{one.results.name}: {len(missing)} of {len(pairs)} pairs missing: {', '.join(missing[:3])}{more}")
+    return lines
+
+
+def write_csv(measured: Sequence[Measured], path: Path) -> None:
+    """One row for each pair of each set, metrics that were not run left empty; whole or not at all. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, CSV_COLUMNS)  # writes None as an empty field
+        writer.writeheader()
+        for one in measured:
+            shared = {"set": one.results.name, "content_scale": one.results.content_scale, "style_scale": one.results.style_scale}
+            writer.writerows(shared | {"content": content, "style": style} | row for (content, style), row in one.rows.items())
+
+
+def check_file(path: Path, suffix: str) -> None:
+    """Raises UserError where a file of this kind cannot be written. Nothing is made yet."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give a file name such as {path / f'evaluation{suffix}'}")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: the file's name must end in {suffix}")
+    check_folder(path.parent, path)
