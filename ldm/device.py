@@ -1,5 +1,6 @@
 """Which device and number format to compute with."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -43,6 +44,21 @@ def has_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def peak_memory(device: torch.device, children: bool = False) -> int:
+    """Bytes: the most that torch has allocated on a GPU, or that this process has taken of main memory; 0 if not known.
+
+    children: the most that any process started by this one and ended since has taken.
+    """
+    if device.type == "cuda":
+        return 0 if children else torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # not there on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextmanager

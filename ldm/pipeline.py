@@ -64,7 +64,7 @@ class StyleTransferPipeline:
     """A model ready to stylise. Make one with `from_pretrained`."""
 
     def __init__(self, model: DualCondModel, precision: str = "fp32", compile: bool = False):
-        self.model = model.eval().requires_grad_(False)
+        self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
             raise ConfigError(f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}")
         self.painter = Painter(self.model, precision)
@@ -190,6 +190,13 @@ def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> D
     if not isinstance(model, DualCondModel):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
     return model
+
+
+def make_fast(model: DualCondModel) -> DualCondModel:
+    """The model in the form that paints fastest on CPU and GPU alike."""
+    # Autocast keeps the converted copy of a weight only where the weight requires a gradient, and converts the others
+    # again at every step. No gradient is ever computed here.
+    return model.requires_grad_(True).to(memory_format=torch.channels_last)
 
 
 def compile_networks(model: DualCondModel) -> None:

@@ -1,158 +1,102 @@
-"""Measure speed and memory on this machine, all rows in one run, each in a process of its own.
+"""Measure speed, memory and accuracy on this machine; each suite prints a Markdown table.
 
     python scripts/benchmark.py --suite training --config configs/kl16_content12.yaml --batch-size 2
     python scripts/benchmark.py --suite training --config configs/mini.yaml --batch-size 48
+    python scripts/benchmark.py --suite sampling --config configs/mini.yaml --reference
+    python scripts/benchmark.py --suite sampling --config configs/kl16_content12.yaml --published-steps 10
+    python scripts/benchmark.py --suite convergence --config configs/mini.yaml
 
 `training`: one optimiser step on made-up data and random weights, which serve for time; reading pictures is not
 counted. Rows go from the published way to all that makes it faster; each prints the loss of its first step, which
-speed must not change. Prints a Markdown table: median of the steps after two to warm up.
+speed must not change. Median of the steps after two to warm up.
+
+`sampling`: a whole picture with guidance in both conditions: encoding content and style, all sampling steps, decoding;
+reading pictures and weights is not counted, but for the whole process, the last row. Rows go from the published way to
+ours, one change at a time. Median of the runs after one to warm up.
+
+`convergence`: how near each sampler comes to the picture of 1000 steps of DDIM, by its number of steps.
+
+All rows of training and sampling are measured in one run, each in a process of its own.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
-import time
-from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
+from ldm.benchmarking.models import checkpoint_for
 from ldm.cli import ArgumentParser, run
-from ldm.device import autocast, choose_device, memory_errors
-from ldm.errors import ConfigError, UserError
-from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.modules.diffusionmodules.blocks import AttentionBlock
-from ldm.optimizers import build_optimizer
-from ldm.training.config import merged_config
-from ldm.training.performance import apply_performance
-from ldm.training.throughput import peak_memory
-from ldm.util import instantiate_from_config, to_plain
+from ldm.errors import UserError
+from ldm.pipeline import ROOT
 
-WARM_UP = 2
-
-
-@dataclass(frozen=True)
-class TrainingRow:
-    """One way to train: what it is called, and how it differs from float32 on pictures."""
-
-    name: str
-    cached: bool = False
-    recompute: bool = False  # attention's activations, as the published code always does
-    bf16: bool = False
-    channels_last: bool = False
-    compile: bool = False
-
-
-TRAINING_ROWS = (
-    TrainingRow("published: encoders in the step, attention recomputed, float32", recompute=True),
-    TrainingRow("no recomputing"),
-    TrainingRow("no recomputing, bf16", bf16=True),
-    TrainingRow("cached latents, float32", cached=True),
-    TrainingRow("cached latents, bf16", cached=True, bf16=True),
-    TrainingRow("cached latents, bf16, channels_last", cached=True, bf16=True, channels_last=True),
-    TrainingRow("cached latents, bf16, compile", cached=True, bf16=True, compile=True),
-)
+# What each suite takes beside --device, with the defaults. The parser's own are None, to tell what was given.
+PAINTING = {
+    "config": str(ROOT / "configs/mini.yaml"),
+    "checkpoint": None,
+    "contents": ROOT / "data/contents",
+    "styles": ROOT / "data/styles",
+    "size": 256,
+    "seed": 0,
+}
+OPTIONS = {
+    "training": {"config": str(ROOT / "configs/kl16_content12.yaml"), "batch_size": 2, "steps": 5, "rows": None},
+    "sampling": {**PAINTING, "repeats": 3, "rows": None, "published_steps": 250, "reference": False},
+    "convergence": {**PAINTING, "pictures": 4},
+}
+AT_LEAST_ONE = ("batch_size", "steps", "repeats", "pictures")
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--suite", choices=["training"], default="training")
-    parser.add_argument("--config", default="configs/kl16_content12.yaml", help="the model's config")
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each row (default: 5)")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, counted from 1")
+    parser.add_argument("--suite", choices=OPTIONS, default="training")
+    parser.add_argument("--config", metavar="YAML", help="the model's config (default: the published model for training, else the bundled one)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--one-row", type=int, help=argparse.SUPPRESS)  # how the parent process calls a row
-    return parser.parse_args()
+    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, counted from 1 (training, sampling)")
+    training = parser.add_argument_group("training")
+    training.add_argument("--batch-size", type=int, help="(default: 2)")
+    training.add_argument("--steps", type=int, help="measured steps of each row (default: 5)")
+    add_painting_options(parser.add_argument_group("sampling and convergence"))
+    parser.add_argument("--one-row", type=int, help=argparse.SUPPRESS)  # how the parent process calls a row,
+    parser.add_argument("--results", help=argparse.SUPPRESS)  # and where it wants the picture
+    return with_defaults(parser.parse_args())
+
+
+def add_painting_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--checkpoint", metavar="mini|PATH|random", help="weights (default: mini for its own config, else random)")
+    group.add_argument("--contents", type=Path, metavar="DIR", help="folder of photos (default: data/contents)")
+    group.add_argument("--styles", type=Path, metavar="DIR", help="folder of paintings (default: data/styles)")
+    group.add_argument("--size", type=int, help="side of the pictures in pixels (default: 256)")
+    group.add_argument("--seed", type=int, help="of the first picture's noise (default: 0)")
+    group.add_argument("--repeats", type=int, help="sampling: measured runs of each row (default: 3)")
+    group.add_argument("--published-steps", type=int, metavar="N", help="sampling: run only N of the published 250 steps, and scale")
+    group.add_argument("--reference", action="store_true", default=None, help="sampling: also paint with 1000 steps, for the column of PSNR")
+    group.add_argument("--pictures", type=int, help="convergence: pairs of photo and painting to take the mean over (default: 4)")
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """Raises UserError for options of another suite, and for numbers below 1."""
+    taken = OPTIONS[args.suite]
+    for name in sorted(set().union(*OPTIONS.values()) - set(taken)):
+        if getattr(args, name) is not None:
+            raise UserError(f"{option(name)} is not for --suite {args.suite}")
+    for name, value in taken.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in AT_LEAST_ONE:
+        if name in taken and getattr(args, name) < 1:
+            raise UserError(f"{option(name)} must be at least 1, got {getattr(args, name)}")
+    if "checkpoint" in taken and args.checkpoint is None:
+        args.checkpoint = checkpoint_for(args.config)
+    return args
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def main() -> None:
     args = parse_args()
-    if min(args.batch_size, args.steps) < 1:
-        raise UserError("--batch-size and --steps must be at least 1")
-    if args.one_row is not None:
-        print(json.dumps(measure(TRAINING_ROWS[args.one_row], args)))
-        return
-    chosen = range(len(TRAINING_ROWS)) if args.rows is None else [n - 1 for n in args.rows]
-    if not all(0 <= n < len(TRAINING_ROWS) for n in chosen):
-        raise UserError(f"--rows takes numbers from 1 to {len(TRAINING_ROWS)}")
-    print_table([(TRAINING_ROWS[n].name, in_own_process(n)) for n in tqdm(chosen, unit="row")], args)
-
-
-def in_own_process(row: int) -> dict[str, float]:
-    """Peak memory and compiled code of one row must not be another's."""
-    done = subprocess.run([sys.executable, *sys.argv, "--one-row", str(row)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"row {row + 1} failed, see above; leave it out with --rows")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure(row: TrainingRow, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step, peak memory in bytes, loss of the first step."""
-    device = choose_device(args.device)
-    torch.manual_seed(0)
-    model = build(args.config).to(device).train()
-    for block in model.modules():
-        if isinstance(block, AttentionBlock):
-            block.use_checkpoint = row.recompute
-    apply_performance(model, {"channels_last": row.channels_last, "compile": row.compile, "matmul_precision": "high" if row.bf16 else "highest"})
-    batch = {name: value.to(device) for name, value in made_up_batch(model, args.batch_size, row.cached).items()}
-    optimizer = build_optimizer(torch.optim.AdamW, model.trained_parameters(), model, lr=1e-4)
-    losses, seconds = [], []
-    with memory_errors("lower --batch-size"):
-        for step in range(WARM_UP + args.steps):
-            torch.manual_seed(step)
-            began = time.perf_counter()
-            losses.append(train_step(model, optimizer, batch, "bf16" if row.bf16 else "fp32"))
-            seconds.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(seconds[WARM_UP:]), "bytes": peak_memory(device), "loss": losses[0]}
-
-
-def build(config: str) -> DualCondLDM:
-    """The config's model with random weights everywhere, so that no layer's output is zero."""
-    node = to_plain(merged_config([config]).model)
-    node["params"]["first_stage_config"]["params"]["ckpt_path"] = None
-    model = instantiate_from_config(node)
-    if not isinstance(model, DualCondLDM):
-        raise ConfigError(f"{config}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
-    for weight in model.model.parameters():
-        if weight.dim() > 1 and not bool(weight.any()):
-            nn.init.normal_(weight, std=0.02)
-    return model
-
-
-def made_up_batch(model: DualCondLDM, n: int, cached: bool) -> dict[str, Tensor]:
-    flags = {"style_flag": torch.rand(n) > 0.1, "content_flag": torch.rand(n) > 0.5}
-    if not cached:
-        side = model.image_size * model.first_stage_model.encoder.factor
-        return flags | {"image": torch.rand(n, side, side, 3) * 2 - 1}
-    shape = (n, model.channels, model.image_size, model.image_size)
-    return flags | {"latent": torch.randn(shape), "style": torch.rand(n, model.null_style_vector.weight.shape[1])}
-
-
-def train_step(model: DualCondLDM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], precision: str) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    with autocast(model.device, precision):
-        loss, *_ = model.shared_step(batch)
-    loss.backward()
-    optimizer.step()
-    for average, module in model.averaged():
-        average(module)
-    return loss.item()  # on a GPU this waits for the whole step
-
-
-def print_table(results: list[tuple[str, dict[str, float]]], args: argparse.Namespace) -> None:
-    first = results[0][1]["seconds"]
-    where = torch.cuda.get_device_name() if choose_device(args.device).type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{Path(args.config).name}, batch {args.batch_size}, {where}, torch {torch.__version__}, median of {args.steps} steps\n")
-    print("| way | images/s | times the first | peak memory | loss of step 1 |\n| --- | ---: | ---: | ---: | ---: |")
-    for name, result in results:
-        speed, ratio = args.batch_size / result["seconds"], first / result["seconds"]
-        print(f"| {name} | {speed:.2f} | {ratio:.2f} | {result['bytes'] / 1e9:.1f} GB | {result['loss']:.4f} |")
+    # Only now: Lightning, which training imports, would count in the memory of sampling.
+    import_module(f"ldm.benchmarking.{args.suite}").main(args)
 
 
 if __name__ == "__main__":

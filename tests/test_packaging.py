@@ -36,7 +36,7 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "main.py", "scripts/*.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
 
 # What a package is imported as, where that is not its name.
-IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning"}
+IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning", "torch-fidelity": "torch_fidelity"}
 
 
 def tracked_files() -> list[Path]:
@@ -71,7 +71,8 @@ def imports_of(path: Path) -> set[str]:
 def test_everything_imported_is_declared() -> None:
     files = [ROOT / "main.py", *(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - {"ldm", "main"}
-    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["stream"]}
+    extras = [name for kind, names in PROJECT["optional-dependencies"].items() if kind not in ("test", "notebook") for name in names]
+    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"] + extras}
     assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.device import peak_memory
 from ldm.training.guard import NonFiniteGuard
-from ldm.training.throughput import batch_size_of, peak_memory
+from ldm.training.throughput import batch_size_of
 from ldm.training.trainer import Recipe, make_trainer
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """How fast training runs and what it waits for: pictures a second, the share of time spent waiting for data, peak
 memory and, on a GPU, the share of the matrix rate that this very GPU reaches."""
 
-import sys
 import time
 from typing import Any
 
@@ -9,6 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.device import peak_memory
 
 _MATRIX_SIDE, _MATRIX_RUNS = 8192, 20
 
@@ -94,18 +95,6 @@ def batch_size_of(batch: Any) -> int:
         return len(batch)
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
     return next((n for n in map(batch_size_of, values) if n), 0)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has allocated on a GPU, or that this process has taken of main memory (0 on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # not there on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

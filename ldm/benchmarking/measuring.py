@@ -1,0 +1,74 @@
+"""What all benchmarks share: rows in processes of their own, peak memory, Markdown tables, PSNR.
+
+Nothing here imports Lightning, which would count in the memory of what does without it.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+
+
+class Stopwatch:
+    """Seconds since it was made, all work on the device done."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._began = 0.0
+        self._began = self.seconds()
+
+    def seconds(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter() - self._began
+
+
+def exact_float32() -> None:
+    """See that float32 means float32 on GPUs too, not TF32."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def in_own_process(*arguments: str) -> dict[str, float] | None:
+    """What this very program prints with these arguments added; None if it fails, which it has then explained.
+
+    Peak memory and compiled code of one row must not be another's.
+    """
+    done = subprocess.run([sys.executable, *sys.argv, *arguments], stdout=subprocess.PIPE, text=True)
+    return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
+
+
+def row_failed(row: int) -> UserError:
+    return UserError(f"row {row + 1} failed, see above; leave it out with --rows")
+
+
+def places(numbers: Sequence[int], count: int) -> list[int]:
+    """Where the rows of these numbers, which count from 1, stand in a list of `count`. Raises UserError for one not there."""
+    if not all(1 <= number <= count for number in numbers):
+        raise UserError(f"--rows takes numbers from 1 to {count}")
+    return [number - 1 for number in numbers]
+
+
+def machine(device: torch.device) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    return f"{where}, torch {torch.__version__}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A Markdown table; its first `names` columns are text, the others numbers."""
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
+    """(N,) peak signal-to-noise ratios in dB of pictures (N, 3, H, W), cut to [-1, 1]; infinite where they are equal."""
+    difference = pictures.double().clamp(-1, 1) - reference.double().clamp(-1, 1)
+    return 10 * torch.log10(2**2 / difference.square().mean(dim=(1, 2, 3)))

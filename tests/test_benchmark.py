@@ -1,0 +1,401 @@
+"""scripts/benchmark.py: what the rows run, what the tables say, and what is refused."""
+
+import io
+import json
+import math
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipeline_builders import ROOT, model_config, picture_folder, run_program, save_config, script, tiny_model
+from torch import Tensor, nn
+
+from ldm.benchmarking import convergence, measuring, models, sampling, training, ways
+from ldm.benchmarking.measuring import psnr
+from ldm.benchmarking.sampling import GUIDANCE, ROWS, SamplingRow
+from ldm.checkpoint import save_safetensors
+from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.modules.diffusionmodules.model import StyleUNetModel
+from ldm.pipeline import StyleTransferPipeline
+from ldm.settings import Settings
+
+TIMESTEPS, SHORT = 500, 40  # a schedule long enough for the published 250 steps, and one that is soon run whole
+
+Program = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny models, photos and paintings."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    for name, timesteps in (("tiny", TIMESTEPS), ("short", SHORT)):
+        save_safetensors(tiny_model(use_ema=False, timesteps=timesteps).state_dict(), folder / f"{name}.safetensors")
+        data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 1}}
+        save_config({"model": model_config(timesteps=timesteps), "data": data}, folder / f"{name}.yaml")
+    picture_folder(folder / "photos", 2)
+    picture_folder(folder / "paintings", 3, seed=50)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def painting_options(files: Path, name: str = "tiny") -> list[str]:
+    return ["--config", f"{files}/{name}.yaml", "--contents", f"{files}/photos", "--styles", f"{files}/paintings", "--size", "32"]
+
+
+def trained(files: Path) -> list[str]:
+    """Options of a model with weights of its own."""
+    return [*painting_options(files, "short"), "--checkpoint", f"{files}/short.safetensors"]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Runs the program with some arguments, the rows in this process; its exit code."""
+    main = script("benchmark").main
+
+    def here(*arguments: str) -> dict[str, float] | None:
+        monkeypatch.setattr("sys.argv", [*sys.argv, *arguments])
+        with redirect_stdout(io.StringIO()) as printed:
+            main()
+        del sys.argv[-len(arguments) :]
+        return json.loads(printed.getvalue().splitlines()[-1])
+
+    for suite in (sampling, training):
+        monkeypatch.setattr(suite, "in_own_process", here)
+    monkeypatch.setattr(sampling, "compile_networks", lambda model: None)
+    return lambda *arguments: run_program(main, arguments, monkeypatch)
+
+
+def table_in(text: str) -> dict[str, list[str]]:
+    """The cells of a Markdown table's rows, by the first of them."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+# PSNR
+
+
+def test_psnr_is_ten_times_the_logarithm_of_the_squared_range_over_the_squared_error() -> None:
+    reference = torch.zeros(3, 3, 4, 4)
+    pictures = torch.stack([reference[0] + 0.2, reference[1] - 0.02, reference[2]])
+    assert psnr(pictures, reference).tolist() == pytest.approx([20.0, 40.0, math.inf], rel=1e-6)
+
+
+def test_psnr_is_that_of_the_visible_picture() -> None:
+    assert psnr(torch.full((1, 3, 2, 2), 1.5), torch.full((1, 3, 2, 2), 1.0)).item() == math.inf
+
+
+# Sampling: what the rows run
+
+
+@pytest.fixture
+def model() -> DualCondModel:
+    return StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS)).model
+
+
+@pytest.fixture
+def task(model: DualCondModel, files: Path) -> ways.Task:
+    args = Namespace(size=32, contents=files / "photos", styles=files / "paintings", seed=5)
+    return models.read_task(args, model, 2, GUIDANCE)
+
+
+@pytest.fixture
+def predictions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of latents in each call of the network."""
+    seen: list[int] = []
+    predict = StyleUNetModel.predict
+
+    def spied(self: StyleUNetModel, x: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(x))
+        return predict(self, x, *rest)
+
+    monkeypatch.setattr(StyleUNetModel, "predict", spied)
+    return seen
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The time step of each call of the model as a whole, which computes everything anew."""
+    seen: list[int] = []
+    apply_model = DualCondModel.apply_model
+
+    def spied(self: DualCondModel, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        seen.append(int(t[0]))
+        return apply_model(self, x, t, condition)
+
+    monkeypatch.setattr(DualCondModel, "apply_model", spied)
+    return seen
+
+
+def test_the_published_row_takes_250_steps_of_three_branches(
+    model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
+) -> None:
+    pictures, seconds = sampling.paint(model, task, ROWS[0], ways.PUBLISHED_STEPS)
+    assert evaluated == list(range(TIMESTEPS - 1, 0, -2)) and len(evaluated) == 250 and predictions == [6] * 250
+    assert pictures.shape == (2, 3, 32, 32) and seconds > 0
+
+
+def test_the_published_row_draws_fresh_noise(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    sigmas = []
+    monkeypatch.setattr("ldm.models.diffusion.ddim.ddim_step", lambda x, eps, alpha, before, sigma, noise: (sigmas.append(sigma) or x, x))
+    ways.published(model, task, 10)
+    assert len(sigmas) == 10 and min(sigmas[:-1]) > 0
+
+
+def test_fewer_published_steps_are_scaled_to_250(
+    model: DualCondModel, task: ways.Task, evaluated: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring.Stopwatch, "seconds", lambda self: 3.0 * len(evaluated))
+    assert ways.published(model, task, 10)[1] == pytest.approx(3 * 250)
+    assert len(evaluated) == 10
+
+
+def test_the_second_row_evaluates_the_whole_model_20_times(
+    model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
+) -> None:
+    sampling.paint(model, task, ROWS[1], ways.PUBLISHED_STEPS)
+    assert len(evaluated) == 20 and predictions == [6] * 20
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.way == "prepared"], ids=lambda row: row.name)
+def test_our_rows_take_20_steps_with_the_conditions_prepared(
+    model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int], row: SamplingRow
+) -> None:
+    scaled = ways.Task(task.content, task.style, task.seeds, row.scales)
+    sampling.paint(model, scaled, row, ways.PUBLISHED_STEPS)
+    assert len(predictions) == 20 and evaluated == []
+    assert set(predictions) == ({2} if row.scales == (1, 1) else {2, 6} if row.interval else {6})
+
+
+def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: ways.Task) -> None:
+    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
+    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
+
+
+def test_a_network_that_predicts_the_start_is_sampled_alike(files: Path, task: ways.Task) -> None:
+    model = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS, parameterization="x0")).model
+    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
+    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
+
+
+def test_each_change_is_added_to_those_before() -> None:
+    changes = [(row.way, row.precision, row.channels_last, row.compile) for row in ROWS[2:6]]
+    assert changes == [
+        ("prepared", "fp32", False, False),
+        ("prepared", "bf16", False, False),
+        ("prepared", "bf16", True, False),
+        ("prepared", "bf16", True, True),
+    ]
+    assert [row.optional for row in ROWS] == [row.compile for row in ROWS]
+
+
+def test_adapting_changes_memory_format_and_compiles(model: DualCondModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(sampling, "compile_networks", compiled.append)
+    sampling.adapt(model, ROWS[2])
+    convolution = next(m for m in model.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    assert convolution.weight.is_contiguous() and compiled == []
+    sampling.adapt(model, ROWS[5])
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last) and compiled == [model]
+
+
+def test_pairs_start_again_when_the_folders_end(model: DualCondModel, files: Path) -> None:
+    args = Namespace(size=32, contents=files / "photos", styles=files / "paintings", seed=5)
+    task = models.read_task(args, model, 4, GUIDANCE)
+    assert task.seeds == [5, 6, 7, 8]
+    assert torch.equal(task.content[0], task.content[2]) and not torch.equal(task.content[0], task.content[1])
+    assert torch.equal(task.style[0], task.style[3]) and not torch.equal(task.style[0], task.style[2])
+
+
+# Sampling: the program
+
+
+def test_the_table_has_every_row(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
+    assert program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
+    printed, told = capsys.readouterr()
+    assert [row.name for row in ROWS[:-1] if f"{row.name}: " not in told] == []  # so that a run which is stopped is not lost
+    rows = table_in(printed)
+    assert list(rows) == [ROWS[0].name.replace("250 steps", "250 steps, from 3 measured,"), *(row.name for row in ROWS[1:-1])]
+    for seconds, ratio, memory, quality in rows.values():
+        assert math.isfinite(float(seconds)) and float(seconds) > 0 and math.isfinite(float(ratio))
+        assert float(memory.removesuffix(" GB")) > 0 and quality == "not run"
+    assert next(iter(rows.values()))[1] == "1.00"
+    assert "tiny.yaml, random weights, 32 x 32 pixels, scales 0.7 and 1.5" in printed and "median of 1 runs" in printed
+
+
+def test_with_a_reference_the_table_has_the_psnr(program: Program, files: Path, capsys: pytest.CaptureFixture, predictions: list[int]) -> None:
+    assert program("--suite", "sampling", *trained(files), "--repeats", 1, "--reference", "--rows", 2, 3, 7) == 0
+    qualities = [cells[-1] for cells in table_in(capsys.readouterr().out).values()]
+    assert qualities[0] == qualities[1] and all(5 < float(quality) < 200 for quality in qualities)
+    # Last, each of the two references once, of all the schedule's steps: with both null branches, and with none.
+    assert predictions[-2 * SHORT :] == [3] * SHORT + [1] * SHORT
+
+
+def test_the_ratio_is_to_the_first_row_chosen(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
+    assert program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--rows", 3, 9) == 0
+    rows = table_in(capsys.readouterr().out)
+    assert list(rows) == [ROWS[2].name, ROWS[8].name]
+    (first, one, *_), (second, ratio, *_) = rows.values()
+    assert one == "1.00" and float(ratio) == pytest.approx(float(first) / float(second), abs=0.02, rel=0.02)
+
+
+def test_the_batch_counts_for_each_of_its_pictures(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "paint", lambda model, task, row, steps: (torch.zeros(len(task.seeds), 3, 32, 32), 16.0))
+    args = Namespace(
+        device="cpu", config=files / "tiny.yaml", checkpoint="random", size=32, seed=0, repeats=2, published_steps=250,
+        contents=files / "photos", styles=files / "paintings", results=None,
+    )  # fmt: skip
+    assert sampling.measure(2, args)["seconds"] == 16 and sampling.measure(8, args)["seconds"] == 2
+
+
+def test_an_optional_row_may_fail(program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "in_own_process", lambda *arguments: None if arguments[1] == "5" else {"seconds": 2.0, "bytes": 0})
+    assert program("--suite", "sampling", *trained(files), "--reference", "--rows", 1, 6) == 0
+    assert list(table_in(capsys.readouterr().out).values()) == [["2", "1.00", "not known", "random"], ["failed", "failed", "failed", "not run"]]
+
+
+def test_any_other_row_may_not_fail(program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "in_own_process", lambda *arguments: None)
+    assert program("--suite", "sampling", *painting_options(files), "--rows", 2) == 2
+    assert "row 2 failed, see above; leave it out with --rows" in capsys.readouterr().err
+
+
+def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def called(command: list[Any], **options: Any) -> subprocess.CompletedProcess:
+        assert Path(command[3]).is_file() and Path(command[5]).is_file()
+        calls.append([*map(str, command)])
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", called)
+    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", size=32, repeats=3)
+    assert sampling.measure_process(args)["seconds"] >= 0
+    assert len(calls) == 4 and calls[0][:2] == [sys.executable, str(ROOT / "scripts/stylize.py")]
+    assert calls[0][2::2] == ["--content", "--style", "--output"]
+
+
+def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"))
+    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", size=32, repeats=1)
+    with pytest.raises(ValueError, match="^scripts/stylize.py failed: error: no weights$"):
+        sampling.measure_process(args)
+
+
+def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
+    def chosen(checkpoint: str) -> list[int]:
+        return sampling.choose_rows(Namespace(rows=None, checkpoint=checkpoint))
+
+    assert chosen("mini") == list(range(len(ROWS))) and chosen("random") == chosen("my.ckpt") == list(range(len(ROWS) - 1))
+
+
+@pytest.mark.parametrize("config, expected", [("configs/mini.yaml", "mini"), ("configs/kl16_content12.yaml", "random")])
+def test_weights_are_those_of_the_config(config: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert models.checkpoint_for(config) == expected
+
+
+def test_no_layer_of_random_weights_is_zero(files: Path) -> None:
+    model = models.load_model(Namespace(checkpoint="random", config=files / "tiny.yaml"), torch.device("cpu"))
+    assert all(bool(weight.any()) for weight in model.model.parameters() if weight.dim() > 1)
+    assert not model.training and not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_sampling_is_measured_without_lightning() -> None:
+    code = "import sys, ldm.benchmarking.sampling, ldm.benchmarking.convergence; sys.exit('pytorch_lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_rows_run_in_processes_of_their_own(files: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/benchmark.py", "--suite", "sampling", *painting_options(files), "--repeats", "1", "--rows", "2", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert list(table_in(done.stdout)) == [ROWS[1].name, ROWS[2].name]
+
+
+# Convergence
+
+
+def test_convergence_has_every_sampler_and_every_scale(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convergence, "STEPS", (5, SHORT))
+    assert program("--suite", "convergence", *trained(files), "--pictures", 2) == 0
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("|")]
+    assert rows[0] == ["sampler", "content scale", "style scale", "5 steps", f"{SHORT} steps"]
+    scales = [["1", "1"], ["0.7", "1.5"], ["2", "2"]]
+    expected = [[sampler, *pair] for sampler in ("dpm-solver++", "ddim") for pair in scales]
+    assert [row[:3] for row in rows[2:]] == [*expected, ["ancestral", "any", "any"]]
+    assert rows[-1][3:] == ["random", "random"] and "do not converge" in printed
+    assert all(math.isfinite(float(row[3])) for row in rows[2:-1])
+    assert [row[4] for row in rows[5:8]] == ["inf"] * 3  # DDIM's converged result itself
+    assert f"DDIM with {SHORT} steps, float32, mean of 2 pictures of 32 x 32 pixels; short.yaml" in printed
+
+
+def test_all_pictures_are_painted(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convergence, "BATCH", 1)
+    with convergence.tqdm(disable=True) as bar:
+        painted = convergence.paint(model, task, "ddim", 3, bar)
+    together, _ = ways.prepared(model, task, Settings(sampler="ddim", steps=3), "fp32")
+    torch.testing.assert_close(painted, together, rtol=1e-3, atol=1e-4)
+
+
+# Training
+
+
+def test_a_training_row_runs(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
+    assert program("--config", files / "tiny.yaml", "--steps", 1, "--rows", 1, 4) == 0
+    rows = table_in(capsys.readouterr().out)
+    assert list(rows) == [training.ROWS[0].name, training.ROWS[3].name]
+    assert all(math.isfinite(float(cell)) for speed, ratio, _, loss in rows.values() for cell in (speed, ratio, loss))
+    assert rows[training.ROWS[0].name][1] == "1.00"
+
+
+# Bad input
+
+SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["--suite", "speed"], "--suite"),
+        (["--rows", 0], "--rows takes numbers from 1 to 7"),
+        (["--rows", 8], "--rows takes numbers from 1 to 7"),
+        (["--batch-size", 0], "--batch-size must be at least 1, got 0"),
+        (["--repeats", 2], "--repeats is not for --suite training"),
+        ([*SAMPLING, "--rows", 11], "--rows takes numbers from 1 to 10"),
+        ([*SAMPLING, "--rows", -1], "--rows takes numbers from 1 to 10"),
+        ([*SAMPLING, "--rows", 10, "--checkpoint", "random"], "the whole process is measured with the bundled model only"),
+        ([*SAMPLING, "--published-steps", 0], "--published-steps must be between 1 and 250, got 0"),
+        ([*SAMPLING, "--published-steps", 251], "--published-steps must be between 1 and 250, got 251"),
+        ([*SAMPLING, "--repeats", 0], "--repeats must be at least 1, got 0"),
+        ([*SAMPLING, "--size", 16], "size must be at least 32 pixels"),
+        ([*SAMPLING, "--seed", 2**64], "a seed must be between"),
+        ([*SAMPLING, "--reference", "--checkpoint", "random"], "--reference needs trained weights"),
+        ([*SAMPLING, "--contents", "nowhere"], "nowhere: no such folder of pictures"),
+        ([*SAMPLING, "--styles", "empty"], "empty: no pictures in it"),
+        ([*SAMPLING, "--pictures", 2], "--pictures is not for --suite sampling"),
+        ([*SAMPLING, "--rows", 3, "--size", 40], "--size must be a multiple of 32 for this model, got 40"),
+        ([*SAMPLING, "--rows", 3, "--device", "toaster"], "device 'toaster' is not one of"),
+        ([*CONVERGENCE, "--pictures", 0], "--pictures must be at least 1, got 0"),
+        ([*CONVERGENCE, "--reference"], "--reference is not for --suite convergence"),
+        ([*CONVERGENCE, "--checkpoint", "random"], "--suite convergence needs trained weights"),
+        ([*CONVERGENCE, "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)
+def test_bad_options_are_refused(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], problem: str
+) -> None:
+    monkeypatch.chdir(files)
+    assert program(*arguments) == 2
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.out == "" and len(errors) == 1 and problem in errors[0] and "Traceback" not in captured.err
