@@ -21,6 +21,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "size": {"type": lambda text: parse_size(text), "default": 256, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: 256)"},
     "style_size": {"type": int, "metavar": "N", "help": "look at the style pictures at this shorter side: smaller makes larger strokes (default: the size the model was trained at)"},
     "tile": {"type": int, "metavar": "N", "help": "paint large pictures in overlapping tiles of that many pixels (default: the size the model was trained at); larger is faster and takes more memory"},
+    "refine": {"type": float, "default": 0.5, "metavar": "S", "help": "large pictures are painted small first, enlarged, and painted over with this strength; 1: in tiles from scratch (default: 0.5)"},
     "sampler": {"choices": SAMPLERS, "default": "dpm-solver++", "help": "ddim is the published one, ancestral draws fresh noise at every step (default: dpm-solver++)"},
     "steps": {"type": int, "metavar": "N", "help": f"sampling steps (default: {_STEPS})"},
     "eta": {"type": float, "default": 0.0, "help": "for ddim: 0 is deterministic, 1 as noisy as ancestral (default: 0)"},

@@ -2,23 +2,28 @@
 
 import glob
 import json
+import logging
 import os
 import string
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from ldm.checkpoint import file_hash
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
 from ldm.images import check_output, read_metadata, resize_short_side, save_image
 from ldm.pipeline import StyleTransferPipeline
 from ldm.styles import Style, StyleMix, StyleRegions, read_picture
 from ldm.util import near
+
+log = logging.getLogger(__name__)
 
 METADATA_KEY = "artfusion"
 DEFAULT_TEMPLATE = "{content}__{style}.png"
@@ -34,32 +39,60 @@ class Task:
     style_name: str
     output: Path
 
-    def with_style(self, style: Style) -> "Task":
-        return replace(self, style=style)
 
-
-def expand(names: Sequence[str]) -> list[Path]:
+def expand(names: Sequence[str], results: str | None = None) -> list[Path]:
     """The picture files that these names stand for: files, folders (with all below them), or globs such as `photos/*.jpg`.
 
-    Each file once, in the order given. Raises UserError for a name that stands for none.
+    Each file once, in the order given. Of a folder, hidden files are left out; of folders and globs, what earlier runs
+    put into the folder `results`. Raises UserError for a name that stands for none.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for name in names:
-        path = Path(name)
-        if path.is_file():
-            found[path] = None
-        elif path.is_dir():
-            found |= dict.fromkeys(find_pictures(path))
-        else:
-            matches = sorted(Path(match) for match in glob.glob(name, recursive=True) if os.path.isfile(match))
-            if not matches:
-                raise UserError(f"{name}: no such file or folder" + (", and no file matches it" if glob.has_magic(name) else ""))
-            found |= dict.fromkeys(matches)
-    return list(found)
+        for path in [Path(name)] if os.path.isfile(name) else _search(name, results):
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
 
 
-def is_template(output: str) -> bool:
-    return any(field is not None for _, field, _, _ in _parsed(output))
+def _search(name: str, results: str | None) -> list[Path]:
+    """The pictures of a folder or glob. Raises UserError if there are none."""
+    if os.path.isdir(name):
+        folder = Path(name)
+        found = [path for path in find_pictures(folder) if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    else:
+        folder = Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
+        found = sorted(Path(match) for match in glob.glob(name, recursive=True) if os.path.isfile(match))
+        if not found:
+            raise UserError(f"{name}: no such file or folder" + (", and no file matches it" if glob.has_magic(name) else ""))
+    pictures = [path for path in found if results is None or not _is_result(path, folder, results)]
+    if not pictures:
+        raise UserError(f"{name}: no pictures in it but hidden ones and results of earlier runs")
+    if len(pictures) < len(found):
+        log.info("%s: left out %d pictures in %s, where the results go", name, len(found) - len(pictures), results)
+    return pictures
+
+
+def _is_result(path: Path, searched: Path, results: str) -> bool:
+    """Whether a picture found in the folder `searched` was put there by an earlier run with the same folder of results."""
+    picture, folder, ours = (Path(os.path.abspath(name)) for name in (path, searched, results))
+    if folder == ours:  # photos and results side by side
+        return METADATA_KEY in read_metadata(picture)
+    return folder in ours.parents and ours in picture.parents
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, without extension, or with as much of its path as tells it from the others."""
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    forms = [
+        [path.stem for path in whole],
+        [f"{path.parent.name}-{path.stem}" for path in whole],
+        [path.name for path in whole],
+        ["-".join(path.parts[1:]) for path in whole],
+    ]
+    counts = [Counter(form) for form in forms]
+    names = [next((form[i] for form, count in zip(forms, counts) if count[form[i]] == 1), forms[-1][i]) for i in range(len(paths))]
+    if len(set(names)) < len(names):
+        raise UserError(f"the names of these files cannot be told apart: {', '.join(map(str, paths))}; rename some")
+    return names
 
 
 def _parsed(output: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -73,7 +106,40 @@ def check_template(output: str) -> None:
     """Raises UserError for an unknown field in a template such as `results/{style}/{content}.png`."""
     for _, name, _, _ in _parsed(output):
         if name is not None and name not in FIELDS:
-            raise UserError(f"--output {output}: there is no field {{{name}}}{near(name, FIELDS)}; fields are {', '.join(FIELDS)}")
+            raise UserError(
+                f"--output {output}: there is no field {{{name}}}{near(name, FIELDS)}; fields are {', '.join(FIELDS)}; "
+                "write {{ and }} for braces in a name"
+            )
+
+
+def _has_fields(output: str) -> bool:
+    return any(field is not None for _, field, _, _ in _parsed(output))
+
+
+def _is_folder(output: str) -> bool:
+    return not _has_fields(output) and (Path(output).suffix == "" or output.endswith(os.sep) or os.path.isdir(output))
+
+
+def _as_template(output: str) -> str:
+    """A folder as the template of the pictures in it; anything else as it is."""
+    return str(Path(output) / DEFAULT_TEMPLATE) if _is_folder(output) else output
+
+
+def _filled(template: str, values: dict[str, Any]) -> str:
+    try:
+        return template.format_map(values)
+    except (ValueError, KeyError, IndexError) as error:
+        raise UserError(f"--output {template}: a field cannot be written like this ({error})") from error
+
+
+def folder_of_results(output: str) -> str:
+    """The folder that holds all results of an `--output`, be it in folders of its own. Raises UserError."""
+    start = ""
+    for text, field, _, _ in _parsed(_as_template(output)):
+        start += text
+        if field is not None:
+            break
+    return os.path.dirname(start)
 
 
 def plan(contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, values: dict[str, Any]) -> list[Task]:
@@ -83,18 +149,18 @@ def plan(contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: 
     picture, a file. values: of the fields besides content and style.
     """
     check_template(output)
-    single = len(contents) * len(styles) == 1
-    if not is_template(output):
-        looks_like_file = Path(output).suffix != "" and not Path(output).is_dir()
-        if looks_like_file and not single:
-            raise UserError(f"--output {output}: {len(contents) * len(styles)} pictures do not fit into one file; give a folder, or a name with {{content}} and {{style}}")
-        if not looks_like_file:
-            output = str(Path(output.replace("{", "{{").replace("}", "}}")) / DEFAULT_TEMPLATE)
-    tasks = []
-    for content, (style_name, style) in product(contents, styles):
-        path = output.format(content=content.stem, style=style_name, **values) if is_template(output) else output
-        tasks.append(Task(content, style, style_name, check_output(path)))
+    count = len(contents) * len(styles)
+    if count > 1 and not _has_fields(output) and not _is_folder(output):
+        raise UserError(
+            f"--output {output}: {count} pictures do not fit into one file; give a folder, with / at its end, "
+            "or a name with {content} and {style}"
+        )
+    template, tasks = _as_template(output), []
+    for content, (name, style) in product(contents, styles):
+        path = check_output(_filled(template, {**values, "content": content.stem, "style": name}))
+        tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
+    check_inputs_survive([task.output for task in tasks], {*contents, *(path for _, style in styles for path in files_of(style))})
     return tasks
 
 
@@ -105,14 +171,33 @@ def _check_distinct(tasks: Sequence[Task]) -> None:
         if other is not task:
             raise UserError(
                 f"{task.output}: would be written for both {other.content} in {other.style_name} and {task.content} in {task.style_name}; "
-                "rename one, or put {content} and {style} into --output"
+                "put {content} and {style} into --output, or rename one"
             )
+
+
+def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) -> None:
+    """Raises UserError if a result would take the place of a picture that it is made from."""
+    kept = {os.path.realpath(path) for path in inputs}
+    for output in outputs:
+        if os.path.realpath(output) in kept:
+            raise UserError(f"{output}: is one of the pictures to work from and would be lost; choose another --output")
+
+
+def files_of(style: Style) -> list[str | Path]:
+    """The pictures and masks of a style that is given by files."""
+    if isinstance(style, StyleMix):
+        return list(style.styles)
+    if isinstance(style, StyleRegions):
+        return [*style.styles, *style.masks]
+    return [style]
 
 
 def share_of(tasks: Sequence[Task]) -> list[Task]:
     """This process's share where torchrun started several (RANK of WORLD_SIZE); everything otherwise."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return list(tasks[rank::world])
+    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(text.isdecimal() for text in given) or not int(given[0]) < int(given[1]):
+        raise UserError(f"the environment says RANK {given[0]!r} of WORLD_SIZE {given[1]!r}; set both, as torchrun does, or none")
+    return list(tasks[int(given[0]) :: int(given[1])])
 
 
 def is_finished(task: Task, description: dict[str, Any]) -> bool:
@@ -121,39 +206,54 @@ def is_finished(task: Task, description: dict[str, Any]) -> bool:
         return False
     if task.output.suffix.lower() != ".png":
         return True
-    return read_metadata(task.output).get(METADATA_KEY) == describe(task, description)
+    try:
+        return read_metadata(task.output).get(METADATA_KEY) == describe(task, description)
+    except OSError:  # what it was made from cannot be read now; painting it will say so
+        return False
 
 
 def describe(task: Task, description: dict[str, Any]) -> str:
-    """What a picture's file says of how it was made, as JSON."""
-    return json.dumps({"content": task.content.name, "style": task.style_name, **description}, sort_keys=True)
+    """What a picture's file says of how it was made, as JSON. Raises OSError."""
+    made_from = {
+        "content": task.content.name,
+        "content_sha256": file_hash(task.content),
+        "style": task.style_name,
+        "style_sha256": [file_hash(path) for path in files_of(task.style)],
+    }
+    return json.dumps({**made_from, **description}, sort_keys=True)
 
 
-def read_styles(styles: dict[str, Style], size: int, failures: list[str]) -> dict[str, Style]:
-    """The named styles with their pictures read and scaled as the pipeline would. What cannot be read goes to `failures`."""
-    ready = {}
-    for name, style in styles.items():
+def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], list[str]]:
+    """(the tasks' styles by name, pictures read and as small as the pipeline takes them; a line for each that cannot be read)."""
+    ready, failures = {}, []
+    for name, style in {task.style_name: task.style for task in tasks}.items():
         try:
             ready[name] = _read_style(style, size)
         except UserError as error:
             failures.append(str(error))
-    return ready
+    return ready, failures
 
 
 def _read_style(style: Style, size: int) -> Style:
     if isinstance(style, (StyleMix, StyleRegions)):
         return replace(style, styles=[_read_style(part, size) for part in style.styles])
-    return resize_short_side(read_picture(style), size)
+    picture = read_picture(style)
+    # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
+    return resize_short_side(picture, size) if min(picture.size) > size else picture
 
 
 class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
-    `failures` has a line for each task that could not be done. `options` go to the pipeline's call.
+    `styles` are those of the tasks by name, read; `description` goes into the files, `options` to the pipeline's call.
+    `failures` has a line for each task that could not be done.
     """
 
-    def __init__(self, pipeline: StyleTransferPipeline, description: dict[str, Any], batch_size: int, **options: Any):
-        self.pipeline, self.description, self.batch_size, self.options = pipeline, description, batch_size, options
+    def __init__(
+        self, pipeline: StyleTransferPipeline, styles: dict[str, Style], description: dict[str, Any], batch_size: int, **options: Any
+    ):
+        self.pipeline, self.styles, self.description = pipeline, styles, description
+        self.batch_size, self.options = batch_size, options
         self.failures: list[str] = []
         self._last: tuple[Path, Image.Image | UserError] | None = None
 
@@ -168,27 +268,23 @@ class ManyPainter:
 
     def _paint_batch(self, batch: Sequence[Task]) -> None:
         readable = [(task, content) for task in batch if (content := self._content(task)) is not None]
-        try:
-            self._paint_together(readable)
-        except UserError as error:
-            if len(readable) == 1:
-                self._fail(readable[0][0], error)
-                return
-            for pair in readable:  # one picture's trouble is not the others'; and alone they need less memory
-                self._paint_alone(pair)
-
-    def _paint_alone(self, pair: tuple[Task, Image.Image]) -> None:
-        try:
-            self._paint_together([pair])
-        except UserError as error:
-            self._fail(pair[0], error)
-
-    def _paint_together(self, pairs: Sequence[tuple[Task, Image.Image]]) -> None:
-        if not pairs:
+        if not readable or self._try(readable) is None:
             return
-        painted = self.pipeline([content for _, content in pairs], [task.style for task, _ in pairs], batch_size=self.batch_size, **self.options)
-        for (task, _), picture in zip(pairs, painted):
-            save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, self.description)})
+        for pair in readable:  # one picture's trouble is not the others'; and alone they need less memory
+            if (problem := self._try([pair])) is not None:
+                self._fail(pair[0], problem)
+
+    def _try(self, pairs: Sequence[tuple[Task, Image.Image]]) -> str | None:
+        """Paint these together and write them. Returns what went wrong, as text: an error would keep the memory of its batch."""
+        try:
+            painted = self.pipeline(
+                [content for _, content in pairs], [self.styles[task.style_name] for task, _ in pairs], batch_size=self.batch_size, **self.options
+            )
+            for (task, _), picture in zip(pairs, painted):
+                save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, self.description)})
+        except (UserError, OSError) as error:
+            return str(error)
+        return None
 
     def _content(self, task: Task) -> Image.Image | None:
         """The task's content picture; tasks of the same one follow each other, so it is kept until the next."""
@@ -202,5 +298,5 @@ class ManyPainter:
             return None
         return self._last[1]
 
-    def _fail(self, task: Task, error: UserError) -> None:
-        self.failures.append(f"{task.output}: {error}")
+    def _fail(self, task: Task, problem: object) -> None:
+        self.failures.append(f"{task.output}: {problem}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.device import autocast
 from ldm.errors import UserError
-from ldm.models.diffusion.denoiser import Conditions, GuidedDenoiser, Guidance
+from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
 from ldm.settings import Settings
@@ -48,7 +48,9 @@ class Batch:
     keep: Tensor | None = None
 
     def resized(self, size: tuple[int, int]) -> "Batch":
-        """The same at another size, usually a smaller one."""
+        """The same at another (height, width), a smaller one or its own."""
+        if size == self.size:
+            return self
 
         def at_size(x: Tensor | None) -> Tensor | None:
             return None if x is None else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
@@ -86,64 +88,95 @@ class Painter:
         return painted
 
     def _paint(self, batch: Batch, settings: Settings, steps: Steps, precision: str) -> Tensor:
-        height, width = batch.size
-        coarse = self._coarse_size(batch.size, settings)
-        small = None if coarse is None else self._paint(batch.resized(coarse), settings, steps, precision)
+        painted = None
         with autocast(self.model.device, precision):
-            z = None if batch.content is None else self.encode(pad_to_multiple(batch.content, self.multiple))
-            if small is None:
-                painted = self._sample(batch, z, settings, steps, start=z, strength=settings.strength)
-            else:
-                enlarged = F.interpolate(small.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
-                start = self.encode(pad_to_multiple(enlarged, self.multiple))
-                painted = self._sample(batch, z, settings, steps, start, min(settings.refine, settings.strength))
-            return self.decode(painted)[:, :, :height, :width]
+            for size in self.sizes(batch.size, settings):
+                painted = self._paint_at(batch.resized(size), painted, settings, steps)
+        return painted
 
-    def _coarse_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int] | None:
-        """(height, width) at which to paint a large picture first; None if it is not large.
+    def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps) -> Tensor:
+        """The batch at its size, over the picture painted at a smaller one, if there is one."""
+        height, width = batch.size
+        z = None if batch.content is None else self.encode(pad_to_multiple(batch.content, self.multiple))
+        start = z
+        if smaller is not None:
+            enlarged = F.interpolate(smaller.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
+            start = self.encode(pad_to_multiple(enlarged, self.multiple))
+        path = self._path(settings, over_smaller=smaller is not None)
+        return self.decode(self._sample(batch, z, start, path, settings, steps))[:, :, :height, :width]
+
+    def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
+        """(height, width) at which a picture of this size is painted, one after the other; a large one begins small.
 
         Tiles painted from pure noise know nothing of each other, and their colours and textures drift apart.
         """
         ratio = min(size) / self.native_size
         tiled = len(Tiling(size[0], size[1], self._tile(settings) * self.factor).tiles) > 1
         if not tiled or ratio <= 1 or settings.refine == 1:
-            return None
+            return [size]
         levels = math.ceil(math.log(ratio) / math.log(MAX_ENLARGEMENT))
-        return tuple(round(side / ratio ** (1 / levels)) for side in size)
+        return [tuple(round(side * ratio ** (i / levels - 1)) for side in size) for i in range(levels + 1)]
+
+    def count_steps(self, size: tuple[int, int], settings: Settings) -> int:
+        """Sampling steps for a batch of pictures of this (height, width)."""
+        enlargements = len(self.sizes(size, settings)) - 1
+        return len(self._path(settings, False)) + enlargements * len(self._path(settings, True))
+
+    def _path(self, settings: Settings, over_smaller: bool) -> list[Step]:
+        strength = min(settings.refine, settings.strength) if over_smaller else settings.strength
+        # The solver's error is least between the two spacings, see docs/sampling.md.
+        spacing = "between" if settings.sampler == "dpm-solver++" else "time"
+        return sampling_path(self.model.alphas_cumprod.tolist(), settings.number_of_steps, strength, spacing)
 
     def _tile(self, settings: Settings) -> int:
         """Side of the tiles' latents."""
         return max(1, (settings.tile or self.native_size) // self.multiple) * self.multiple // self.factor
 
-    def _sample(self, batch: Batch, z: Tensor | None, settings: Settings, steps: Steps, start: Tensor | None, strength: float) -> Tensor:
-        """Painted latents. z are those of the content; with `strength` below 1 it begins from the partly noised `start`."""
-        # The solver's error is least between the two spacings, see docs/sampling.md.
-        spacing = "between" if settings.sampler == "dpm-solver++" else "time"
-        path = sampling_path(self.model.alphas_cumprod.tolist(), settings.number_of_steps, strength, spacing)
+    def _sample(
+        self, batch: Batch, z: Tensor | None, start: Tensor | None, path: list[Step], settings: Settings, steps: Steps
+    ) -> Tensor:
+        """Painted latents. z are those of the content, `start` those to begin from where the path does not begin with noise.
+
+        Regions are painted as whole pictures, each in its style from the same noise, and cut together at the end: blended
+        on the way, they would even out to one style, since the network looks at the whole picture.
+        """
+        regions = batch.style.shape[1]
+        noise = PerPictureNoise([seed for seed in batch.seeds for _ in range(regions)])
+        x = centred(noise(self._empty_latents(batch)))
+        if path[0].timestep < self.model.num_timesteps - 1 and start is not None:
+            x = path[0].alpha ** 0.5 * start.repeat_interleave(regions, dim=0) + (1 - path[0].alpha) ** 0.5 * x
         denoise = self._denoiser(batch, z, settings, path)
-        noise = PerPictureNoise(batch.seeds)
-        x = noise(self._empty_latents(batch))
-        if strength < 1:
-            x = path[0].alpha ** 0.5 * start + (1 - path[0].alpha) ** 0.5 * x
         if settings.sampler == "dpm-solver++":
-            return sample_dpm_solver(denoise, x, steps(path))
-        return sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+            painted = sample_dpm_solver(denoise, x, steps(path))
+        else:
+            painted = sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+        if batch.masks is None:
+            return painted
+        shares = to_latent(batch.masks, self.factor, self.multiple)[:, :, None]
+        return (painted.unflatten(0, batch.style.shape[:2]) * shares).sum(dim=1)
 
     def _denoiser(self, batch: Batch, z: Tensor | None, settings: Settings, path: Sequence[Step]) -> StartDenoiser:
-        content = None if z is None else self.model.get_content_features(z)
-        masks = None if batch.masks is None else to_latent(batch.masks, self.factor, self.multiple)
-        guidance = Guidance(batch.content_scales, batch.style_scales, settings.guidance_interval or (0.0, 1.0))
-        conditions = Conditions(batch.style, content, masks)
-        denoise = GuidedDenoiser(self.model, conditions, guidance, [step.timestep for step in path], self._tile(settings))
+        regions = batch.style.shape[1]
+
+        def for_regions(values: Sequence[float]) -> list[float]:
+            return [value for value in values for _ in range(regions)]
+
+        content = None if z is None else self.model.get_content_features(z).repeat_interleave(regions, dim=0)
+        interval = settings.guidance_interval or (0.0, 1.0)
+        guidance = Guidance(for_regions(batch.content_scales), for_regions(batch.style_scales), interval)
+        timesteps = [step.timestep for step in path]
+        denoise = GuidedDenoiser(self.model, content, batch.style.flatten(0, 1), guidance, timesteps, self._tile(settings))
         if batch.keep is None:
             return denoise
-        keep = to_latent(batch.keep, self.factor, self.multiple)
+        keep = to_latent(batch.keep, self.factor, self.multiple).repeat_interleave(regions, dim=0)
+        kept = z.repeat_interleave(regions, dim=0)
         # Where the content stays, what is predicted is the content: every sampler then ends there.
-        return lambda x, timestep: torch.lerp(denoise(x, timestep), z, keep)
+        return lambda x, timestep: torch.lerp(denoise(x, timestep), kept, keep)
 
     def _empty_latents(self, batch: Batch) -> Tensor:
+        """(N * R, C, h, w), of any values."""
         height, width = (-(-side // self.multiple) * self.multiple // self.factor for side in batch.size)
-        return batch.style.new_empty(len(batch.style), self.model.channels, height, width)
+        return batch.style.new_empty(batch.style[..., 0].numel(), self.model.channels, height, width)
 
     # First stage
 
@@ -162,6 +195,16 @@ class Painter:
 
     def _tiling(self, height: int, width: int) -> Tiling:
         return Tiling(height, width, max(1, FIRST_STAGE_TILE // self.factor))
+
+
+def centred(noise: Tensor) -> Tensor:
+    """Noise (N, C, h, w) with mean 0 in every channel.
+
+    differs: the published sampler takes it as drawn. At the last time step a little of the picture is still there, so the
+    network takes the mean of the noise for the brightness and the cast of the picture: an accident of the seed, the worse
+    the smaller the picture.
+    """
+    return noise - noise.mean(dim=(2, 3), keepdim=True)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:

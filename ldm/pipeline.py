@@ -7,8 +7,9 @@
     picture.save("result.png")
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class StyleTransferPipeline:
         chosen.check(self.model.num_timesteps)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        jobs, single = _jobs(content, style, keep, chosen)
+        jobs, single = _jobs(content, style, keep, chosen, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, chosen, batch_size, progress)
         return results[0] if single else results
@@ -131,10 +132,11 @@ class StyleTransferPipeline:
         statistics = self._statistics(jobs, settings)
         batches = list(_batches([job.kind for job in jobs], batch_size))
         results: dict[int, Image.Image] = {}
-        with tqdm(desc="painting", unit="step", disable=not progress) as bar:
-            for number, batch in enumerate(batches):
+        total = sum(self.painter.count_steps(jobs[batch[0]].size[::-1], settings) for batch in batches)
+        with tqdm(desc="painting", total=total, unit="step", disable=not progress) as bar:
+            for batch in batches:
                 members = [jobs[i] for i in batch]
-                painted = self.painter.paint(self._batch(members, statistics), settings, _watch(bar, len(batches) - number))
+                painted = self.painter.paint(self._batch(members, statistics), settings, partial(_watched, bar))
                 results |= {i: _finish(jobs[i], tensor_to_image(p), settings) for i, p in zip(batch, painted)}
         return [results[i] for i in range(len(jobs))]
 
@@ -216,7 +218,7 @@ def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tup
 
 
 def _jobs(
-    content: Picture | Sequence[Picture] | None, style: Style | Sequence[Style], keep: Picture | None, settings: Settings
+    content: Picture | Sequence[Picture] | None, style: Style | Sequence[Style], keep: Picture | None, settings: Settings, native_size: int
 ) -> tuple[list[_Job], bool]:
     """(what to paint, whether neither content nor style was a list). Raises UserError."""
     read = PictureReader()
@@ -237,7 +239,7 @@ def _jobs(
         if job.keep is not None:
             mask_tensor(job.keep, job.size)
         for picture in job.style.pictures:
-            _check_scaled(picture, settings.style_size or 256)
+            _check_scaled(picture, settings.style_size or native_size)
     return jobs, single
 
 
@@ -259,6 +261,7 @@ def _sized(image: Image.Image, settings: Settings) -> Image.Image:
     if isinstance(settings.size, Integral):
         _check_scaled(image, settings.size)
         return resize_short_side(image, settings.size)
+    _check_scaled(image, min(settings.size))
     return ImageOps.fit(image, tuple(settings.size), Image.Resampling.LANCZOS)
 
 
@@ -283,16 +286,11 @@ def _batches(kinds: list[Any], batch_size: int) -> Iterator[list[int]]:
         yield from (places[i : i + batch_size] for i in range(0, len(places), batch_size))
 
 
-def _watch(bar: tqdm, batches_left: int) -> Callable[[list[Step]], Iterable[Step]]:
+def _watched(bar: tqdm, path: list[Step]) -> Iterator[Step]:
     """Lets sampling steps through and counts them on the bar."""
-
-    def steps(path: list[Step]) -> Iterator[Step]:
-        bar.total = bar.n + len(path) * batches_left
-        for step in path:
-            yield step
-            bar.update()
-
-    return steps
+    for step in path:
+        yield step
+        bar.update()
 
 
 def _finish(job: _Job, painted: Image.Image, settings: Settings) -> Image.Image:

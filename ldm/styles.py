@@ -29,6 +29,7 @@ class StyleMix:
 
     def shares(self) -> list[float]:
         """The weights, summing to 1. Raises UserError."""
+        _check_list(self.styles, "styles")
         weights = [1.0] * len(self.styles) if self.weights is None else list(self.weights)
         if not weights or len(weights) != len(self.styles):
             raise UserError(f"{len(weights)} style weights for {len(self.styles)} styles")
@@ -50,8 +51,15 @@ class StyleRegions:
 
     def check(self) -> None:
         """Raises UserError if styles and masks do not go together."""
+        _check_list(self.styles, "styles")
+        _check_list(self.masks, "masks")
         if len(self.masks) not in (len(self.styles), len(self.styles) - 1) or not self.masks:
             raise UserError(f"{len(self.masks)} masks for {len(self.styles)} styles; give one for each style, or one less")
+
+
+def _check_list(pictures: Any, name: str) -> None:
+    if not isinstance(pictures, (list, tuple)):
+        raise UserError(f"{name} must be a list of pictures, got a {type(pictures).__name__}")
 
 
 Style = Picture | StyleMix | StyleRegions

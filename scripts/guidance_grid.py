@@ -12,6 +12,8 @@ from ldm.cli import ArgumentParser, run
 from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.errors import UserError
 from ldm.images import check_output, load_image, save_image
+from ldm.many import check_inputs_survive
+from ldm.settings import Settings
 from ldm.sheets import labelled_sheet, thumbnail
 
 
@@ -34,9 +36,11 @@ def main() -> None:
     output, settings = check_output(args.output), settings_of(args)
     if args.cell < 32:
         raise UserError(f"--cell must be at least 32 pixels, got {args.cell}")
-    content, style = load_image(args.content), load_image(args.style)
+    check_inputs_survive([output], [args.content, args.style])
     pairs = [(c, s) for c in args.content_scales for s in args.style_scales]
     scales = {"content_scale": [c for c, _ in pairs], "style_scale": [s for _, s in pairs]}
+    Settings(**scales, **settings).check()
+    content, style = load_image(args.content), load_image(args.style)
     pipeline = load_pipeline(args)
     batch_size = len(pairs) if args.batch_size is None else args.batch_size
     painted = pipeline([content] * len(pairs), style, batch_size=batch_size, progress=True, **scales, **settings)

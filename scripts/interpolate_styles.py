@@ -13,6 +13,7 @@ from ldm.cli import ArgumentParser, run
 from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.errors import UserError
 from ldm.images import check_output, load_image, save_animation, save_image
+from ldm.many import check_inputs_survive
 from ldm.sheets import labelled_sheet, thumbnail
 from ldm.styles import StyleMix
 
@@ -33,8 +34,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     output, settings = check_output(args.output), settings_of(args)
-    if args.frames < 2 or args.duration < 1:
-        raise UserError("--frames must be at least 2 and --duration at least 1")
+    if args.frames < 2:
+        raise UserError(f"--frames must be at least 2, got {args.frames}")
+    if not 10 <= args.duration <= 60_000:  # a GIF counts hundredths of a second
+        raise UserError(f"--duration must be from 10 to 60000 milliseconds, got {args.duration}")
+    check_inputs_survive([output], [args.content, *args.style])
     content, styles = load_image(args.content), [load_image(path) for path in args.style]
     shares = np.linspace(0, 1, args.frames).tolist()
     mixes = [StyleMix(styles, [1 - share, share]) for share in shares]

@@ -9,7 +9,7 @@ import argparse
 from ldm.cli import ArgumentParser, run
 from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.images import check_output, load_image, save_image
-from ldm.many import expand
+from ldm.many import check_inputs_survive, expand
 from ldm.sheets import labelled_sheet, thumbnail
 
 
@@ -28,6 +28,7 @@ def main() -> None:
     args = parse_args()
     output, settings = check_output(args.output), settings_of(args)
     paths = expand(args.style)
+    check_inputs_survive([output], paths)
     styles = [load_image(path) for path in paths]
     pairs = [(style, seed) for style in styles for seed in args.seeds]
     pipeline = load_pipeline(args)

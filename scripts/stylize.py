@@ -30,7 +30,20 @@ from ldm.cli import ArgumentParser, run
 from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.errors import UserError
 from ldm.images import load_image, save_image
-from ldm.many import METADATA_KEY, ManyPainter, Task, describe, expand, is_finished, plan, read_styles, share_of
+from ldm.many import (
+    METADATA_KEY,
+    ManyPainter,
+    Task,
+    check_inputs_survive,
+    describe,
+    distinct_names,
+    expand,
+    folder_of_results,
+    is_finished,
+    plan,
+    read_styles,
+    share_of,
+)
 from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
 from ldm.settings import Settings
 from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
@@ -57,44 +70,47 @@ def main() -> int:
     settings = settings_of(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
-    contents, styles = expand(args.content), named_styles(args)
-    tasks = share_of(plan(contents, list(styles.items()), args.output, settings))
-    check_masks(args)
-    if len(contents) * len(styles) == 1:
-        paint_one(tasks, args, settings)
+    contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
+    tasks = plan(contents, styles, args.output, settings)
+    check_masks(args, tasks)
+    share = share_of(tasks)
+    if len(tasks) == 1:
+        paint_one(share, args, settings)
         return 0
-    return paint_many(tasks, styles, args, settings)
+    return paint_many(share, args, settings)
 
 
-def named_styles(args: argparse.Namespace) -> dict[str, Style]:
-    """Every style under the name that its results get: single pictures, or all of them mixed or by region."""
-    paths = expand(args.style)
+def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
+    """Every style with the name that its results get: single pictures, or all of them mixed or by region."""
+    paths = expand(args.style, folder_of_results(args.output))
     if args.style_weights is not None and args.mask is not None:
         raise UserError("--style-weights and --mask do not go together; give one of them")
     together = "+".join(path.stem for path in paths)
     if args.style_weights is not None:
         mix = StyleMix(paths, args.style_weights)
         mix.shares()  # raises if they do not fit
-        return {together: mix}
+        return [(together, mix)]
     if args.mask is not None:
         regions = StyleRegions(paths, args.mask)
         regions.check()
-        return {together: regions}
-    stems = [path.stem for path in paths]
-    return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in paths}
+        return [(together, regions)]
+    return list(zip(distinct_names(paths), paths))
 
 
-def check_masks(args: argparse.Namespace) -> None:
-    """Raises UserError for a mask that cannot be read, before the model is."""
+def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
+    """Raises UserError, before the model is read, for a mask that cannot be, or that a result would replace."""
+    masks = [*(args.mask or ()), *([args.keep] if args.keep is not None else ())]
     read = PictureReader()
-    for path in (*(args.mask or ()), *([args.keep] if args.keep else ())):
+    for path in masks:
         read.mask(path)
+    check_inputs_survive([task.output for task in tasks], masks)
 
 
 def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
     checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
-    extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep}
+    kept = None if args.keep is None else file_hash(args.keep)
+    extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
     return {
         **settings,
         **{name: value for name, value in extra.items() if value is not None},
@@ -118,18 +134,18 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, A
         print(task.output)
 
 
-def paint_many(tasks: list[Task], styles: dict[str, Style], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
     """Every task that is not done yet; what fails is listed at the end."""
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
     todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
-    painter = ManyPainter(pipeline, about, args.batch_size, keep=args.keep, **settings)
-    ready = read_styles(styles, settings["style_size"] or pipeline.painter.native_size, painter.failures)
-    painter.paint([task.with_style(ready[task.style_name]) for task in todo if task.style_name in ready])
-    broken = sum(task.style_name not in ready for task in todo)
-    failed = len(painter.failures) - (len(styles) - len(ready)) + broken
+    styles, problems = read_styles(todo, settings["style_size"] or pipeline.painter.native_size)
+    painter = ManyPainter(pipeline, styles, about, args.batch_size, keep=args.keep, **settings)
+    doable = [task for task in todo if task.style_name in styles]
+    painter.paint(doable)
+    failed = len(todo) - len(doable) + len(painter.failures)
     print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
-    for line in painter.failures:
+    for line in (*problems, *painter.failures):
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -86,7 +86,7 @@ def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
     statistics = pipeline.encode_style(style("turner_whalers"), 64)
     batch = Batch(statistics[None], tuple(photo.shape[2:]), seeds=[0], content_scales=[1.0], style_scales=[2.0], content=photo)
     result = pipeline.painter.paint(batch, Settings(steps=4))
-    assert result.isfinite().all() and result.abs().max() < 3
+    assert result.isfinite().all() and result.abs().max() < 4
 
 
 @pytest.mark.parametrize("i", range(len(PAIRS)))

@@ -1,4 +1,4 @@
-"""The denoiser of a sampling run against the model itself: guidance, regions, tiles, and what is computed only once."""
+"""The denoiser of a sampling run against the model itself: guidance, tiles, and what is computed only once."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from golden_rules import rnd
 from torch import Tensor
 
 from ldm.models.diffusion import denoiser
-from ldm.models.diffusion.denoiser import PREPARED_STEPS, Conditions, GuidedDenoiser, Guidance
+from ldm.models.diffusion.denoiser import PREPARED_STEPS, GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.models.diffusion.samplers import start_of
@@ -30,8 +30,8 @@ def model() -> DualCondModel:
     return tiny_ldm(linear_start=0.0015, linear_end=0.0195)
 
 
-def style(n: int = 2, regions: int = 1) -> Tensor:
-    return rnd("style", n, regions, STYLE_DIM)
+def style(n: int = 2) -> Tensor:
+    return rnd("style", n, STYLE_DIM)
 
 
 def wide(tag: str, n: int = 2, height: int = SIDE, width: int = 2 * SIDE) -> Tensor:
@@ -39,11 +39,11 @@ def wide(tag: str, n: int = 2, height: int = SIDE, width: int = 2 * SIDE) -> Ten
 
 
 def run_denoiser(
-    model: DualCondModel, conditions: Conditions, x: Tensor, timestep: int = T, scales: tuple = (1.0, 1.0), interval: tuple = (0.0, 1.0), tile: int = 99
+    model: DualCondModel, content: Tensor | None, style: Tensor, x: Tensor, timestep: int = T, scales: tuple = (1.0, 1.0), interval: tuple = (0.0, 1.0), tile: int = 99
 ) -> Tensor:
     """One prediction; a scale is a number for all pictures or a list."""
     lists = [scale if isinstance(scale, list) else [scale] * len(x) for scale in scales]
-    return GuidedDenoiser(model, conditions, Guidance(*lists, interval), [timestep], tile)(x, timestep)
+    return GuidedDenoiser(model, content, style, Guidance(*lists, interval), [timestep], tile)(x, timestep)
 
 
 def by_the_model(
@@ -74,102 +74,70 @@ def rows(model: DualCondModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("scales", SCALES)
 def test_it_is_the_guided_prediction_of_the_model(model: DualCondModel, scales: tuple, timestep: int) -> None:
     x, content = wide("x"), wide("content")
-    actual = run_denoiser(model, Conditions(style(), content), x, timestep, scales)
-    assert_same(actual, by_the_model(model, x, content, style()[:, 0], timestep, scales))
+    actual = run_denoiser(model, content, style(), x, timestep, scales)
+    assert_same(actual, by_the_model(model, x, content, style(), timestep, scales))
 
 
 @pytest.mark.parametrize("scales", SCALES)
 def test_a_network_may_predict_the_start(scales: tuple) -> None:
     model = tiny_ldm(parameterization="x0")
     x, content = latents("x"), latents("content")
-    assert_same(run_denoiser(model, Conditions(style(), content), x, scales=scales), by_the_model(model, x, content, style()[:, 0], scales=scales))
+    assert_same(run_denoiser(model, content, style(), x, scales=scales), by_the_model(model, x, content, style(), scales=scales))
 
 
 def test_content_that_is_not_refined_is_taken_as_it_is() -> None:
     model = tiny_ldm(unet={"content_refined_dim": CHANNELS})
     x, content = latents("x"), latents("content")
-    assert_same(run_denoiser(model, Conditions(style(), content), x, scales=(2.0, 3.0)), by_the_model(model, x, content, style()[:, 0], scales=(2.0, 3.0)))
+    assert_same(run_denoiser(model, content, style(), x, scales=(2.0, 3.0)), by_the_model(model, x, content, style(), scales=(2.0, 3.0)))
 
 
 def test_every_picture_may_have_scales_of_its_own(model: DualCondModel) -> None:
     x, content, scales = latents("x", 3), latents("content", 3), ([1.0, 2.0, 0.5], [3.0, 1.0, 0.0])
-    actual = run_denoiser(model, Conditions(style(3), content), x, scales=scales)
+    actual = run_denoiser(model, content, style(3), x, scales=scales)
     for i, own in enumerate(zip(*scales)):
-        assert_same(actual[i : i + 1], by_the_model(model, x[i : i + 1], content[i : i + 1], style(3)[i], scales=own))
+        assert_same(actual[i : i + 1], by_the_model(model, x[i : i + 1], content[i : i + 1], style(3)[i : i + 1], scales=own))
 
 
 def test_more_time_steps_than_are_prepared_at_once(model: DualCondModel) -> None:
     steps = list(range(990, 0, -13))
     assert len(steps) > 2 * PREPARED_STEPS
     x, content = latents("x"), latents("content")
-    denoise = GuidedDenoiser(model, Conditions(style(), content), Guidance([2.0] * 2, [3.0] * 2), steps, tile=99)
+    denoise = GuidedDenoiser(model, content, style(), Guidance([2.0] * 2, [3.0] * 2), steps, tile=99)
     at = [0, 1, PREPARED_STEPS - 1, PREPARED_STEPS, PREPARED_STEPS + 1, 2 * PREPARED_STEPS, len(steps) - 1, 0]
     for t in (steps[i] for i in at):
-        assert_same(denoise(x, t), by_the_model(model, x, content, style()[:, 0], t, (2.0, 3.0)))
+        assert_same(denoise(x, t), by_the_model(model, x, content, style(), t, (2.0, 3.0)))
 
 
 @pytest.mark.parametrize(
     "scales, branches", [((1.0, 1.0), 1), ((2.0, 1.0), 2), ((1.0, 0.0), 2), ((0.5, 3.0), 3), (([1.0, 2.0], 1.0), 2), (([1.0, 1.0], [1.0, 1.0]), 1)]
 )
 def test_the_network_sees_only_the_branches_that_act(model: DualCondModel, rows: list[int], scales: tuple, branches: int) -> None:
-    run_denoiser(model, Conditions(style(), latents("content")), latents("x"), scales=scales)
+    run_denoiser(model, latents("content"), style(), latents("x"), scales=scales)
     assert rows == [2 * branches]
 
 
 def test_outside_its_interval_guidance_costs_and_does_nothing(model: DualCondModel, rows: list[int]) -> None:
     x, content, steps = latents("x"), latents("content"), [999, 700, 699, 500, 300, 299, 0]
-    denoise = GuidedDenoiser(model, Conditions(style(), content), Guidance([2.0] * 2, [3.0] * 2, (300 / 999, 0.7)), steps, tile=99)
+    denoise = GuidedDenoiser(model, content, style(), Guidance([2.0] * 2, [3.0] * 2, (300 / 999, 0.7)), steps, tile=99)
     results = [denoise(x, t) for t in steps]
     assert rows == [2, 2, 6, 6, 6, 2, 2]
     for t, result in zip(steps, results):
-        assert_same(result, by_the_model(model, x, content, style()[:, 0], t, (2.0, 3.0) if 300 <= t <= 699 else (1.0, 1.0)))
+        assert_same(result, by_the_model(model, x, content, style(), t, (2.0, 3.0) if 300 <= t <= 699 else (1.0, 1.0)))
 
 
 @pytest.mark.parametrize("scales, branches", [((1.0, 1.0), 1), ((3.0, 1.0), 1), ((3.0, 2.0), 2)])
 def test_without_content_its_scale_means_nothing(model: DualCondModel, rows: list[int], scales: tuple, branches: int) -> None:
     x = latents("x")
-    actual = run_denoiser(model, Conditions(style()), x, scales=scales)
+    actual = run_denoiser(model, None, style(), x, scales=scales)
     assert rows == [2 * branches]
-    assert_same(actual, by_the_model(model, x, torch.zeros_like(x), style()[:, 0], scales=(1.0, scales[1])))
+    assert_same(actual, by_the_model(model, x, torch.zeros_like(x), style(), scales=(1.0, scales[1])))
 
 
 def test_inputs_are_never_changed(model: DualCondModel) -> None:
-    x, content, styles, masks = latents("x"), latents("content"), style(2, 2), halves(SIDE, SIDE)
-    given = [x, content, styles, masks]
+    given = x, content, styles = latents("x"), latents("content"), style(2)
     before = [tensor.clone() for tensor in given]
-    run_denoiser(model, Conditions(styles, content, masks), x, scales=(2.0, 3.0), tile=4)
+    run_denoiser(model, content, styles, x, scales=(2.0, 3.0), tile=4)
     assert all(torch.equal(a, b) for a, b in zip(given, before))
-
-
-# Regions
-
-
-def halves(height: int, width: int, n: int = 2) -> Tensor:
-    """(n, 2, height, width): the left half is the first region's, the right half the second's."""
-    left = torch.zeros(n, 1, height, width)
-    left[..., : width // 2] = 1
-    return torch.cat([left, 1 - left], dim=1)
-
-
-@pytest.mark.parametrize("region", [0, 1])
-def test_a_region_that_is_everywhere_is_its_style_alone(model: DualCondModel, region: int) -> None:
-    x, content, styles, masks = latents("x"), latents("content"), style(2, 2), torch.zeros(2, 2, SIDE, SIDE)
-    masks[:, region] = 1
-    alone = run_denoiser(model, Conditions(styles[:, region : region + 1], content), x, scales=(2.0, 3.0))
-    assert_same(run_denoiser(model, Conditions(styles, content, masks), x, scales=(2.0, 3.0)), alone)
-
-
-@pytest.mark.parametrize("scales", [(1.0, 1.0), (2.0, 3.0), ([0.5, 2.0], [3.0, 1.0])])
-def test_regions_take_each_its_part_of_the_predictions(model: DualCondModel, scales: tuple) -> None:
-    x, content, styles = latents("x"), latents("content"), style(2, 3)
-    masks = rnd("masks", 2, 3, SIDE, SIDE).softmax(dim=1)
-    expected = sum(masks[:, r, None] * run_denoiser(model, Conditions(styles[:, r : r + 1], content), x, scales=scales) for r in range(3))
-    assert_same(run_denoiser(model, Conditions(styles, content, masks), x, scales=scales), expected)
-
-
-def test_every_region_is_a_row(model: DualCondModel, rows: list[int]) -> None:
-    run_denoiser(model, Conditions(style(2, 2), latents("content"), halves(SIDE, SIDE)), latents("x"), scales=(1.0, 2.0))
-    assert rows == [2 * 2 * 2]
 
 
 # Tiles
@@ -177,30 +145,27 @@ def test_every_region_is_a_row(model: DualCondModel, rows: list[int]) -> None:
 
 @pytest.mark.parametrize("tile, calls", [(12, 1), (11, 1), (10, 2)])
 def test_a_latent_of_up_to_a_tile_and_a_half_goes_through_whole(model: DualCondModel, rows: list[int], tile: int, calls: int) -> None:
-    run_denoiser(model, Conditions(style(1), wide("content", 1, 4, 16)), wide("x", 1, 4, 16), tile=tile)
+    run_denoiser(model, wide("content", 1, 4, 16), style(1), wide("x", 1, 4, 16), tile=tile)
     assert sum(rows) == calls
 
 
 @pytest.mark.parametrize("at_once", [1, 16, 1000])
 def test_larger_latents_are_blended_of_what_the_tiles_give(model: DualCondModel, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """With everything at once: two pictures, two regions, scales of their own, tiles."""
     monkeypatch.setattr(denoiser, "ROWS_AT_ONCE", at_once)
-    x, content, styles, masks, scales = wide("x"), wide("content"), style(2, 2), halves(SIDE, 2 * SIDE), ([2.0, 0.5], [1.0, 3.0])
-    actual = run_denoiser(model, Conditions(styles, content, masks), x, scales=scales, tile=4)
+    x, content, scales = wide("x"), wide("content"), ([2.0, 0.5], [1.0, 3.0])
+    actual = run_denoiser(model, content, style(), x, scales=scales, tile=4)
     for i in range(2):
-        parts = []
-        for r in range(2):
 
-            def predict(tiles: Sequence) -> Tensor:
-                return by_the_model(model, cut(x[i : i + 1], tiles), cut(content[i : i + 1], tiles), styles[i, r : r + 1], scales=(scales[0][i], scales[1][i]))
+        def predict(tiles: Sequence) -> Tensor:
+            parts = cut(x[i : i + 1], tiles), cut(content[i : i + 1], tiles)
+            return by_the_model(model, *parts, style()[i : i + 1], scales=(scales[0][i], scales[1][i]))
 
-            parts.append(masks[i, r] * blend(predict, Tiling(SIDE, 2 * SIDE, 4)))
-        assert_same(actual[i : i + 1], parts[0] + parts[1])
+        assert_same(actual[i : i + 1], blend(predict, Tiling(SIDE, 2 * SIDE, 4)))
 
 
 def test_no_more_rows_than_agreed_go_through_at_once(model: DualCondModel, rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(denoiser, "ROWS_AT_ONCE", 6)
-    run_denoiser(model, Conditions(style(2), wide("content")), wide("x"), scales=(1.0, 2.0), tile=4)
+    run_denoiser(model, wide("content"), style(2), wide("x"), scales=(1.0, 2.0), tile=4)
     tiles = len(Tiling(SIDE, 2 * SIDE, 4).tiles)
     assert max(rows) == 2 * 6 and sum(rows) == 2 * 2 * tiles
 
@@ -210,8 +175,8 @@ def test_a_network_that_acts_on_each_position_alone_is_the_same_in_tiles(model: 
         return torch.tanh(x * modulations[0][:, :1, None, None] + content)
 
     monkeypatch.setattr(model.model.diffusion_model, "predict", predict)
-    x, conditions = wide("x", 2, 12, 20), Conditions(style(), wide("content", 2, 12, 20))
-    whole, tiled = (run_denoiser(model, conditions, x, scales=([2.0, 3.0], 0.5), tile=tile) for tile in (99, 4))
+    x, content = wide("x", 2, 12, 20), wide("content", 2, 12, 20)
+    whole, tiled = (run_denoiser(model, content, style(), x, scales=([2.0, 3.0], 0.5), tile=tile) for tile in (99, 4))
     assert_same(tiled, whole)
 
 
@@ -225,7 +190,7 @@ def test_time_and_style_are_embedded_once_for_many_steps(model: DualCondModel, m
     monkeypatch.setattr(network, "embed_context", lambda context: calls.append(("style", len(context))) or embed(context))
     monkeypatch.setattr(network, "modulations", lambda emb: calls.append(("blocks", len(emb))) or modulations(emb))
     steps = list(range(count - 1, -1, -1))
-    denoise = GuidedDenoiser(model, Conditions(style(), latents("content")), Guidance([1.0] * 2, [2.0] * 2), steps, tile=99)
+    denoise = GuidedDenoiser(model, latents("content"), style(), Guidance([1.0] * 2, [2.0] * 2), steps, tile=99)
     for t in steps:
         denoise(latents("x"), t)
     assert [size for name, size in calls if name == "style"] == [3] * times  # two pictures and the null style

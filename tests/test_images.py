@@ -16,10 +16,13 @@ from ldm.images import (
     contact_sheet,
     image_to_tensor,
     load_image,
+    read_metadata,
     resize_short_side,
+    save_animation,
     save_image,
     tensor_to_image,
     to_rgb,
+    with_colors_of,
 )
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -74,6 +77,17 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path, extension: str) 
     grey = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     path = saved(Image.fromarray(grey), tmp_path / f"a{extension}")
     assert pixels(load_image(path))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_sixteen_bit_colours_are_scaled_not_clipped(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    values = np.array([0, 257, 32896, 65535, 12850, 257], dtype=">u2")  # two pixels, which Pillow cannot write
+    header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes())) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    assert pixels(load_image(tmp_path / "a.png")).tolist() == [[[0, 1, 128], [255, 50, 1]]]
 
 
 def test_float_grey_from_0_to_1_is_scaled(tmp_path: Path) -> None:
@@ -235,6 +249,21 @@ def test_metadata_is_kept_in_png(tmp_path: Path) -> None:
         assert image.text == {"seed": "3", "style": "Mäda ☂"}
 
 
+def test_metadata_is_read_back(tmp_path: Path) -> None:
+    save_image(picture(8, 8), tmp_path / "a.png", {"seed": "3", "style": "Mäda ☂"})
+    assert read_metadata(tmp_path / "a.png") == {"seed": "3", "style": "Mäda ☂"}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_without_metadata_has_none(tmp_path: Path, content: bytes | None) -> None:
+    picture(8, 8).save(tmp_path / "a.png") if content is None else (tmp_path / "a.png").write_bytes(content)
+    assert read_metadata(tmp_path / "a.png") == {}
+
+
+def test_a_file_that_is_not_there_has_no_metadata(tmp_path: Path) -> None:
+    assert read_metadata(tmp_path / "a.png") == {}
+
+
 def test_other_formats_ignore_metadata(tmp_path: Path) -> None:
     save_image(picture(8, 8), tmp_path / "a.jpg", {"seed": "3"})
     assert load_image(tmp_path / "a.jpg").size == (8, 8)
@@ -293,6 +322,52 @@ def test_checking_an_output_makes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+# Animations
+
+
+def test_an_animation_shows_its_frames_for_their_time_and_repeats(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in (RED, BLACK, WHITE)]
+    save_animation(frames, tmp_path / "new" / "a.gif", 120)
+    with Image.open(tmp_path / "new" / "a.gif") as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.size) == (3, 0, (8, 6))
+        for i, frame in enumerate(frames):
+            gif.seek(i)
+            assert gif.info["duration"] == 120 and np.array_equal(pixels(gif), pixels(frame))
+
+
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_failing_animation_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    (tmp_path / "a.gif").write_bytes(b"the old one")
+
+    def half(self: Image.Image, name: str, **options) -> None:
+        Path(name).write_bytes(b"half a pic")
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
+        save_animation([picture(8, 8)] * 2, tmp_path / "a.gif", 100)
+    assert (tmp_path / "a.gif").read_bytes() == b"the old one" and os.listdir(tmp_path) == ["a.gif"]
+
+
+# Colours
+
+
+def test_colours_come_from_one_picture_and_brightness_from_the_other() -> None:
+    colours, brightness = picture(24, 16, 1), picture(24, 16, 2)
+    got, (y, *_), (_, cb, cr) = with_colors_of(colours, brightness), brightness.convert("YCbCr").split(), colours.convert("YCbCr").split()
+    assert np.array_equal(pixels(got), pixels(Image.merge("YCbCr", (y, cb, cr))))
+
+
+def test_a_grey_pictures_colours_are_none() -> None:
+    grey = with_colors_of(Image.new("RGB", (24, 16), (90, 90, 90)), picture(24, 16))
+    assert np.ptp(pixels(grey), axis=2).max() <= 2
+    assert np.abs(pixels(grey.convert("L")) - pixels(picture(24, 16).convert("L"))).max() <= 2
+
+
+def test_a_pictures_own_colours_leave_it_as_it_is() -> None:
+    assert np.abs(pixels(with_colors_of(picture(24, 16), picture(24, 16))) - pixels(picture(24, 16))).max() <= 3
+
+
 # Contact sheets
 
 
@@ -307,6 +382,14 @@ def test_pictures_fit_their_cell_centred_with_their_aspect() -> None:
     sheet = contact_sheet([[Image.new("RGB", (40, 20), RED)]], cell=20, gap=3)
     red = np.argwhere((pixels(sheet) == RED).all(axis=2))
     assert red.min(axis=0).tolist() == [3 + 5, 3] and red.max(axis=0).tolist() == [3 + 14, 3 + 19]
+
+
+def test_cells_may_be_wider_than_high() -> None:
+    sheet = contact_sheet([[Image.new("RGB", (40, 20), RED), Image.new("RGB", (20, 40), BLACK)]], cell=(20, 10), gap=2)
+    assert sheet.size == (2 * 22 + 2, 12 + 2)
+    for colour, left, width in ((RED, 2, 20), (BLACK, 24 + 7, 5)):
+        rows, columns = np.nonzero((pixels(sheet) == colour).all(axis=2))
+        assert [columns.min(), columns.max() + 1, rows.min(), rows.max() + 1] == [left, left + width, 2, 12]
 
 
 def test_rows_of_a_contact_sheet_may_differ_in_length() -> None:

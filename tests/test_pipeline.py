@@ -277,7 +277,7 @@ def test_other_samplers_take_more_steps(pipeline: StyleTransferPipeline, photo: 
     counts = []
     monkeypatch.setattr("ldm.painter.sampling_path", path)
     pipeline(photo, painting, size=32, sampler=sampler)
-    assert counts == [steps]
+    assert set(counts) == {steps}
 
 
 @pytest.mark.parametrize(

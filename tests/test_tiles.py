@@ -127,8 +127,10 @@ def test_one_tile_fades_into_the_next_without_a_step() -> None:
 
 
 def test_a_quarter_of_the_tile_at_each_edge_counts_less() -> None:
-    """Three tiles, of which only the middle one is 1: it reaches full weight where it is alone."""
-    tiling = Tiling(8, 20, 8)
-    starts = [columns.start for _, columns in tiling.tiles]
-    line = blend(lambda tiles: torch.full((1, 1, 8, 8), float(tiles[0][1].start == starts[1])), tiling)[0, 0, 0]
-    assert starts == [0, 6, 12] and line[8:12].eq(1).all() and (0 < line[6:8]).all() and (line[6:8] < 1).all() and line[:6].eq(0).all()
+    """Two tiles that share more than that: each is alone in its own part's full weight, and half counts half."""
+    tiling = Tiling(80, 125, 80)
+    assert [columns.start for _, columns in tiling.tiles] == [0, 45]
+    line = blend(lambda tiles: torch.full((1, 1, 80, 80), float(tiles[0][1].start > 0)), tiling)[0, 0, 40]
+    column = torch.arange(45, 80) + 0.5
+    first, second = ((80 - column) / 20).clamp(max=1), ((column - 45) / 20).clamp(max=1)
+    torch.testing.assert_close(line[45:80], second / (first + second))

@@ -1,7 +1,7 @@
 """The denoiser of one sampling run: guided prediction, with all that does not depend on the noisy latent computed once.
 
-Shapes: N pictures, R styles each (one per region of the picture), B branches of guidance; rows are N * R or B * N * R.
-x, content (N, C, h, w); style (N, R, style_dim); masks (N, R, h, w), which sum to 1 over R.
+Shapes: N pictures, B branches of guidance, T tiles; x, content (N, C, h, w), style (N, style_dim). Rows of the network are
+B * T * N, in that order.
 """
 
 from collections.abc import Sequence
@@ -36,62 +36,44 @@ class Guidance:
         return self.interval[0] <= timestep / (num_timesteps - 1) <= self.interval[1]
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """What to paint and how. `content` None: nothing in particular, so that the style shows what it is by itself."""
-
-    style: Tensor
-    content: Tensor | None = None
-    masks: Tensor | None = None
-
-    @property
-    def regions(self) -> int:
-        return self.style.shape[1]
-
-
 class GuidedDenoiser:
     """(x, time step) -> predicted x_0, under both conditions and guidance, in tiles where the latent is larger than one.
 
-    `timesteps` are those of the run in their order. tile: side of the largest latent that the network sees at once.
+    content: None for nothing in particular, so that the style shows what it is by itself. timesteps: those of the run, in
+    their order. tile: side of the latents that the network sees at once.
     """
 
-    def __init__(self, model: DualCondModel, conditions: Conditions, guidance: Guidance, timesteps: Sequence[int], tile: int):
+    def __init__(
+        self, model: DualCondModel, content: Tensor | None, style: Tensor, guidance: Guidance, timesteps: Sequence[int], tile: int
+    ):
         self.model, self.network = model, model.model.diffusion_model
-        self.conditions, self.guidance, self.tile = conditions, guidance, tile
+        self.content, self.style, self.guidance, self.tile = content, style, guidance, tile
         self.timesteps = {t: i for i, t in enumerate(timesteps)}
         self.alphas = model.alphas_cumprod.tolist()
-        self.style = conditions.style.flatten(0, 1)
-        self.count = len(self.style)
-        both = (guidance.content_scales if conditions.content is not None else [1.0], guidance.style_scales)
+        self.count = len(style)
+        both = (guidance.content_scales if content is not None else [1.0], guidance.style_scales)
         self.needed = [any(scale != 1 for scale in scales) for scales in both]
-        self.scales = [self._for_rows(scales) for scales, is_needed in zip(both, self.needed) if is_needed]
+        self.scales = [self._column(scales) for scales, is_needed in zip(both, self.needed) if is_needed]
         if self.needed[1]:
             self.style = torch.cat([self.style, model.null_style(1)])
         self._prepared_from: int | None = None
 
-    def _for_rows(self, scales: Sequence[float]) -> Tensor:
-        rows = torch.tensor([*scales], dtype=torch.float32, device=self.style.device)
-        return rows.repeat_interleave(self.conditions.regions)[:, None, None, None]
+    def _column(self, scales: Sequence[float]) -> Tensor:
+        return torch.tensor([*scales], dtype=torch.float32, device=self.style.device)[:, None, None, None]
 
     def __call__(self, x: Tensor, timestep: int) -> Tensor:
         """Predicted x_0 at a time step of the run."""
         needed = self.needed if self.guidance.acts_at(timestep, self.model.num_timesteps) else [False, False]
-        rows = x.repeat_interleave(self.conditions.regions, dim=0)
-        content = self._content(x).repeat_interleave(self.conditions.regions, dim=0)
+        content = torch.zeros_like(x) if self.content is None else self.content
         content_vectors, modulations = self._prepared(timestep, needed)
 
         def predict(tiles: Sequence[Tile]) -> Tensor:
-            return self._guided(cut(rows, tiles), cut(content, tiles), content_vectors, modulations, needed)
+            return self._guided(cut(x, tiles), cut(content, tiles), content_vectors, modulations, needed)
 
-        prediction = blend(predict, Tiling(*x.shape[2:], self.tile), at_once=max(1, ROWS_AT_ONCE // len(rows)))
-        if self.conditions.masks is not None:
-            prediction = (prediction.unflatten(0, self.conditions.masks.shape[:2]) * self.conditions.masks[:, :, None]).sum(dim=1)
+        prediction = blend(predict, Tiling(*x.shape[2:], self.tile), at_once=max(1, ROWS_AT_ONCE // len(x)))
         if self.model.parameterization == "x0":
             return prediction
         return start_of(x, prediction, self.alphas[timestep])
-
-    def _content(self, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if self.conditions.content is None else self.conditions.content
 
     def _guided(
         self, x: Tensor, content: Tensor, content_vectors: Tensor | None, modulations: Modulations, needed: Sequence[bool]
@@ -99,7 +81,7 @@ class GuidedDenoiser:
         """The guided prediction for some tiles of all rows, one below the other: the branches go through the network together."""
         contents = [content, *([torch.zeros_like(content)] if needed[0] else []), *([content] if needed[1] else [])]
         tiles = len(x) // self.count
-        vectors = [torch.cat([branch.repeat(tiles, 1) for branch in block.chunk(len(contents))]) for block in modulations] if tiles > 1 else modulations
+        vectors = modulations if tiles == 1 else [_for_tiles(block, len(contents), tiles) for block in modulations]
         prediction = self.network.predict(x.repeat(len(contents), 1, 1, 1), torch.cat(contents), content_vectors, vectors)
         conditioned, *nulls = prediction.float().chunk(len(contents))
         return guided(conditioned, nulls, [scales.repeat(tiles, 1, 1, 1) for scales in self.scales] if nulls else [])
@@ -129,3 +111,8 @@ class GuidedDenoiser:
         emb = time[:, None] + self.network.embed_context(self.style)[None]
         self._content_vectors = self.network.content_vectors(time)
         self._modulations = [vectors.unflatten(0, emb.shape[:2]) for vectors in self.network.modulations(emb.flatten(0, 1))]
+
+
+def _for_tiles(vectors: Tensor, branches: int, tiles: int) -> Tensor:
+    """(B * T * N, ...) from (B * N, ...)."""
+    return torch.cat([branch.repeat(tiles, 1) for branch in vectors.chunk(branches)])

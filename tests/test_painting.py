@@ -1,0 +1,497 @@
+"""What the pipeline paints: any size, styles alone, mixed and by region, parts kept, large pictures in tiles."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pipeline_builders import ROOT, picture, pixels, tiny_model
+
+from ldm.errors import UserError
+from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image
+from ldm.painter import Batch, Painter, centred, pad_to_multiple
+from ldm.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline, compile_networks
+
+FAST = {"size": 32, "steps": 2}
+FAIR = {"size": 256, "steps": 8}  # of the bundled model
+TURNER, GOGH = "turner_whalers", "van_gogh_wheat_field_with_cypresses"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> StyleTransferPipeline:
+    return StyleTransferPipeline(tiny_model(use_ema=False))
+
+
+@pytest.fixture(scope="module")
+def bundled() -> StyleTransferPipeline:
+    return StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return picture(48, 32, seed=1)
+
+
+@pytest.fixture(scope="module")
+def paintings() -> list[Image.Image]:
+    return [picture(40, 52, seed=2), picture(44, 40, seed=3)]
+
+
+def content(name: str) -> Image.Image:
+    return load_image(ROOT / "data/contents" / f"{name}.jpg")
+
+
+def style(name: str) -> Image.Image:
+    return load_image(ROOT / "data/styles" / f"{name}.jpg")
+
+
+def largest(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(pixels(a) - pixels(b)).max())
+
+
+def mean(a: Image.Image, b: Image.Image, columns: slice = slice(None)) -> float:
+    """Mean absolute difference, of some columns."""
+    return float(np.abs(pixels(a) - pixels(b))[:, columns].mean())
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    return float(10 * np.log10(255**2 / np.square(pixels(a) - pixels(b)).mean()))
+
+
+def left_half(width: int, height: int) -> Image.Image:
+    """White in the left half, black in the right."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[:, : width // 2] = 255
+    return Image.fromarray(mask)
+
+
+def white(width: int, height: int) -> Image.Image:
+    return Image.new("L", (width, height), 255)
+
+
+def batch_of(pipeline: StyleTransferPipeline, photo: Image.Image, statistics: torch.Tensor, **changes) -> Batch:
+    """One photo in the style of these (1, style_dim) statistics."""
+    given = image_to_tensor(photo)[None]
+    options = {"size": tuple(given.shape[2:]), "seeds": [0], "content_scales": [1.0], "style_scales": [1.0], "content": given, **changes}
+    return Batch(statistics[None], **options)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    "given, size, expected",
+    [((50, 37), 37, (50, 37)), ((50, 37), 32, (43, 32)), ((37, 50), 33, (33, 45)), ((50, 37), (45, 33), (45, 33)), ((50, 37), (33, 97), (33, 97)), ((64, 64), 65, (65, 65))],
+)
+def test_any_size_from_32_pixels_on_is_painted(tiny: StyleTransferPipeline, paintings: list, given: tuple, size: int | tuple, expected: tuple) -> None:
+    assert tiny(picture(*given), paintings[0], size=size, steps=1).size == expected
+
+
+def test_width_and_height_crop_the_photo_and_do_not_squeeze_it(tiny: StyleTransferPipeline, paintings: list) -> None:
+    wide = picture(128, 64, 5)
+    assert tiny(wide, paintings[0], size=(64, 64), steps=2) == tiny(wide.crop((32, 0, 96, 64)), paintings[0], size=64, steps=2)
+
+
+def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(tiny: StyleTransferPipeline, paintings: list) -> None:
+    odd = picture(50, 37, 5)
+    padded = Image.fromarray(np.pad(np.asarray(odd), ((0, 27), (0, 14), (0, 0)), mode="edge"))
+    options = {"steps": 2, "tile": 64, "style_scale": 2.0}
+    assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop((0, 0, 50, 37))
+
+
+@pytest.mark.parametrize("height, width, expected", [(32, 64, (32, 64)), (33, 64, (64, 64)), (1, 31, (32, 32))])
+def test_padding_reaches_the_next_multiple(height: int, width: int, expected: tuple) -> None:
+    x = torch.rand(2, 3, height, width)
+    padded = pad_to_multiple(x, 32)
+    assert padded.shape == (2, 3, *expected) and torch.equal(padded[:, :, :height, :width], x)
+    assert torch.equal(padded[:, :, height:, :width], x[:, :, -1:].expand(-1, -1, expected[0] - height, -1))
+
+
+def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paintings: list) -> None:
+    contents = [picture(50, 37), picture(33, 33), picture(37, 50)]
+    results = tiny(contents, paintings[0], size=33, steps=1)
+    assert [result.size for result in results] == [(45, 33), (33, 33), (33, 45)]
+
+
+# Styles alone
+
+
+@pytest.mark.parametrize("size, expected", [(33, (33, 33)), ((64, 40), (64, 40))])
+def test_a_style_alone_has_the_size_asked_for(tiny: StyleTransferPipeline, paintings: list, size: int | tuple, expected: tuple) -> None:
+    assert tiny(None, paintings[0], size=size, steps=1).size == expected
+
+
+def test_styles_alone_differ_by_style_and_by_seed(bundled: StyleTransferPipeline) -> None:
+    turner, gogh = bundled(None, [style(TURNER), style(GOGH)], **FAIR)
+    assert mean(turner, gogh) > 5 and pixels(turner).std() > 10
+    assert mean(turner, bundled(None, style(TURNER), seed=1, **FAIR)) > 10
+
+
+def test_a_list_of_seeds_shows_a_style_alone_once_only(tiny: StyleTransferPipeline, paintings: list) -> None:
+    with pytest.raises(UserError, match="2 values of seed for 1 pictures"):
+        tiny(None, paintings[0], seed=[1, 2], **FAST)
+
+
+def test_the_content_scale_means_nothing_to_a_style_alone(tiny: StyleTransferPipeline, paintings: list) -> None:
+    assert tiny(None, paintings[0], content_scale=5.0, **FAST) == tiny(None, paintings[0], **FAST)
+
+
+@pytest.mark.parametrize("options", [{"keep": white(32, 32)}, {"strength": 0.5}, {"preserve_color": True}])
+def test_what_needs_a_photo_is_refused_without_one(tiny: StyleTransferPipeline, paintings: list, options: dict) -> None:
+    with pytest.raises(UserError, match="keep, strength and preserve_color need a content picture"):
+        tiny(None, paintings[0], **FAST, **options)
+
+
+# Mixtures
+
+
+def test_a_mixture_of_one_is_that_style(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    assert tiny(photo, StyleMix(paintings, [1, 0]), **FAST) == tiny(photo, paintings[0], **FAST)
+    assert tiny(photo, StyleMix(paintings, [0, 2]), **FAST) == tiny(photo, paintings[1], **FAST)
+
+
+def test_a_mixture_averages_the_statistics(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    first, second = (tiny.encode_style(painting, 32) for painting in paintings)
+    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(steps=2))
+    assert largest(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
+
+
+def test_half_of_two_styles_lies_between_them(bundled: StyleTransferPipeline) -> None:
+    styles = [style(TURNER), style(GOGH)]
+    turner, gogh, both = bundled(content("astronaut"), [*styles, StyleMix(styles)], **FAIR)
+    assert max(mean(both, turner), mean(both, gogh)) < 0.9 * mean(turner, gogh)
+
+
+# Regions
+
+
+def test_a_region_that_is_everywhere_is_its_style_alone(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    alone = tiny(photo, paintings[0], style_scale=2.0, **FAST)
+    assert largest(tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **FAST), alone) <= 1
+
+
+def test_regions_of_one_style_are_that_style(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    regions = StyleRegions([paintings[0]] * 3, [left_half(48, 32), white(48, 32)])
+    assert largest(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
+
+
+def share(image: Image.Image, of: Image.Image, other: Image.Image, columns: slice) -> float:
+    """How far the image has gone from `other` (0) to `of` (1), in some columns."""
+    way = (pixels(of) - pixels(other))[:, columns].ravel()
+    return float(way @ (pixels(image) - pixels(other))[:, columns].ravel() / (way @ way))
+
+
+@pytest.fixture(scope="module")
+def shares_of_turner(bundled: StyleTransferPipeline) -> tuple[float, float]:
+    """(left, right) of a picture whose left half is to be like Turner's, the right half like van Gogh's."""
+    styles, square = [style(TURNER), style(GOGH)], content("astronaut").resize((256, 256))
+    turner, gogh, both = bundled(square, [*styles, StyleRegions(styles, [left_half(256, 256)])], **FAIR)
+    return share(both, turner, gogh, slice(0, 104)), share(both, turner, gogh, slice(152, None))
+
+
+def test_each_half_is_painted_in_its_own_style(shares_of_turner: tuple[float, float]) -> None:
+    left, right = shares_of_turner
+    assert left > 0.75 and right < 0.25
+
+
+def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
+    contents = [picture(48, 32, seed) for seed in (5, 6, 7)]
+    styles = [StyleRegions(paintings, [left_half(48, 32)]), paintings[0], StyleRegions(paintings[::-1], [white(48, 32)])]
+    together = tiny(contents, styles, seed=[1, 2, 3], style_scale=2.0, **FAST)
+    for i in range(3):
+        assert largest(together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **FAST)) <= 1
+
+
+@pytest.mark.parametrize(
+    "masks, problem",
+    [([white(32, 48)], "a mask of 32x48 pixels does not have the picture's aspect, 48x32"), ([left_half(48, 32)] * 2, "black in every mask"), ([], "0 masks for 2 styles")],
+)
+def test_masks_that_do_not_fit_are_refused_before_any_work(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, masks: list, problem: str) -> None:
+    monkeypatch.setattr(Painter, "style_statistics", lambda *args: pytest.fail("works"))
+    with pytest.raises(UserError, match=problem):
+        tiny(photo, StyleRegions(paintings, masks), **FAST)
+
+
+# Kept parts, strength, colours
+
+
+def test_what_is_kept_is_the_photos_own(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    kept = tiny(photo, paintings[0], keep=left_half(48, 32), **FAST)
+    assert np.array_equal(pixels(kept)[:, :24], pixels(photo)[:, :24])
+    assert mean(kept, photo, slice(24, None)) > 20
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_in_the_latent_too(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sampler: str) -> None:
+    """What lies beside the kept part sees the photo there, so that both fit."""
+    batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
+    painter, settings = tiny.painter, Settings(sampler=sampler, steps=3, style_scale=2.0)
+    with torch.no_grad():
+        copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[:, :, :32, :48]
+    torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
+
+
+def test_one_mask_keeps_its_part_of_every_photo(tiny: StyleTransferPipeline, paintings: list) -> None:
+    contents = [picture(48, 32, seed) for seed in (5, 6)]
+    for kept, given in zip(tiny(contents, paintings[0], keep=left_half(96, 64), **FAST), contents):
+        assert np.array_equal(pixels(kept)[:, :22], pixels(given)[:, :22])
+
+
+def test_a_kept_part_of_another_aspect_is_refused(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    with pytest.raises(UserError, match="mask of 32x32 pixels does not have the picture's aspect, 48x32"):
+        tiny(photo, paintings[0], keep=white(32, 32), **FAST)
+
+
+def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    assert tiny(photo, paintings[0], strength=1.0, **FAST) == tiny(photo, paintings[0], **FAST)
+
+
+def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -> None:
+    small = resize_short_side(content("moose"), 256)
+    with torch.no_grad():
+        copied = tensor_to_image(bundled.painter.decode(bundled.painter.encode(image_to_tensor(small)[None]))[0])
+    distances = [mean(bundled(small, style(TURNER), strength=s, **FAIR), copied) for s in (0.01, 0.3, 0.7, 1.0)]
+    assert distances[0] < 6 and distances == sorted(distances) and distances[-1] > 30, distances
+
+
+@pytest.mark.parametrize("strength, expected", [(1.0, 20), (0.5, 10), (0.01, 1)])
+def test_less_strength_takes_fewer_steps(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int) -> None:
+    lengths = []
+    batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
+    tiny.painter.paint(batch, Settings(strength=strength), steps=lambda path: lengths.append(len(path)) or path)
+    assert lengths == [expected]
+
+
+def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
+    given = resize_short_side(content("coffee_cup"), 256)
+    painted, coloured = (bundled(given, style(TURNER), preserve_color=kept, **FAIR) for kept in (False, True))
+    rgb = pixels(coloured)
+    inside = ((rgb > 0) & (rgb < 255)).all(axis=2)  # where the brightness leaves room for the colour
+    assert inside.mean() > 0.5
+    luma, *chroma = np.moveaxis(np.asarray(coloured.convert("YCbCr"), dtype=int), 2, 0)
+    _, *expected = np.moveaxis(np.asarray(given.convert("YCbCr"), dtype=int), 2, 0)
+    assert np.abs(luma - np.asarray(painted.convert("L"), dtype=int))[inside].max() <= 2
+    assert max(np.abs(a - b)[inside].max() for a, b in zip(chroma, expected)) <= 2
+    assert mean(painted, coloured) > 10
+
+
+# Large pictures
+
+
+@pytest.fixture(scope="module")
+def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, Image.Image]]:
+    """Pictures of 512x256 pixels in three tiles, and the same in one piece."""
+    pairs = [("great_wall", TURNER), ("chenonceau_castle", GOGH)]
+    options = {"size": (512, 256), "steps": 8}
+    return [tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs]
+
+
+def test_a_picture_in_tiles_is_near_that_in_one_piece(tiled_and_whole: list) -> None:
+    assert [psnr(tiled, whole) > 26 for tiled, whole in tiled_and_whole] == [True, True]
+
+
+def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:
+    """Slopes across the tiles' ends, against those beside and against those of the picture in one piece."""
+    for tiled, whole in tiled_and_whole:
+        sharpness = []
+        for image in (tiled, whole):
+            slopes = np.abs(np.diff(pixels(image), axis=1)).mean(axis=(0, 2))
+            at_ends = slopes[[127, 255, 383]].mean()
+            elsewhere = slopes[15::16].mean()  # the decoder's own grid shows a little everywhere
+            sharpness.append(at_ends / elsewhere)
+        assert sharpness[0] < 1.3 * sharpness[1]
+
+
+@pytest.fixture
+def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """(height, width) in pixels of every latent that is decoded."""
+    decoded, decode = [], tiny.painter.decode
+    monkeypatch.setattr(tiny.painter, "decode", lambda z: decoded.append(tuple(16 * side for side in z.shape[2:])) or decode(z))
+    return decoded
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"size": 32}, [(32, 32)]),
+        ({"size": 64}, [(32, 32), (64, 64)]),
+        ({"size": 128}, [(32, 32), (64, 64), (128, 128)]),
+        ({"size": 128, "refine": 1}, [(128, 128)]),
+        ({"size": 128, "tile": 128}, [(128, 128)]),
+        ({"size": (128, 32)}, [(32, 128)]),
+    ],
+)
+def test_a_large_picture_is_painted_small_first(tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list) -> None:
+    result = tiny(picture(64, 64), paintings[0], steps=2, **options)
+    assert sizes == expected and result.size == expected[-1][::-1]
+
+
+def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline) -> None:
+    given = content("astronaut").resize((416, 416))
+    results = [bundled(given, style(TURNER), steps=8, **options) for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})]
+    small, large, from_scratch = (result.resize((64, 64)) for result in results)
+    assert psnr(large, small) > 20 and psnr(large, small) > psnr(from_scratch, small)
+
+
+def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, paintings: list) -> None:
+    given = picture(96, 64, 5)
+    regions = StyleRegions(paintings, [left_half(96, 64)])
+    kept = tiny(given, regions, keep=left_half(96, 64), size=64, steps=2)
+    assert np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48]) and mean(kept, given, slice(48, None)) > 20
+
+
+def test_a_batch_of_another_size_has_all_its_parts_at_that_size() -> None:
+    left = torch.zeros(1, 1, 64, 96)
+    left[..., :48] = 1
+    batch = Batch(torch.rand(1, 2, 40), (64, 96), [0], [1.0], [1.0], content=torch.rand(1, 3, 64, 96), masks=torch.cat([left, 1 - left], dim=1), keep=left)
+    small = batch.resized((32, 48))
+    assert small.size == (32, 48) and small.style is batch.style
+    assert [tuple(part.shape) for part in (small.content, small.masks, small.keep)] == [(1, 3, 32, 48), (1, 2, 32, 48), (1, 1, 32, 48)]
+    assert torch.allclose(small.masks.sum(dim=1), torch.ones(1, 32, 48)) and small.keep[..., :22].eq(1).all() and small.keep[..., 26:].eq(0).all()
+    assert torch.allclose(small.content, F.avg_pool2d(batch.content, 2), atol=0.3)
+    assert Batch(batch.style, (64, 96), [0], [1.0], [1.0]).resized((32, 48)).content is None
+
+
+# Batches
+
+
+def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
+    contents, seeds = [picture(48, 32, seed) for seed in (5, 6, 7)], [1, 2, 3]
+    content_scales, style_scales = [1.0, 2.0, 0.5], [3.0, 1.0, 0.0]
+    together = tiny(contents, paintings[0], seed=seeds, content_scale=content_scales, style_scale=style_scales, **FAST)
+    for i in range(3):
+        alone = tiny(contents[i], paintings[0], seed=seeds[i], content_scale=content_scales[i], style_scale=style_scales[i], **FAST)
+        assert largest(together[i], alone) <= 1
+    assert largest(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
+
+
+@pytest.mark.parametrize("name", ["content_scale", "style_scale"])
+def test_there_is_one_scale_or_one_for_each_picture(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, name: str) -> None:
+    with pytest.raises(UserError, match=f"2 values of {name} for 3 pictures"):
+        tiny([photo] * 3, paintings[0], **{name: [1.0, 2.0]}, **FAST)
+
+
+def test_a_style_picture_is_looked_at_once(tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, statistics = [], tiny.model.get_style_statistics
+    monkeypatch.setattr(tiny.model, "get_style_statistics", lambda x: counts.append(len(x)) or statistics(x))
+    tiny([picture(48, 32, seed) for seed in range(3)], paintings[0], batch_size=1, **FAST)
+    assert counts == [1]
+
+
+def test_the_starting_noise_depends_on_the_seed_alone(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recorded(sample):
+        return lambda denoise, x, *rest: starts.append(x.clone()) or sample(denoise, x, *rest)
+
+    starts = []
+    for name in ("sample_dpm_solver", "sample_ddim"):
+        monkeypatch.setattr(f"ldm.painter.{name}", recorded(getattr(sys.modules["ldm.painter"], name)))
+    for options in ({}, {"style_scale": 3.0}, {"content_scale": 0.5}, {"sampler": "ddim"}, {"sampler": "ancestral"}, {"steps": 1}):
+        tiny(photo, paintings[0], **{**FAST, **options})
+    tiny(picture(48, 32, 9), paintings[1], **FAST)
+    tiny(None, paintings[1], size=(48, 32), steps=1)
+    assert len(starts) == 8 and all(torch.equal(x, starts[0]) for x in starts)
+    tiny(photo, paintings[0], seed=1, **FAST)
+    assert not torch.equal(starts[-1], starts[0])
+
+
+# Number formats
+
+
+def overflow(pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, formats: set[str]) -> list[str]:
+    """Make painting in these number formats give numbers that are none. Returns the formats tried, as they are."""
+
+    def paint(batch: Batch, settings: Settings, steps, precision: str) -> torch.Tensor:
+        tried.append(precision)
+        painted = original(batch, settings, steps, precision)
+        return painted.index_fill(3, torch.tensor([3]), torch.inf) if precision in formats else painted
+
+    tried, original = [], pipeline.painter._paint
+    monkeypatch.setattr(pipeline.painter, "_paint", paint)
+    return tried
+
+
+def test_what_overflows_in_bf16_is_painted_again_in_float32(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog) -> None:
+    rough = StyleTransferPipeline(tiny.model, "bf16")
+    tried = overflow(rough, monkeypatch, {"bf16"})
+    with caplog.at_level(logging.WARNING):
+        painted = rough(photo, paintings[0], **FAST)
+    assert tried == ["bf16", "fp32"] and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
+    assert mean(painted, tiny(photo, paintings[0], **FAST)) < 2  # the style's statistics are still bf16's
+
+
+def test_what_does_not_overflow_is_painted_once(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog) -> None:
+    rough = StyleTransferPipeline(tiny.model, "bf16")
+    tried = overflow(rough, monkeypatch, set())
+    rough(photo, paintings[0], **FAST)
+    assert tried == ["bf16"] and not caplog.records
+
+
+def test_what_overflows_in_float32_too_is_an_error(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    rough = StyleTransferPipeline(tiny.model, "bf16")
+    tried = overflow(rough, monkeypatch, {"bf16", "fp32"})
+    with pytest.raises(UserError, match="the numbers overflowed, so there is no picture; choose smaller scales"):
+        rough(photo, paintings[0], **FAST)
+    assert tried == ["bf16", "fp32"]
+
+
+def test_each_network_is_compiled_once(monkeypatch: pytest.MonkeyPatch, photo: Image.Image, paintings: list) -> None:
+    def compile(function, **options):
+        compiled.append((function.__self__, options.get("mode")))
+        return lambda *args, **kwargs: ran.append(function.__self__) or function(*args, **kwargs)
+
+    compiled, ran = [], []
+    plain = StyleTransferPipeline(tiny_model(use_ema=False))
+    monkeypatch.setattr("torch.compile", compile)
+    pipeline = StyleTransferPipeline(tiny_model(use_ema=False), compile=True)
+    network, decoder = pipeline.model.model.diffusion_model, pipeline.model.first_stage_model.decoder
+    result = pipeline(photo, paintings[0], **FAST)
+    assert compiled == [(network, None), (decoder, None)]
+    assert ran.count(network) >= FAST["steps"] and ran.count(decoder) == 1
+    assert result == plain(photo, paintings[0], **FAST)
+
+
+def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compile", lambda *args, **options: pytest.fail("compiles"))
+    StyleTransferPipeline(tiny_model(use_ema=False))
+
+
+def test_the_sampling_loop_becomes_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, model = [], tiny_model(use_ema=False)
+    monkeypatch.setattr("torch.compile", lambda function, **options: modes.append(options.get("mode")) or function)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    compile_networks(model)
+    assert modes == ["reduce-overhead", None]
+
+
+# What it costs and what it is good for
+
+
+def test_painting_imports_nothing_of_training() -> None:
+    heavy = ("pytorch_lightning", "lightning", "torchvision", "matplotlib", "tensorboard", "torchmetrics", "diffusers", "webdataset")
+    code = f"import sys, ldm.pipeline; ldm.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_photo_in_its_own_style_stays_itself(bundled: StyleTransferPipeline) -> None:
+    contents = [load_image(path) for path in sorted((ROOT / "data/contents").glob("*.jpg"))]
+    likeness = [psnr(bundled(photo, photo), resize_short_side(photo, 256)) for photo in contents]
+    assert np.mean(likeness) > 19.5 and min(likeness) > 16, likeness
+
+
+def test_the_seed_does_not_decide_the_brightness(bundled: StyleTransferPipeline) -> None:
+    """What the mean of the starting noise would do, most of all to a small picture."""
+    painted = bundled([content("astronaut")] * 4, style(TURNER), size=128, seed=[0, 1, 2, 3])
+    means = np.array([pixels(image).mean(axis=(0, 1)) for image in painted])
+    assert np.ptp(means, axis=0).max() < 70  # not centred: 104 and more in every channel
+
+
+def test_centred_noise_has_mean_0_and_keeps_the_rest() -> None:
+    noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) + 1
+    moved = noise - centred(noise)
+    assert centred(noise).mean(dim=(2, 3)).abs().max() < 1e-6 and (moved - moved[:, :, :1, :1]).abs().max() < 1e-6
