@@ -34,7 +34,7 @@ def _cell_for(images: Sequence[Image.Image], limit: int) -> tuple[int, int]:
     """(width, height) of the smallest cell that holds every picture, scaled so that its longer side is `limit`."""
     scales = [limit / max(image.size) for image in images]
     widths, heights = zip(*(image.size for image in images))
-    return max(1, *(round(w * s) for w, s in zip(widths, scales))), max(1, *(round(h * s) for h, s in zip(heights, scales)))
+    return max(round(w * s) for w, s in zip(widths, scales)), max(round(h * s) for h, s in zip(heights, scales))
 
 
 def _fitting(label: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -1,0 +1,412 @@
+"""scripts/stylize.py with folders, mixtures and masks; tests/test_cli.py has the rest of the single picture."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pipeline_builders import model_config, picture, pixels, run_program, save_config, script, tiny_model
+
+from ldm.checkpoint import file_hash, save_safetensors
+from ldm.errors import UserError
+from ldm.images import load_image, read_metadata
+from ldm.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
+
+ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name a tiny model, and that keep everything small."""
+    folder = tmp_path_factory.mktemp("model")
+    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
+    save_config({"model": model_config()}, folder / "tiny.yaml")
+    model = ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
+    return [*model, "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: three photos, two of them of one size; two styles; a mask of the left half; bad files."""
+    for i, (name, size) in enumerate({"photos/a.png": (48, 32), "photos/b.png": (48, 32), "photos/deep/c.png": (32, 40)}.items()):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(*size, seed=i).save(tmp_path / name)
+    (tmp_path / "styles").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "styles/s.png")  # two styles that the tiny model tells apart
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "styles/t.png")
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (0, 0, 24, 32))
+    mask.save(tmp_path / "left.png")
+    (tmp_path / "text.jpg").write_text("Dear diary, today I was renamed.")
+    (tmp_path / "empty.png").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def stylize(folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the program on the folder with these options and returns its exit code."""
+    main = script("stylize").main
+
+    def call(options: str = "", content: str = "photos", style: str = "styles", output: str = "out") -> int:
+        inputs = ["--content", *content.split(), "--style", *style.split(), "--output", output]
+        return run_program(main, [*model_files, *inputs, *options.split()], monkeypatch)
+
+    return call
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The pipeline's calls: number of pictures, options."""
+    calls, call = [], StyleTransferPipeline.__call__
+
+    def spy(self: StyleTransferPipeline, content: Any, style: Any, **options: Any) -> Any:
+        calls.append({"count": len(content) if isinstance(content, list) else 1, "style": style, **options})
+        return call(self, content, style, **options)
+
+    monkeypatch.setattr(StyleTransferPipeline, "__call__", spy)
+    return calls
+
+
+@pytest.fixture
+def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
+    loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
+    return lambda *inputs, **options: loaded(*inputs, **{"size": 32, "steps": 2, **options})
+
+
+def written(folder: str | Path = "out") -> set[str]:
+    """The names of the files below, whatever they are called."""
+    return {path.stem if path.suffix == ".png" else path.name for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def told(path: str) -> dict[str, Any]:
+    return json.loads(read_metadata(path)["artfusion"])
+
+
+def apart(first: Image.Image, second: Image.Image) -> int:
+    return int(np.abs(pixels(first) - pixels(second)).max())
+
+
+def last_line(capsys: pytest.CaptureFixture) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+# Every content in every style
+
+
+@pytest.mark.parametrize(
+    "content, style",
+    [
+        ("photos", "styles"),
+        ("photos/a.png photos/b.png photos/deep/c.png", "styles/s.png styles/t.png"),
+        ("photos/*.png photos/deep", "styles/?.png"),
+        ("photos/a.png --content photos/b.png photos/deep/c.png", "styles/s.png --style styles/t.png"),
+    ],
+)
+def test_every_content_is_painted_in_every_style(stylize: Callable, capsys: pytest.CaptureFixture, content: str, style: str) -> None:
+    assert stylize(content=content, style=style) == 0
+    assert written() == ALL and last_line(capsys) == "6 painted, 0 there already, 0 failed"
+    assert load_image("out/c__t.png").size == (32, 40)
+
+
+def test_each_result_shows_its_own_content_and_style(stylize: Callable, pipeline: Callable) -> None:
+    assert stylize("--seed 4 --style-scale 2") == 0
+    for content in ("a", "deep/c"):
+        for style in "st":
+            expected = pipeline(f"photos/{content}.png", f"styles/{style}.png", seed=4, style_scale=2.0)
+            assert apart(load_image(f"out/{content[-1]}__{style}.png"), expected) <= 1
+    assert apart(load_image("out/a__s.png"), load_image("out/a__t.png")) > 4
+
+
+def test_the_same_seed_gives_the_same_picture_alone_and_among_others(stylize: Callable) -> None:
+    options = "--seed 7 --sampler ancestral --content-scale 1.5"
+    assert stylize(options) == 0
+    assert stylize(options, content="photos/b.png", style="styles/t.png", output="alone.png") == 0
+    assert apart(load_image("alone.png"), load_image("out/b__t.png")) <= 1
+
+
+def test_pictures_are_painted_in_batches(stylize: Callable, painted: list) -> None:
+    assert stylize("--batch-size 4") == 0
+    assert [(call["count"], call["batch_size"]) for call in painted] == [(4, 4), (2, 4)]
+
+
+def test_styles_of_the_same_name_get_results_of_their_own(stylize: Callable) -> None:
+    Path("more").mkdir()
+    picture(40, 40, seed=20).save("more/s.png")
+    assert stylize(content="photos/a.png photos/b.png", style="styles more") == 0
+    assert written() == {"a__styles-s", "a__more-s", "a__t", "b__styles-s", "b__more-s", "b__t"}
+    assert apart(load_image("out/a__styles-s.png"), load_image("out/a__more-s.png")) > 4
+
+
+def test_a_template_names_the_results(stylize: Callable) -> None:
+    assert stylize("--seed 5", content="photos/a.png photos/b.png", output="new/{style}/{content}-{seed}.jpg") == 0
+    assert {path.as_posix() for path in Path("new").rglob("*.*")} == {f"new/{s}/{c}-5.jpg" for s in "st" for c in "ab"}
+    with Image.open("new/s/a-5.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (48, 32))
+
+
+def test_a_single_picture_goes_into_a_new_folder_too(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    assert stylize(content="photos/a.png", style="styles/s.png", output="new/er") == 0
+    assert last_line(capsys) == "new/er/a__s.png" and Path("new/er/a__s.png").is_file()
+
+
+def test_odd_pictures_come_out_upright_and_right(stylize: Callable, pipeline: Callable) -> None:
+    upright, exif = picture(48, 32, seed=1), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    Path("odd").mkdir()
+    upright.transpose(Image.Transpose.ROTATE_90).save("odd/turned.png", exif=exif)
+    upright.convert("RGBA").save("odd/rgba.png")
+    upright.quantize(16).save("odd/palette.png")
+    Image.fromarray(np.asarray(upright.convert("L"), dtype=np.uint16) * 257).save("odd/deep.png")
+    upright.convert("CMYK").save("odd/cmyk.tif")
+    assert stylize(content="odd", style="styles/s.png") == 0
+    sixteen, grey = upright.quantize(16).convert("RGB"), upright.convert("L").convert("RGB")
+    for name, expected in {"turned": upright, "rgba": upright, "palette": sixteen, "deep": grey, "cmyk": upright}.items():
+        assert apart(load_image(f"out/{name}__s.png"), pipeline(expected, "styles/s.png")) <= 1, name
+
+
+# Metadata
+
+
+@pytest.mark.parametrize("content", ["photos/a.png", "photos/a.png photos/b.png"])
+def test_a_png_says_how_it_was_made(stylize: Callable, model_files: list, content: str) -> None:
+    assert stylize("--seed 3 --content-scale 0.5 --style-scale 2 --sampler ddim --keep left.png", content, "styles/s.png") == 0
+    expected = {"content": "a.png", "style": "s", "seed": 3, "content_scale": 0.5, "style_scale": 2.0, "sampler": "ddim", "steps": 2}
+    expected |= {"keep": "left.png", "size": 32, "precision": "fp32", "checkpoint": "tiny.safetensors"}
+    expected |= {"checkpoint_sha256": file_hash(model_files[1]), "content_sha256": file_hash("photos/a.png")}
+    assert told("out/a__s.png").items() >= expected.items()
+
+
+def test_default_steps_are_told_as_a_number(folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = ["--content", "photos/a.png", "--style", "styles/s.png", "--output", "o.png"]
+    assert run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0  # but for --steps
+    assert told("o.png")["steps"] == 20
+
+
+# Starting again
+
+
+def test_what_is_finished_is_not_painted_again(stylize: Callable, painted: list, capsys: pytest.CaptureFixture) -> None:
+    assert stylize() == 0
+    Path("out/b__t.png").unlink()
+    kept = Path("out/a__s.png").stat().st_mtime_ns
+    painted.clear()
+    assert stylize() == 0
+    assert [call["count"] for call in painted] == [1] and written() == ALL
+    assert Path("out/a__s.png").stat().st_mtime_ns == kept and last_line(capsys) == "1 painted, 5 there already, 0 failed"
+
+
+@pytest.mark.parametrize("again", ["--seed 1", "--style-scale 2", "--keep all.png", "--overwrite"])
+def test_pictures_are_painted_again_where_asked_or_made_differently(stylize: Callable, painted: list, again: str) -> None:
+    Image.new("L", (48, 32)).save("all.png")
+    assert stylize(content="photos/*.png", style="styles/s.png") == 0
+    painted.clear()
+    assert stylize(again, content="photos/*.png", style="styles/s.png") == 0
+    assert [call["count"] for call in painted] == [2]
+
+
+@pytest.mark.parametrize("changed, options", [("photos/a.png", ""), ("left.png", "--keep left.png"), ("left.png", "--mask left.png")])
+def test_a_changed_photo_or_mask_is_painted_again(stylize: Callable, painted: list, changed: str, options: str) -> None:
+    style = "styles" if "--mask" in options else "styles/s.png"
+    assert stylize(options, content="photos/*.png", style=style) == 0
+    painted.clear()
+    picture(48, 32, seed=50).save(changed)
+    assert stylize(options, content="photos/*.png", style=style) == 0
+    assert sum(call["count"] for call in painted) == (1 if changed == "photos/a.png" else 2)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(stylize: Callable, painted: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = StyleTransferPipeline.__call__
+
+    def stop_at_the_second(self: StyleTransferPipeline, *inputs: Any, **options: Any) -> Any:
+        if painted:
+            raise KeyboardInterrupt
+        return call(self, *inputs, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StyleTransferPipeline, "__call__", stop_at_the_second)
+        assert stylize("--batch-size 2") == 130
+    assert written() == {"a__s", "a__t"}
+    painted.clear()
+    assert stylize("--batch-size 2") == 0
+    assert [call["count"] for call in painted] == [2, 2] and written() == ALL
+
+
+@pytest.mark.parametrize("output", ["photos", "photos/out"])
+def test_results_among_the_photos_are_not_painted_in_turn(stylize: Callable, painted: list, output: str) -> None:
+    for _ in range(2):
+        assert stylize(output=output) == 0
+    assert written("photos") == {"a", "b", "c", *ALL} and sum(call["count"] for call in painted) == 6
+
+
+def test_results_among_the_styles_are_no_styles(stylize: Callable) -> None:
+    for _ in range(2):
+        assert stylize(output="styles/out") == 0
+    assert written("styles/out") == ALL
+
+
+# What goes wrong on the way
+
+
+def test_contents_that_cannot_be_read_are_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    assert stylize(content="text.jpg photos empty.png") == 1
+    printed = capsys.readouterr()
+    assert written() == ALL and printed.out.endswith("6 painted, 0 there already, 4 failed\n")
+    listed = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
+    assert [line.split(": ")[1] for line in listed] == [f"out/{name}.png" for name in ("text__s", "text__t", "empty__s", "empty__t")]
+    assert "text.jpg: not a picture" in listed[0] and "empty.png: the file is empty" in listed[2]
+
+
+def test_styles_that_cannot_be_read_are_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    for painted in (6, 0):  # the second time nothing is left but what fails again
+        assert stylize(style="text.jpg styles") == 1
+        printed = capsys.readouterr()
+        assert f"{painted} painted, {6 - painted} there already, 3 failed\n" in printed.out
+        assert "failed: text.jpg: not a picture" in printed.err.splitlines()[-1]
+    assert written() == ALL
+
+
+def test_a_picture_that_cannot_be_painted_is_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (80_000, 1)).save("photos/wide.png")
+    assert stylize(style="styles/s.png") == 1
+    printed = capsys.readouterr()
+    assert written() == {"a__s", "b__s", "c__s"} and "3 painted, 0 there already, 1 failed" in printed.out
+    assert "failed: out/wide__s.png: a picture of 80000x1 pixels cannot be scaled" in printed.err
+
+
+def test_a_style_that_cannot_be_used_is_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    Image.new("RGB", (80_000, 1)).save("styles/wide.png")
+    assert stylize(content="photos/*.png") == 1
+    printed = capsys.readouterr()
+    assert written() == ALL - {"c__s", "c__t"} and "4 painted, 0 there already, 2 failed" in printed.out
+    assert "80000x1 pixels" in printed.err
+
+
+def test_a_mask_that_fits_some_photos_only_leaves_the_others_undone(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    assert stylize("--keep left.png", style="styles/s.png") == 1
+    assert written() == {"a__s", "b__s"} and "failed: out/c__s.png: a mask of 48x32 pixels" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_paints_one_by_one(stylize: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = StyleTransferPipeline.__call__
+
+    def little_memory(self: StyleTransferPipeline, content: list, style: list, **options: Any) -> Any:
+        if len(content) > 1:
+            raise UserError("not enough memory")
+        return call(self, content, style, **options)
+
+    monkeypatch.setattr(StyleTransferPipeline, "__call__", little_memory)
+    assert stylize() == 0 and written() == ALL
+
+
+@pytest.mark.parametrize("wrong", [{"content": "text.jpg"}, {"style": "empty.png"}])
+def test_a_single_picture_that_cannot_be_read_is_an_error(stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys, wrong: dict) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    assert stylize(**{"content": "photos/a.png", "style": "styles/s.png", "output": "new/o.png", **wrong}) == 2
+    assert capsys.readouterr().err.startswith("error: ") and not Path("new").exists()
+
+
+# Several processes
+
+
+def test_processes_share_the_work(stylize: Callable, monkeypatch: pytest.MonkeyPatch, painted: list) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        assert stylize() == 0
+    assert written() == ALL and [call["count"] for call in painted] == [2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("content", ["photos/a.png", "photos/*.png"])
+def test_a_process_without_a_share_has_nothing_to_complain_of(stylize: Callable, monkeypatch, painted: list, capsys, content: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "2")
+    assert stylize(content=content, style="styles/s.png") == 0
+    assert not painted and not Path("out").exists() and "failed:" not in capsys.readouterr().err
+
+
+# Mixtures, masks
+
+
+def test_weights_mix_all_styles_into_one(stylize: Callable, pipeline: Callable) -> None:
+    assert stylize("--style-weights 3 1", content="photos/*.png") == 0
+    assert written() == {"a__s+t", "b__s+t"}
+    result, styles = load_image("out/b__s+t.png"), ["styles/s.png", "styles/t.png"]
+    assert apart(result, pipeline("photos/b.png", StyleMix(styles, [3, 1]))) <= 1
+    assert apart(result, pipeline("photos/b.png", StyleMix(styles, [1, 1]))) > 1
+    assert told("out/b__s+t.png")["style_weights"] == [3, 1]
+
+
+@pytest.mark.parametrize("masks", ["left.png", "left.png right.png", "left.png --mask right.png"])
+def test_masks_give_each_style_its_region(stylize: Callable, pipeline: Callable, masks: str) -> None:
+    load_image("left.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("right.png")
+    assert stylize(f"--mask {masks}", content="photos/a.png", output="o.png") == 0
+    result, styles = load_image("o.png"), ["styles/s.png", "styles/t.png"]
+    assert apart(result, pipeline("photos/a.png", StyleRegions(styles, ["left.png"]))) <= 1
+    assert apart(result, pipeline("photos/a.png", StyleRegions(styles, ["right.png"]))) > 1
+
+
+@pytest.mark.parametrize("content", ["photos/a.png", "photos/*.png"])
+def test_what_is_kept_stays_the_photo(stylize: Callable, content: str) -> None:
+    assert stylize("--keep left.png", content, "styles/s.png") == 0
+    result, photo = pixels(load_image("out/a__s.png")), pixels(load_image("photos/a.png"))
+    assert np.array_equal(result[:, :24], photo[:, :24]) and not np.array_equal(result[:, 24:], photo[:, 24:])
+
+
+# What is refused before the model is read
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"options": "--style-weights 1"}, "1 style weights for 2 styles"),
+        ({"options": "--style-weights 1 -1"}, "style weights must be numbers from 0 on"),
+        ({"options": "--style-weights 0 0"}, "not all of them 0"),
+        ({"options": "--style-weights 1 nan"}, "style weights must be numbers"),
+        ({"options": "--mask left.png left.png left.png"}, "3 masks for 2 styles"),
+        ({"options": "--mask left.png", "style": "styles/s.png styles/t.png photos/a.png"}, "1 masks for 3 styles"),
+        ({"options": "--mask left.png --style-weights 1 1"}, "--style-weights and --mask do not go together"),
+        ({"options": "--mask text.jpg"}, "text.jpg: not a picture"),
+        ({"options": "--mask nowhere.png"}, "nowhere.png: no such file"),
+        ({"options": "--keep empty.png"}, "empty.png: the file is empty"),
+        ({"options": "--keep photos"}, "photos: is a folder"),
+        ({"options": "--keep left.png", "output": "left.png", "content": "photos/a.png", "style": "styles/s.png"}, "is one of the pictures to work from"),
+        ({"options": "--steps -3"}, "steps must be between 1 and 1000"),
+        ({"options": "--sampler euler"}, "--sampler: invalid choice: 'euler'"),
+        ({"options": "--eta 0.5"}, "eta is for the sampler ddim"),
+        ({"options": "--batch-size 0"}, "--batch-size must be at least 1"),
+        ({"options": "--size 64x"}, "--size: expected a number such as 256, or width x height"),
+        ({"options": "--size 64x64x64"}, "--size: expected a number"),
+        ({"options": "--size wide"}, "--size: expected a number"),
+        ({"options": "--size 64x8"}, "size must be at least 32 pixels, got 8"),
+        ({"options": "--guidance-interval 0.8 0.2"}, "guidance_interval"),
+        ({"output": "{colour}.png"}, "there is no field {colour}"),
+        ({"output": "{content.png"}, "--output {content.png"),
+        ({"output": "one.png"}, "6 pictures do not fit into one file"),
+        ({"output": "{content}.png"}, "a.png: would be written for both photos/a.png in s and photos/a.png in t"),
+        ({"output": "text.jpg/out"}, "text.jpg is a file, not a folder"),
+        ({"output": "photos/{content}.png", "style": "styles/s.png"}, "photos/a.png: is one of the pictures to work from"),
+        ({"content": "photos nowhere.png"}, "nowhere.png: no such file or folder"),
+        ({"style": "nowhere/*.png"}, "no file matches it"),
+        ({"content": "blank"}, "blank: no pictures in it"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_model_is_read(
+    stylize: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    (folder / "blank").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    code, printed = stylize(**wrong), capsys.readouterr()
+    assert code == 2 and printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("error: ")
+    assert problem in printed.err and {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_width_and_height_crop_the_photo(stylize: Callable) -> None:
+    assert stylize("--size 64x48") == 0
+    assert {load_image(path).size for path in Path("out").iterdir()} == {(64, 48)}
