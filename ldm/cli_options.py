@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 
+from ldm import __version__
+from ldm.checkpoint import file_hash
 from ldm.device import DEVICES, PRECISIONS
-from ldm.pipeline import StyleTransferPipeline
+from ldm.errors import UserError
+from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
 from ldm.settings import SAMPLERS, Settings
 
 _STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
@@ -55,6 +58,21 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     settings = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
     Settings(**settings).check()
     return settings
+
+
+def provenance(args: argparse.Namespace, settings: dict[str, Any], precision: str) -> dict[str, Any]:
+    """What a result's metadata say of how it was painted: settings, model, version. Raises UserError without a checkpoint."""
+    checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such file")
+    return {
+        **settings,
+        "steps": Settings(**settings).number_of_steps,
+        "precision": precision,
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": file_hash(checkpoint),
+        "version": __version__,
+    }
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -156,7 +156,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return {key: value for key, value in image.info.items() if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return {}
 
 

@@ -156,8 +156,8 @@ def plan(contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: 
             "or a name with {content} and {style}"
         )
     template, tasks = _as_template(output), []
-    for content, (name, style) in product(contents, styles):
-        path = check_output(_filled(template, {**values, "content": content.stem, "style": name}))
+    for (content_name, content), (name, style) in product(zip(distinct_names(contents), contents), styles):
+        path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
         tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
     check_inputs_survive([task.output for task in tasks], {*contents, *(path for _, style in styles for path in files_of(style))})

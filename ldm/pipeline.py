@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
@@ -92,7 +93,8 @@ class StyleTransferPipeline:
         precision = choose_precision(precision, where)
         path, config_path = resolve_checkpoint(checkpoint, config)
         state = bake_ema(read_state_dict(path))
-        model = build_model(config_path, allow_targets)
+        with _Uninitialised():
+            model = build_model(config_path, allow_targets)
         try:
             load_strict(model, state, model.optional_keys(state), where=str(path))
         except CheckpointError as error:
@@ -192,6 +194,13 @@ def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> D
     if not isinstance(model, DualCondModel):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Within it new weights get no random values: a checkpoint's take their place, and drawing them takes longer than reading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
 
 
 def make_fast(model: DualCondModel) -> DualCondModel:

@@ -57,11 +57,6 @@ class StyleRegions:
             raise UserError(f"{len(self.masks)} masks for {len(self.styles)} styles; give one for each style, or one less")
 
 
-def _check_list(pictures: Any, name: str) -> None:
-    if not isinstance(pictures, (list, tuple)):
-        raise UserError(f"{name} must be a list of pictures, got a {type(pictures).__name__}")
-
-
 Style = Picture | StyleMix | StyleRegions
 
 
@@ -145,3 +140,8 @@ def to_latent(mask: Tensor, factor: int, multiple: int) -> Tensor:
     padded = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
     small = F.avg_pool2d(padded, factor)
     return small.reshape(*mask.shape[:-2], *small.shape[-2:])
+
+
+def _check_list(pictures: Any, name: str) -> None:
+    if not isinstance(pictures, (list, tuple)):
+        raise UserError(f"{name} must be a list of pictures, got a {type(pictures).__name__}")

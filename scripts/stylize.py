@@ -24,10 +24,9 @@ import argparse
 import sys
 from typing import Any
 
-from ldm import __version__
 from ldm.checkpoint import file_hash
 from ldm.cli import ArgumentParser, run
-from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
 from ldm.images import load_image, save_image
 from ldm.many import (
@@ -44,8 +43,7 @@ from ldm.many import (
     read_styles,
     share_of,
 )
-from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
-from ldm.settings import Settings
+from ldm.pipeline import StyleTransferPipeline
 from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
 
 
@@ -108,18 +106,9 @@ def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
 
 def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
-    checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
     kept = None if args.keep is None else file_hash(args.keep)
     extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
-    return {
-        **settings,
-        **{name: value for name, value in extra.items() if value is not None},
-        "steps": Settings(**settings).number_of_steps,
-        "precision": pipeline.painter.precision,
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": file_hash(checkpoint),
-        "version": __version__,
-    }
+    return provenance(args, settings, pipeline.painter.precision) | {name: value for name, value in extra.items() if value is not None}
 
 
 def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -22,15 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm import __version__
-from ldm.checkpoint import file_hash
 from ldm.cli import ArgumentParser, run
-from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.cli_options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
 from ldm.images import load_image
 from ldm.many import METADATA_KEY
-from ldm.pipeline import resolve_checkpoint
-from ldm.settings import Settings
 from ldm.video import (
     DEFAULT_RATE,
     Clip,
@@ -99,19 +95,8 @@ def main() -> None:
 
 def description(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
     """A frame's metadata, which say how it was made. Raises UserError where there is no checkpoint."""
-    checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file")
-    about = {
-        **settings,
-        "content": Path(args.content).resolve().name,
-        "style": Path(args.style).name,
-        "steps": Settings(**settings).number_of_steps,
-        "precision": args.precision,
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": file_hash(checkpoint),
-        "version": __version__,
-    }
+    names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
+    about = names | provenance(args, settings, args.precision)
     return {"Software": "ArtFusion", METADATA_KEY: json.dumps(about, sort_keys=True)}
 
 

@@ -212,6 +212,10 @@ def test_a_single_picture_goes_to_a_file_or_a_folder(folder: Path, output: str, 
     assert outputs(["a.png"], ["s.png"], output) == [expected]
 
 
+def test_photos_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
+    assert outputs(["x/a.png", "y/a.png", "y/b.png"], ["s.png"], "out") == ["out/x-a__s.png", "out/y-a__s.png", "out/b__s.png"]
+
+
 def test_a_folder_may_have_a_dot_if_it_is_there(folder: Path) -> None:
     (folder / "out.png").mkdir()
     assert outputs(["a.png"], ["s.png", "t.png"], "out.png") == ["out.png/a__s.png", "out.png/a__t.png"]
@@ -226,7 +230,7 @@ def test_braces_and_blanks_in_names_are_kept(folder: Path) -> None:
     [
         (["a.png", "b.png"], "one.png", "2 pictures do not fit into one file"),
         (["a.png", "b.png"], "{style}.png", "s.png: would be written for both a.png in s and b.png in s"),
-        (["x/a.png", "y/a.png"], "out", "out/a__s.png: would be written for both x/a.png in s and y/a.png in s"),
+        (["x/a.png", "y/a.png"], "{style}.png", "s.png: would be written for both x/a.png in s and y/a.png in s"),
         (["a.png"], "{styel}.png", r"no field \{styel\}; did you mean style"),
         (["a.png"], "{}.png", r"no field \{\}"),
         (["a.png"], "{content.__class__}.png", "no field"),

@@ -13,7 +13,7 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.models.diffusion.samplers import PerPictureNoise, sample_dpm_solver, sampling_path, start_of
-from ldm.painter import Batch, Painter
+from ldm.painter import Batch, Painter, centred
 from ldm.settings import SAMPLERS, Settings
 
 PUBLISHED_STEPS = SAMPLERS["ancestral"]
@@ -66,7 +66,7 @@ def unprepared(model: DualCondModel, task: Task) -> Painted:
         return prediction if model.parameterization == "x0" else start_of(x, prediction, alphas[timestep])
 
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
-    x = PerPictureNoise(task.seeds)(condition["c1"])
+    x = centred(PerPictureNoise(task.seeds)(condition["c1"]))
     pictures = model.decode_first_stage(sample_dpm_solver(denoise, x, path))
     return pictures, watch.seconds()
 
