@@ -140,4 +140,4 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, 
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, leave_at_once=True)
