@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from ldm.checkpoint import save_safetensors
 from ldm.cli import run
 from ldm.util import instantiate_from_config
 
@@ -130,6 +131,25 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write_model(folder: Path) -> list[str]:
+    """Writes a tiny model's checkpoint and config; the options that name them."""
+    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
+    save_config({"model": model_config()}, folder / "tiny.yaml")
+    return ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
+
+
+def everything_in(folder: Path) -> dict[Path, bytes | None]:
+    """The content of every file, to see that nothing was written."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def assert_refused(code: int, captured: Any, problem: str) -> None:
+    """A program ended with exit code 2 and one line that tells the problem."""
+    assert code == 2 and captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+    assert problem in captured.err
 
 
 def run_program(main: Callable[[], Any], arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import ROOT, model_config, picture, picture_folder, pixels, run_program, save_config, script, tiny_model
+from pipeline_builders import ROOT, assert_refused, everything_in, model_config, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
 
 from ldm.checkpoint import save_safetensors
 from ldm.cli import run
@@ -27,10 +27,7 @@ def stylize() -> ModuleType:
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model."""
-    folder = tmp_path_factory.mktemp("model")
-    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
-    save_config({"model": model_config()}, folder / "tiny.yaml")
-    return ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -49,16 +46,6 @@ def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out."""
     options = {"content": "photo.png", "style": "painting.png", "output": "out.png", "size": 32, "steps": 2, **changes}
     return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def everything_in(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
-def assert_refused(code: int, captured: Any, problem: str) -> None:
-    assert code == 2 and captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert problem in captured.err
 
 
 # Bad input

@@ -10,10 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pipeline_builders
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from pipeline_builders import ROOT, forbid_network, model_config, picture, randomise, run_program, save_config, script, tiny_model
+from pipeline_builders import ROOT, everything_in, forbid_network, model_config, picture, randomise, run_program, save_config, script, tiny_model
 from torch import Tensor, nn
 
 from ldm.checkpoint import save_safetensors
@@ -287,10 +288,6 @@ def arguments(**changes: object) -> list[str]:
 TINY = {"checkpoint": "tiny.safetensors", "config": "tiny.yaml", "steps": 1}
 
 
-def everything_in(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 def rows_of(path: str) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -358,9 +355,7 @@ def test_bad_input_is_refused_before_any_weights_are_read(
 def assert_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys, call: list[str], problem: str) -> None:
     before = everything_in(folder)
     code, captured = run_program(evaluate.main, call, monkeypatch), capsys.readouterr()
-    assert code == 2 and captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert problem in captured.err
+    pipeline_builders.assert_refused(code, captured, problem)
     assert everything_in(folder) == before
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import model_config, picture, pixels, run_program, save_config, script, tiny_model
+from pipeline_builders import picture, pixels, run_program, script, write_model
 
-from ldm.checkpoint import save_safetensors
 from ldm.images import load_image
 from ldm.pipeline import StyleTransferPipeline
 
@@ -20,11 +19,7 @@ PROGRAMS = ["stylize", "guidance_grid", "sample_styles", "interpolate_styles"]
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    folder = tmp_path_factory.mktemp("model")
-    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
-    save_config({"model": model_config()}, folder / "tiny.yaml")
-    model = ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
-    return [*model, "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
+    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
 
 
 @pytest.fixture

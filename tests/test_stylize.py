@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import model_config, picture, pixels, run_program, save_config, script, tiny_model
+from pipeline_builders import picture, pixels, run_program, script, write_model
 
-from ldm.checkpoint import file_hash, save_safetensors
+from ldm.checkpoint import file_hash
 from ldm.errors import UserError
 from ldm.images import load_image, read_metadata
 from ldm.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
@@ -21,11 +21,7 @@ ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    folder = tmp_path_factory.mktemp("model")
-    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
-    save_config({"model": model_config()}, folder / "tiny.yaml")
-    model = ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
-    return [*model, "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
+    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
 
 
 @pytest.fixture

@@ -14,10 +14,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import model_config, picture, pixels, run_program, save_config, script, tiny_model
+from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script, write_model
 
 from ldm import video
-from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.pipeline import StyleTransferPipeline
 
@@ -32,10 +31,7 @@ def program() -> ModuleType:
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model."""
-    folder = tmp_path_factory.mktemp("model")
-    save_safetensors(tiny_model(use_ema=False).state_dict(), folder / "tiny.safetensors")
-    save_config({"model": model_config()}, folder / "tiny.yaml")
-    return ["--checkpoint", str(folder / "tiny.safetensors"), "--config", str(folder / "tiny.yaml")]
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -127,18 +123,8 @@ def kinds_of(path: Path) -> list[tuple[str, str]]:
         return [(stream.type, stream.codec_context.name) for stream in container.streams]
 
 
-def everything_in(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(pixels(a) - pixels(b)).mean())
-
-
-def assert_refused(code: int, captured: Any, problem: str) -> None:
-    assert code == 2 and captured.out == ""
-    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-    assert problem in captured.err
 
 
 # From clip to clip
