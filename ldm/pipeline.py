@@ -219,11 +219,12 @@ def compile_networks(model: DualCondModel) -> None:
 
 
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
-    """(checkpoint file, config file); the bundled ones lie beside the package."""
-    if str(checkpoint) in BUNDLED and not Path(checkpoint).is_file():
-        weights, bundled_config = BUNDLED[str(checkpoint)]
-        return ROOT / weights, Path(config) if config else ROOT / bundled_config
-    return Path(checkpoint), Path(config) if config else ROOT / PUBLISHED_CONFIG
+    """(checkpoint file, config file); the bundled ones lie beside the package, and go together by name or by path."""
+    path = Path(checkpoint)
+    if str(checkpoint) in BUNDLED and not path.is_file():
+        path = ROOT / BUNDLED[str(checkpoint)][0]
+    configs = {ROOT / weights: bundled_config for weights, bundled_config in BUNDLED.values()}
+    return path, Path(config) if config else ROOT / configs.get(path.resolve(), PUBLISHED_CONFIG)
 
 
 def _jobs(

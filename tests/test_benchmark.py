@@ -96,7 +96,8 @@ def test_psnr_is_that_of_the_visible_picture() -> None:
 
 @pytest.fixture
 def model() -> DualCondModel:
-    return StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS)).model
+    plain = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS)).model  # made fast, which the rows do
+    return plain.requires_grad_(False).to(memory_format=torch.contiguous_format)
 
 
 @pytest.fixture

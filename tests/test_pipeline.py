@@ -24,7 +24,7 @@ from ldm.models.diffusion.denoiser import Guidance
 from ldm.modules.losses import lpips
 from ldm.painter import Batch, Painter
 from ldm.models.diffusion.samplers import sampling_path
-from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline, build_model
+from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
 from ldm.util import instantiate_from_config, load_config
 
 FAST = {"size": 32, "steps": 2}
@@ -539,6 +539,12 @@ def test_building_the_published_model_needs_no_file_and_no_network(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     model = instantiate_from_config(config.model)
     assert not model.vgg.has_weights and model.model.diffusion_model.out_channels == 16
+
+
+def test_the_bundled_weights_go_with_their_config_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    by_name, by_path = (resolve_checkpoint(name, None) for name in ("mini", "checkpoints/mini/model.safetensors"))
+    assert by_name[0].samefile(by_path[0]) and by_name[1] == by_path[1] == ROOT / "configs/mini.yaml"
 
 
 @pytest.mark.parametrize("name, expected", [(None, "kl16_content12.yaml"), ("own.yaml", "own.yaml")])
