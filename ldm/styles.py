@@ -32,7 +32,7 @@ class StyleMix:
         _check_list(self.styles, "styles")
         weights = [1.0] * len(self.styles) if self.weights is None else list(self.weights)
         if not weights or len(weights) != len(self.styles):
-            raise UserError(f"{len(weights)} style weights for {len(self.styles)} style(s)")
+            raise UserError(f"{len(weights)} style weights for {len(self.styles)} styles")
         if not all(isinstance(w, Real) and isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
             raise UserError(f"style weights must be numbers from 0 on, not all of them 0, got {weights}")
         return [weight / sum(weights) for weight in weights]
