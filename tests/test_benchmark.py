@@ -182,7 +182,7 @@ def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: wa
 def test_a_network_that_predicts_the_start_is_sampled_alike(files: Path, task: ways.Task) -> None:
     model = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS, parameterization="x0")).model
     (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
-    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
+    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-2 * float(whole.std()))
 
 
 def test_each_change_is_added_to_those_before() -> None:
