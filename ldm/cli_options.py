@@ -44,13 +44,12 @@ def parse_size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (), **defaults: Any) -> None:
-    """Options for the settings, but for those left out; `defaults` replace the usual ones."""
+def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
+    """Options for the settings, but for those left out."""
     group = parser.add_argument_group("how to paint")
     for name, declaration in _SETTINGS.items():
         if name not in leave_out:
             group.add_argument("--" + name.replace("_", "-"), **declaration)
-    group.set_defaults(**defaults)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

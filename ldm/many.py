@@ -8,6 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
@@ -212,13 +213,24 @@ def is_finished(task: Task, description: dict[str, Any]) -> bool:
         return False
 
 
+def _hash(path: str | Path) -> str:
+    """Of the file as it is now; read again only if it has changed, since a photo and a painting have many results."""
+    status = os.stat(path)
+    return _hash_of(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _hash_of(path: str, *state: int) -> str:
+    return file_hash(path)
+
+
 def describe(task: Task, description: dict[str, Any]) -> str:
     """What a picture's file says of how it was made, as JSON. Raises OSError."""
     made_from = {
         "content": task.content.name,
-        "content_sha256": file_hash(task.content),
+        "content_sha256": _hash(task.content),
         "style": task.style_name,
-        "style_sha256": [file_hash(path) for path in files_of(task.style)],
+        "style_sha256": [_hash(path) for path in files_of(task.style)],
     }
     return json.dumps({**made_from, **description}, sort_keys=True)
 

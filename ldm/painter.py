@@ -65,6 +65,7 @@ class Painter:
         self.model, self.precision = model, precision
         self.factor = model.first_stage_model.encoder.factor
         self.multiple = self.factor * model.model.diffusion_model.min_multiple
+        self.alphas = model.alphas_cumprod.tolist()
         self.native_size = model.image_size * self.factor  # of the pictures that the model was trained on
 
     @torch.no_grad()
@@ -126,7 +127,7 @@ class Painter:
         strength = min(settings.refine, settings.strength) if over_smaller else settings.strength
         # The solver's error is least between the two spacings, see docs/sampling.md.
         spacing = "between" if settings.sampler == "dpm-solver++" else "time"
-        return sampling_path(self.model.alphas_cumprod.tolist(), settings.number_of_steps, strength, spacing)
+        return sampling_path(self.alphas, settings.number_of_steps, strength, spacing)
 
     def _tile(self, settings: Settings) -> int:
         """Side of the tiles' latents."""

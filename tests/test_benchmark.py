@@ -94,10 +94,15 @@ def test_psnr_is_that_of_the_visible_picture() -> None:
 # Sampling: what the rows run
 
 
+def plain(**params: str) -> DualCondModel:
+    """The tiny model without what makes the pipeline's fast, which the rows do."""
+    model = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS, **params)).model
+    return model.requires_grad_(False).to(memory_format=torch.contiguous_format)
+
+
 @pytest.fixture
 def model() -> DualCondModel:
-    plain = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS)).model  # made fast, which the rows do
-    return plain.requires_grad_(False).to(memory_format=torch.contiguous_format)
+    return plain()
 
 
 @pytest.fixture
@@ -180,9 +185,9 @@ def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: wa
 
 
 def test_a_network_that_predicts_the_start_is_sampled_alike(files: Path, task: ways.Task) -> None:
-    model = StyleTransferPipeline(tiny_model(use_ema=False, timesteps=TIMESTEPS, parameterization="x0")).model
+    model = plain(parameterization="x0")
     (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
-    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-2 * float(whole.std()))
+    torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
 def test_each_change_is_added_to_those_before() -> None:

@@ -1,6 +1,5 @@
 """The bundled model: it loads anywhere, offline, and paints: the photo is still there, the palette is the painting's."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.models.diffusion.denoiser import Guidance
 from ldm.modules.losses import lpips
-from ldm.painter import Batch, Painter
+from ldm.painter import Batch
 from ldm.models.diffusion.samplers import sampling_path
 from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
 from ldm.util import instantiate_from_config, load_config
