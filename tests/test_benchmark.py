@@ -184,8 +184,9 @@ def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: wa
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
-def test_a_network_that_predicts_the_start_is_sampled_alike(files: Path, task: ways.Task) -> None:
-    model = plain(parameterization="x0")
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_a_network_that_predicts_something_else_is_sampled_alike(files: Path, task: ways.Task, target: str) -> None:
+    model = plain(parameterization=target)
     (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 

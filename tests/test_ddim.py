@@ -261,17 +261,18 @@ def test_sampling_with_guidance(model, monkeypatch, s1, s2, branches):
     assert calls == [2 * branches] * 4
 
 
-def test_network_that_predicts_the_start_equals_one_that_predicts_the_noise(model):
-    starts, noises = tiny_ldm(parameterization="x0"), tiny_ldm()
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_network_that_predicts_something_else_equals_one_that_predicts_the_noise(target):
+    others, noises = tiny_ldm(parameterization=target), tiny_ldm()
     abar = noises.alphas_cumprod
 
-    def noise_of_start(x, t, c):
-        a = abar[t][:, None, None, None]
-        return (x - a.sqrt() * starts.apply_model(x, t, c)) / (1 - a).sqrt()
+    def as_noise(x, t, c):
+        a, prediction = abar[t][:, None, None, None], others.apply_model(x, t, c)
+        return (x - a.sqrt() * prediction) / (1 - a).sqrt() if target == "x0" else a.sqrt() * prediction + (1 - a).sqrt() * x
 
-    noises.apply_model = noise_of_start
+    noises.apply_model = as_noise
     options = {"eta": 0.5, **two_way(0.6, 2.0)}
-    assert_same(ddim(starts, **options)[0], ddim(noises, **options)[0], 1e-3)
+    assert_same(ddim(others, **options)[0], ddim(noises, **options)[0], 1e-3)
 
 
 class HalfTheNoise:
@@ -291,9 +292,10 @@ def test_score_corrector_changes_the_guided_noise(model):
     assert [(t, c is cond, m is model) for m, t, c in corrector.calls] == [(t, True, True) for t in UNIFORM[::-1]]
 
 
-def test_score_corrector_needs_a_network_that_predicts_noise():
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_score_corrector_needs_a_network_that_predicts_noise(target):
     with pytest.raises(ValueError, match="parameterization 'eps'"):
-        ddim(tiny_ldm(parameterization="x0"), score_corrector=HalfTheNoise())
+        ddim(tiny_ldm(parameterization=target), score_corrector=HalfTheNoise())
 
 
 # What goes in and comes out

@@ -12,7 +12,6 @@ from ldm.models.diffusion import denoiser
 from ldm.models.diffusion.denoiser import PREPARED_STEPS, GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
-from ldm.models.diffusion.samplers import start_of
 from ldm.tiles import Tiling, blend, cut
 
 T = 500
@@ -55,7 +54,7 @@ def by_the_model(
         model.apply_model, model.condition(content, style), scales[0], model.condition(torch.zeros_like(content), style), scales[1], null
     )
     prediction = guided(x, torch.full((len(x),), timestep))
-    return prediction if model.parameterization == "x0" else start_of(x, prediction, float(model.alphas_cumprod[timestep]))
+    return model.start_from(prediction, x, torch.full((len(x),), timestep))
 
 
 @pytest.fixture
@@ -79,8 +78,9 @@ def test_it_is_the_guided_prediction_of_the_model(model: DualCondModel, scales: 
 
 
 @pytest.mark.parametrize("scales", SCALES)
-def test_a_network_may_predict_the_start(scales: tuple) -> None:
-    model = tiny_ldm(parameterization="x0")
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_a_network_may_predict_something_else_than_noise(scales: tuple, target: str) -> None:
+    model = tiny_ldm(parameterization=target)
     x, content = latents("x"), latents("content")
     assert_same(run_denoiser(model, content, style(), x, scales=scales), by_the_model(model, x, content, style(), scales=scales))
 

@@ -94,6 +94,13 @@ def test_vlb_weights_of_start_prediction():
     assert weights[0] == weights[1]
 
 
+def test_vlb_weights_of_velocity_prediction():
+    """An error d of v makes one of sqrt(abar) d in the noise that it stands for."""
+    weights, of_noise = (diffusion_tables(BETAS, parameterization=target)["lvlb_weights"] for target in ("v", "eps"))
+    np.testing.assert_allclose(weights[1:], (np.asarray(of_noise) * ABAR)[1:], rtol=1e-5)
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize("kind", ["linear", "cosine", "sqrt_linear", "sqrt"])
 def test_schedule_of_a_model_is_the_one_asked_for(kind):
     model = unconditional_ldm(beta_schedule=kind, timesteps=7, linear_start=0.01, linear_end=0.3, cosine_s=0.02)
@@ -117,7 +124,7 @@ def test_cosine_betas_follow_the_cosine_up_to_their_cap():
     "wrong",
     [
         {"beta_schedule": "linera"},
-        {"parameterization": "v"},
+        {"parameterization": "score"},
         {"loss_type": "huber"},
         {"cond_stage_config": "__is_first_stage__"},
         {"conditioning_key": "concat"},
@@ -181,15 +188,16 @@ def test_posterior_of_the_first_step_is_the_start(plain):
 
 def direct_loss(model, cond, x_0: Tensor, noise: Tensor, power: int, target: str, elbo=0.0, simple=1.0, gamma=None) -> Tensor:
     out = model.apply_model(at(ABAR**0.5) * x_0 + at((1 - ABAR) ** 0.5) * noise, T, cond)
-    error = (out - (noise if target == "eps" else x_0)).abs().pow(power).mean(dim=(1, 2, 3))
+    wanted = {"eps": noise, "x0": x_0, "v": at(ABAR**0.5) * noise - at((1 - ABAR) ** 0.5) * x_0}[target]
+    error = (out - wanted).abs().pow(power).mean(dim=(1, 2, 3))
     snr = ABAR / (1 - ABAR)
-    weight = 1.0 if gamma is None else at(np.minimum(snr, gamma) / (snr if target == "eps" else 1)).flatten()
+    weight = 1.0 if gamma is None else at(np.minimum(snr, gamma) / {"eps": snr, "x0": 1, "v": snr + 1}[target]).flatten()
     logvar = model.logvar[T]
     vlb = diffusion_tables(BETAS, parameterization=target)["lvlb_weights"][T] * error
     return simple * (weight * error / logvar.exp() + logvar).mean() + elbo * vlb.mean()
 
 
-@pytest.mark.parametrize("target", ["eps", "x0"])
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize(
     "options, terms",
@@ -221,6 +229,12 @@ def test_learned_logvar_gets_its_own_gradient():
     expected = torch.zeros(STEPS).index_put((T,), (1 - error / math.exp(0.4)) / 3)
     assert_same(model.logvar.grad, expected)
     assert parts["val/logvar"].item() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v"])
+def test_the_right_prediction_leads_back_to_the_start(target):
+    model, x_0, noise = tiny_ldm(**SHORT, parameterization=target), latents("x0", 3), latents("noise", 3)
+    assert_same(model.start_from(model.target_of(x_0, noise, T), model.q_sample(x_0, T, noise), T), x_0, 1e-4)
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -266,6 +280,8 @@ def naive_ancestral(
         start = model.apply_model(x, t, cond)
         if target == "eps":
             start = (x - math.sqrt(1 - ABAR[i]) * start) / math.sqrt(ABAR[i])
+        elif target == "v":
+            start = math.sqrt(ABAR[i]) * x - math.sqrt(1 - ABAR[i]) * start
         noise = temperature * torch.randn(x.shape)
         if i > 0:
             mean, variance = bayes_posterior(start, x, t)
@@ -302,11 +318,12 @@ def test_ancestral_sampling_without_a_condition(plain):
     assert_same(actual, naive_ancestral(plain, None, latents("x_T"), seed=2), 1e-3)
 
 
-def test_ancestral_sampling_of_a_network_that_predicts_the_start():
-    model, (cond, _, _) = tiny_ldm(**SHORT, parameterization="x0"), conditions()
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_ancestral_sampling_of_a_network_that_predicts_something_else(target):
+    model, (cond, _, _) = tiny_ldm(**SHORT, parameterization=target), conditions()
     torch.manual_seed(2)
     actual = model.sample(cond, x_T=latents("x_T"), verbose=False)
-    assert_same(actual, naive_ancestral(model, cond, latents("x_T"), seed=2, target="x0"), 1e-3)
+    assert_same(actual, naive_ancestral(model, cond, latents("x_T"), seed=2, target=target), 1e-3)
 
 
 def test_ancestral_sampling_with_a_wider_posterior_still_ends_without_noise():

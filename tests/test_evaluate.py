@@ -22,7 +22,8 @@ from ldm.errors import UserError
 from ldm.evaluation import fid, metrics, plot
 from ldm.evaluation.evaluator import Evaluator, Measured, to_tensors
 from ldm.evaluation.fid import art_fid, frechet_distance, load_inception
-from ldm.evaluation.metrics import PairMetrics, Statistics, VggFeatures
+from ldm.evaluation.metrics import PairMetrics, Statistics
+from ldm.modules.losses.style_transfer import VggFeatures
 from ldm.evaluation.pairs import ResultSet
 from ldm.images import load_image
 from ldm.modules.losses import lpips as networks

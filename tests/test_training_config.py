@@ -64,7 +64,15 @@ def test_a_missing_file_to_extend_is_named(tmp_path: Path) -> None:
 
 
 OLD = {"data": {"params": {"train": {"target": "A", "params": {"x": 1, "y": 1}}, "n": 4}}, "model": {}}
+BASE, SUBCLASS = "ldm.models.first_stage.KLAutoencoder", "ldm.models.autoencoder.AutoencoderKL"
 CHANGES = [({"target": "B", "params": {"y": 2}}, {"y": 2}), ({"target": "A", "params": {"y": 2}}, {"x": 1, "y": 2}), ({"params": {"y": 2}}, {"x": 1, "y": 2})]
+
+
+@pytest.mark.parametrize("old, new, params", [(BASE, SUBCLASS, {"x": 1, "y": 2}), (SUBCLASS, BASE, {"y": 2})], ids=["subclass", "base"])
+def test_a_subclass_keeps_the_parameters(tmp_path: Path, old: str, new: str, params: dict[str, int]) -> None:
+    base = {"model": {"target": old, "params": {"x": 1, "y": 1}}, "data": {}}
+    paths = save_all(tmp_path, base=base, child={"extends": "base.yaml", "model": {"target": new, "params": {"y": 2}}})
+    assert plain(paths[1])["model"] == {"target": new, "params": params}
 
 
 @pytest.mark.parametrize("change, params", CHANGES, ids=["another target", "same target", "no target"])
@@ -304,6 +312,12 @@ def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul
     names = list(model.state_dict())
     apply_performance(model, {"compile": True})
     assert compiled == [model.encoder] and list(model.state_dict()) == names
+    apply_performance(model, {"compile": ["encoder"]})
+    assert compiled == 2 * [model.encoder]
+    apply_performance(model, {"compile": []})
+    with pytest.raises(ConfigError, match="no part 'encodre'; did you mean encoder"):
+        apply_performance(model, {"compile": ["encodre"]})
+    assert compiled == 2 * [model.encoder]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def unprepared(model: DualCondModel, task: Task) -> Painted:
 
     def denoise(x: Tensor, timestep: int) -> Tensor:
         prediction = guidance(x, torch.full((len(x),), timestep, device=x.device))
-        return prediction if model.parameterization == "x0" else start_of(x, prediction, alphas[timestep])
+        return start_of(x, prediction, alphas[timestep], model.parameterization)
 
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
     x = centred(PerPictureNoise(task.seeds)(condition["c1"]))

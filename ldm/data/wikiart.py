@@ -78,6 +78,38 @@ class HybridTrain(HybridDraws):
         super().__init__(paintings, photos, style_drop, content_drop, photo_share)
 
 
+class CrossPairs(Dataset):
+    """A painting's crop and a random photo's, {"painting", "photo"}, both (size, size, 3). Options as in PictureFolder."""
+
+    def __init__(
+        self,
+        style_root: str = "datasets/wiki-art",
+        content_root: str = "datasets/ms-coco",
+        size: int = 256,
+        short_side: int | None = None,
+        split: str = "train",
+        validation_share: float = 0.02,
+        seed: int = 0,
+        in_memory: bool = False,
+    ):
+        options = {"split": split, "validation_share": validation_share, "seed": seed, "in_memory": in_memory}
+        self.paintings = PictureFolder(style_root, size, short_side, **options)
+        self.photos = PictureFolder(content_root, size, short_side, **options)
+        self.fixed = split != "train"
+
+    @property
+    def pictures(self) -> int:
+        """Files that samples are made of."""
+        return self.paintings.pictures + self.photos.pictures
+
+    def __len__(self) -> int:
+        return len(self.paintings)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        photo = index % len(self.photos) if self.fixed else randint(len(self.photos))
+        return {"painting": self.paintings[index]["image"], "photo": self.photos[photo]["image"]}
+
+
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:
     """(style on, content on) for one training sample; never both off."""
     draw = torch.rand(2)

@@ -1,7 +1,6 @@
 """How far a result is from its content and its style: VGG16 features, structural similarity, LPIPS.
 
-Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
-(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 was trained with.
+Pictures are (N, 3, H, W) in [-1, 1].
 
 Losses of features grow with the features' size, so `content_vgg`, `style_mean_std` and `gram` of two runs compare only
 if both read the same weights file.
@@ -15,36 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.modules.losses.lpips import LPIPS, ScalingLayer, vgg16
+from ldm.modules.losses.lpips import LPIPS, vgg16
+from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, VggFeatures, cosine_distance, mean_and_std
 
-LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
-CONTENT_LAYERS = ("relu3_1", "relu4_1")
 VGG_METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram")
 METRICS = (*VGG_METRICS, "ssim", "lpips")
-
-
-class VggFeatures(nn.Module):
-    """The first activation of each of VGG16's first four slices, which the style losses use.
-
-    forward: pictures, H and W >= 16, to {layer: (N, C, H', W')}.
-    """
-
-    def __init__(self, net: vgg16):
-        super().__init__()
-        self.scaling_layer, self.net = ScalingLayer(), net
-
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        x, maps = self.scaling_layer(pictures), {}
-        rest: nn.Module = nn.Identity()  # what of a slice comes after its first activation
-        for name, layers in zip(LAYERS, self.net.slices):
-            first = 1 + next(i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
-            maps[name] = x = layers[:first](rest(x))
-            rest = layers[first:]
-        return maps
 
 
 class Statistics(NamedTuple):
@@ -53,12 +30,6 @@ class Statistics(NamedTuple):
     mean: Tensor  # (N, C)
     std: Tensor  # (N, C)
     gram: Tensor  # (N, C, C)
-
-
-def mean_and_std(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C) each, of the values of a channel at all positions of (N, C, H, W); the standard deviation divides by H*W."""
-    std, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
-    return mean, std
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
@@ -80,14 +51,6 @@ def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
 def gram_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
     """(N,) mean squared differences of Gram matrices, summed over layers."""
     return sum(((x.gram - y.gram) ** 2).mean((1, 2)) for x, y in zip(a, b, strict=True))
-
-
-def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) in [0, 2]: 1 less the cosine of the angle between whole maps (N, C, H, W), each channel normalised first.
-
-    Normalised over positions, a channel keeps where things are and loses its mean and contrast, which are style.
-    """
-    return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(min=0)
 
 
 def luminance(pictures: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
 
 
 class StyleDistiller(pl.LightningModule):
-    """The student's per-layer (std, mean) must give, through one linear layer each, the teacher's, standardised.
+    """The student must give, through one linear layer each, the teacher's per-layer (std, mean) and its activations.
+
+    Both are standardised, so an error of 1 is that of a constant guess. The statistics are what the student is for; its
+    activations, compared at every position, teach it far more from one picture than its statistics would.
 
     `student.*` of a checkpoint are the weights for `vgg_ckpt_path` of a DualCondLDM with the same `vgg_channels`.
     """
@@ -33,6 +36,7 @@ class StyleDistiller(pl.LightningModule):
         self.student = vgg16(requires_grad=True, channels=vgg_channels)
         self.teacher = vgg16().eval()
         self.heads = nn.ModuleList(nn.Linear(2 * s, 2 * t) for s, t in zip(vgg_channels, VGG_CHANNELS))
+        self.maps = nn.ModuleList(nn.Conv2d(s, t, 1) for s, t in zip(vgg_channels, VGG_CHANNELS))
         self.norms = nn.ModuleList(nn.BatchNorm1d(2 * t, affine=False) for t in VGG_CHANNELS)
         for module in self.student.modules():
             if isinstance(module, nn.Conv2d):
@@ -42,26 +46,32 @@ class StyleDistiller(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.teacher.load_weights(self.teacher_ckpt_path)
 
-    def layer_losses(self, x: Tensor) -> Tensor:
-        """(5,) mean squared error of every layer's standardised statistics: 1 is the error of a constant guess."""
+    def layer_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(5,) each: mean squared errors of every layer's standardised statistics and activations."""
         x = self.scaling_layer(x)
         with torch.no_grad():
-            targets = [norm(_statistics(f)) for norm, f in zip(self.norms, self.teacher(x))]
-        guesses = [head(_statistics(f)) for head, f in zip(self.heads, self.student(x))]
-        return torch.stack([F.mse_loss(guess.float(), target) for guess, target in zip(guesses, targets)])
+            targets = [f.float() for f in self.teacher(x)]
+        statistics, activations = [], []
+        for guess, target, head, to_map, norm in zip(self.student(x), targets, self.heads, self.maps, self.norms, strict=True):
+            statistics.append(F.mse_loss(head(_statistics(guess)).float(), norm(_statistics(target))))
+            activations.append(F.mse_loss(to_map(guess).float(), target) / target.var())
+        return torch.stack(statistics), torch.stack(activations)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        losses = self.layer_losses(batch[self.image_key].permute(0, 3, 1, 2))
-        self.log("train/loss", losses.mean(), prog_bar=True)
-        return losses.mean()
+        statistics, activations = self.layer_losses(batch[self.image_key].permute(0, 3, 1, 2))
+        self.log_dict({"train/statistics": statistics.mean(), "train/activations": activations.mean()})
+        loss = statistics.mean() + activations.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         losses = self.layer_losses(batch[self.image_key].permute(0, 3, 1, 2))
-        for layer, loss in enumerate(losses, start=1):
-            self.log(f"val/slice{layer}", loss, batch_size=len(batch[self.image_key]))
+        for name, values in zip(("statistics", "activations"), losses):
+            for layer, loss in enumerate(values, start=1):
+                self.log(f"val/{name}{layer}", loss, batch_size=len(batch[self.image_key]))
 
     def configure_optimizers(self) -> Any:
-        weights = [*self.student.parameters(), *self.heads.parameters()]
+        weights = [*self.student.parameters(), *self.heads.parameters(), *self.maps.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, self.total_steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]

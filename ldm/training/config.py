@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.errors import ConfigError
-from ldm.util import load_config, near
+from ldm.util import get_obj_from_str, load_config, near
 
 TOP_KEYS = ("model", "data", "lightning")
 
@@ -16,7 +16,8 @@ def merged_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> DictCo
     """Config files merged from left to right, then `key.sub=value` overrides. Raises ConfigError.
 
     A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that names another
-    `target` than the one it is merged onto replaces it whole, since its parameters are those of another class.
+    `target` than the one it is merged onto replaces it whole, since its parameters are those of another class; a
+    subclass keeps them.
     """
     tree: dict[str, Any] = {}
     for part in [*map(_tree, paths), _overrides(overrides)]:
@@ -48,9 +49,19 @@ def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(old: Any, new: Any) -> Any:
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or new.get("target", old.get("target")) != old.get("target"):
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or not _takes_params_of(new.get("target", old.get("target")), old.get("target")):
         return new
     return {**old, **{key: _merge(old[key], value) if key in old else value for key, value in new.items()}}
+
+
+def _takes_params_of(new: Any, old: Any) -> bool:
+    """Whether the parameters of one target suit the other: it is the same, or a class made from it."""
+    if new == old:
+        return True
+    try:
+        return issubclass(get_obj_from_str(new), get_obj_from_str(old))
+    except (ConfigError, TypeError):  # not a class of ours; building it will say what is wrong with it
+        return False
 
 
 def _overrides(items: Sequence[str]) -> dict[str, Any]:

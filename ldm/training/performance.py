@@ -1,5 +1,6 @@
 """What makes training fast without changing what it computes, by `lightning.performance` in the config."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,14 +9,19 @@ from torch import nn
 
 from ldm.errors import ConfigError
 from ldm.training.config import check_keys
+from ldm.util import near
 
 PRECISIONS = ("highest", "high", "medium")
+NETWORKS = (
+    "model.diffusion_model", "first_stage_model.encoder", "first_stage_model.decoder", "vgg", "loss.features",
+    "encoder", "decoder", "student", "teacher",
+)  # fmt: skip
 DEFAULTS = {"channels_last": False, "compile": False, "matmul_precision": "high"}
 
 
 def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> None:
-    """channels_last: memory format of convolutions' weights. compile: torch.compile each network, which costs a minute at
-    the start. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
+    """channels_last: memory format of convolutions' weights. compile: torch.compile each network, which costs minutes at
+    the start, or those in a list of names, say [loss.features]. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
     check_keys(options, DEFAULTS, "`lightning.performance`")
     options = {**DEFAULTS, **options}
     if options["matmul_precision"] not in PRECISIONS:
@@ -24,18 +30,16 @@ def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> Non
     torch.backends.cudnn.allow_tf32 = options["matmul_precision"] != "highest"
     if options["channels_last"]:
         model.to(memory_format=torch.channels_last)
-    if options["compile"]:
-        for network in _networks(model):
-            network.compile()  # in place: names in checkpoints stay
+    for network in _to_compile(model, options["compile"]):
+        network.compile()  # in place: names in checkpoints stay
 
 
-def _networks(model: nn.Module) -> list[nn.Module]:
-    """The parts that do the work, each of which compiles as a whole."""
-    names = ("model.diffusion_model", "first_stage_model.encoder", "vgg", "encoder", "decoder", "student", "teacher")
-    found = []
-    for name in names:
-        try:
-            found.append(model.get_submodule(name))
-        except AttributeError:
-            continue
-    return found
+def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Module]:
+    """The parts that do the work, each of which compiles as a whole; or those that are named."""
+    parts = dict(model.named_modules())
+    if isinstance(wanted, bool):
+        return [parts[name] for name in NETWORKS if wanted and name in parts]
+    for name in wanted:
+        if name not in parts:
+            raise ConfigError(f"lightning.performance.compile: the model has no part {name!r}{near(name, parts)}")
+    return [parts[name] for name in wanted]

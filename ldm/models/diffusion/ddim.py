@@ -169,11 +169,11 @@ class DDIMSampler:
 
     def _as_noise(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
         """The guided prediction as noise, whatever the network predicts, with the score corrector applied."""
-        if self.model.parameterization == "x0":
+        if self.model.parameterization != "eps":
             if corrector is not None:
                 raise ValueError("a score_corrector needs a network that predicts noise (parameterization 'eps')")
             # differs: the published sampler takes the network's x0 for noise.
-            return lambda x, t: self.model.predict_noise_from_start(x, t, predict(x, t))
+            return lambda x, t: self.model.predict_noise_from_start(x, t, self.model.start_from(predict(x, t), x, t))
         if corrector is None:
             return predict
         return lambda x, t: corrector.modify_score(self.model, predict(x, t), x, t, condition, **kwargs)

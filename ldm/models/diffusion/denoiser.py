@@ -71,9 +71,7 @@ class GuidedDenoiser:
             return self._guided(cut(x, tiles), cut(content, tiles), content_vectors, modulations, needed)
 
         prediction = blend(predict, Tiling(*x.shape[2:], self.tile), at_once=max(1, ROWS_AT_ONCE // len(x)))
-        if self.model.parameterization == "x0":
-            return prediction
-        return start_of(x, prediction, self.alphas[timestep])
+        return start_of(x, prediction, self.alphas[timestep], self.model.parameterization)
 
     def _guided(
         self, x: Tensor, content: Tensor, content_vectors: Tensor | None, modulations: Modulations, needed: Sequence[bool]

@@ -36,7 +36,8 @@ class LatentDiffusionModel(nn.Module):
     first_stage_config: the frozen autoencoder. cond_stage_config: "__is_adaptive__" (the child class makes the
         conditions) or "__is_unconditional__".
     channels, image_size: of the latent. timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas:
-        the noise schedule. parameterization: the network predicts "eps" or "x0".
+        the noise schedule. parameterization: the network predicts the noise "eps", the clean latent "x0", or
+        "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022).
     loss_type: "l1" or "l2"; logvar (learned with learn_logvar): loss = loss_simple / exp(logvar_t) + logvar_t;
         plus original_elbo_weight * loss_vlb. min_snr_gamma: cap of the signal-to-noise weighting (Hang et al. 2023),
         off by default as in the published recipe.
@@ -91,7 +92,7 @@ class LatentDiffusionModel(nn.Module):
         model_class: Callable[[Mapping[str, Any], Any], nn.Module] | None = None,
     ):
         super().__init__()
-        _check_choice("parameterization", parameterization, ("eps", "x0"))
+        _check_choice("parameterization", parameterization, ("eps", "x0", "v"))
         _check_choice("loss_type", loss_type, ("l1", "l2"))
         _check_choice("cond_stage_config", cond_stage_config, ("__is_adaptive__", "__is_unconditional__"))
         if cond_stage_trainable or (num_timesteps_cond or 1) != 1:
@@ -216,6 +217,20 @@ class LatentDiffusionModel(nn.Module):
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return (self._at(recip, t, x_t) * x_t - x_start) / self._at(recipm1, t, x_t)
 
+    def start_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_0 by what the network predicts from x_t."""
+        if self.parameterization == "x0":
+            return prediction
+        if self.parameterization == "eps":
+            return self.predict_start_from_noise(x_t, t, prediction)
+        return self._at(self.sqrt_alphas_cumprod, t, x_t) * x_t - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_t) * prediction
+
+    def target_of(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is to predict."""
+        if self.parameterization == "v":
+            return self._at(self.sqrt_alphas_cumprod, t, x_start) * noise - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+        return x_start if self.parameterization == "x0" else noise
+
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0)."""
         mean = self._at(self.posterior_mean_coef1, t, x_t) * x_start + self._at(self.posterior_mean_coef2, t, x_t) * x_t
@@ -237,8 +252,7 @@ class LatentDiffusionModel(nn.Module):
         """(loss, values to log, under `train/` or `val/`)."""
         noise = torch.randn_like(x_start) if noise is None else noise
         prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        target = x_start if self.parameterization == "x0" else noise
-        simple = self.get_loss(prediction.float(), target).mean(dim=(1, 2, 3))
+        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t)).mean(dim=(1, 2, 3))
         logvar = self.logvar[t]
         weighted = simple if self.min_snr_gamma is None else simple * self.min_snr_weight(t)
         loss = self.l_simple_weight * (weighted / logvar.exp() + logvar).mean()
@@ -255,10 +269,10 @@ class LatentDiffusionModel(nn.Module):
         return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(prediction, target, reduction="none")
 
     def min_snr_weight(self, t: Tensor) -> Tensor:
-        """(N,) min(SNR, gamma), divided by SNR if the network predicts noise."""
+        """(N,) min(SNR, gamma), as a weight of the predicted quantity's error: over SNR for eps, over SNR + 1 for v."""
         snr = self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
         capped = snr.clamp(max=self.min_snr_gamma)
-        return capped / snr if self.parameterization == "eps" else capped
+        return capped / {"eps": snr, "x0": 1, "v": snr + 1}[self.parameterization]
 
     def get_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
         """(scaled latents, condition) of a batch."""
@@ -347,10 +361,8 @@ class LatentDiffusionModel(nn.Module):
     @torch.no_grad()
     def p_sample(self, x: Tensor, c: Condition, t: Tensor, temperature: float = 1.0) -> Tensor:
         """x_{t-1} from x_t; no noise is added at time step 0."""
-        prediction = self.apply_model(x, t, c)
-        if self.parameterization == "eps":
-            prediction = self.predict_start_from_noise(x, t, prediction)
-        mean, _, log_variance = self.q_posterior(prediction, x, t)
+        start = self.start_from(self.apply_model(x, t, c), x, t)
+        mean, _, log_variance = self.q_posterior(start, x, t)
         noise = step_noise(x, standard_normal, temperature)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise
 

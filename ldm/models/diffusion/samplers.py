@@ -121,6 +121,10 @@ def noise_of(x: Tensor, start: Tensor, alpha: float) -> Tensor:
     return (x - alpha**0.5 * start) / (1 - alpha) ** 0.5
 
 
-def start_of(x: Tensor, eps: Tensor, alpha: float) -> Tensor:
-    """The clean latent that `x` is, freed of the noise `eps`."""
-    return (x - (1 - alpha) ** 0.5 * eps) / alpha**0.5
+def start_of(x: Tensor, prediction: Tensor, alpha: float, parameterization: str = "eps") -> Tensor:
+    """The clean latent of `x` by what a network predicts from it: the noise "eps", "x0" itself, or "v"."""
+    if parameterization == "x0":
+        return prediction
+    if parameterization == "v":
+        return alpha**0.5 * x - (1 - alpha) ** 0.5 * prediction
+    return (x - (1 - alpha) ** 0.5 * prediction) / alpha**0.5

@@ -68,6 +68,8 @@ def _vlb_weights(
     else:
         with np.errstate(divide="ignore"):
             weights = betas**2 / (2 * variance * (1 - betas) * (1 - bar))
+        if parameterization == "v":
+            weights = weights * bar  # an error of v is that of the noise, over sqrt(bar)
     weights[0] = weights[min(1, len(weights) - 1)]  # infinite at the first step, where the variance is 0
     return weights
 

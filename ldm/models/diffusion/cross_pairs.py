@@ -1,0 +1,126 @@
+"""Fine-tuning on what the published recipe never sees: the content of one picture in the style of another.
+
+There is no right answer to compare such a painting with, so the network's estimate of it is decoded and judged by VGG16
+features, as feed-forward style transfer is trained (Johnson et al. 2016, Huang & Belongie 2017). The diffusion loss on
+single pictures goes on beside it, with both conditions dropped at times: it keeps the two dials of guidance alive.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.data.wikiart import draw_flags
+from ldm.errors import ConfigError
+from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
+from ldm.models.diffusion.latent_diffusion import first_samples
+from ldm.modules.losses.style_transfer import StyleTransferLoss
+
+
+class CrossPairLDM(DualCondLDM):
+    """A trained DualCondLDM, learning from batches {"photo", "painting"}, both (N, H, W, 3), in [-1, 1].
+
+    Every photo is painted in the styles of `styles_per_content` paintings of the batch. Half of the paintings are
+    estimates from pure noise; the others start from such an estimate, noised again to a random time step as the sampler
+    would have done, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
+    latent is decoded and judged, which costs a fraction of the whole.
+
+    vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
+    content_weight, style_weight: of the losses of StyleTransferLoss, beside the diffusion loss with weight 1.
+    style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
+    """
+
+    def __init__(
+        self,
+        vgg_teacher_path: str | None = None,
+        content_weight: float = 1.0,
+        style_weight: float = 1.0,
+        styles_per_content: int = 2,
+        window: int = 16,
+        style_drop: float = 0.1,
+        content_drop: float = 0.3,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        if options.get("ckpt_path") is None:
+            raise ConfigError("CrossPairLDM: give the trained model to go on from as ckpt_path")
+        self.content_weight, self.style_weight = content_weight, style_weight
+        self.styles_per_content, self.window = styles_per_content, window
+        self.style_drop, self.content_drop = style_drop, content_drop
+        self.loss = StyleTransferLoss(vgg_teacher_path)
+
+    def optional_keys(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        return (*super().optional_keys(state), "loss.")
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.loss.load_weights()
+
+    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
+        n, prefix = len(batch["photo"]), "train" if self.training else "val"
+        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
+        z, style = self.encode_batch({self.first_stage_key: torch.cat([batch["photo"], batch["painting"]])})
+        loss, parts = self(z, self.condition_of(self._flags(2 * n), z, style))
+
+        repeats = self.styles_per_content
+        others = torch.cat([torch.arange(n).roll(shift) for shift in range(repeats)])  # no photo gets a painting twice
+        condition = self.condition(self.get_content_features(z[:n]).repeat(repeats, 1, 1, 1), style[n:][others])
+        latents, (top, left) = self.window_of(self.paint(condition))
+        f, side = self.first_stage_model.encoder.factor, self.window_side(z) * self.first_stage_model.encoder.factor
+        with torch.no_grad():
+            contents = self.loss.features(photos[..., top * f : top * f + side, left * f : left * f + side])
+            styles = self.loss.features(paintings)
+        contents = {name: maps.float().repeat(repeats, 1, 1, 1) for name, maps in contents.items()}
+        styles = {name: maps.float()[others] for name, maps in styles.items()}
+        content_loss, style_loss = self.loss(self.decode_first_stage(latents), contents, styles)
+        loss = loss + self.content_weight * content_loss.mean() + self.style_weight * style_loss.mean()
+        values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
+        return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
+
+    def _flags(self, n: int) -> dict[str, Tensor]:
+        """Which conditions the diffusion loss of each sample may use."""
+        style, content = zip(*(draw_flags(self.style_drop, self.content_drop) for _ in range(n)))
+        return {key: torch.tensor(flags, device=self.device) for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))}
+
+    def paint(self, condition: Mapping[str, Tensor]) -> Tensor:
+        """The network's estimates of paintings, (N, channels, h, w) scaled latents: the first half from pure noise."""
+        x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
+        t = torch.full((len(x),), last, device=x.device)
+        later = slice((len(x) + 1) // 2, None)
+        with torch.no_grad():
+            rows = {key: value[later] for key, value in condition.items()}
+            start = self.start_from(self.apply_model(x[later], t[later], rows).float(), x[later], t[later])
+            noise = self.predict_noise_from_start(x[later], t[later], start)
+            # More of the noisy time steps, which decide what a picture looks like.
+            t[later] = (torch.rand(len(start), device=x.device).sqrt() * last).long()
+            x[later] = self.q_sample(start, t[later], noise)
+        return self.start_from(self.apply_model(x, t, condition).float(), x, t)
+
+    def window_side(self, z: Tensor) -> int:
+        return min(self.window, *z.shape[2:])
+
+    def window_of(self, z: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(a random window of latents, its top left position)."""
+        side = self.window_side(z)
+        top, left = (int(torch.randint(size - side + 1, ())) for size in z.shape[2:])
+        return z[..., top : top + side, left : left + side], (top, left)
+
+    @torch.no_grad()
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        # The same noise, time steps and windows every time, and training's random numbers stay what they were.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.ema_scope():
+            torch.manual_seed(batch_idx)
+            _, parts, n = self.shared_step(batch)
+        self.log_dict(parts, batch_size=n, sync_dist=True)
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
+        """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in its painting's style."""
+        batch = first_samples(batch, max_images)
+        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
+        with self.ema_scope():
+            z, _ = self.encode_batch({self.first_stage_key: batch["photo"]})
+            condition = self.condition(self.get_content_features(z), self.get_style_statistics(paintings))
+            samples, _ = self.sample_log(condition, len(z), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=torch.randn_like(z))
+        return {"photos": photos, "paintings": paintings, "painted": self.decode_first_stage(samples)}

@@ -1,0 +1,88 @@
+"""The losses of style transfer by VGG16 features: what is kept of the content, what is taken of the style.
+
+Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
+(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 was trained with.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.losses.lpips import ScalingLayer, vgg16
+
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+CONTENT_LAYERS = ("relu3_1", "relu4_1")
+
+
+class VggFeatures(nn.Module):
+    """The first activation of each of VGG16's first four slices, which the style losses use.
+
+    forward: pictures, H and W >= 16, to {layer: (N, C, H', W')}.
+    """
+
+    def __init__(self, net: vgg16):
+        super().__init__()
+        self.scaling_layer, self.net = ScalingLayer(), net
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        x, maps = self.scaling_layer(pictures), {}
+        rest: nn.Module = nn.Identity()  # what of a slice comes after its first activation
+        for name, layers in zip(LAYERS, self.net.slices):
+            first = 1 + next(i for i, layer in enumerate(layers) if isinstance(layer, nn.ReLU))
+            maps[name] = x = layers[:first](rest(x))
+            rest = layers[first:]
+        return maps
+
+
+def mean_and_std(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) each, of the values of a channel at all positions of (N, C, H, W); the standard deviation divides by H*W."""
+    std, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
+    return mean, std
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) in [0, 2]: 1 less the cosine of the angle between whole maps (N, C, H, W), each channel normalised first.
+
+    Normalised over positions, a channel keeps where things are and loses its mean and contrast, which are style.
+    """
+    return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(min=0)
+
+
+class StyleTransferLoss(nn.Module):
+    """Content and style loss of painted pictures, measured as `scripts/evaluate.py` measures them.
+
+    The VGG16 weights are read by `load_weights`: from a file, or torchvision's download.
+    """
+
+    def __init__(self, vgg_ckpt_path: str | None = None):
+        super().__init__()
+        self.vgg_ckpt_path = vgg_ckpt_path
+        self.features = VggFeatures(vgg16())
+        self.requires_grad_(False)
+
+    def load_weights(self) -> None:
+        """Read the VGG16 weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
+        if not self.features.net.has_weights:
+            self.features.net.load_weights(self.vgg_ckpt_path)
+
+    def forward(self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(content loss, style loss), (N,) each, of painted pictures against the features of contents and styles.
+
+        Content: the mean cosine distance of normalised features, contents of the size of the pictures. Style: the squared
+        differences of means and deviations, summed over layers, as a share of the content's own. The denominator is
+        half of that pair's, half of the average pair's, so that a content much like its style does not outweigh the rest.
+        """
+        maps = {name: value.float() for name, value in self.features(painted).items()}
+        content = sum(cosine_distance(maps[name], contents[name]) for name in CONTENT_LAYERS) / len(CONTENT_LAYERS)
+        with torch.no_grad():
+            untouched = statistics_distance(contents, styles)
+            whole = (untouched + untouched.mean()) / 2
+        return content, statistics_distance(maps, styles) / whole
+
+
+def statistics_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and deviations, summed over layers."""
+    pairs = [(mean_and_std(a[name]), mean_and_std(b[name])) for name in LAYERS]
+    return sum(((p - q) ** 2).mean(1) for x, y in pairs for p, q in zip(x, y))

@@ -1,0 +1,239 @@
+"""Fine-tuning on pairs of different pictures: the losses by VGG16 features, the estimates that they judge, training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, tiny_ldm
+from golden_rules import apply_rule, rnd
+from pipeline_builders import model_config, picture, picture_folder, run_program, script
+from torch import Tensor
+from training_builders import data_module, last, logged, logger_node, recipe, train
+
+from ldm.data.wikiart import CrossPairs
+from ldm.errors import ConfigError
+from ldm.models.diffusion.cross_pairs import CrossPairLDM
+from ldm.modules.losses.lpips import vgg16
+from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, statistics_distance
+from ldm.pipeline import StyleTransferPipeline
+from ldm.util import instantiate_from_config
+
+FACTOR = 4  # of the tiny first stage
+
+
+def pictures(tag: str, n: int = 3, side: int = SIDE * FACTOR) -> Tensor:
+    return rnd(tag, n, 3, side, side).tanh()
+
+
+@pytest.fixture(scope="module")
+def loss() -> StyleTransferLoss:
+    torch.manual_seed(0)
+    loss = StyleTransferLoss()
+    for parameter in loss.parameters():
+        torch.nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else torch.nn.init.uniform_(parameter)
+    return loss
+
+
+# The losses
+
+
+def test_a_picture_is_its_own_content_and_style(loss: StyleTransferLoss) -> None:
+    maps, others = loss.features(pictures("a")), loss.features(pictures("b"))
+    content, _ = loss(pictures("a"), maps, others)
+    _, style = loss(pictures("a"), others, maps)
+    assert content.shape == style.shape == (3,)
+    assert content.max() < 1e-5 and style.max() < 1e-5
+
+
+def test_the_style_loss_is_a_share_of_what_the_content_would_have(loss: StyleTransferLoss) -> None:
+    contents, styles = pictures("a"), pictures("b") * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
+    content_maps, style_maps = loss.features(contents), loss.features(styles)
+    distances = statistics_distance(content_maps, style_maps)
+    assert distances.max() > 1.5 * distances.min()
+    assert_same(loss(contents, content_maps, style_maps)[1], distances / (0.5 * distances + 0.5 * distances.mean()))
+    one = [{name: maps[:1] for name, maps in part.items()} for part in (content_maps, style_maps)]
+    assert loss(contents[:1], *one)[1].item() == pytest.approx(1.0)
+
+
+def test_statistics_do_not_see_places_and_content_does(loss: StyleTransferLoss) -> None:
+    maps = {name: rnd(name, 2, 5, 8, 8) for name in LAYERS}
+    moved = {name: value.roll(3, dims=2) for name, value in maps.items()}
+    assert statistics_distance(maps, moved).max() < 1e-5
+    loss_of = StyleTransferLoss.__new__(StyleTransferLoss)
+    torch.nn.Module.__init__(loss_of)
+    loss_of.features = lambda pictures: moved
+    content, style = loss_of(pictures("a", 2), maps, {name: value + 1 for name, value in maps.items()})
+    assert content.min() > 0.5 and style.min() > 0.9
+
+
+def test_the_content_loss_does_not_see_contrast_and_brightness_of_a_channel(loss: StyleTransferLoss) -> None:
+    maps = {name: rnd(name, 2, 5, 8, 8) for name in LAYERS}
+    scaled = {name: value * torch.tensor([1, 2, 3, 4, 5.0])[:, None, None] + 7 for name, value in maps.items()}
+    loss_of = StyleTransferLoss.__new__(StyleTransferLoss)
+    torch.nn.Module.__init__(loss_of)
+    loss_of.features = lambda pictures: scaled
+    assert loss_of(pictures("a", 2), maps, maps)[0].max() < 1e-4
+    # Only these layers count.
+    others = {name: value if name in CONTENT_LAYERS else rnd("other", *value.shape) for name, value in maps.items()}
+    assert loss_of(pictures("a", 2), others, maps)[0].max() < 1e-4
+
+
+# The model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "model.pt"
+    torch.save(tiny_ldm().state_dict(), path)
+    return path
+
+
+def cross_pairs(trained: Path, **changes: Any) -> CrossPairLDM:
+    unet_config = {"target": "ldm.modules.diffusionmodules.model.StyleUNetModel", "params": UNET}
+    options = {"style_dim": STYLE_DIM, "vgg_channels": VGG, "cond_stage_config": "__is_adaptive__", "ckpt_path": str(trained), **LATENT}
+    model = CrossPairLDM(unet_config=unet_config, **{**options, "window": 4, **changes})
+    torch.manual_seed(0)
+    apply_rule(model.loss)
+    return model
+
+
+def batch(n: int = 3) -> dict[str, Tensor]:
+    return {kind: pictures(kind, n).permute(0, 2, 3, 1) for kind in ("photo", "painting")}
+
+
+def test_it_goes_on_from_a_trained_model(trained: Path) -> None:
+    with pytest.raises(ConfigError, match="give the trained model to go on from as ckpt_path"):
+        cross_pairs(trained, ckpt_path=None)
+    weights, expected = cross_pairs(trained).state_dict(), tiny_ldm().state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("n", [5, 6])
+def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    model = cross_pairs(trained)
+    condition = model.condition(rnd("content", n, CHANNELS, SIDE, SIDE), rnd("style", n, STYLE_DIM))
+    calls: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
+    apply_model = model.apply_model
+
+    def remembered(x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        calls.append((x.clone(), t.clone(), cond, apply_model(x, t, cond)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(model, "apply_model", remembered)
+    torch.manual_seed(1)
+    noise = torch.randn(n, CHANNELS, SIDE, SIDE)
+    torch.manual_seed(1)
+    result = model.paint(condition)
+    (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = calls
+    half, last_step = (n + 1) // 2, model.num_timesteps - 1
+    assert_same(x_T, noise[half:])
+    assert torch.equal(first_condition["c2"], condition["c2"][half:]) and full_condition["c1"] is condition["c1"]
+    assert t_T.eq(last_step).all() and t[:half].eq(last_step).all() and t[half:].lt(last_step).all() and len(t[half:].unique()) > 1
+    assert_same(x[:half], noise[:half])
+    # The others lie where the noise's own way to the first estimate passes.
+    start = model.predict_start_from_noise(x_T, t_T, predicted)
+    assert_same(x[half:], model.q_sample(start, t[half:], predicted), 1e-3)
+    assert_same(result, model.predict_start_from_noise(x, t, prediction))
+    assert result.requires_grad and not predicted.requires_grad
+
+
+def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywhere(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), {}
+    features, painted = [], rnd("painted", 6, CHANNELS, SIDE, SIDE)
+    monkeypatch.setattr(model, "paint", lambda condition: seen.update(condition) or painted)
+    monkeypatch.setattr(model, "decode_first_stage", lambda z: seen.update(window=z) or z)
+    monkeypatch.setattr(model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6)))
+    monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
+    monkeypatch.setattr(model.loss.features, "forward", lambda x: features.append(x) or {"pictures": x})
+    torch.manual_seed(3)
+    model.shared_step(data)
+    photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
+    z, style = model.encode_batch({"image": data["photo"]})[0], model.get_style_statistics(paintings)
+    assert_same(seen["c1"], model.get_content_features(z).repeat(2, 1, 1, 1), 1e-4)
+    assert_same(seen["c2"], torch.cat([style, style.roll(1, dims=0)]), 1e-4)
+    window, contents, styles = seen["judged"]
+    assert torch.equal(styles["pictures"], torch.cat([paintings, paintings.roll(1, dims=0)]))
+    places = [(top, left) for top in range(SIDE - 3) for left in range(SIDE - 3) if torch.equal(painted[..., top : top + 4, left : left + 4], window)]
+    assert len(places) == 1 and contents["pictures"].shape == (6, 3, 4 * FACTOR, 4 * FACTOR)
+    top, left = (FACTOR * place for place in places[0])
+    crop = photos[..., top : top + 4 * FACTOR, left : left + 4 * FACTOR]
+    assert torch.equal(contents["pictures"], crop.repeat(2, 1, 1, 1)) and len(features) == 2
+
+
+def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0).train()
+    monkeypatch.setattr(model.loss, "forward", lambda *args: (torch.full((6,), 2.0), torch.full((6,), 7.0)))
+    loss, parts, n = model.shared_step(batch(3))
+    assert n == 3 and (parts["train/content"], parts["train/style"], parts["train/loss"]) == (2.0, 7.0, loss)
+    assert loss.item() == pytest.approx(parts["train/loss_simple"].item() + 3 * 2 + 5 * 7)
+
+
+def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) -> None:
+    model = cross_pairs(trained, style_drop=0.5).train()
+    torch.manual_seed(0)
+    model.shared_step(batch(3))[0].backward()
+    moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"model", "null_style_vector"}
+    assert not {id(p) for p in model.trained_parameters()} & {id(p) for p in [*model.loss.parameters(), *model.first_stage_model.parameters()]}
+
+
+def test_what_is_judged_teaches_the_network_through_the_decoder(trained: Path) -> None:
+    model = cross_pairs(trained).train()
+    condition = model.condition(rnd("content", 2, CHANNELS, SIDE, SIDE), rnd("style", 2, STYLE_DIM))
+    model.decode_first_stage(model.paint(condition)).square().mean().backward()
+    assert model.model.diffusion_model.out.conv.weight.grad.abs().max() > 0
+
+
+def test_validation_uses_the_same_draws_every_time(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = cross_pairs(trained).eval(), []
+    monkeypatch.setattr(model, "log_dict", lambda values, **options: rows.append(values))
+    torch.manual_seed(5)
+    model.validation_step(batch(), 0)
+    after = torch.rand(())
+    model.validation_step(batch(), 0)
+    torch.manual_seed(5)
+    assert torch.rand(()) == after
+    assert rows[0] == rows[1] and {"val/content", "val/style", "val/loss"} <= rows[0].keys()
+
+
+# The data, and the whole recipe
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("pictures")
+    return {"style_root": str(picture_folder(root / "paintings", 5)), "content_root": str(picture_folder(root / "photos", 4, seed=50))}
+
+
+def test_pairs_are_a_painting_and_any_photo(roots: dict[str, str]) -> None:
+    data = CrossPairs(**roots, size=16, validation_share=0.0)
+    assert len(data) == 5 and data.pictures == 9
+    assert {name: value.shape for name, value in data[0].items()} == {"painting": (16, 16, 3), "photo": (16, 16, 3)}
+    torch.manual_seed(0)
+    assert len({data[0]["photo"].mean().round(2) for _ in range(20)}) > 2
+
+
+def test_pairs_for_validation_are_always_the_same(roots: dict[str, str]) -> None:
+    data = CrossPairs(**roots, size=16, split="all")
+    first, second = data[4], data[4]
+    assert all((first[name] == second[name]).all() for name in first)
+    assert (data[4]["photo"] == data[0]["photo"]).all() and not (data[4]["painting"] == data[0]["painting"]).all()
+
+
+def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(roots: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = model_config()
+    torch.manual_seed(0)
+    torch.save(instantiate_from_config(base).state_dict(), tmp_path / "trained.pt")
+    torch.save(vgg16().state_dict(), tmp_path / "vgg.pt")
+    params = {"ckpt_path": str(tmp_path / "trained.pt"), "vgg_teacher_path": str(tmp_path / "vgg.pt"), "window": 1}
+    model = {**base, "target": "ldm.models.diffusion.cross_pairs.CrossPairLDM", "params": {**base["params"], **params}}
+    data = {"target": "ldm.data.wikiart.CrossPairs", "params": {**roots, "size": 32, "split": "all"}}
+    run = train(recipe(tmp_path / "cross.yaml", model, data_module(data, data), callbacks=logger_node(batch_frequency=2), val_check_interval=1))
+    assert last(run)["global_step"] == 2 and len(logged(run, "train/style")) == 2 and len(logged(run, "val/style")) == 2
+    assert {path.name.split("_")[0] for path in (run / "images").iterdir()} == {"photos", "paintings", "painted"}
+    call = [run / "checkpoints/last.ckpt", tmp_path / "small.safetensors"]
+    assert run_program(script("convert_checkpoint").main, call, monkeypatch) == 0
+    config = recipe(tmp_path / "plain.yaml", base, data_module(data, data))
+    pipeline = StyleTransferPipeline.from_pretrained(tmp_path / "small.safetensors", config, device="cpu")
+    assert pipeline(picture(48, 32), picture(32, 32, 1), size=32, steps=2).size == (48, 32)
