@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
     parser.add_argument("--output", default="outputs/demo.png", metavar="FILE")
-    parser.add_argument("--content-scale", type=float, default=0.7)
+    parser.add_argument("--content-scale", type=float, default=1.0)
     parser.add_argument("--style-scale", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=256)

@@ -32,7 +32,9 @@ FIRST_STAGE = {
         "ddconfig": {
             "encoder_target": "ldm.modules.vae.light.LightEncoder",
             "decoder_target": "ldm.modules.vae.light.LightDecoder",
-            "params": {"z_channels": 4, "widths": [8, 8, 8], "num_res_blocks": [1, 1, 1]},
+            "params": {"z_channels": 4},
+            "encoder_params": {"widths": [8, 8, 8], "num_res_blocks": [1, 1, 1]},
+            "decoder_params": {"widths": [8] * 5, "num_res_blocks": [0, 0, 1, 1, 1]},
         },
         "lossconfig": {"target": "ldm.modules.losses.contperceptual.DummyLoss"},
     },

@@ -1,5 +1,6 @@
 """Fine-tuning on pairs of different pictures: the losses by VGG16 features, the estimates that they judge, training."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def batch(n: int = 3) -> dict[str, Tensor]:
 
 def test_it_goes_on_from_a_trained_model(trained: Path) -> None:
     with pytest.raises(ConfigError, match="give the trained model to go on from as ckpt_path"):
-        cross_pairs(trained, ckpt_path=None)
+        cross_pairs(trained, ckpt_path=None).on_fit_start()
     weights, expected = cross_pairs(trained).state_dict(), tiny_ldm().state_dict()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
@@ -209,7 +210,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_pairs_are_a_painting_and_any_photo(roots: dict[str, str]) -> None:
     data = CrossPairs(**roots, size=16, validation_share=0.0)
     assert len(data) == 5 and data.pictures == 9
-    assert {name: value.shape for name, value in data[0].items()} == {"painting": (16, 16, 3), "photo": (16, 16, 3)}
+    assert [data[0][kind].shape for kind in ("painting", "photo")] == 2 * [(16, 16, 3)] and data[0]["unreadable"] == ""
     torch.manual_seed(0)
     assert len({data[0]["photo"].mean().round(2) for _ in range(20)}) > 2
 
@@ -217,8 +218,16 @@ def test_pairs_are_a_painting_and_any_photo(roots: dict[str, str]) -> None:
 def test_pairs_for_validation_are_always_the_same(roots: dict[str, str]) -> None:
     data = CrossPairs(**roots, size=16, split="all")
     first, second = data[4], data[4]
-    assert all((first[name] == second[name]).all() for name in first)
+    assert all((first[kind] == second[kind]).all() for kind in ("painting", "photo"))
     assert (data[4]["photo"] == data[0]["photo"]).all() and not (data[4]["painting"] == data[0]["painting"]).all()
+
+
+def test_pairs_tell_of_pictures_that_could_not_be_read(roots: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(roots["style_root"], tmp_path / "paintings")
+    broken = sorted((tmp_path / "paintings").rglob("*.*"))[1]
+    broken.write_bytes(b"no picture")
+    data = CrossPairs(str(tmp_path / "paintings"), roots["content_root"], size=16, split="all")
+    assert broken.name in data[1]["unreadable"] and data[0]["unreadable"] == "" and data[1]["painting"].shape == (16, 16, 3)
 
 
 def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(roots: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses import lpips
 from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator, gradient_l1, hinge_d_loss, vanilla_d_loss
 from ldm.modules.losses.lpips import LPIPS, VGG_CHANNELS, ScalingLayer, vgg16
+from ldm.modules.losses.style_transfer import FeatureLoss
 from ldm.modules.vae.light import LightDecoder, LightEncoder
 from ldm.modules.vae.model import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample, group_norm
 from ldm.util import instantiate_from_config
@@ -27,7 +28,7 @@ LIGHT = {
     "decoder_target": "ldm.modules.vae.light.LightDecoder",
     "params": {"z_channels": CHANNELS},
     "encoder_params": {"widths": [8, 16], "num_res_blocks": [1, 1]},
-    "decoder_params": {"widths": [16, 8], "num_res_blocks": [1, 2]},
+    "decoder_params": {"widths": [8, 8, 16, 8], "num_res_blocks": [1, 0, 1, 2]},
 }
 
 
@@ -133,7 +134,7 @@ def test_decoder_may_end_in_tanh():
 def test_light_halves(widths, factor):
     blocks = [1] * len(widths)
     encoder = LightEncoder(z_channels=CHANNELS, widths=widths, num_res_blocks=blocks)
-    decoder = LightDecoder(z_channels=CHANNELS, widths=widths, num_res_blocks=blocks)
+    decoder = LightDecoder(z_channels=CHANNELS, widths=[8, 8, *widths], num_res_blocks=[0, 0, *blocks])
     moments = encoder(torch.zeros(2, 3, 2 * factor, 3 * factor))
     assert encoder.factor == factor
     assert moments.shape == (2, 2 * CHANNELS, 2, 3)
@@ -145,17 +146,14 @@ def test_light_halves_need_as_many_widths_as_block_counts():
         LightEncoder(z_channels=4, widths=[8, 8], num_res_blocks=[1])
 
 
-def test_light_decoder_may_refine_its_pixels():
-    torch.manual_seed(0)
-    plain, refined = (LightDecoder(z_channels=CHANNELS, widths=[8, 8], num_res_blocks=[1, 1], refine_width=width) for width in (0, 6))
-    z = latents("z")
-    pixels = []
-    refined.to_pixels.register_forward_hook(lambda module, args, output: pixels.append(output))
-    out = refined(z)
-    assert out.shape == plain(z).shape and pixels[0].shape == (2, 6, *out.shape[2:])
-    assert_same(out, pixels[0][:, :3] + refined.refine(pixels[0]))
-    assert refined.last_layer is refined.refine[-1].weight and plain.last_layer is plain.conv_out.weight
-    assert not [name for name in plain.state_dict() if name.startswith("refine")]
+def test_the_light_decoder_has_its_finest_blocks_at_full_resolution():
+    decoder = LightDecoder(z_channels=CHANNELS, widths=[8, 8, 16], num_res_blocks=[1, 0, 2])
+    sizes = []
+    for module in decoder.modules():
+        if isinstance(module, ResnetBlock):
+            module.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[1:])))
+    decoder(torch.zeros(1, CHANNELS, 3, 5))
+    assert sizes == [(16, 3, 5), (16, 3, 5), (8, 12, 20)]
 
 
 @pytest.mark.parametrize("ddconfig", [HALVES, LIGHT], ids=["published", "light"])
@@ -516,14 +514,65 @@ def test_training_needs_the_perceptual_weights(tmp_path):
         AutoencoderKL(**{**FIRST_STAGE["params"], "lossconfig": lossconfig}).on_fit_start()
 
 
-def test_perceptual_weights_that_a_checkpoint_brought_are_not_read_again(perceptual, monkeypatch):
-    read, loss = [], make_loss(perceptual_weight=1.0)
-    monkeypatch.setattr(LPIPS, "load_weights", lambda self: read.append(self))
+FEATURES = {"target": "ldm.modules.losses.style_transfer.FeatureLoss"}
+
+
+@pytest.mark.parametrize("config", [None, FEATURES], ids=["LPIPS", "features"])
+def test_perceptual_weights_that_a_checkpoint_brought_are_not_read_again(monkeypatch, config):
+    read, loss = [], make_loss(perceptual_weight=1.0, lin_ckpt_path="uniform", perceptual_config=config)
+    monkeypatch.setattr(vgg16, "load_weights", lambda self, path: read.append(self))
     loss.load_weights()
-    assert read == [loss.perceptual_loss]
-    loss.load_state_dict({f"perceptual_loss.{name}": value for name, value in perceptual.state_dict().items()}, strict=False)
+    assert read == [module for module in loss.modules() if isinstance(module, vgg16)]
+    loss.load_state_dict(loss.state_dict())
     loss.load_weights()
     assert len(read) == 1
+
+
+# FeatureLoss
+
+
+@pytest.fixture(scope="module")
+def features():
+    torch.manual_seed(0)
+    loss = FeatureLoss(style_weight=0.7)
+    for parameter in loss.parameters():
+        torch.nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else torch.nn.init.uniform_(parameter)
+    return loss
+
+
+@torch.no_grad()
+def test_feature_loss_is_the_distance_of_activations_and_of_their_statistics(features):
+    x, y = pictures("x", 3, 16, 16), pictures("y", 3, 16, 16)
+    expected = []
+    scales = {name: maps.mean() for name, maps in features.features(x).items()}
+    for i in range(3):
+        one, other = (features.features(p[i : i + 1]) for p in (x, y))
+        total = 0.0
+        for name in one:
+            a, b = one[name][0], other[name][0]
+            places = (a - b).abs().mean()
+            means = (a.mean((1, 2)) - b.mean((1, 2))).abs().mean()
+            stds = (a.flatten(1).std(1, correction=0) - b.flatten(1).std(1, correction=0)).abs().mean()
+            total += (places + 0.7 * (means + stds)) / scales[name] / 4
+        expected.append(total)
+    actual = features(x, y)
+    assert actual.shape == (3, 1, 1, 1)
+    assert_same(actual.flatten(), torch.stack(expected))
+    assert not features(x, x).any()
+
+
+def test_feature_loss_teaches_the_reconstruction_alone(features):
+    x, y = pictures("x").requires_grad_(), pictures("y").requires_grad_()
+    features(x.detach(), y).sum().backward()
+    assert y.grad.abs().min(dim=0).values.max() > 0 and not any(p.requires_grad for p in features.parameters())
+
+
+@torch.no_grad()
+def test_feature_loss_takes_lpips_place_with_its_weight():
+    loss = make_loss(perceptual_weight=0.5, perceptual_config={**FEATURES, "params": {"style_weight": 0.0}})
+    assert isinstance(loss.perceptual_loss, FeatureLoss) and loss.perceptual_loss.style_weight == 0
+    x, y = pictures("x"), pictures("y")
+    assert_same(loss.reconstruction(x, y), (x - y).abs() + 0.5 * loss.perceptual_loss(x, y))
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def test_pictures_are_painted_in_batches(stylize: Callable, painted: list) -> No
 
 def test_styles_of_the_same_name_get_results_of_their_own(stylize: Callable) -> None:
     Path("more").mkdir()
-    picture(40, 40, seed=20).save("more/s.png")
+    picture(40, 40, seed=30).save("more/s.png")
     assert stylize(content="photos/a.png photos/b.png", style="styles more") == 0
     assert written() == {"a__styles-s", "a__more-s", "a__t", "b__styles-s", "b__more-s", "b__t"}
     assert apart(load_image("out/a__styles-s.png"), load_image("out/a__more-s.png")) > 4

@@ -79,7 +79,10 @@ class HybridTrain(HybridDraws):
 
 
 class CrossPairs(Dataset):
-    """A painting's crop and a random photo's, {"painting", "photo"}, both (size, size, 3). Options as in PictureFolder."""
+    """A painting's crop and a random photo's, {"painting", "photo"}, both (size, size, 3), and what was `unreadable`.
+
+    Options as in PictureFolder.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,9 @@ class CrossPairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         photo = index % len(self.photos) if self.fixed else randint(len(self.photos))
-        return {"painting": self.paintings[index]["image"], "photo": self.photos[photo]["image"]}
+        samples = {"painting": self.paintings[index], "photo": self.photos[photo]}
+        unreadable = "\n".join(sample["unreadable"] for sample in samples.values() if sample["unreadable"])
+        return {**{kind: sample["image"] for kind, sample in samples.items()}, "unreadable": unreadable}
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.modules.losses.lpips import LPIPS, vgg16
-from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, VggFeatures, cosine_distance, mean_and_std
+from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, VggFeatures, cosine_distance, mean_and_std, moments_distance
 
 VGG_METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram")
 METRICS = (*VGG_METRICS, "ssim", "lpips")
@@ -45,7 +45,7 @@ def statistics(maps: Mapping[str, Tensor]) -> list[Statistics]:
 
 def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
     """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and of deviations, summed over layers."""
-    return sum(((x.mean - y.mean) ** 2).mean(1) + ((x.std - y.std) ** 2).mean(1) for x, y in zip(a, b, strict=True))
+    return sum(moments_distance((x.mean, x.std), (y.mean, y.std)) for x, y in zip(a, b, strict=True))
 
 
 def gram_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:

@@ -43,8 +43,6 @@ class CrossPairLDM(DualCondLDM):
         **options: Any,
     ):
         super().__init__(**options)
-        if options.get("ckpt_path") is None:
-            raise ConfigError("CrossPairLDM: give the trained model to go on from as ckpt_path")
         self.content_weight, self.style_weight = content_weight, style_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.style_drop, self.content_drop = style_drop, content_drop
@@ -54,6 +52,8 @@ class CrossPairLDM(DualCondLDM):
         return (*super().optional_keys(state), "loss.")
 
     def on_fit_start(self) -> None:
+        if not self._scale_is_known:
+            raise ConfigError("CrossPairLDM: give the trained model to go on from as ckpt_path")
         super().on_fit_start()
         self.loss.load_weights()
 

@@ -1,6 +1,7 @@
 """The first stage's losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021, Rombach et al. 2022)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.discriminator import NLayerDiscriminator
 from ldm.modules.losses.lpips import LPIPS
+from ldm.util import instantiate_from_config
 
 
 class DummyLoss(nn.Module):
@@ -20,7 +22,9 @@ class LPIPSWithDiscriminator(nn.Module):
 
     Sums over pixels and channels, means over the batch. `disc_start` counts optimiser steps of the autoencoder;
     before it the discriminator takes no part. `gradient_weight` adds the L1 distance of horizontal and vertical
-    pixel differences. The perceptual weights are read by `load_weights`, see LPIPS for the two paths.
+    pixel differences. The perceptual part is LPIPS (see there for the two paths), or what `perceptual_config` names: a
+    module of (pictures, reconstructions) like ldm.modules.losses.style_transfer.FeatureLoss. Its weights are read by
+    `load_weights`.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class LPIPSWithDiscriminator(nn.Module):
         disc_loss: str = "hinge",
         vgg_ckpt_path: str | None = None,
         lin_ckpt_path: str | None = None,
+        perceptual_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
@@ -49,7 +54,10 @@ class LPIPSWithDiscriminator(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.logvar = nn.Parameter(torch.tensor(logvar_init))
         # differs: a part with weight 0 is not built; the published code builds and computes all of them.
-        self.perceptual_loss = LPIPS(vgg_ckpt_path, lin_ckpt_path).eval() if perceptual_weight > 0 else None
+        self.perceptual_loss = None
+        if perceptual_weight > 0:
+            built = LPIPS(vgg_ckpt_path, lin_ckpt_path) if perceptual_config is None else instantiate_from_config(perceptual_config)
+            self.perceptual_loss = built.eval()
         self.discriminator = NLayerDiscriminator(disc_in_channels, n_layers=disc_num_layers) if disc_factor > 0 else None
 
     def train(self, mode: bool = True) -> "LPIPSWithDiscriminator":
@@ -59,8 +67,8 @@ class LPIPSWithDiscriminator(nn.Module):
         return self
 
     def load_weights(self) -> None:
-        """Read what the perceptual part needs, unless a checkpoint has brought it."""
-        if self.perceptual_loss is not None and not self.perceptual_loss.net.has_weights:
+        """Read what the perceptual part needs, unless a checkpoint has brought it. Raises UserError."""
+        if self.perceptual_loss is not None:
             self.perceptual_loss.load_weights()
 
     def discriminates(self, step: int) -> bool:

@@ -131,7 +131,9 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def load_weights(self) -> None:
-        """Read the VGG16 and the linear weights. Raises UserError where they cannot be had."""
+        """Read the VGG16 and the linear weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
+        if self.net.has_weights:
+            return
         self.net.load_weights(self.vgg_ckpt_path)
         if self.lin_ckpt_path == "uniform":
             for layer in self._lins:

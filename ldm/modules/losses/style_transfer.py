@@ -1,4 +1,4 @@
-"""The losses of style transfer by VGG16 features: what is kept of the content, what is taken of the style.
+"""Losses by VGG16 features: of reconstructions, and of style transfer (what is kept of the content, what is taken of the style).
 
 Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
 (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 was trained with.
@@ -50,11 +50,8 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(min=0)
 
 
-class StyleTransferLoss(nn.Module):
-    """Content and style loss of painted pictures, measured as `scripts/evaluate.py` measures them.
-
-    The VGG16 weights are read by `load_weights`: from a file, or torchvision's download.
-    """
+class VggLoss(nn.Module):
+    """The base of losses by these features. `vgg_ckpt_path`: a file of VGG16's weights; torchvision's download by default."""
 
     def __init__(self, vgg_ckpt_path: str | None = None):
         super().__init__()
@@ -66,6 +63,33 @@ class StyleTransferLoss(nn.Module):
         """Read the VGG16 weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
         if not self.features.net.has_weights:
             self.features.net.load_weights(self.vgg_ckpt_path)
+
+
+class FeatureLoss(VggLoss):
+    """Perceptual distance of pictures and their reconstructions, (N, 1, 1, 1): the L1 distance of features, place by
+    place, and `style_weight` times that of their means and deviations, which is where brush work and canvas show.
+
+    Of each layer the share of its mean activation in the whole batch, averaged over layers: were it each picture's own,
+    flat pictures would count most, and their flatness would be filled with a pattern.
+    """
+
+    def __init__(self, vgg_ckpt_path: str | None = None, style_weight: float = 0.5):
+        super().__init__(vgg_ckpt_path)
+        self.style_weight = style_weight
+
+    def forward(self, x: Tensor, reconstructions: Tensor) -> Tensor:
+        wanted, got = ({name: maps.float() for name, maps in self.features(pictures).items()} for pictures in (x, reconstructions))
+        return sum(self._distance(wanted[name], got[name]) for name in LAYERS)[:, None, None, None] / len(LAYERS)
+
+    def _distance(self, wanted: Tensor, got: Tensor) -> Tensor:
+        """(N,) of one layer."""
+        places = (wanted - got).abs().mean(dim=(1, 2, 3))
+        style = sum((p - q).abs().mean(1) for p, q in zip(mean_and_std(wanted), mean_and_std(got)))
+        return (places + self.style_weight * style) / wanted.mean().clamp(min=1e-3)
+
+
+class StyleTransferLoss(VggLoss):
+    """Content and style loss of painted pictures, measured as `scripts/evaluate.py` measures them."""
 
     def forward(self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(content loss, style loss), (N,) each, of painted pictures against the features of contents and styles.
@@ -83,6 +107,10 @@ class StyleTransferLoss(nn.Module):
 
 
 def statistics_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and deviations, summed over layers."""
-    pairs = [(mean_and_std(a[name]), mean_and_std(b[name])) for name in LAYERS]
-    return sum(((p - q) ** 2).mean(1) for x, y in pairs for p, q in zip(x, y))
+    """(N,) style loss of AdaIN (Huang & Belongie 2017) between features: `moments_distance`, summed over layers."""
+    return sum(moments_distance(mean_and_std(a[name]), mean_and_std(b[name])) for name in LAYERS)
+
+
+def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """(N,) squared differences of one layer's means and deviations (N, C), each averaged over channels."""
+    return sum(((p - q) ** 2).mean(1) for p, q in zip(a, b, strict=True))

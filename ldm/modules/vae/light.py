@@ -1,7 +1,7 @@
-"""A light pair of autoencoder halves with the published latent (16x smaller, any number of channels).
+"""A light pair of autoencoder halves for latents of any number of channels, 4, 8, 16, ... times smaller.
 
-They work on 4x4 pixel blocks from the first layer on, so a 256 px picture costs about a hundredth of what the
-published halves take. Shapes are those of `ldm.modules.vae.model`.
+The encoder works on 4x4 pixel blocks from the first layer on, the decoder is narrow at full resolution: together they
+cost a twentieth of the published halves. Shapes are those of `ldm.modules.vae.model`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.modules.vae.model import Downsample, ResnetBlock, Upsample, conv3, group_norm
 
-BLOCK = 4  # pixels per side of the blocks that the first layer sees
+BLOCK = 4  # pixels per side of the blocks that the encoder's first layer sees
 
 
 def _blocks(width: int, count: int) -> list[nn.Module]:
@@ -40,35 +40,33 @@ class LightEncoder(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped. Parameters as in LightEncoder.
+    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped, f = 2 ** (len(widths) - 1).
 
-    With `refine_width` that many channels come out of the blocks, and two convolutions at full resolution make the
-    picture of them: without these, a perceptual or adversarial loss brings out the 4-pixel grid.
+    `widths` and `num_res_blocks` run from the finest level to the coarsest, the finest being the picture's own
+    resolution: pixels that come four by four out of one position show a grid under a perceptual or adversarial loss.
     """
 
     def __init__(
         self,
         *,
         z_channels: int,
-        widths: Sequence[int] = (96, 160, 192),
-        num_res_blocks: Sequence[int] = (2, 2, 2),
-        refine_width: int = 0,
+        widths: Sequence[int] = (24, 48, 96, 192),
+        num_res_blocks: Sequence[int] = (1, 1, 2, 3),
     ):
         super().__init__()
+        levels = list(zip(widths, num_res_blocks, strict=True))
         layers: list[nn.Module] = [conv3(z_channels, widths[-1])]
-        for i in reversed(range(len(widths))):
-            layers += _blocks(widths[i], num_res_blocks[i])
-            layers += [Upsample(widths[i], widths[i - 1])] if i else []
+        for i in reversed(range(len(levels))):
+            width, count = levels[i]
+            layers += _blocks(width, count)
+            layers += [Upsample(width, widths[i - 1])] if i else []
         self.layers = nn.Sequential(*layers)
         self.norm_out = group_norm(widths[0])
-        self.conv_out = conv3(widths[0], (refine_width or 3) * BLOCK**2)
-        self.to_pixels = nn.PixelShuffle(BLOCK)
-        self.refine = nn.Sequential(nn.SiLU(), conv3(refine_width, refine_width), nn.SiLU(), conv3(refine_width, 3)) if refine_width else None
+        self.conv_out = conv3(widths[0], 3)
 
     @property
     def last_layer(self) -> Tensor:
-        return (self.conv_out if self.refine is None else self.refine[-1]).weight
+        return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
-        pixels = self.to_pixels(self.conv_out(F.silu(self.norm_out(self.layers(z)))))
-        return pixels if self.refine is None else pixels[:, :3] + self.refine(pixels)
+        return self.conv_out(F.silu(self.norm_out(self.layers(z))))
