@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, tiny_ldm
+from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, conditions, tiny_ldm
 from golden_rules import apply_rule, rnd
 from pipeline_builders import model_config, picture, picture_folder, run_program, script
 from torch import Tensor
@@ -15,6 +15,7 @@ from training_builders import data_module, last, logged, logger_node, recipe, tr
 from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
 from ldm.models.diffusion.cross_pairs import CrossPairLDM
+from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.lpips import vgg16
 from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, statistics_distance
 from ldm.pipeline import StyleTransferPipeline
@@ -125,8 +126,8 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained:
     torch.manual_seed(1)
     noise = torch.randn(n, CHANNELS, SIDE, SIDE)
     torch.manual_seed(1)
-    result = model.paint(condition)
-    (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = calls
+    result = model.paint(condition, (torch.ones(n), torch.ones(n)))
+    (x_T, t_T, first_condition, predicted), _, (x, t, full_condition, prediction), _ = calls  # the others: null branches
     half, last_step = (n + 1) // 2, model.num_timesteps - 1
     assert_same(x_T, noise[half:])
     assert torch.equal(first_condition["c2"], condition["c2"][half:]) and full_condition["c1"] is condition["c1"]
@@ -139,10 +140,33 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained:
     assert result.requires_grad and not predicted.requires_grad
 
 
+@pytest.mark.parametrize("target", ["eps", "v"])
+def test_estimates_are_guided_and_only_the_conditioned_prediction_learns(trained: Path, target: str) -> None:
+    model = cross_pairs(trained, parameterization=target)
+    x, t = rnd("x", 3, CHANNELS, SIDE, SIDE), torch.tensor([900, 500, 20])
+    cond, no_content, no_style = conditions(3)
+    no_style["c2"] = model.null_style(3).detach()
+    scales = (torch.tensor([2.0, 0.5, 1.0]), torch.tensor([3.0, 1.0, 0.5]))
+    actual = model.estimate(x, t, cond, scales)
+    for i in range(3):
+        rows = [{key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)]
+        guidance = TwoWayGuidance(model.apply_model, rows[0], float(scales[0][i]), rows[1], float(scales[1][i]), rows[2])
+        assert_same(actual[i : i + 1], model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]), 1e-4)
+    actual.sum().backward()
+    assert model.null_style_vector.weight.grad is None and model.model.diffusion_model.out.conv.weight.grad.any()
+
+
+def test_scales_are_drawn_evenly_by_their_logarithm(trained: Path) -> None:
+    torch.manual_seed(0)
+    for scales, (low, high) in zip(cross_pairs(trained, content_scales=(0.5, 2.0), style_scales=(1.0, 9.0)).draw_scales(500), [(0.5, 2.0), (1.0, 9.0)]):
+        assert scales.shape == (500,) and low <= scales.min() < 1.05 * low and 0.95 * high < scales.max() <= high
+        assert scales.median().item() == pytest.approx((low * high) ** 0.5, rel=0.15)
+
+
 def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywhere(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), {}
     features, painted = [], rnd("painted", 6, CHANNELS, SIDE, SIDE)
-    monkeypatch.setattr(model, "paint", lambda condition: seen.update(condition) or painted)
+    monkeypatch.setattr(model, "paint", lambda condition, scales: seen.update(condition) or painted)
     monkeypatch.setattr(model, "decode_first_stage", lambda z: seen.update(window=z) or z)
     monkeypatch.setattr(model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6)))
     monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
@@ -164,10 +188,14 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cross_pairs(trained, content_weight=3.0, style_weight=5.0).train()
-    monkeypatch.setattr(model.loss, "forward", lambda *args: (torch.full((6,), 2.0), torch.full((6,), 7.0)))
+    content, style = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([6.0, 5, 4, 3, 2, 1])
+    scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
+    monkeypatch.setattr(model.loss, "forward", lambda *args: (content, style))
+    monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts, n = model.shared_step(batch(3))
-    assert n == 3 and (parts["train/content"], parts["train/style"], parts["train/loss"]) == (2.0, 7.0, loss)
-    assert loss.item() == pytest.approx(parts["train/loss_simple"].item() + 3 * 2 + 5 * 7)
+    assert n == 3 and (parts["train/content"], parts["train/style"], parts["train/loss"]) == (3.5, 3.5, loss)
+    weighed = [3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) / 6, 5 * (6 + 5 + 4 + 3 + 1.5 * 2 + 0.4 * 1) / 6]
+    assert loss.item() == pytest.approx(parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
 
 
 def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) -> None:
@@ -182,7 +210,7 @@ def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) ->
 def test_what_is_judged_teaches_the_network_through_the_decoder(trained: Path) -> None:
     model = cross_pairs(trained).train()
     condition = model.condition(rnd("content", 2, CHANNELS, SIDE, SIDE), rnd("style", 2, STYLE_DIM))
-    model.decode_first_stage(model.paint(condition)).square().mean().backward()
+    model.decode_first_stage(model.paint(condition, model.draw_scales(2))).square().mean().backward()
     assert model.model.diffusion_model.out.conv.weight.grad.abs().max() > 0
 
 

@@ -5,7 +5,7 @@ features, as feed-forward style transfer is trained (Johnson et al. 2016, Huang 
 single pictures goes on beside it, with both conditions dropped at times: it keeps the two dials of guidance alive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
+from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.style_transfer import StyleTransferLoss
 
@@ -26,8 +27,12 @@ class CrossPairLDM(DualCondLDM):
     would have done, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
     latent is decoded and judged, which costs a fraction of the whole.
 
+    Each painting is made under two-way guidance at scales of its own, and judged by what they ask for: a content scale of 2
+    doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
+
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight: of the losses of StyleTransferLoss, beside the diffusion loss with weight 1.
+    content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
     """
 
@@ -38,6 +43,8 @@ class CrossPairLDM(DualCondLDM):
         style_weight: float = 1.0,
         styles_per_content: int = 2,
         window: int = 16,
+        content_scales: tuple[float, float] = (0.5, 2.0),
+        style_scales: tuple[float, float] = (0.5, 3.0),
         style_drop: float = 0.1,
         content_drop: float = 0.3,
         **options: Any,
@@ -45,6 +52,7 @@ class CrossPairLDM(DualCondLDM):
         super().__init__(**options)
         self.content_weight, self.style_weight = content_weight, style_weight
         self.styles_per_content, self.window = styles_per_content, window
+        self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
         self.loss = StyleTransferLoss(vgg_teacher_path)
 
@@ -66,7 +74,8 @@ class CrossPairLDM(DualCondLDM):
         repeats = self.styles_per_content
         others = torch.cat([torch.arange(n).roll(shift) for shift in range(repeats)])  # no photo gets a painting twice
         condition = self.condition(self.get_content_features(z[:n]).repeat(repeats, 1, 1, 1), style[n:][others])
-        latents, (top, left) = self.window_of(self.paint(condition))
+        scales = self.draw_scales(repeats * n)
+        latents, (top, left) = self.window_of(self.paint(condition, scales))
         f, side = self.first_stage_model.encoder.factor, self.window_side(z) * self.first_stage_model.encoder.factor
         with torch.no_grad():
             contents = self.loss.features(photos[..., top * f : top * f + side, left * f : left * f + side])
@@ -74,7 +83,8 @@ class CrossPairLDM(DualCondLDM):
         contents = {name: maps.float().repeat(repeats, 1, 1, 1) for name, maps in contents.items()}
         styles = {name: maps.float()[others] for name, maps in styles.items()}
         content_loss, style_loss = self.loss(self.decode_first_stage(latents), contents, styles)
-        loss = loss + self.content_weight * content_loss.mean() + self.style_weight * style_loss.mean()
+        wanted = [scale / (sum(scales) / 2) for scale in scales]
+        loss = loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
@@ -83,19 +93,32 @@ class CrossPairLDM(DualCondLDM):
         style, content = zip(*(draw_flags(self.style_drop, self.content_drop) for _ in range(n)))
         return {key: torch.tensor(flags, device=self.device) for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))}
 
-    def paint(self, condition: Mapping[str, Tensor]) -> Tensor:
-        """The network's estimates of paintings, (N, channels, h, w) scaled latents: the first half from pure noise."""
+    def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
+        """(n,) content scales and style scales."""
+        return tuple(low * (high / low) ** torch.rand(n, device=self.device) for low, high in self.scale_ranges)
+
+    def estimate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
+        """The guided x_0. Only the conditioned prediction learns: the others are the diffusion loss's business."""
+        prediction = self.apply_model(x, t, condition).float()
+        content, style = condition["c1"], condition["c2"]
+        nulls = concatenate([self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(len(x)))])
+        with torch.no_grad():
+            without = self.apply_model(torch.cat([x, x]), torch.cat([t, t]), nulls).float().chunk(2)
+        return self.start_from(guided(prediction, without, [scale[:, None, None, None] for scale in scales]), x, t)
+
+    def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
+        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: the first half from pure noise."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
         later = slice((len(x) + 1) // 2, None)
         with torch.no_grad():
             rows = {key: value[later] for key, value in condition.items()}
-            start = self.start_from(self.apply_model(x[later], t[later], rows).float(), x[later], t[later])
+            start = self.estimate(x[later], t[later], rows, [scale[later] for scale in scales])
             noise = self.predict_noise_from_start(x[later], t[later], start)
             # More of the noisy time steps, which decide what a picture looks like.
             t[later] = (torch.rand(len(start), device=x.device).sqrt() * last).long()
             x[later] = self.q_sample(start, t[later], noise)
-        return self.start_from(self.apply_model(x, t, condition).float(), x, t)
+        return self.estimate(x, t, condition, scales)
 
     def window_side(self, z: Tensor) -> int:
         return min(self.window, *z.shape[2:])
