@@ -67,26 +67,28 @@ class CrossPairLDM(DualCondLDM):
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
         n, prefix = len(batch["photo"]), "train" if self.training else "val"
-        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
         z, style = self.encode_batch({self.first_stage_key: torch.cat([batch["photo"], batch["painting"]])})
         loss, parts = self(z, self.condition_of(self._flags(2 * n), z, style))
-
-        repeats = self.styles_per_content
-        others = torch.cat([torch.arange(n).roll(shift) for shift in range(repeats)])  # no photo gets a painting twice
-        condition = self.condition(self.get_content_features(z[:n]).repeat(repeats, 1, 1, 1), style[n:][others])
-        scales = self.draw_scales(repeats * n)
-        latents, (top, left) = self.window_of(self.paint(condition, scales))
-        f, side = self.first_stage_model.encoder.factor, self.window_side(z) * self.first_stage_model.encoder.factor
-        with torch.no_grad():
-            contents = self.loss.features(photos[..., top * f : top * f + side, left * f : left * f + side])
-            styles = self.loss.features(paintings)
-        contents = {name: maps.float().repeat(repeats, 1, 1, 1) for name, maps in contents.items()}
-        styles = {name: maps.float()[others] for name, maps in styles.items()}
-        content_loss, style_loss = self.loss(self.decode_first_stage(latents), contents, styles)
+        # Every photo with `styles_per_content` different paintings.
+        contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
+        scales = self.draw_scales(len(contents))
+        painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[n:][styles]), scales)
+        content_loss, style_loss = self.judge(painted, batch, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         loss = loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
+
+    def judge(self, painted: Tensor, batch: Mapping[str, Tensor], contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
+        """(content loss, style loss), (N,) each, of a window of painted latents; contents, styles: (N,) what of the batch
+        each was painted of."""
+        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
+        window, places = self.window_of(painted, self.first_stage_model.encoder.factor)
+        with torch.no_grad():
+            content_maps, style_maps = self.loss.features(photos[places]), self.loss.features(paintings)
+        content_maps = {name: maps.float()[contents] for name, maps in content_maps.items()}
+        style_maps = {name: maps.float()[styles] for name, maps in style_maps.items()}
+        return self.loss(self.decode_first_stage(window), content_maps, style_maps)
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
@@ -120,14 +122,12 @@ class CrossPairLDM(DualCondLDM):
             x[later] = self.q_sample(start, t[later], noise)
         return self.estimate(x, t, condition, scales)
 
-    def window_side(self, z: Tensor) -> int:
-        return min(self.window, *z.shape[2:])
-
-    def window_of(self, z: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(a random window of latents, its top left position)."""
-        side = self.window_side(z)
-        top, left = (int(torch.randint(size - side + 1, ())) for size in z.shape[2:])
-        return z[..., top : top + side, left : left + side], (top, left)
+    def window_of(self, z: Tensor, factor: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """(a random window of latents, what it shows of pictures `factor` times as large, as an index)."""
+        side = min(self.window, *z.shape[2:])
+        tops = [int(torch.randint(size - side + 1, ())) for size in z.shape[2:]]
+        latent, picture = ([slice(scale * top, scale * (top + side)) for top in tops] for scale in (1, factor))
+        return z[..., latent[0], latent[1]], (..., picture[0], picture[1])
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
