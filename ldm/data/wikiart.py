@@ -23,16 +23,10 @@ class WikiArtValidation(PictureFolder):
         super().__init__(roots, size=size, split="validation", **options)
 
 
-class HybridDraws(Dataset):
-    """Samples of two data sets, with the two flags that say which conditions a sample may use.
+class TwoKinds(Dataset):
+    """What is made of paintings and photos; an epoch is as long as `paintings`."""
 
-    With probability `style_drop` the style is off and the sample is a photo; else it is a painting, or with probability
-    `photo_share` a photo, whose content is off with probability `content_drop`. An epoch is as long as `paintings`.
-    """
-
-    def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
-        check_probabilities(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
-        self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
+    def __init__(self, paintings: Dataset, photos: Dataset):
         self.paintings, self.photos = paintings, photos
 
     @property
@@ -42,6 +36,19 @@ class HybridDraws(Dataset):
 
     def __len__(self) -> int:
         return len(self.paintings)
+
+
+class HybridDraws(TwoKinds):
+    """Samples of two data sets, with the two flags that say which conditions a sample may use.
+
+    With probability `style_drop` the style is off and the sample is a photo; else it is a painting, or with probability
+    `photo_share` a photo, whose content is off with probability `content_drop`.
+    """
+
+    def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
+        check_probabilities(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
+        self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
+        super().__init__(paintings, photos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         style_on, content_on = draw_flags(self.style_drop, self.content_drop)
@@ -78,7 +85,7 @@ class HybridTrain(HybridDraws):
         super().__init__(paintings, photos, style_drop, content_drop, photo_share)
 
 
-class CrossPairs(Dataset):
+class CrossPairs(TwoKinds):
     """A painting's crop and a random photo's, {"painting", "photo"}, both (size, size, 3), and what was `unreadable`.
 
     Options as in PictureFolder.
@@ -96,17 +103,8 @@ class CrossPairs(Dataset):
         in_memory: bool = False,
     ):
         options = {"split": split, "validation_share": validation_share, "seed": seed, "in_memory": in_memory}
-        self.paintings = PictureFolder(style_root, size, short_side, **options)
-        self.photos = PictureFolder(content_root, size, short_side, **options)
+        super().__init__(*(PictureFolder(root, size, short_side, **options) for root in (style_root, content_root)))
         self.fixed = split != "train"
-
-    @property
-    def pictures(self) -> int:
-        """Files that samples are made of."""
-        return self.paintings.pictures + self.photos.pictures
-
-    def __len__(self) -> int:
-        return len(self.paintings)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         photo = index % len(self.photos) if self.fixed else randint(len(self.photos))

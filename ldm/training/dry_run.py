@@ -48,7 +48,7 @@ def _report(recipe: Recipe, trainer: pl.Trainer, measure: _Measure) -> list[str]
     losses = {name: float(value) for name, value in trainer.callback_metrics.items() if "loss" in name and value.numel() == 1}
     samples = {name: len(dataset) for name, dataset in getattr(recipe.data, "datasets", {}).items() if hasattr(dataset, "__len__")}
     return [
-        f"model: {type(recipe.model).__name__}, {total:.3g} M parameters, {trained:.3g} M of them trained",
+        f"model: {type(recipe.model).__name__}, {total:.4g} M parameters, {trained:.4g} M of them trained",
         f"data: {', '.join(f'{count:,} samples for {name}' for name, count in samples.items())}",
         f"device: {recipe.model.device.type}, {trainer.world_size} process(es), precision {trainer.precision}",
         f"step: {measure.seconds:.2f} s for {measure.images} pictures, {measure.images / measure.seconds:.1f} images/s, without reading them",

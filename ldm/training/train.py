@@ -108,7 +108,7 @@ def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.Lightni
     for dataset in getattr(data, "datasets", {}).values():
         if hasattr(dataset, "check_model"):  # cached data fits only the encoders that made it
             dataset.check_model(model)
-    log.info("%s: %.3g M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
+    log.info("%s: %.4g M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     return model, data
 
 

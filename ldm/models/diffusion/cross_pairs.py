@@ -82,7 +82,7 @@ class CrossPairLDM(DualCondLDM):
     def judge(self, painted: Tensor, batch: Mapping[str, Tensor], contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
         """(content loss, style loss), (N,) each, of a window of painted latents; contents, styles: (N,) what of the batch
         each was painted of."""
-        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
+        photos, paintings = _pictures(batch)
         window, places = self.window_of(painted, self.first_stage_model.encoder.factor)
         with torch.no_grad():
             content_maps, style_maps = self.loss.features(photos[places]), self.loss.features(paintings)
@@ -141,9 +141,14 @@ class CrossPairLDM(DualCondLDM):
     def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in its painting's style."""
         batch = first_samples(batch, max_images)
-        photos, paintings = (batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting"))
+        photos, paintings = _pictures(batch)
         with self.ema_scope():
             z, _ = self.encode_batch({self.first_stage_key: batch["photo"]})
             condition = self.condition(self.get_content_features(z), self.get_style_statistics(paintings))
             samples, _ = self.sample_log(condition, len(z), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=torch.randn_like(z))
         return {"photos": photos, "paintings": paintings, "painted": self.decode_first_stage(samples)}
+
+
+def _pictures(batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Photos and paintings, both (N, 3, H, W)."""
+    return [batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting")]

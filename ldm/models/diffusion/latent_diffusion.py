@@ -19,7 +19,7 @@ from ldm.checkpoint import load_strict, read_state_dict
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import Condition
-from ldm.models.diffusion.samplers import keep_region, standard_normal, step_noise
+from ldm.models.diffusion.samplers import keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
@@ -219,11 +219,9 @@ class LatentDiffusionModel(nn.Module):
 
     def start_from(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """x_0 by what the network predicts from x_t."""
-        if self.parameterization == "x0":
-            return prediction
-        if self.parameterization == "eps":
+        if self.parameterization == "eps":  # by the published tables, whose rounding is checked
             return self.predict_start_from_noise(x_t, t, prediction)
-        return self._at(self.sqrt_alphas_cumprod, t, x_t) * x_t - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_t) * prediction
+        return start_of(x_t, prediction, self._at(self.alphas_cumprod, t, x_t), self.parameterization)
 
     def target_of(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is to predict."""

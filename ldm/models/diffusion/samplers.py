@@ -121,7 +121,7 @@ def noise_of(x: Tensor, start: Tensor, alpha: float) -> Tensor:
     return (x - alpha**0.5 * start) / (1 - alpha) ** 0.5
 
 
-def start_of(x: Tensor, prediction: Tensor, alpha: float, parameterization: str = "eps") -> Tensor:
+def start_of(x: Tensor, prediction: Tensor, alpha: float | Tensor, parameterization: str = "eps") -> Tensor:
     """The clean latent of `x` by what a network predicts from it: the noise "eps", "x0" itself, or "v"."""
     if parameterization == "x0":
         return prediction
