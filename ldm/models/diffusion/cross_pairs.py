@@ -67,12 +67,17 @@ class CrossPairLDM(DualCondLDM):
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
         n, prefix = len(batch["photo"]), "train" if self.training else "val"
-        z, style = self.encode_batch({self.first_stage_key: torch.cat([batch["photo"], batch["painting"]])})
-        loss, parts = self(z, self.condition_of(self._flags(2 * n), z, style))
+        half, pictures = (n + 1) // 2, torch.cat([batch["photo"], batch["painting"]])
+        z = self.get_first_stage_encoding(self.unscaled_latents({self.first_stage_key: pictures}))
+        with torch.no_grad():
+            style = self.get_style_statistics(pictures[n - half :].permute(0, 3, 1, 2).float())
+        # The diffusion loss keeps what is known already: the last half of the photos and the first of the paintings will do.
+        single = z[n - half : n + half]
+        loss, parts = self(single, self.condition_of(self._flags(len(single)), single, style[: len(single)]))
         # Every photo with `styles_per_content` different paintings.
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
-        painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[n:][styles]), scales)
+        painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
         content_loss, style_loss = self.judge(painted, batch, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         loss = loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
