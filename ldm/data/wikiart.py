@@ -86,9 +86,10 @@ class HybridTrain(HybridDraws):
 
 
 class CrossPairs(TwoKinds):
-    """A painting's crop and a random photo's, {"painting", "photo"}, both (size, size, 3), and what was `unreadable`.
+    """A painting's crop and a random photo's, {"painting", "photo"}, and what was `unreadable`.
 
-    Options as in PictureFolder.
+    Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that size. Options as in
+    PictureFolder.
     """
 
     def __init__(
@@ -97,13 +98,16 @@ class CrossPairs(TwoKinds):
         content_root: str = "datasets/ms-coco",
         size: int = 256,
         short_side: int | None = None,
+        photo_size: int | None = None,
         split: str = "train",
         validation_share: float = 0.02,
         seed: int = 0,
         in_memory: bool = False,
     ):
         options = {"split": split, "validation_share": validation_share, "seed": seed, "in_memory": in_memory}
-        super().__init__(*(PictureFolder(root, size, short_side, **options) for root in (style_root, content_root)))
+        photo_size, short_side = photo_size or size, short_side or size
+        photos = PictureFolder(content_root, photo_size, round(short_side * photo_size / size), **options)
+        super().__init__(PictureFolder(style_root, size, short_side, **options), photos)
         self.fixed = split != "train"
 
     def __getitem__(self, index: int) -> dict[str, Any]:

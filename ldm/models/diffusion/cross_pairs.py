@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.wikiart import draw_flags
@@ -20,12 +21,14 @@ from ldm.modules.losses.style_transfer import StyleTransferLoss
 
 
 class CrossPairLDM(DualCondLDM):
-    """A trained DualCondLDM, learning from batches {"photo", "painting"}, both (N, H, W, 3), in [-1, 1].
+    """A trained DualCondLDM, learning from batches {"photo", "painting"}, (N, H, W, 3) each, in [-1, 1].
+
+    Photos smaller than the paintings, whole scenes at half the size, cost a quarter and teach the same strokes.
 
     Every photo is painted in the styles of `styles_per_content` paintings of the batch. Half of the paintings are
     estimates from pure noise; the others start from such an estimate, noised again to a random time step as the sampler
     would have done, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
-    latent is decoded and judged, which costs a fraction of the whole.
+    latent is decoded and judged; one that is less than the whole has to have all of a painting's colours to itself.
 
     Each painting is made under two-way guidance at scales of its own, and judged by what they ask for: a content scale of 2
     doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
@@ -66,28 +69,28 @@ class CrossPairLDM(DualCondLDM):
         self.loss.load_weights()
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
-        n, prefix = len(batch["photo"]), "train" if self.training else "val"
-        half, pictures = (n + 1) // 2, torch.cat([batch["photo"], batch["painting"]])
-        z = self.get_first_stage_encoding(self.unscaled_latents({self.first_stage_key: pictures}))
-        with torch.no_grad():
-            style = self.get_style_statistics(pictures[n - half :].permute(0, 3, 1, 2).float())
+        photos, paintings = _pictures(batch)
+        n, half, prefix = len(photos), (len(photos) + 1) // 2, "train" if self.training else "val"
         # The diffusion loss keeps what is known already: the last half of the photos and the first of the paintings will do.
-        single = z[n - half : n + half]
+        shown = torch.cat([photos, F.interpolate(paintings[:half], photos.shape[2:], mode="area")])
+        with torch.no_grad():
+            z = self.get_first_stage_encoding(self.encode_first_stage(shown))
+            style = torch.cat([self.get_style_statistics(pictures).float() for pictures in (photos[n - half :], paintings)])
+        single = z[n - half :]
         loss, parts = self(single, self.condition_of(self._flags(len(single)), single, style[: len(single)]))
         # Every photo with `styles_per_content` different paintings.
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
         painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
-        content_loss, style_loss = self.judge(painted, batch, contents, styles)
+        content_loss, style_loss = self.judge(painted, photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         loss = loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
-    def judge(self, painted: Tensor, batch: Mapping[str, Tensor], contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
-        """(content loss, style loss), (N,) each, of a window of painted latents; contents, styles: (N,) what of the batch
-        each was painted of."""
-        photos, paintings = _pictures(batch)
+    def judge(self, painted: Tensor, photos: Tensor, paintings: Tensor, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
+        """(content loss, style loss), (N,) each, of a window of painted latents; contents, styles: (N,) which of the photos
+        and paintings each was painted of."""
         window, places = self.window_of(painted, self.first_stage_model.encoder.factor)
         with torch.no_grad():
             content_maps, style_maps = self.loss.features(photos[places]), self.loss.features(paintings)
