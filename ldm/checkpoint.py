@@ -28,6 +28,7 @@ ARTFUSION = "ArtFusion checkpoint"
 # (what a file is, prefixes that must each begin one of its names); the first that fits, wins.
 _KINDS = (
     (ARTFUSION, ("model.diffusion_model.", "null_style_vector.weight")),
+    ("Stable Diffusion 1", ("model.diffusion_model.", "cond_stage_model.transformer.text_model.")),
     ("latent diffusion", ("model.diffusion_model.", "cond_stage_model.")),
     ("KL first stage", ("encoder.", "decoder.", "quant_conv.")),
     # Of torchvision's networks only VGG16 has a convolution at 26.

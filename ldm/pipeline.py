@@ -17,31 +17,25 @@ from typing import Any
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ldm.checkpoint import bake_ema, load_strict, read_state_dict
 from ldm.device import choose_device, choose_precision, memory_errors
-from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.errors import UserError
 from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
+from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import Step
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.painter import Batch, Painter
 from ldm.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
 from ldm.styles import Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
-from ldm.util import instantiate_from_config, load_config, near, to_plain
+from ldm.util import near
 
 __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
-# Importing Lightning takes longer than painting a picture, so inference builds these classes' bases, which know nothing of it.
-WITHOUT_TRAINING = {
-    "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": "ldm.models.diffusion.dual_cond.DualCondModel",
-    "ldm.models.autoencoder.AutoencoderKL": "ldm.models.first_stage.KLAutoencoder",
-}
 
 
 @dataclass(frozen=True)
@@ -92,13 +86,7 @@ class StyleTransferPipeline:
         where = choose_device(device)
         precision = choose_precision(precision, where)
         path, config_path = resolve_checkpoint(checkpoint, config)
-        state = bake_ema(read_state_dict(path))
-        with _Uninitialised():
-            model = build_model(config_path, allow_targets)
-        try:
-            load_strict(model, state, model.optional_keys(state), where=str(path))
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; is {config_path} its config? (--config names another)") from error
+        model = load_for_inference(path, config_path, DualCondModel, allow_targets)
         model.load_style_network()
         return cls(model.to(where), precision, compile)
 
@@ -180,27 +168,7 @@ def settings_from(options: dict[str, Any]) -> Settings:
 
 def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> DualCondModel:
     """The style transfer model of a config file for inference: no weights yet, no averages. Raises UserError."""
-    config: dict[str, Any] = to_plain(load_config(config_path))
-    try:
-        params = config["model"]["params"]
-        first_stage = params["first_stage_config"]["params"]
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{config_path}: not the config of a style transfer model (no {error})") from error
-    params |= {"ckpt_path": None, "use_ema": False}
-    first_stage["ckpt_path"] = None
-    for node in (config["model"], params["first_stage_config"]):
-        node["target"] = WITHOUT_TRAINING.get(node.get("target"), node.get("target"))
-    model = instantiate_from_config(config["model"], allow_targets)
-    if not isinstance(model, DualCondModel):
-        raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
-    return model
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Within it new weights get no random values: a checkpoint's take their place, and drawing them takes longer than reading."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
+    return build_for_inference(config_path, DualCondModel, allow_targets)
 
 
 def make_fast(model: DualCondModel) -> DualCondModel:

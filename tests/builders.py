@@ -59,11 +59,15 @@ def tiny_unet(**changes) -> StyleUNetModel:
     return apply_rule(untrained_unet(**changes)).eval()
 
 
+def tiny_options(unet: dict | None = None, **changes) -> dict:
+    """What the dual-conditional model is built from."""
+    unet_config = {"target": "ldm.modules.diffusionmodules.model.StyleUNetModel", "params": {**UNET, **(unet or {})}}
+    return {"unet_config": unet_config, "style_dim": STYLE_DIM, "vgg_channels": VGG, "cond_stage_config": "__is_adaptive__", **LATENT, **changes}
+
+
 def tiny_ldm(unet: dict | None = None, **changes) -> DualCondLDM:
     """The dual-conditional model; every average is 0.9 times its live weight."""
-    unet_config = {"target": "ldm.modules.diffusionmodules.model.StyleUNetModel", "params": {**UNET, **(unet or {})}}
-    options = {"style_dim": STYLE_DIM, "vgg_channels": VGG, "cond_stage_config": "__is_adaptive__", **LATENT, **changes}
-    return apply_rule(DualCondLDM(unet_config=unet_config, **options)).eval()
+    return apply_rule(DualCondLDM(**tiny_options(unet, **changes))).eval()
 
 
 def unconditional_ldm(**changes) -> LatentDiffusion:

@@ -322,6 +322,7 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
     [
         ([CONV, "null_style_vector.weight", "vgg.slice1.0.weight"], "ArtFusion checkpoint"),
         ([CONV, "cond_stage_model.embedding.weight"], "latent diffusion"),
+        ([CONV, "cond_stage_model.transformer.text_model.final_layer_norm.weight"], "Stable Diffusion 1"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "loss.w"], "KL first stage"),
         (["features.0.weight", "features.26.bias", "classifier.0.bias"], "VGG16 features (torchvision)"),
         (["layer1.weight", "fc.bias"], "unknown (its parts: fc, layer1)"),

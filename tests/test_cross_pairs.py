@@ -127,7 +127,7 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained:
     noise = torch.randn(n, CHANNELS, SIDE, SIDE)
     torch.manual_seed(1)
     result = model.paint(condition, (torch.ones(n), torch.ones(n)))
-    (x_T, t_T, first_condition, predicted), _, (x, t, full_condition, prediction), _ = calls  # the others: null branches
+    (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = calls  # scales of 1 need no null branches
     half, last_step = (n + 1) // 2, model.num_timesteps - 1
     assert_same(x_T, noise[half:])
     assert torch.equal(first_condition["c2"], condition["c2"][half:]) and full_condition["c1"] is condition["c1"]
@@ -154,6 +154,35 @@ def test_estimates_are_guided_and_only_the_conditioned_prediction_learns(trained
         assert_same(actual[i : i + 1], model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]), 1e-4)
     actual.sum().backward()
     assert model.null_style_vector.weight.grad is None and model.model.diffusion_model.out.conv.weight.grad.any()
+
+
+def test_only_guided_paintings_have_null_branches(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = cross_pairs(trained), []
+    apply_model = model.apply_model
+    monkeypatch.setattr(model, "apply_model", lambda x, t, cond: rows.append(len(x)) or apply_model(x, t, cond))
+    x, t, cond = rnd("x", 3, CHANNELS, SIDE, SIDE), torch.tensor([900, 500, 20]), conditions(3)[0]
+    scales = (torch.tensor([1.0, 0.5, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
+    mixed = model.estimate(x, t, cond, scales)
+    assert rows == [3, 2]
+    plain = model.estimate(x, t, cond, [torch.ones(3)] * 2)
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]]) and not torch.allclose(mixed[1], plain[1])
+
+
+def test_none_starts_later_if_none_is_asked_for(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = cross_pairs(trained, later=0.0), []
+    apply_model = model.apply_model
+    monkeypatch.setattr(model, "apply_model", lambda x, t, cond: steps.append(t) or apply_model(x, t, cond))
+    model.paint(model.condition(rnd("content", 3, CHANNELS, SIDE, SIDE), rnd("style", 3, STYLE_DIM)), [torch.ones(3)] * 2)
+    assert len(steps) == 1 and steps[0].eq(model.num_timesteps - 1).all()
+    with pytest.raises(ConfigError, match="later is a probability"):
+        cross_pairs(trained, later=1.5)
+
+
+def test_some_paintings_go_without_guidance(trained: Path) -> None:
+    torch.manual_seed(0)
+    plain = [scale.eq(1).all() for scale in cross_pairs(trained, guided=0.0).draw_scales(20)]
+    content, style = cross_pairs(trained, guided=0.3).draw_scales(1000)
+    assert all(plain) and torch.equal(content == 1, style == 1) and 0.25 < (content != 1).float().mean() < 0.35
 
 
 def test_scales_are_drawn_evenly_by_their_logarithm(trained: Path) -> None:
@@ -233,6 +262,22 @@ def test_validation_uses_the_same_draws_every_time(trained: Path, monkeypatch: p
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("pictures")
     return {"style_root": str(picture_folder(root / "paintings", 5)), "content_root": str(picture_folder(root / "photos", 4, seed=50))}
+
+
+def test_photos_can_be_whole_scenes_at_a_smaller_size(roots: dict[str, str]) -> None:
+    large, small = (CrossPairs(**roots, size=16, short_side=20, photo_size=size, split="all") for size in (None, 8))
+    for a, b in zip(map(large.__getitem__, range(4)), map(small.__getitem__, range(4))):
+        assert a["painting"].shape == a["photo"].shape == (16, 16, 3) and b["photo"].shape == (8, 8, 3)
+        halved = torch.nn.functional.avg_pool2d(torch.from_numpy(a["photo"]).permute(2, 0, 1), 2)
+        assert (halved - torch.from_numpy(b["photo"]).permute(2, 0, 1)).abs().mean() < 0.15
+    assert small.photos.short_side == 10
+
+
+def test_a_step_takes_photos_smaller_than_the_paintings(trained: Path) -> None:
+    model, data = cross_pairs(trained).train(), batch(3)
+    data["photo"] = data["photo"][:, ::2, ::2]
+    loss, parts, n = model.shared_step(data)
+    assert n == 3 and loss.isfinite() and parts["train/style"] > 0
 
 
 def test_pairs_are_a_painting_and_any_photo(roots: dict[str, str]) -> None:

@@ -126,10 +126,12 @@ def test_cosine_betas_follow_the_cosine_up_to_their_cap():
         {"beta_schedule": "linera"},
         {"parameterization": "score"},
         {"loss_type": "huber"},
-        {"cond_stage_config": "__is_first_stage__"},
-        {"conditioning_key": "concat"},
+        {"cond_stage_config": "__is_frozen__"},
+        {"conditioning_key": "cross"},
         {"num_timesteps_cond": 2},
         {"cond_stage_trainable": True},
+        {"cond_stage_forward": "encode"},
+        {"cond_drop": 0.1},
     ],
 )
 def test_options_that_do_not_exist(wrong):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from builders import CHANNELS, SIDE, STYLE_DIM, fit, tiny_ldm, unconditional_ldm
+from builders import CHANNELS, SIDE, STYLE_DIM, fit, tiny_ldm, tiny_options, unconditional_ldm
 from golden_rules import rnd
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -106,3 +106,24 @@ def test_the_scale_of_a_whole_model_is_kept(tmp_path: Path, unet_alone: bool) ->
         assert_scaled_by(model, samples)
     else:
         assert torch.equal(model.scale_factors, SPREAD) and torch.equal(model.shift_values, OFFSET)
+
+
+def test_the_styles_components_come_from_the_first_batches_and_the_null_style_is_their_middle(tmp_path: Path) -> None:
+    samples, initial = rows(), tiny_ldm(unet={"context_components": 5})
+    model = train(tiny_ldm(unet={"context_components": 5}, scale_batches=4), samples, tmp_path, max_steps=1, limit_val_batches=0)
+    styles = torch.stack([sample["style"] for sample in samples[:8]])
+    components = model.model.diffusion_model.context_whitening(styles)
+    torch.testing.assert_close(components.T @ components / 8, torch.eye(5), rtol=0, atol=1e-3)
+    middle = styles.mean(0)
+    assert (model.null_style_vector.weight[0] - middle).abs().max() < 0.01 < (initial.null_style_vector.weight[0] - middle).abs().max()
+
+
+def test_components_of_a_loaded_model_are_kept(tmp_path: Path) -> None:
+    trained = tiny_ldm(unet={"context_components": 5})
+    trained.measure_styles(rnd("styles", 30, STYLE_DIM))
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    model = train(tiny_ldm(unet={"context_components": 5}), rows(), tmp_path, max_steps=1)
+    assert not torch.equal(model.model.diffusion_model.context_whitening.basis, trained.model.diffusion_model.context_whitening.basis)
+    continued = DualCondLDM(**tiny_options(unet={"context_components": 5}, ckpt_path=str(tmp_path / "model.pt")))
+    train(continued, rows(), tmp_path, max_steps=1)
+    assert torch.equal(continued.model.diffusion_model.context_whitening.basis, trained.model.diffusion_model.context_whitening.basis)

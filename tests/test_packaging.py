@@ -36,7 +36,7 @@ CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "main.py", "scripts/*.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
 
 # What a package is imported as, where that is not its name.
-IMPORTED_AS = {"pillow": "PIL", "pytorch-lightning": "pytorch_lightning", "torch-fidelity": "torch_fidelity"}
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pytorch-lightning": "pytorch_lightning", "torch-fidelity": "torch_fidelity"}
 
 
 def tracked_files() -> list[Path]:
@@ -172,7 +172,7 @@ def test_published_paths_are_importable_from_main() -> None:
     assert main.DataModuleFromConfig is DataModuleFromConfig and main.instantiate_from_config is instantiate_from_config
 
 
-SMALL = [name for name in CONFIGS if name.startswith("mini")]
+SMALL = [name for name in CONFIGS if name.startswith(("mini", "class"))]
 RECIPES = [name for name in CONFIGS if not name.endswith("_cached.yaml")]
 
 
@@ -231,7 +231,7 @@ def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Pa
         data.setup()
     if name not in RECIPES:
         return
-    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco") for i in range(30)):
+    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco", "classes/a") for i in range(30)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     data.setup()

@@ -549,10 +549,10 @@ def test_the_bundled_weights_go_with_their_config_by_name_and_by_path(monkeypatc
 
 @pytest.mark.parametrize("name, expected", [(None, "kl16_content12.yaml"), ("own.yaml", "own.yaml")])
 def test_a_checkpoints_config_is_the_published_one_unless_named(weights: Path, monkeypatch, name: str | None, expected: str) -> None:
-    def build(path: Path, allow_targets: list) -> None:
+    def build(path: Path, kind: type, allow_targets: list) -> None:
         raise ConfigError(f"builds {path.name}")
 
-    monkeypatch.setattr("ldm.pipeline.build_model", build)
+    monkeypatch.setattr("ldm.inference.build_for_inference", build)
     with pytest.raises(ConfigError, match=f"builds {expected}"):
         StyleTransferPipeline.from_pretrained(weights, name)
 

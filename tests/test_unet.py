@@ -10,18 +10,17 @@ from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.modules.diffusionmodules.blocks import (
-    AttentionBlock,
+from ldm.modules.diffusionmodules.adaln import (
+    AdaLNAttentionBlock,
+    AdaLNResBlock,
     ChannelwiseTransformerBlock,
-    Downsample,
     FinalLayer,
-    ResBlock,
     TimestepEmbedder,
     TransposedAttention,
-    Upsample,
 )
+from ldm.modules.diffusionmodules.blocks import Downsample, Upsample
 from ldm.modules.diffusionmodules.model import StyleUNetModel, UNetModel
-from ldm.modules.diffusionmodules.util import GroupNorm32, modulate, timestep_embedding
+from ldm.modules.diffusionmodules.util import GroupNorm32, Whitening, modulate, timestep_embedding
 from ldm.util import instantiate_from_config
 
 EMB, GROUPS = 12, 4
@@ -116,7 +115,7 @@ def test_group_norm_works_in_float32_and_casts_back():
     assert_same(normed.float(), group_norm(x.bfloat16().float(), GROUPS, affine=norm), 1e-2)
 
 
-def reference_res_block(block: ResBlock, x: Tensor, emb: Tensor, scale_shift: bool, resample) -> Tensor:
+def reference_res_block(block: AdaLNResBlock, x: Tensor, emb: Tensor, scale_shift: bool, resample) -> Tensor:
     h = conv(block.in_layers[2], resample(silu(group_norm(x, GROUPS, affine=block.in_layers[0]))))
     norm, last = block.out_layers[0], block.out_layers[3]
     if scale_shift:
@@ -135,13 +134,13 @@ def reference_res_block(block: ResBlock, x: Tensor, emb: Tensor, scale_shift: bo
 @pytest.mark.parametrize("scale_shift", [True, False])
 @pytest.mark.parametrize("out_channels", [8, 16])
 def test_res_block(out_channels, scale_shift, resample, direct):
-    block = ResBlock(8, EMB, 0.0, out_channels, GROUPS, scale_shift, resample=resample)
+    block = AdaLNResBlock(8, EMB, 0.0, out_channels, scale_shift, num_norm_groups=GROUPS, resample=resample)
     x, emb = faint(2, 8, 4, 6), rnd("emb", 2, EMB)
     assert_same(apply_rule(block)(x, emb), reference_res_block(block, x, emb, scale_shift, direct))
 
 
 def test_res_block_drops_out_in_training_only():
-    block = apply_rule(ResBlock(8, EMB, 0.5, num_norm_groups=GROUPS))
+    block = apply_rule(AdaLNResBlock(8, EMB, 0.5, num_norm_groups=GROUPS))
     x, emb = rnd("x", 2, 8, 4, 4), rnd("emb", 2, EMB)
     assert not torch.equal(block.train()(x, emb), block(x, emb))
     assert torch.equal(block.eval()(x, emb), block(x, emb))
@@ -164,7 +163,7 @@ def split_heads(qkv: Tensor, heads: int, new_order: bool) -> list[tuple[Tensor, 
 @pytest.mark.parametrize("new_order", [False, True])
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_attention_block(heads, new_order):
-    block = apply_rule(AttentionBlock(8, EMB, heads, GROUPS, new_attention_order=new_order))
+    block = apply_rule(AdaLNAttentionBlock(8, EMB, heads, GROUPS, new_attention_order=new_order))
     x, emb = faint(2, 8, 3, 4), rnd("emb", 2, EMB)
     flat = x.reshape(2, 8, 12)
     shift, scale, gate = chunks(block, emb, flat, 3)
@@ -236,6 +235,50 @@ def test_style_embedding_is_a_linear_silu_linear():
     assert_same(model.embed_context(style), silu(style @ first.weight.T + first.bias) @ last.weight.T + last.bias)
 
 
+def test_whitened_components_are_all_as_strong_and_apart_from_each_other():
+    whitening = Whitening(6, 4)
+    vectors = 3 + rnd("vectors", 500, 6) @ (rnd("mixing", 6, 6) * torch.tensor([30, 10, 3, 1, 0.1, 0.05])[:, None])
+    whitening.measure(vectors)
+    components = whitening(vectors)
+    assert_same(components.mean(0) + 1, torch.ones(4), 1e-3)
+    torch.testing.assert_close(components.T @ components / 500, torch.eye(4), rtol=0, atol=1e-3)
+    # The strongest directions of all, so nearly everything can be had back.
+    back = components @ torch.linalg.pinv(whitening.basis) + whitening.mean
+    assert (back - vectors).square().sum() < 1e-3 * (vectors - vectors.mean(0)).square().sum()
+
+
+def test_components_that_hardly_vary_are_not_blown_up():
+    whitening = Whitening(3, 3)
+    vectors = rnd("vectors", 200, 3) * torch.tensor([100.0, 10.0, 1e-3])
+    whitening.measure(vectors)
+    spread = whitening(vectors).std(0)
+    assert spread[0] == pytest.approx(1, rel=0.01) and spread[1] == pytest.approx(1, rel=0.01) and spread[2] < 0.01
+
+
+def test_few_vectors_make_few_components():
+    whitening = Whitening(6, 4)
+    whitening.measure(rnd("vectors", 3, 6))
+    assert whitening.basis[:, :2].any(0).all() and not whitening.basis[:, 2:].any()
+
+
+def test_whitening_keeps_its_precision_under_autocast():
+    whitening, vectors = Whitening(8, 8), 100 + rnd("vectors", 50, 8)
+    whitening.measure(vectors)
+    expected = (vectors - whitening.mean) @ whitening.basis
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(whitening(vectors), expected)
+
+
+def test_the_network_embeds_the_whitened_style():
+    model, (x, t, content, style) = tiny_unet(context_components=5), inputs()
+    assert model.context_emb[0].in_features == 5
+    model.context_whitening.measure(rnd("styles", 50, STYLE_DIM))
+    assert_same(model.embed_context(style), model.context_emb(model.context_whitening(style)))
+    assert {name for name in model.state_dict() if "whitening" in name} == {"context_whitening.mean", "context_whitening.basis"}
+    with pytest.raises(ValueError, match="components"):
+        tiny_unet(context_components=STYLE_DIM + 1)
+
+
 # The tree
 
 
@@ -255,9 +298,9 @@ def test_one_pass_through_the_tree_with_skips():
 @pytest.mark.parametrize("factors, where", [([1], [1, 2]), ([2], [4, 5]), ([1, 2], [1, 2, 4, 5]), ([4], [])])
 def test_attention_stands_at_the_downsampling_factors_asked_for(factors, where):
     model = untrained_unet(num_res_blocks=2, attention_resolutions=factors)
-    has_attention = [any(isinstance(m, AttentionBlock) for m in block) for block in model.input_blocks]
+    has_attention = [any(isinstance(m, AdaLNAttentionBlock) for m in block) for block in model.input_blocks]
     assert [i for i, has in enumerate(has_attention) if has] == where
-    assert isinstance(model.middle_block[1], AttentionBlock)
+    assert isinstance(model.middle_block[1], AdaLNAttentionBlock)
 
 
 @pytest.mark.parametrize("heads, head_width, expected", [(4, -1, 4), (-1, 8, 4), (1, 8, 4), (16, 32, 1)])
@@ -283,7 +326,7 @@ def test_resampling_options_choose_the_layers():
     for options, kind, learned in (
         ({}, Downsample, True),
         ({"conv_resample": False}, Downsample, False),
-        ({"resblock_updown": True}, ResBlock, True),
+        ({"resblock_updown": True}, AdaLNResBlock, True),
     ):
         (layer,) = untrained_unet(**options).input_blocks[2]
         assert type(layer) is kind and bool(list(layer.parameters())) == learned
@@ -370,16 +413,16 @@ def linears_by_kind(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, n
 def test_what_ends_a_branch_starts_at_zero(options):
     model = untrained_unet(**options)
     adaln, _ = linears_by_kind(model)
-    blocks = [m for m in model.modules() if isinstance(m, (ResBlock, AttentionBlock, ChannelwiseTransformerBlock, FinalLayer))]
+    blocks = [m for m in model.modules() if isinstance(m, (AdaLNResBlock, AdaLNAttentionBlock, ChannelwiseTransformerBlock, FinalLayer))]
     assert len(adaln) == len(blocks) + model.refines_content
     assert not any(p.any() for layer in adaln.values() for p in layer.parameters())
     assert model.out.conv.bias is None and not model.out.conv.weight.any()
 
 
 def test_without_scale_shift_every_res_block_ends_in_a_zero_conv():
-    blocks = [m for m in untrained_unet(use_scale_shift_norm=False).modules() if isinstance(m, ResBlock)]
+    blocks = [m for m in untrained_unet(use_scale_shift_norm=False).modules() if isinstance(m, AdaLNResBlock)]
     assert blocks and not any(p.any() for block in blocks for p in block.out_layers[-1].parameters())
-    assert all(m.out_layers[-1].weight.any() for m in untrained_unet().modules() if isinstance(m, ResBlock))
+    assert all(m.out_layers[-1].weight.any() for m in untrained_unet().modules() if isinstance(m, AdaLNResBlock))
 
 
 def test_linear_layers_start_xavier_uniform_and_the_time_embedding_normal():

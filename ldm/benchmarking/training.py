@@ -16,7 +16,7 @@ from ldm.benchmarking.models import fill_zero_weights
 from ldm.device import autocast, choose_device, memory_errors, peak_memory
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.modules.diffusionmodules.blocks import AttentionBlock
+from ldm.modules.diffusionmodules.blocks import SelfAttention
 from ldm.optimizers import build_optimizer
 from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
@@ -69,7 +69,7 @@ def measure(row: TrainingRow, args: Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     model = build(args.config).to(device).train()
     for block in model.modules():
-        if isinstance(block, AttentionBlock):
+        if isinstance(block, SelfAttention):
             block.use_checkpoint = row.recompute
     apply_performance(model, {"channels_last": row.channels_last, "compile": row.compile, "matmul_precision": "high" if row.bf16 else "highest"})
     batch = {name: value.to(device) for name, value in made_up_batch(model, args.batch_size, row.cached).items()}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.wikiart import draw_flags
+from ldm.data.wikiart import check_probabilities, draw_flags
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import concatenate, guided
@@ -25,16 +25,17 @@ class CrossPairLDM(DualCondLDM):
 
     Photos smaller than the paintings, whole scenes at half the size, cost a quarter and teach the same strokes.
 
-    Every photo is painted in the styles of `styles_per_content` paintings of the batch. Half of the paintings are
-    estimates from pure noise; the others start from such an estimate, noised again to a random time step as the sampler
+    Every photo is painted in the styles of `styles_per_content` paintings of the batch. Most results are estimates from
+    pure noise; a share of `later` starts from such an estimate, noised again to a random time step as the sampler
     would have done, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
     latent is decoded and judged; one that is less than the whole has to have all of a painting's colours to itself.
 
-    Each painting is made under two-way guidance at scales of its own, and judged by what they ask for: a content scale of 2
-    doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
+    A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
+    scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
 
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight: of the losses of StyleTransferLoss, beside the diffusion loss with weight 1.
+    later, guided: shares, see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
     """
@@ -45,7 +46,9 @@ class CrossPairLDM(DualCondLDM):
         content_weight: float = 1.0,
         style_weight: float = 1.0,
         styles_per_content: int = 2,
-        window: int = 16,
+        window: int = 32,
+        later: float = 0.5,
+        guided: float = 1.0,
         content_scales: tuple[float, float] = (0.5, 2.0),
         style_scales: tuple[float, float] = (0.5, 3.0),
         style_drop: float = 0.1,
@@ -53,6 +56,8 @@ class CrossPairLDM(DualCondLDM):
         **options: Any,
     ):
         super().__init__(**options)
+        check_probabilities(later=later, guided=guided)
+        self.later, self.guided = later, guided
         self.content_weight, self.style_weight = content_weight, style_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
@@ -104,30 +109,37 @@ class CrossPairLDM(DualCondLDM):
         return {key: torch.tensor(flags, device=self.device) for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))}
 
     def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
-        """(n,) content scales and style scales."""
-        return tuple(low * (high / low) ** torch.rand(n, device=self.device) for low, high in self.scale_ranges)
+        """(n,) content scales and style scales; both are 1 where a painting goes without guidance."""
+        is_guided = torch.rand(n, device=self.device) < self.guided
+        drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in self.scale_ranges)
+        return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
 
     def estimate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
         """The guided x_0. Only the conditioned prediction learns: the others are the diffusion loss's business."""
         prediction = self.apply_model(x, t, condition).float()
-        content, style = condition["c1"], condition["c2"]
-        nulls = concatenate([self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(len(x)))])
-        with torch.no_grad():
-            without = self.apply_model(torch.cat([x, x]), torch.cat([t, t]), nulls).float().chunk(2)
-        return self.start_from(guided(prediction, without, [scale[:, None, None, None] for scale in scales]), x, t)
+        rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
+        if len(rows):
+            content, style = condition["c1"][rows], condition["c2"][rows]
+            nulls = concatenate([self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(len(rows)))])
+            with torch.no_grad():
+                without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float().chunk(2)
+            columns = [scale[rows, None, None, None] for scale in scales]
+            prediction = prediction.index_copy(0, rows, guided(prediction[rows], without, columns))
+        return self.start_from(prediction, x, t)
 
     def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
-        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: the first half from pure noise."""
+        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those from pure noise first."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
-        later = slice((len(x) + 1) // 2, None)
-        with torch.no_grad():
-            rows = {key: value[later] for key, value in condition.items()}
-            start = self.estimate(x[later], t[later], rows, [scale[later] for scale in scales])
-            noise = self.predict_noise_from_start(x[later], t[later], start)
-            # More of the noisy time steps, which decide what a picture looks like.
-            t[later] = (torch.rand(len(start), device=x.device).sqrt() * last).long()
-            x[later] = self.q_sample(start, t[later], noise)
+        later = slice(len(x) - int(self.later * len(x)), None)
+        if self.later:
+            with torch.no_grad():
+                rows = {key: value[later] for key, value in condition.items()}
+                start = self.estimate(x[later], t[later], rows, [scale[later] for scale in scales])
+                noise = self.predict_noise_from_start(x[later], t[later], start)
+                # More of the noisy time steps, which decide what a picture looks like.
+                t[later] = (torch.rand(len(start), device=x.device).sqrt() * last).long()
+                x[later] = self.q_sample(start, t[later], noise)
         return self.estimate(x, t, condition, scales)
 
     def window_of(self, z: Tensor, factor: int) -> tuple[Tensor, tuple[Any, ...]]:

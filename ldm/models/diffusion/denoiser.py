@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.samplers import start_of
-from ldm.modules.diffusionmodules.blocks import Modulations
+from ldm.modules.diffusionmodules.adaln import Modulations
 from ldm.tiles import Tile, Tiling, blend, cut
 
 ROWS_AT_ONCE = 16  # tiles of all pictures that go through the network together, times the branches of guidance

@@ -31,6 +31,9 @@ class DualCondModel(LatentDiffusionModel):
     vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them.
     """
 
+    what = "a style transfer model (DualCondLDM)"
+    saves_logvar = True
+
     def __init__(
         self,
         style_dim: int,
@@ -157,12 +160,21 @@ class DualCondModel(LatentDiffusionModel):
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was
         computed from them before (`latent`, unscaled, and `style`)."""
-        with torch.no_grad():
-            z = self.get_first_stage_encoding(self.unscaled_latents(batch))
-            style = batch.get("style")
-            if style is None:
-                style = self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-        return z, style.float()
+        return self.get_first_stage_encoding(self.unscaled_latents(batch)), self.batch_style(batch)
+
+    @torch.no_grad()
+    def batch_style(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(N, style_dim) statistics of a batch's pictures."""
+        style = batch.get("style")
+        return (self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float()) if style is None else style).float()
+
+    @torch.no_grad()
+    def measure_styles(self, style: Tensor) -> None:
+        """Set the network's whitening by style vectors (N, style_dim), and the null style to their middle."""
+        self.model.diffusion_model.context_whitening.measure(style)
+        self.null_style_vector.weight.copy_(style.mean(dim=0, keepdim=True))
+        for average, module in self.averaged():
+            average.start_at(module)
 
     def condition_of(self, batch: Mapping[str, Tensor], z: Tensor, style: Tensor) -> dict[str, Tensor]:
         """The condition, each part nulled where the batch's flag for it is off."""

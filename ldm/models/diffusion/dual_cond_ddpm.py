@@ -13,6 +13,12 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
     def on_fit_start(self) -> None:
         self.load_style_network()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        whitens = self.model.diffusion_model.context_whitening is not None
+        if whitens and not self._scale_is_known and self.global_step == 0:
+            self.measure_styles(self.gathered(torch.cat([self.batch_style(batch) for batch in self._first_batches(self.scale_batches)])))
+
     def set_scale(self, z: Tensor) -> None:
         """Shift and scale every channel so that these latents, with those of all other processes, get mean 0 and std 1."""
         std, mean = torch.std_mean(self.gathered(z), dim=(0, 2, 3))

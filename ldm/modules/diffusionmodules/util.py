@@ -14,6 +14,9 @@ from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_
 __all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
 
 
+MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
+
+
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """(N, dim) sinusoids of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column."""
     half = dim // 2
@@ -61,3 +64,34 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+class Whitening(nn.Module):
+    """Vectors (N, width) to their leading principal components (N, components), all of mean 0 and about the same spread.
+
+    `measure` sets mean and basis; until then it is the identity on the first coordinates. What varies less than
+    MIN_SPREAD of the strongest component is mostly noise, and not blown up to full size.
+    """
+
+    def __init__(self, width: int, components: int):
+        super().__init__()
+        if not 1 <= components <= width:
+            raise ValueError(f"whitening: {components} components of vectors of width {width}")
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.eye(width, components))
+
+    @torch.no_grad()
+    def measure(self, vectors: Tensor) -> None:
+        """Make the components of these vectors have mean 0 and variance 1; those for which there are too few vectors, 0."""
+        vectors = vectors.double()
+        mean = vectors.mean(dim=0)
+        _, spread, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
+        known = min(self.basis.shape[1], len(vectors) - 1)
+        spread = spread[:known] / len(vectors) ** 0.5
+        self.mean.copy_(mean)
+        self.basis.zero_()
+        self.basis[:, :known] = directions[:known].T / spread.clamp_min(MIN_SPREAD * spread[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # the weak components would drown in rounding errors
+            return (x.float() - self.mean) @ self.basis

@@ -1,0 +1,59 @@
+"""Models for inference: built from a config without the training parts, given a checkpoint's weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ldm.checkpoint import bake_ema, load_strict, read_state_dict
+from ldm.errors import CheckpointError, ConfigError
+from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
+from ldm.util import instantiate_from_config, load_config, to_plain
+
+# Importing Lightning takes longer than painting a picture, so inference builds these classes' bases, which know nothing of it.
+WITHOUT_TRAINING = {
+    "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": "ldm.models.diffusion.dual_cond.DualCondModel",
+    "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.diffusion.latent_diffusion.LatentDiffusionModel",
+    "ldm.models.autoencoder.AutoencoderKL": "ldm.models.first_stage.KLAutoencoder",
+}
+
+Model = TypeVar("Model", bound=LatentDiffusionModel)
+
+
+def load_for_inference(checkpoint: str | Path, config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()) -> Model:
+    """The model of a config with a checkpoint's weights, the averaged ones where it has them. Raises UserError."""
+    state = bake_ema(read_state_dict(checkpoint))
+    with _Uninitialised():
+        model = build_for_inference(config_path, kind, allow_targets)
+    try:
+        load_strict(model, state, model.optional_keys(state), where=str(checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; is {config_path} its config? (--config names another)") from error
+    return model
+
+
+def build_for_inference(config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()) -> Model:
+    """The model of a config, of that kind: no weights yet, no averages. Raises UserError."""
+    config: dict[str, Any] = to_plain(load_config(config_path))
+    try:
+        params = config["model"]["params"]
+        first_stage = params["first_stage_config"]["params"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{config_path}: not the config of {kind.what} (no {error})") from error
+    params |= {"ckpt_path": None, "use_ema": False}
+    first_stage["ckpt_path"] = None
+    for node in (config["model"], params["first_stage_config"]):
+        node["target"] = WITHOUT_TRAINING.get(node.get("target"), node.get("target"))
+    model = instantiate_from_config(config["model"], allow_targets)
+    if not isinstance(model, kind):
+        raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not {kind.what}")
+    return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Within it new weights get no random values: a checkpoint's take their place, and drawing them takes longer than reading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))
