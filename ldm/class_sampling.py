@@ -1,5 +1,6 @@
 """Sampling class-conditional models (configs/class_conditional.yaml)."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -24,8 +25,12 @@ def check_classes(model: LatentDiffusionModel, labels: Iterable[int]) -> None:
 
 @torch.no_grad()
 def sample_classes(model: LatentDiffusionModel, labels: Sequence[int], seeds: Sequence[int], scale: float, steps: int, eta: float = 0.0) -> Tensor:
-    """(N, 3, H, W) pictures of labels by DDIM, guided away from the null class; each from a noise of its own seed."""
+    """(N, 3, H, W) pictures of labels by DDIM, guided away from the null class; each from a noise of its own seed. Raises UserError."""
     check_classes(model, labels)
+    if not (math.isfinite(scale) and 0 <= eta <= 1):
+        raise UserError(f"scale must be a finite number and eta between 0 and 1, got {scale} and {eta}")
+    if not all(0 <= seed < 2**63 for seed in seeds):
+        raise UserError("seeds must be between 0 and 2**63 - 1")
     latents, _ = DDIMSampler(model).sample(
         steps,
         len(labels),

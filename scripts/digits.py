@@ -45,6 +45,8 @@ def main() -> None:
     args = parse_args()
     if find_spec("sklearn") is None:
         raise UserError("the digits need a package more: pip install 'artfusion[digits]'")
+    if args.n < 1:
+        raise UserError(f"--n must be at least 1, got {args.n}")
     write(args.write) if args.write else recognise(args)
 
 

@@ -332,6 +332,17 @@ def test_bad_conditions_are_named() -> None:
         LatentDiffusion(**options(cond_stage_config="__is_unconditional__", cond_stage_trainable=False, conditioning_key=None)).get_learned_conditioning(1)
 
 
+@pytest.mark.parametrize("drop", [-0.1, 2.0])
+def test_the_share_without_condition_is_a_probability(drop: float) -> None:
+    with pytest.raises(ConfigError, match="cond_drop is a probability"):
+        LatentDiffusion(**options(cond_drop=drop))
+
+
+def test_what_is_no_map_cannot_be_joined() -> None:
+    with pytest.raises(ConfigError, match=r"takes maps of the latent's size, \(8, 8\), not \[\(2, 1, 12\)\]"):
+        with_seen("concat").apply_model(latents("x"), T, rnd("c", 2, 1, WIDTH))
+
+
 # CLIP
 
 
@@ -441,6 +452,22 @@ def test_a_run_validates_and_draws_samples(run: Path) -> None:
     assert kinds == {"reconstructions", "samples", "guidance_3"}
 
 
+@pytest.mark.parametrize("n_classes", [3, 4, 6])
+def test_a_number_of_classes_that_is_not_the_datas_is_refused_before_training(folders: Path, tmp_path: Path, n_classes: int) -> None:
+    stage = {**EMBEDDER, "params": {**EMBEDDER["params"], "n_classes": n_classes}}
+    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options(cond_stage_config=stage)}
+    node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
+    with pytest.raises(ConfigError, match=f"4 classes of pictures.*n_classes must be 5 .*not {n_classes}"):
+        train(recipe(tmp_path / "classes.yaml", model, data_module(node, node)))
+
+
+def test_a_first_stage_without_weights_is_told(run: Path, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options()}
+    node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
+    train(recipe(tmp_path / "classes.yaml", model, data_module(node, node), steps=1))
+    assert "the first stage has random weights: give its file" in caplog.text
+
+
 def test_samples_are_guided_away_from_the_null_class_each_from_its_own_seed(run: Path) -> None:
     model = load_for_inference(run / "checkpoints/last.ckpt", run.parents[1] / "classes.yaml", LatentDiffusionModel).eval()
     apply_rule(model)
@@ -472,6 +499,10 @@ def test_the_program_writes_a_sheet(run: Path, tmp_path: Path, monkeypatch: pyte
         (["4"], "class 4 is not one of this model's, 0 to 3"),
         (["-1"], "class -1"),
         (["1", "--n", "0"], "--n must be at least 1"),
+        (["1", "--scale", "nan"], "scale must be a finite number"),
+        (["1", "--eta", "50"], "eta between 0 and 1, got 3.0 and 50.0"),
+        (["1", "--seed", "-1"], "seeds must be between 0"),
+        (["1", "--seed", "99999999999999999999"], "seeds must be between 0"),
         (["1", "--steps", "2000"], "number of sampling steps must be between 1 and 1000"),
         (["1", "--config", "configs/mini.yaml"], "is configs/mini.yaml its config?"),
     ],

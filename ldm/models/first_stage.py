@@ -42,7 +42,7 @@ class KLAutoencoder(nn.Module):
         self.adam_betas, self.scheduler_config = tuple(adam_betas), scheduler_config
         self.encoder, self.decoder, z_channels = build_halves(ddconfig)
         self.loss = instantiate_from_config(lossconfig)
-        self.embed_dim = embed_dim
+        self.embed_dim, self.has_weights = embed_dim, False
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
         if ckpt_path is not None:
@@ -57,6 +57,7 @@ class KLAutoencoder(nn.Module):
         A whole model's checkpoint will do as well: its first stage is taken.
         """
         load_strict(self, part_of(read_state_dict(path), "first_stage_model."), ignore_keys=(*ignore_keys, "loss."), where=str(path))
+        self.has_weights = True
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))

@@ -1,6 +1,7 @@
 """Latent diffusion as a LightningModule. The model itself is in `latent_diffusion`, so that inference starts without Lightning."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,12 +13,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
+from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.optimizers import build_optimizer, clip_gradients
 from ldm.util import instantiate_from_config
+
+log = logging.getLogger(__name__)
 
 
 class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
     """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style transfer."""
+
+    def on_fit_start(self) -> None:
+        if not (self._scale_is_known or getattr(self.first_stage_model, "has_weights", True)):
+            log.warning("the first stage has random weights: give its file as model.params.first_stage_config.params.ckpt_path")
+        data = getattr(self.trainer.datamodule, "datasets", {}).get("train")
+        if hasattr(data, "classes") and isinstance(self.cond_stage_model, ClassEmbedder):
+            self.cond_stage_model.check_classes(data.classes)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, parts, n = self.shared_step(batch)

@@ -11,6 +11,7 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
     """The dual-conditional model with its training loop; parameters are DualCondModel's."""
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.load_style_network()
 
     def on_train_start(self) -> None:

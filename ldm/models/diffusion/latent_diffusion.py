@@ -109,6 +109,8 @@ class LatentDiffusionModel(GaussianDiffusion):
                 self.cond_stage_model.eval().requires_grad_(False)
         if method is not None and not callable(getattr(self.cond_stage_model, method, None)):
             raise ConfigError(f"cond_stage_forward: the condition stage has no method {method!r}")
+        if not 0 <= drop <= 1:
+            raise ConfigError(f"cond_drop is a probability, so between 0 and 1, got {drop}")
         if drop and not hasattr(self.cond_stage_model, "null_input"):
             raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
 
@@ -311,8 +313,10 @@ class DiffusionWrapper(nn.Module):
         wanted = (key in ("concat", "hybrid"), key in ("crossattn", "hybrid", "adm"))
         if wanted != (c_concat is not None, c_crossattn is not None):
             names = " and ".join(name for name, is_wanted in zip(("c_concat", "c_crossattn"), wanted) if is_wanted)
-            raise ValueError(f"conditioning_key {key!r} takes {names or 'no condition'}")
+            raise ConfigError(f"conditioning_key {key!r} takes {names or 'no condition'}")
         if c_concat is not None:
+            if any(c.ndim != x.ndim or c.shape[2:] != x.shape[2:] for c in c_concat):
+                raise ConfigError(f"conditioning_key {key!r} takes maps of the latent's size, {tuple(x.shape[2:])}, not {[tuple(c.shape) for c in c_concat]}")
             x = torch.cat([x, *c_concat], dim=1)
         if c_crossattn is None:
             return self.diffusion_model(x, t)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ldm.errors import ConfigError
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import RecomputedBlock, ResBlock, SelfAttention, mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
@@ -102,6 +103,6 @@ class UNetModel(UNetTree):
 
     def _check_condition(self, context: Tensor | None, y: Tensor | None) -> None:
         if (y is None) != (self.num_classes is None):
-            raise ValueError(f"UNetModel: num_classes is {self.num_classes}, so it takes {'no' if self.num_classes is None else 'a'} label y for each sample")
+            raise ConfigError(f"UNetModel: num_classes is {self.num_classes}, so it takes {'no' if self.num_classes is None else 'a'} label y for each sample")
         if context is not None and (self.context_dim is None or context.ndim != 3 or context.shape[-1] != self.context_dim):
-            raise ValueError(f"UNetModel: context of shape {tuple(context.shape)}; with context_dim {self.context_dim} it takes " + ("none" if self.context_dim is None else f"(N, L, {self.context_dim})"))
+            raise ConfigError(f"UNetModel: context of shape {tuple(context.shape)}; with context_dim {self.context_dim} it takes " + ("none" if self.context_dim is None else f"(N, L, {self.context_dim})"))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.checkpoint_reading import first_of
 from ldm.errors import ConfigError, UserError
 
 # Mean and standard deviation of CLIP's training pictures, in [0, 1] (Radford et al. 2021).
@@ -27,12 +28,20 @@ class ClassEmbedder(nn.Module):
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Tensor | Mapping[str, Tensor], key: str | None = None) -> Tensor:
-        """Labels by themselves or, as published, in a batch under `key`. Raises ValueError for an unknown label."""
+        """Labels by themselves or, as published, in a batch under `key`. Raises UserError for an unknown label."""
         labels = batch if isinstance(batch, Tensor) else batch[key or self.key]
         wrong = labels[(labels < 0) | (labels >= self.n_classes)]
         if len(wrong):
-            raise ValueError(f"ClassEmbedder: label {int(wrong[0])} is not one of 0 to {self.n_classes - 1}")
+            raise UserError(f"ClassEmbedder: label {int(wrong[0])} is not one of 0 to {self.n_classes - 1}")
         return self.embedding(labels[:, None])
+
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Raises ConfigError unless there is one class more than these, for the null class."""
+        if self.n_classes != len(names) + 1:
+            raise ConfigError(
+                f"{len(names)} classes of pictures ({first_of(names)}), so cond_stage_config.params.n_classes must be {len(names) + 1} "
+                f"(one more, for the null class), not {self.n_classes}"
+            )
 
     def null_input(self, n: int) -> Tensor:
         return torch.full((n,), self.n_classes - 1, device=self.embedding.weight.device)
