@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.diffusion.samplers import PerPictureNoise
 from ldm.modules.encoders.modules import ClassEmbedder
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs/class_conditional.yaml"
 
 
 def check_classes(model: LatentDiffusionModel, labels: Iterable[int]) -> None:

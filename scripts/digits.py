@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.class_sampling import sample_classes
+from ldm.class_sampling import CONFIG, sample_classes
 from ldm.cli import ArgumentParser, run
 from ldm.device import DEVICES, choose_device
 from ldm.errors import UserError
@@ -23,7 +23,6 @@ from ldm.images import save_image, tensor_to_image
 from ldm.inference import load_for_inference
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "class_conditional.yaml"
 SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the value of white
 
 

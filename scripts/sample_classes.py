@@ -8,7 +8,7 @@ Averaged weights (EMA) are used where the checkpoint has them. Guidance leads aw
 import argparse
 from pathlib import Path
 
-from ldm.class_sampling import check_classes, sample_classes
+from ldm.class_sampling import CONFIG, sample_classes
 from ldm.cli import ArgumentParser, run
 from ldm.device import DEVICES, choose_device, memory_errors
 from ldm.errors import UserError
@@ -16,8 +16,6 @@ from ldm.images import check_output, save_image, tensor_to_image
 from ldm.inference import load_for_inference
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.sheets import labelled_sheet
-
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "class_conditional.yaml"
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +40,6 @@ def main() -> None:
         raise UserError(f"--n must be at least 1, got {args.n}")
     device = choose_device(args.device)
     model = load_for_inference(args.checkpoint, args.config, LatentDiffusionModel).to(device).eval()
-    check_classes(model, args.classes)
     labels = [label for label in args.classes for _ in range(args.n)]
     seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
     with memory_errors("choose a smaller --n"):

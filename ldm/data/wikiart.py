@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.pictures import PictureFolder, randint
-from ldm.errors import ConfigError
+from ldm.util import check_probabilities
 
 
 class WikiArtTrain(PictureFolder):
@@ -123,9 +123,3 @@ def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:
     if draw[0] < style_drop:
         return False, True
     return True, bool(draw[1] >= content_drop)
-
-
-def check_probabilities(**probabilities: float) -> None:
-    for name, value in probabilities.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"{name} is a probability, so between 0 and 1, got {value}")

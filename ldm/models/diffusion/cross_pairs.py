@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.wikiart import check_probabilities, draw_flags
+from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.style_transfer import StyleTransferLoss
+from ldm.util import check_probabilities
 
 
 class CrossPairLDM(DualCondLDM):

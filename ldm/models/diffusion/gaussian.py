@@ -17,6 +17,7 @@ from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.samplers import keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
+from ldm.util import check_choice
 
 
 class GaussianDiffusion(nn.Module):
@@ -201,8 +202,3 @@ class GaussianDiffusion(nn.Module):
         mean, _, log_variance = self.q_posterior(start, x, t)
         noise = step_noise(x, standard_normal, temperature)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

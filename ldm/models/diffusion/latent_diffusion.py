@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_strict, read_state_dict
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.gaussian import GaussianDiffusion, check_choice
+from ldm.models.diffusion.gaussian import GaussianDiffusion
 from ldm.models.diffusion.guidance import Condition
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config
+from ldm.util import check_choice, check_probabilities, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ class LatentDiffusionModel(GaussianDiffusion):
                 self.cond_stage_model.eval().requires_grad_(False)
         if method is not None and not callable(getattr(self.cond_stage_model, method, None)):
             raise ConfigError(f"cond_stage_forward: the condition stage has no method {method!r}")
-        if not 0 <= drop <= 1:
-            raise ConfigError(f"cond_drop is a probability, so between 0 and 1, got {drop}")
+        check_probabilities(cond_drop=drop)
         if drop and not hasattr(self.cond_stage_model, "null_input"):
             raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
 
@@ -303,8 +302,7 @@ class DiffusionWrapper(nn.Module):
 
     def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):
         super().__init__()
-        if conditioning_key not in CONDITIONING_KEYS:
-            raise ConfigError(f"conditioning_key must be one of {', '.join(map(str, CONDITIONING_KEYS))}, got {conditioning_key!r}")
+        check_choice("conditioning_key", conditioning_key, CONDITIONING_KEYS)
         self.conditioning_key = conditioning_key
         self.diffusion_model = instantiate_from_config(diff_model_config)
 
