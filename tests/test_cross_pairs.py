@@ -17,7 +17,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.cross_pairs import CrossPairLDM
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, statistics_distance
+from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, Traits, VggFeatures, mean_and_std, statistics_distance
 from ldm.pipeline import StyleTransferPipeline
 from ldm.util import instantiate_from_config
 
@@ -40,45 +40,69 @@ def loss() -> StyleTransferLoss:
 # The losses
 
 
+def traits(maps: dict[str, Tensor]) -> Traits:
+    return Traits({name: maps[name] for name in CONTENT_LAYERS}, {name: mean_and_std(value) for name, value in maps.items()})
+
+
+def loss_of(maps: dict[str, Tensor]) -> StyleTransferLoss:
+    """The loss of pictures with these features."""
+    loss = StyleTransferLoss.__new__(StyleTransferLoss)
+    torch.nn.Module.__init__(loss)
+    loss.features = lambda pictures: traits(maps)
+    return loss
+
+
+def test_traits_are_what_the_features_hold(loss: StyleTransferLoss) -> None:
+    maps = VggFeatures(loss.features.net)(pictures("a"))
+    assert set(maps) == set(LAYERS)
+    got, expected = loss.features(pictures("a")), traits(maps)
+    for name in LAYERS:
+        for value, wanted in zip(got.moments[name], expected.moments[name], strict=True):
+            assert torch.equal(value, wanted) and value.shape == maps[name].shape[:2]
+    assert all(torch.equal(got.maps[name], maps[name]) for name in CONTENT_LAYERS) and set(got.maps) == set(CONTENT_LAYERS)
+    last = got.rows(torch.tensor([2, 2]))
+    assert torch.equal(last.maps["relu4_1"][1], maps["relu4_1"][2]) and torch.equal(last.moments["relu1_1"][1][0], expected.moments["relu1_1"][1][2])
+
+
+def test_traits_are_float32_under_autocast(loss: StyleTransferLoss) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        got = loss.features(pictures("a"))
+    assert {value.dtype for value in (*got.maps.values(), *(part for moments in got.moments.values() for part in moments))} == {torch.float32}
+    # Averaged in float32, too: sums of many bfloat16 numbers would be several per cent off.
+    for name, (mean, _) in loss.features(pictures("a")).moments.items():
+        assert_same(got.moments[name][0], mean, 0.02)
+
+
 def test_a_picture_is_its_own_content_and_style(loss: StyleTransferLoss) -> None:
-    maps, others = loss.features(pictures("a")), loss.features(pictures("b"))
-    content, _ = loss(pictures("a"), maps, others)
-    _, style = loss(pictures("a"), others, maps)
+    own, others = loss.features(pictures("a")), loss.features(pictures("b"))
+    content, _ = loss(pictures("a"), own, others)
+    _, style = loss(pictures("a"), others, own)
     assert content.shape == style.shape == (3,)
     assert content.max() < 1e-5 and style.max() < 1e-5
 
 
 def test_the_style_loss_is_a_share_of_what_the_content_would_have(loss: StyleTransferLoss) -> None:
-    contents, styles = pictures("a"), pictures("b") * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
-    content_maps, style_maps = loss.features(contents), loss.features(styles)
-    distances = statistics_distance(content_maps, style_maps)
+    pair = pictures("a"), pictures("b") * torch.tensor([0.1, 0.5, 1.0])[:, None, None, None]
+    contents, styles = map(loss.features, pair)
+    distances = statistics_distance(contents.moments, styles.moments)
     assert distances.max() > 1.5 * distances.min()
-    assert_same(loss(contents, content_maps, style_maps)[1], distances / (0.5 * distances + 0.5 * distances.mean()))
-    one = [{name: maps[:1] for name, maps in part.items()} for part in (content_maps, style_maps)]
-    assert loss(contents[:1], *one)[1].item() == pytest.approx(1.0)
+    assert_same(loss(pair[0], contents, styles)[1], distances / (0.5 * distances + 0.5 * distances.mean()))
+    first = torch.tensor([0])
+    assert loss(pair[0][:1], contents.rows(first), styles.rows(first))[1].item() == pytest.approx(1.0)
 
 
-def test_statistics_do_not_see_places_and_content_does(loss: StyleTransferLoss) -> None:
+def test_statistics_do_not_see_places_and_content_does() -> None:
     maps = {name: rnd(name, 2, 5, 8, 8) for name in LAYERS}
     moved = {name: value.roll(3, dims=2) for name, value in maps.items()}
-    assert statistics_distance(maps, moved).max() < 1e-5
-    loss_of = StyleTransferLoss.__new__(StyleTransferLoss)
-    torch.nn.Module.__init__(loss_of)
-    loss_of.features = lambda pictures: moved
-    content, style = loss_of(pictures("a", 2), maps, {name: value + 1 for name, value in maps.items()})
+    assert statistics_distance(traits(maps).moments, traits(moved).moments).max() < 1e-5
+    content, style = loss_of(moved)(pictures("a", 2), traits(maps), traits({name: value + 1 for name, value in maps.items()}))
     assert content.min() > 0.5 and style.min() > 0.9
 
 
-def test_the_content_loss_does_not_see_contrast_and_brightness_of_a_channel(loss: StyleTransferLoss) -> None:
+def test_the_content_loss_does_not_see_contrast_and_brightness_of_a_channel() -> None:
     maps = {name: rnd(name, 2, 5, 8, 8) for name in LAYERS}
     scaled = {name: value * torch.tensor([1, 2, 3, 4, 5.0])[:, None, None] + 7 for name, value in maps.items()}
-    loss_of = StyleTransferLoss.__new__(StyleTransferLoss)
-    torch.nn.Module.__init__(loss_of)
-    loss_of.features = lambda pictures: scaled
-    assert loss_of(pictures("a", 2), maps, maps)[0].max() < 1e-4
-    # Only these layers count.
-    others = {name: value if name in CONTENT_LAYERS else rnd("other", *value.shape) for name, value in maps.items()}
-    assert loss_of(pictures("a", 2), others, maps)[0].max() < 1e-4
+    assert loss_of(scaled)(pictures("a", 2), traits(maps), traits(maps))[0].max() < 1e-4
 
 
 # The model
@@ -199,7 +223,7 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
     monkeypatch.setattr(model, "decode_first_stage", lambda z: seen.update(window=z) or z)
     monkeypatch.setattr(model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6)))
     monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
-    monkeypatch.setattr(model.loss.features, "forward", lambda x: features.append(x) or {"pictures": x})
+    monkeypatch.setattr(model.loss.features, "forward", lambda x: features.append(x) or Traits({"pictures": x}, {"pictures": (x, x)}))
     torch.manual_seed(3)
     model.shared_step(data)
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
@@ -207,12 +231,12 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
     assert_same(seen["c1"], model.get_content_features(z).repeat(2, 1, 1, 1), 1e-4)
     assert_same(seen["c2"], torch.cat([style, style.roll(1, dims=0)]), 1e-4)
     window, contents, styles = seen["judged"]
-    assert torch.equal(styles["pictures"], torch.cat([paintings, paintings.roll(1, dims=0)]))
+    assert torch.equal(styles.maps["pictures"], torch.cat([paintings, paintings.roll(1, dims=0)]))
     places = [(top, left) for top in range(SIDE - 3) for left in range(SIDE - 3) if torch.equal(painted[..., top : top + 4, left : left + 4], window)]
-    assert len(places) == 1 and contents["pictures"].shape == (6, 3, 4 * FACTOR, 4 * FACTOR)
+    assert len(places) == 1 and contents.maps["pictures"].shape == (6, 3, 4 * FACTOR, 4 * FACTOR)
     top, left = (FACTOR * place for place in places[0])
     crop = photos[..., top : top + 4 * FACTOR, left : left + 4 * FACTOR]
-    assert torch.equal(contents["pictures"], crop.repeat(2, 1, 1, 1)) and len(features) == 2
+    assert torch.equal(contents.maps["pictures"], crop.repeat(2, 1, 1, 1)) and len(features) == 2
 
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

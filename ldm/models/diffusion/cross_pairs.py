@@ -99,10 +99,8 @@ class CrossPairLDM(DualCondLDM):
         and paintings each was painted of."""
         window, places = self.window_of(painted, self.first_stage_model.encoder.factor)
         with torch.no_grad():
-            content_maps, style_maps = self.loss.features(photos[places]), self.loss.features(paintings)
-        content_maps = {name: maps.float()[contents] for name, maps in content_maps.items()}
-        style_maps = {name: maps.float()[styles] for name, maps in style_maps.items()}
-        return self.loss(self.decode_first_stage(window), content_maps, style_maps)
+            kept, wanted = self.loss.features(photos[places]), self.loss.features(paintings)
+        return self.loss(self.decode_first_stage(window), kept.rows(contents), wanted.rows(styles))
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""

@@ -5,6 +5,7 @@ Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scali
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -88,27 +89,54 @@ class FeatureLoss(VggLoss):
         return (places + self.style_weight * style) / wanted.mean().clamp(min=1e-3)
 
 
+Moments = Mapping[str, tuple[Tensor, Tensor]]  # mean and standard deviation of each of LAYERS, (N, C) each
+
+
+class Traits(NamedTuple):
+    """What the losses of style transfer compare of N pictures, in float32."""
+
+    maps: dict[str, Tensor]  # of CONTENT_LAYERS, (N, C, H', W')
+    moments: Moments
+
+    def rows(self, which: Tensor) -> "Traits":
+        """Those of pictures `which`, (M,) indices."""
+        moments = {name: (mean[which], std[which]) for name, (mean, std) in self.moments.items()}
+        return Traits({name: maps[which] for name, maps in self.maps.items()}, moments)
+
+
+class TraitFeatures(VggFeatures):
+    """VGG16's features, taken down to what the losses need in one piece: compiled, the large maps are never written as float32."""
+
+    def forward(self, pictures: Tensor) -> Traits:
+        maps = {name: value.float() for name, value in super().forward(pictures).items()}
+        return Traits({name: maps[name] for name in CONTENT_LAYERS}, {name: mean_and_std(value) for name, value in maps.items()})
+
+
 class StyleTransferLoss(VggLoss):
     """Content and style loss of painted pictures, measured as `scripts/evaluate.py` measures them."""
 
-    def forward(self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def __init__(self, vgg_ckpt_path: str | None = None):
+        super().__init__(vgg_ckpt_path)
+        self.features = TraitFeatures(self.features.net)
+
+    def forward(self, painted: Tensor, contents: Traits, styles: Traits) -> tuple[Tensor, Tensor]:
         """(content loss, style loss), (N,) each, of painted pictures against the features of contents and styles.
 
         Content: the mean cosine distance of normalised features, contents of the size of the pictures. Style: the squared
         differences of means and deviations, summed over layers, as a share of the content's own. The denominator is
         half of that pair's, half of the average pair's, so that a content much like its style does not outweigh the rest.
         """
-        maps = {name: value.float() for name, value in self.features(painted).items()}
-        content = sum(cosine_distance(maps[name], contents[name]) for name in CONTENT_LAYERS) / len(CONTENT_LAYERS)
+        got = self.features(painted)
+        content = sum(cosine_distance(got.maps[name], contents.maps[name]) for name in CONTENT_LAYERS) / len(CONTENT_LAYERS)
         with torch.no_grad():
-            untouched = statistics_distance(contents, styles)
+            untouched = statistics_distance(contents.moments, styles.moments)
             whole = (untouched + untouched.mean()) / 2
-        return content, statistics_distance(maps, styles) / whole
+        return content, statistics_distance(got.moments, styles.moments) / whole
 
 
-def statistics_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """(N,) style loss of AdaIN (Huang & Belongie 2017) between features: `moments_distance`, summed over layers."""
-    return sum(moments_distance(mean_and_std(a[name]), mean_and_std(b[name])) for name in LAYERS)
+def statistics_distance(a: Moments, b: Moments) -> Tensor:
+    """(N,) style loss of AdaIN (Huang & Belongie 2017): `moments_distance`, summed over layers."""
+    return sum(moments_distance(a[name], b[name]) for name in LAYERS)
 
 
 def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
