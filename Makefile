@@ -9,6 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py --output outputs/demo.png
 
 test: $(VENV)/installed
+	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
 
 $(VENV)/installed: pyproject.toml

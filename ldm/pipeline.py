@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.device import choose_device, choose_precision, memory_errors
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
 from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
 from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.diffusion.dual_cond import DualCondModel

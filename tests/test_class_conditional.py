@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import CHANNELS, FIRST_STAGE, LATENT, SIDE, assert_same, latents
+from builders import CHANNELS, LATENT, SIDE, assert_same, latents
 from golden_rules import GOLDEN, apply_rule, assert_close, rnd
 from omegaconf import OmegaConf
 from pipeline_builders import assert_refused, picture, picture_folder, run_program, script
 from torch import Tensor, nn
-from training_builders import data_module, last, logged, logger_node, recipe, train
+from training_builders import data_module, logged, logger_node, recipe, train
 
 from ldm.class_sampling import sample_classes
 from ldm.data.classes import ClassFolders
-from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.errors import ConfigError, UserError
 from ldm.inference import load_for_inference
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.modules.diffusionmodules.openaimodel import AttentionBlock, UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.util import instantiate_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -446,7 +445,6 @@ def run(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_validates_and_draws_samples(run: Path) -> None:
-    state = last(run)["state_dict"]
     assert len(logged(run, "val/loss_ema")) >= 1
     kinds = {path.name.split("_0")[0] for path in (run / "images").iterdir()}
     assert kinds == {"reconstructions", "samples", "guidance_3"}

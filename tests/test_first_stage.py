@@ -5,7 +5,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import CHANNELS, FIRST_STAGE, HALVES, assert_same, fit, latents
+from builders import CHANNELS, FIRST_STAGE, HALVES, assert_same, fit
 from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence

@@ -471,6 +471,13 @@ def test_a_config_of_another_kind_of_model_is_refused(weights: Path, tmp_path: P
         StyleTransferPipeline.from_pretrained(weights, save_config({"model": node}, tmp_path / "a.yaml"))
 
 
+def test_a_network_without_style_is_refused() -> None:
+    model = tiny_model(use_ema=False)
+    model.model.diffusion_model = torch.nn.Identity()
+    with pytest.raises(ConfigError, match="needs a StyleUNetModel, not a Identity"):
+        StyleTransferPipeline(model)
+
+
 def test_untrusted_targets_need_to_be_allowed(weights: Path, tmp_path: Path) -> None:
     node = model_config(first_stage_config={"target": "tests.parts.Autoencoder", "params": {}})
     path = save_config({"model": node}, tmp_path / "a.yaml")

@@ -270,7 +270,7 @@ def test_whitening_keeps_its_precision_under_autocast():
 
 
 def test_the_network_embeds_the_whitened_style():
-    model, (x, t, content, style) = tiny_unet(context_components=5), inputs()
+    model, (*_, style) = tiny_unet(context_components=5), inputs()
     assert model.context_emb[0].in_features == 5
     model.context_whitening.measure(rnd("styles", 50, STYLE_DIM))
     assert_same(model.embed_context(style), model.context_emb(model.context_whitening(style)))

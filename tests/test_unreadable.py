@@ -169,10 +169,6 @@ def test_a_sample_tells_which_pictures_it_stands_in_for(tmp_path: Path, split: s
     assert good["unreadable"] == "" and set(map(name_in, replaced["unreadable"].splitlines())) == {"a-bad.png"}
 
 
-def name_in(line: str) -> str:
-    return Path(line.partition(": ")[0]).name
-
-
 def test_the_replacement_is_the_next_picture_where_nothing_is_random(tmp_path: Path) -> None:
     for name, colour in (("b", "white"), ("d", "black")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")

@@ -4,7 +4,6 @@ Shapes: x (N, in_channels, H, W), H and W multiples of 2 ** (len(channel_mult) -
 style (N, context_dim); content (N, content_in_dim, H, W); result (N, out_channels, H, W).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
