@@ -5,8 +5,10 @@ Shapes: pictures (N, 3, H, W) in [-1, 1] of any size; latents (N, C, h, w); styl
 
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from ldm.device import autocast
 from ldm.errors import UserError
+from ldm.graphs import Recorder
 from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.samplers import PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
+from ldm.models.diffusion.samplers import NoiseSource, PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
 from ldm.settings import Settings
 from ldm.styles import to_latent
 from ldm.tiles import Tile, Tiling, blend, cut
@@ -47,6 +50,11 @@ class Batch:
     masks: Tensor | None = None
     keep: Tensor | None = None
 
+    @property
+    def regions(self) -> int:
+        """R, how many styles share a picture."""
+        return self.style.shape[1]
+
     def resized(self, size: tuple[int, int]) -> "Batch":
         """The same at another (height, width), a smaller one or its own."""
         if size == self.size:
@@ -59,10 +67,13 @@ class Batch:
 
 
 class Painter:
-    """A model with what it takes to paint: number format, tile sizes."""
+    """A model with what it takes to paint: number format, tile sizes.
 
-    def __init__(self, model: DualCondModel, precision: str):
-        self.model, self.precision = model, precision
+    recorder: runs each batch of pictures as one CUDA graph, recorded for every size and number of pictures.
+    """
+
+    def __init__(self, model: DualCondModel, precision: str, recorder: Recorder | None = None):
+        self.model, self.precision, self.recorder = model, precision, recorder
         self.factor = model.first_stage_model.encoder.factor
         self.multiple = self.factor * model.model.diffusion_model.min_multiple
         self.alphas = model.alphas_cumprod.tolist()
@@ -90,21 +101,53 @@ class Painter:
 
     def _paint(self, batch: Batch, settings: Settings, steps: Steps, precision: str) -> Tensor:
         painted = None
-        with autocast(self.model.device, precision):
-            for size in self.sizes(batch.size, settings):
-                painted = self._paint_at(batch.resized(size), painted, settings, steps)
+        for size in self.sizes(batch.size, settings):
+            painted = self._paint_at(batch.resized(size), painted, settings, steps, precision)
         return painted
 
-    def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps) -> Tensor:
+    def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps, precision: str) -> Tensor:
         """The batch at its size, over the picture painted at a smaller one, if there is one."""
+        path = self._path(settings, over_smaller=smaller is not None)
+        noise = PerPictureNoise([seed for seed in batch.seeds for _ in range(batch.regions)])
+        guidance = self._guidance(batch, settings)
+
+        def run(
+            steps: Steps, x: Tensor, smaller: Tensor | None, content_scales: Tensor, style_scales: Tensor, **tensors: Tensor | None
+        ) -> Tensor:
+            scaled = replace(guidance, content_scales=content_scales, style_scales=style_scales)
+            with autocast(self.model.device, precision):
+                return self._run(x, replace(batch, **tensors), smaller, scaled, settings, path, steps, noise)
+
+        inputs = {
+            "x": centred(noise(self._empty_latents(batch))), "smaller": smaller,
+            "content_scales": guidance.content_scales, "style_scales": guidance.style_scales,
+            "style": batch.style, "content": batch.content, "masks": batch.masks, "keep": batch.keep,
+        }  # fmt: skip
+        if self.recorder is None or settings.is_stochastic:
+            return run(steps, **inputs)
+        key = (tuple(path), settings.sampler, guidance.needed, guidance.interval, self._tile(settings), batch.size, precision)
+        painted = self.recorder(partial(run, iter), inputs, key)
+        deque(steps(path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
+        return painted
+
+    def _run(
+        self, x: Tensor, batch: Batch, smaller: Tensor | None, guidance: Guidance, settings: Settings, path: list[Step], steps: Steps, noise: NoiseSource
+    ) -> Tensor:
+        """Encode, sample from noise `x`, decode. What is here can be recorded, unless the sampler draws more noise."""
         height, width = batch.size
         z = None if batch.content is None else self.encode(pad_to_multiple(batch.content, self.multiple))
         start = z
         if smaller is not None:
             enlarged = F.interpolate(smaller.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
             start = self.encode(pad_to_multiple(enlarged, self.multiple))
-        path = self._path(settings, over_smaller=smaller is not None)
-        return self.decode(self._sample(batch, z, start, path, settings, steps))[:, :, :height, :width]
+        if path[0].timestep < self.model.num_timesteps - 1 and start is not None:
+            x = path[0].alpha ** 0.5 * start.repeat_interleave(batch.regions, dim=0) + (1 - path[0].alpha) ** 0.5 * x
+        denoise = self._denoiser(batch, z, guidance, settings, path)
+        if settings.sampler == "dpm-solver++":
+            painted = sample_dpm_solver(denoise, x, steps(path))
+        else:
+            painted = sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+        return self.decode(self._joined(painted, batch))[:, :, :height, :width]
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large one begins small.
@@ -133,44 +176,32 @@ class Painter:
         """Side of the tiles' latents."""
         return max(1, (settings.tile or self.native_size) // self.multiple) * self.multiple // self.factor
 
-    def _sample(
-        self, batch: Batch, z: Tensor | None, start: Tensor | None, path: list[Step], settings: Settings, steps: Steps
-    ) -> Tensor:
-        """Painted latents. z are those of the content, `start` those to begin from where the path does not begin with noise.
+    def _joined(self, painted: Tensor, batch: Batch) -> Tensor:
+        """The regions' latents cut together.
 
-        Regions are painted as whole pictures, each in its style from the same noise, and cut together at the end: blended
-        on the way, they would even out to one style, since the network looks at the whole picture.
+        Each is painted as a whole picture in its style from the same noise: blended on the way, they would even out to one
+        style, since the network looks at the whole picture.
         """
-        regions = batch.style.shape[1]
-        noise = PerPictureNoise([seed for seed in batch.seeds for _ in range(regions)])
-        x = centred(noise(self._empty_latents(batch)))
-        if path[0].timestep < self.model.num_timesteps - 1 and start is not None:
-            x = path[0].alpha ** 0.5 * start.repeat_interleave(regions, dim=0) + (1 - path[0].alpha) ** 0.5 * x
-        denoise = self._denoiser(batch, z, settings, path)
-        if settings.sampler == "dpm-solver++":
-            painted = sample_dpm_solver(denoise, x, steps(path))
-        else:
-            painted = sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
         if batch.masks is None:
             return painted
         shares = to_latent(batch.masks, self.factor, self.multiple)[:, :, None]
         return (painted.unflatten(0, batch.style.shape[:2]) * shares).sum(dim=1)
 
-    def _denoiser(self, batch: Batch, z: Tensor | None, settings: Settings, path: Sequence[Step]) -> StartDenoiser:
-        regions = batch.style.shape[1]
-
+    def _guidance(self, batch: Batch, settings: Settings) -> Guidance:
         def for_regions(values: Sequence[float]) -> list[float]:
-            return [value for value in values for _ in range(regions)]
+            return [value for value in values for _ in range(batch.regions)]
 
-        content = None if z is None else self.model.get_content_features(z).repeat_interleave(regions, dim=0)
-        interval = settings.guidance_interval or (0.0, 1.0)
-        guidance = Guidance(for_regions(batch.content_scales), for_regions(batch.style_scales), interval)
+        scales = for_regions(batch.content_scales), for_regions(batch.style_scales)
+        return Guidance.of(*scales, settings.guidance_interval, batch.style.device)
+
+    def _denoiser(self, batch: Batch, z: Tensor | None, guidance: Guidance, settings: Settings, path: Sequence[Step]) -> StartDenoiser:
+        content = None if z is None else self.model.get_content_features(z).repeat_interleave(batch.regions, dim=0)
         timesteps = [step.timestep for step in path]
         denoise = GuidedDenoiser(self.model, content, batch.style.flatten(0, 1), guidance, timesteps, self._tile(settings))
         if batch.keep is None:
             return denoise
-        keep = to_latent(batch.keep, self.factor, self.multiple).repeat_interleave(regions, dim=0)
-        kept = z.repeat_interleave(regions, dim=0)
+        keep = to_latent(batch.keep, self.factor, self.multiple).repeat_interleave(batch.regions, dim=0)
+        kept = z.repeat_interleave(batch.regions, dim=0)
         # Where the content stays, what is predicted is the content: every sampler then ends there.
         return lambda x, timestep: torch.lerp(denoise(x, timestep), kept, keep)
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
+from ldm.graphs import Recorder
 from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
 from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.diffusion.dual_cond import DualCondModel
@@ -63,7 +64,7 @@ class StyleTransferPipeline:
         self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
             raise ConfigError(f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}")
-        self.painter = Painter(self.model, precision)
+        self.painter = Painter(self.model, precision, Recorder() if compile and self.model.device.type == "cuda" else None)
         if compile:
             compile_networks(self.model)
 
@@ -80,8 +81,8 @@ class StyleTransferPipeline:
         """Load a model: "mini" (bundled), or the path of a `.ckpt` or `.safetensors` file.
 
         config: its YAML; by default that of the published model. Averaged weights are used where a checkpoint has
-        them. compile: torch.compile the networks, which takes a minute at the first picture of each size and pays on
-        a GPU from some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit together.
+        them. compile: torch.compile the networks, and on CUDA record whole pictures as graphs, which takes a minute at the
+        first picture of each size and pays on a GPU from some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit together.
         """
         where = choose_device(device)
         precision = choose_precision(precision, where)
@@ -179,10 +180,9 @@ def make_fast(model: DualCondModel) -> DualCondModel:
 
 
 def compile_networks(model: DualCondModel) -> None:
-    """Compile what does the work; on CUDA the sampling loop's network becomes one CUDA graph for each shape."""
-    mode = "reduce-overhead" if model.device.type == "cuda" else None
+    """Compile what does the work, for each shape of its own."""
     network = model.model.diffusion_model
-    network.predict = torch.compile(network.predict, mode=mode, dynamic=False)
+    network.predict = torch.compile(network.predict, dynamic=False)
     model.first_stage_model.decoder.compile(dynamic=False)
 
 

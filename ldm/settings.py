@@ -123,6 +123,11 @@ class Settings:
     def number_of_steps(self) -> int:
         return self.steps or SAMPLERS[self.sampler]
 
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether fresh noise is drawn on the way."""
+        return self.sampler == "ancestral" or self.eta > 0
+
 
 def numbers(value: Any) -> list[Any]:
     """A single value, or those of a list, as a list."""

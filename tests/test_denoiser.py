@@ -42,7 +42,7 @@ def run_denoiser(
 ) -> Tensor:
     """One prediction; a scale is a number for all pictures or a list."""
     lists = [scale if isinstance(scale, list) else [scale] * len(x) for scale in scales]
-    return GuidedDenoiser(model, content, style, Guidance(*lists, interval), [timestep], tile)(x, timestep)
+    return GuidedDenoiser(model, content, style, Guidance.of(*lists, interval), [timestep], tile)(x, timestep)
 
 
 def by_the_model(
@@ -102,7 +102,7 @@ def test_more_time_steps_than_are_prepared_at_once(model: DualCondModel) -> None
     steps = list(range(990, 0, -13))
     assert len(steps) > 2 * PREPARED_STEPS
     x, content = latents("x"), latents("content")
-    denoise = GuidedDenoiser(model, content, style(), Guidance([2.0] * 2, [3.0] * 2), steps, tile=99)
+    denoise = GuidedDenoiser(model, content, style(), Guidance.of([2.0] * 2, [3.0] * 2), steps, tile=99)
     at = [0, 1, PREPARED_STEPS - 1, PREPARED_STEPS, PREPARED_STEPS + 1, 2 * PREPARED_STEPS, len(steps) - 1, 0]
     for t in (steps[i] for i in at):
         assert_same(denoise(x, t), by_the_model(model, x, content, style(), t, (2.0, 3.0)))
@@ -118,7 +118,7 @@ def test_the_network_sees_only_the_branches_that_act(model: DualCondModel, rows:
 
 def test_outside_its_interval_guidance_costs_and_does_nothing(model: DualCondModel, rows: list[int]) -> None:
     x, content, steps = latents("x"), latents("content"), [999, 700, 699, 500, 300, 299, 0]
-    denoise = GuidedDenoiser(model, content, style(), Guidance([2.0] * 2, [3.0] * 2, (300 / 999, 0.7)), steps, tile=99)
+    denoise = GuidedDenoiser(model, content, style(), Guidance.of([2.0] * 2, [3.0] * 2, (300 / 999, 0.7)), steps, tile=99)
     results = [denoise(x, t) for t in steps]
     assert rows == [2, 2, 6, 6, 6, 2, 2]
     for t, result in zip(steps, results):
@@ -190,7 +190,7 @@ def test_time_and_style_are_embedded_once_for_many_steps(model: DualCondModel, m
     monkeypatch.setattr(network, "embed_context", lambda context: calls.append(("style", len(context))) or embed(context))
     monkeypatch.setattr(network, "modulations", lambda emb: calls.append(("blocks", len(emb))) or modulations(emb))
     steps = list(range(count - 1, -1, -1))
-    denoise = GuidedDenoiser(model, latents("content"), style(), Guidance([1.0] * 2, [2.0] * 2), steps, tile=99)
+    denoise = GuidedDenoiser(model, latents("content"), style(), Guidance.of([1.0] * 2, [2.0] * 2), steps, tile=99)
     for t in steps:
         denoise(latents("x"), t)
     assert [size for name, size in calls if name == "style"] == [3] * times  # two pictures and the null style

@@ -15,7 +15,7 @@ from pipeline_builders import ROOT, picture, pixels, tiny_model
 from ldm.errors import UserError
 from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image
 from ldm.painter import Batch, Painter, centred, pad_to_multiple
-from ldm.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline, compile_networks
+from ldm.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline
 
 FAST = {"size": 32, "steps": 2}
 FAIR = {"size": 256, "steps": 8}  # of the bundled model
@@ -460,14 +460,6 @@ def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.compile", lambda *args, **options: compiled.append(args))
     StyleTransferPipeline(tiny_model(use_ema=False))
     assert compiled == []
-
-
-def test_the_sampling_loop_becomes_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    modes, model = [], tiny_model(use_ema=False)
-    monkeypatch.setattr("torch.compile", lambda function, **options: modes.append(options.get("mode")) or function)
-    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
-    compile_networks(model)
-    assert modes == ["reduce-overhead", None]
 
 
 # What it costs and what it is good for

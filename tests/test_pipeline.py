@@ -240,16 +240,16 @@ def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
         calls.append((content, modulations[0]))
         return original(x, content, content_vectors, modulations)
 
-    def guidance(content_scales: list, style_scales: list, interval: tuple) -> Guidance:
+    def of(content_scales: list, style_scales: list, interval: tuple | None, device: torch.device) -> Guidance:
         scales.append((content_scales, style_scales, interval))
-        return Guidance(content_scales, style_scales, interval)
+        return make(content_scales, style_scales, interval, device)
 
     calls, scales, network = [], [], pipeline.model.model.diffusion_model
-    original = network.predict
+    original, make = network.predict, Guidance.of
     monkeypatch.setattr(network, "predict", predict)
-    monkeypatch.setattr("ldm.painter.Guidance", guidance)
+    monkeypatch.setattr(Guidance, "of", of)
     pipeline(picture(32, 32), painting, content_scale=2.0, style_scale=3.0, **FAST)
-    assert scales == [([2.0], [3.0], (0.0, 1.0))]
+    assert scales == [([2.0], [3.0], None)]
     (both, no_content, no_style), (style, same_style, null_style) = calls[0]
     assert not no_content.any() and torch.equal(no_style, both)
     null = network.embed(torch.tensor([999]), pipeline.model.null_style_vector.weight)

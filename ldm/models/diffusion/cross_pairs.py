@@ -114,14 +114,13 @@ class CrossPairLDM(DualCondLDM):
         return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
 
     def estimate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
-        """The guided x_0. Only the conditioned prediction learns: the others are the diffusion loss's business."""
+        """The guided x_0. All predictions learn: what guidance adds is the difference between them."""
         prediction = self.apply_model(x, t, condition).float()
         rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
         if len(rows):
             content, style = condition["c1"][rows], condition["c2"][rows]
             nulls = concatenate([self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(len(rows)))])
-            with torch.no_grad():
-                without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float().chunk(2)
+            without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float().chunk(2)
             columns = [scale[rows, None, None, None] for scale in scales]
             prediction = prediction.index_copy(0, rows, guided(prediction[rows], without, columns))
         return self.start_from(prediction, x, t)

@@ -22,15 +22,29 @@ PREPARED_STEPS = 32  # time steps whose modulations are held at once: some 10 MB
 
 @dataclass(frozen=True)
 class Guidance:
-    """The two dials. A scale for all pictures, or one for each; 1 everywhere needs no second branch.
+    """The two dials, a scale for each picture; make it with `of`. 1 everywhere needs no second branch.
 
+    content_scales, style_scales: (N,) tensors, where the pictures are. needed: whether any of each is not 1.
     interval: the part of the run, as fractions (low, high) of the time steps, in which guidance acts at all
     (Kynkäänniemi et al. 2024); outside it the plain conditional prediction is used.
     """
 
-    content_scales: Sequence[float]
-    style_scales: Sequence[float]
+    content_scales: Tensor
+    style_scales: Tensor
+    needed: tuple[bool, bool]
     interval: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def of(
+        cls,
+        content_scales: Sequence[float],
+        style_scales: Sequence[float],
+        interval: tuple[float, float] | None = None,
+        device: torch.device | None = None,
+    ) -> "Guidance":
+        both = (content_scales, style_scales)
+        tensors = (torch.tensor([*scales], dtype=torch.float32, device=device) for scales in both)
+        return cls(*tensors, tuple(any(scale != 1 for scale in scales) for scales in both), interval or (0.0, 1.0))
 
     def acts_at(self, timestep: int, num_timesteps: int) -> bool:
         return self.interval[0] <= timestep / (num_timesteps - 1) <= self.interval[1]
@@ -51,15 +65,12 @@ class GuidedDenoiser:
         self.timesteps = {t: i for i, t in enumerate(timesteps)}
         self.alphas = model.alphas_cumprod.tolist()
         self.count = len(style)
-        both = (guidance.content_scales if content is not None else [1.0], guidance.style_scales)
-        self.needed = [any(scale != 1 for scale in scales) for scales in both]
-        self.scales = [self._column(scales) for scales, is_needed in zip(both, self.needed) if is_needed]
+        self.needed = [guidance.needed[0] and content is not None, guidance.needed[1]]
+        both = zip((guidance.content_scales, guidance.style_scales), self.needed)
+        self.scales = [scales[:, None, None, None] for scales, is_needed in both if is_needed]
         if self.needed[1]:
             self.style = torch.cat([self.style, model.null_style(1)])
         self._prepared_from: int | None = None
-
-    def _column(self, scales: Sequence[float]) -> Tensor:
-        return torch.tensor([*scales], dtype=torch.float32, device=self.style.device)[:, None, None, None]
 
     def __call__(self, x: Tensor, timestep: int) -> Tensor:
         """Predicted x_0 at a time step of the run."""
@@ -105,7 +116,8 @@ class GuidedDenoiser:
 
     def _prepare(self, timesteps: Sequence[int]) -> None:
         """Content vectors (S, ...) and, for each block, modulations (S, styles, ...) of S time steps."""
-        time = self.network.time_embed(torch.tensor(timesteps, device=self.style.device))
+        # Made on the device: a copy from the CPU cannot be part of a CUDA graph.
+        time = self.network.time_embed(torch.stack([torch.full((), t, device=self.style.device) for t in timesteps]))
         emb = time[:, None] + self.network.embed_context(self.style)[None]
         self._content_vectors = self.network.content_vectors(time)
         self._modulations = [vectors.unflatten(0, emb.shape[:2]) for vectors in self.network.modulations(emb.flatten(0, 1))]

@@ -1,0 +1,65 @@
+"""CUDA graphs: the kernels of a whole function recorded once, then started together.
+
+A sampling run starts some ten thousand small kernels, and at a batch of one the CPU takes longer to start them than the
+GPU to run them. A graph starts in one call.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+
+import torch
+from torch import Tensor
+
+# Of tensors (or None) by name. Nothing in it may wait for the GPU or read from the CPU, and autocast has to begin within
+# it: the weights that it converts once would else be gone when the graph runs again.
+Function = Callable[..., Tensor]
+Inputs = Mapping[str, Tensor | None]
+Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]  # to (the result's tensor, what computes it anew)
+
+WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
+GRAPHS = 8  # kept at once, each with the memory of a whole run
+
+
+def cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+    """Record `run` on the current device. The tensor is overwritten by every replay."""
+    stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    aside.wait_stream(stream)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            run()
+    stream.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return result, graph.replay
+
+
+class Recorder:
+    """Runs functions of tensors, each recorded at its first call with inputs of some shapes and replayed at later ones."""
+
+    def __init__(self, capture: Capture = cuda_graph, limit: int = GRAPHS):
+        self.capture, self.limit = capture, limit
+        self._recorded: OrderedDict[Hashable, Callable[[Inputs], Tensor]] = OrderedDict()
+
+    def __call__(self, function: Function, inputs: Inputs, key: Hashable) -> Tensor:
+        """function(**inputs). key: all else that the function depends on."""
+        key = (key, *((name, None if value is None else (value.shape, value.dtype)) for name, value in inputs.items()))
+        if key not in self._recorded:
+            while len(self._recorded) >= self.limit:
+                self._recorded.popitem(last=False)
+            self._recorded[key] = self._record(function, inputs)
+        self._recorded.move_to_end(key)
+        return self._recorded[key](inputs)
+
+    def _record(self, function: Function, inputs: Inputs) -> Callable[[Inputs], Tensor]:
+        own = {name: None if value is None else value.clone() for name, value in inputs.items()}
+        result, replay = self.capture(lambda: function(**own))
+
+        def run(inputs: Inputs) -> Tensor:
+            for name, value in inputs.items():
+                if value is not None:
+                    own[name].copy_(value)
+            replay()
+            return result.clone()
+
+        return run
