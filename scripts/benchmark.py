@@ -5,6 +5,7 @@
     python scripts/benchmark.py --suite sampling --config configs/mini.yaml --reference
     python scripts/benchmark.py --suite sampling --config configs/kl16_content12.yaml --published-steps 10
     python scripts/benchmark.py --suite convergence --config configs/mini.yaml
+    python scripts/benchmark.py --suite gpu
 
 `training`: one optimiser step on made-up data and random weights, which serve for time; reading pictures is not
 counted. Rows go from the published way to all that makes it faster; each prints the loss of its first step, which
@@ -15,6 +16,9 @@ reading pictures and weights is not counted, but for the whole process, the last
 ours, one change at a time. Median of the runs after one to warm up.
 
 `convergence`: how near each sampler comes to the picture of 1000 steps of DDIM, by its number of steps.
+
+`gpu`: both in full on a GPU, at several sizes and numbers of pictures, beside what the machine can do at most and how exact
+each way is. Results go to --output as they come; called again, it goes on where it was.
 
 All rows of training and sampling are measured in one run, each in a process of its own.
 """
@@ -41,6 +45,17 @@ OPTIONS = {
     "training": {"config": str(ROOT / "configs/kl16_content12.yaml"), "batch_size": 2, "steps": 5, "rows": None},
     "sampling": {**PAINTING, "repeats": 3, "rows": None, "published_steps": 250, "reference": False},
     "convergence": {**PAINTING, "pictures": 4},
+    "gpu": {
+        **{name: value for name, value in PAINTING.items() if name != "size"},
+        "config": str(ROOT / "configs/kl16_content12.yaml"),
+        "sizes": [256, 512],
+        "batch_sizes": [1, 8, 64],
+        "training_batch_sizes": [16, 64, 256],
+        "repeats": 10,
+        "published_steps": 10,
+        "rows": None,
+        "output": Path("outputs/gpu"),
+    },
 }
 AT_LEAST_ONE = ("batch_size", "steps", "repeats", "pictures")
 
@@ -50,11 +65,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--suite", choices=OPTIONS, default="training")
     parser.add_argument("--config", metavar="YAML", help="the model's config (default: the published model for training, else the bundled one)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, counted from 1 (training, sampling)")
+    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, counted from 1 (training, sampling, gpu)")
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=int, help="(default: 2)")
     training.add_argument("--steps", type=int, help="measured steps of each row (default: 5)")
-    add_painting_options(parser.add_argument_group("sampling and convergence"))
+    add_painting_options(parser.add_argument_group("sampling, convergence and gpu"))
+    gpu = parser.add_argument_group("gpu")
+    gpu.add_argument("--sizes", type=int, nargs="+", metavar="N", help="sides of the pictures in pixels (default: 256 512)")
+    gpu.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="pictures painted at once (default: 1 8 64)")
+    gpu.add_argument("--training-batch-sizes", type=int, nargs="+", metavar="N", help="of a training step (default: 16 64 256)")
+    gpu.add_argument("--output", type=Path, metavar="DIR", help="folder for the results (default: outputs/gpu)")
     parser.add_argument("--one-row", type=int, help=argparse.SUPPRESS)  # how the parent process calls a row,
     parser.add_argument("--results", help=argparse.SUPPRESS)  # and where it wants the picture
     return with_defaults(parser.parse_args())
@@ -66,8 +86,8 @@ def add_painting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--styles", type=Path, metavar="DIR", help="folder of paintings (default: data/styles)")
     group.add_argument("--size", type=int, help="side of the pictures in pixels (default: 256)")
     group.add_argument("--seed", type=int, help="of the first picture's noise (default: 0)")
-    group.add_argument("--repeats", type=int, help="sampling: measured runs of each row (default: 3)")
-    group.add_argument("--published-steps", type=int, metavar="N", help="sampling: run only N of the published 250 steps, and scale")
+    group.add_argument("--repeats", type=int, help="sampling, gpu: measured runs of each row (default: 3; gpu: 10)")
+    group.add_argument("--published-steps", type=int, metavar="N", help="sampling, gpu: run only N of the published 250 steps, and scale")
     group.add_argument("--reference", action="store_true", default=None, help="sampling: also paint with 1000 steps, for the column of PSNR")
     group.add_argument("--pictures", type=int, help="convergence: pairs of photo and painting to take the mean over (default: 4)")
 

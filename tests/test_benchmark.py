@@ -16,7 +16,7 @@ import torch
 from pipeline_builders import ROOT, model_config, picture_folder, run_program, save_config, script, tiny_model
 from torch import Tensor, nn
 
-from ldm.benchmarking import convergence, measuring, models, sampling, training, ways
+from ldm.benchmarking import convergence, gpu, limits, measuring, models, sampling, training, ways
 from ldm.benchmarking.measuring import psnr
 from ldm.benchmarking.sampling import GUIDANCE, ROWS, SamplingRow
 from ldm.checkpoint import save_safetensors
@@ -65,7 +65,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
         del sys.argv[-len(arguments) :]
         return json.loads(printed.getvalue().splitlines()[-1])
 
-    for suite in (sampling, training):
+    for suite in (sampling, training, gpu):
         monkeypatch.setattr(suite, "in_own_process", here)
     monkeypatch.setattr(sampling, "compile_networks", lambda model: None)
     return lambda *arguments: run_program(main, arguments, monkeypatch)
@@ -365,6 +365,113 @@ def test_a_training_row_runs(program: Program, files: Path, capsys: pytest.Captu
     assert rows[training.ROWS[0].name][1] == "1.00"
 
 
+# Everything on a GPU
+
+GPU_ROWS = ["--rows", 1, 2, 6, 11, 14]  # the last two train
+
+
+def gpu_options(files: Path, output: Path) -> list[Any]:
+    sizes = ["--sizes", 32, "--batch-sizes", 1, 2, "--training-batch-sizes", 3, "--repeats", 1, "--published-steps", 2]
+    folders = ["--contents", files / "photos", "--styles", files / "paintings"]
+    return ["--suite", "gpu", "--config", files / "tiny.yaml", *folders, *sizes, "--device", "cpu", "--output", output]
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(limits, "COPIED_BYTES", {"cpu": 2**16})
+
+
+@pytest.fixture(scope="module")
+def gpu_tables(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of results and what a run prints."""
+    output, printed = tmp_path_factory.mktemp("gpu") / "results", io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        run = program.__wrapped__(monkeypatch)
+        monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 64})
+        monkeypatch.setattr(limits, "COPIED_BYTES", {"cpu": 2**16})
+        assert run(*gpu_options(files, output), *GPU_ROWS) == 0
+    return output, printed.getvalue()
+
+
+def tables_in(text: str) -> list[dict[str, list[str]]]:
+    return [table_in(part) for part in text.split("\n\n") if part.startswith("|")]
+
+
+def test_the_gpu_suite_has_accuracy_every_shape_and_training(gpu_tables: tuple[Path, str]) -> None:
+    accuracy, one, two, trained = tables_in(gpu_tables[1])
+    painting, training_names = [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[1:4]], [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[4:]]
+    assert list(accuracy) == list(one) == list(two) == painting and list(trained) == training_names
+    published, float32, fast = accuracy.values()
+    assert published == ["0", "random"] and float32 == ["0", "inf"]
+    assert 0 < float(fast[0]) < 0.05 and 30 < float(fast[1]) < 100  # bf16
+    for cells in (*one.values(), *two.values()):
+        milliseconds, rate, ratio, share, weights, memory = cells
+        assert float(milliseconds) * float(rate) == pytest.approx(1000, rel=0.02) and float(ratio) > 0
+        assert share.endswith("%") and weights.endswith("%") and memory.endswith(" GB")
+    assert one[painting[0]][2] == trained[training_names[0]][1] == "1.0"
+    assert all(float(loss) > 0 for *_, loss in trained.values())
+
+
+def test_a_stopped_run_goes_on_where_it_was(gpu_tables: tuple[Path, str], program: Program, files: Path, monkeypatch, capsys, small_limits: None) -> None:
+    output, before = gpu_tables
+    result = output / "row-6-2x32.json"
+    kept = result.read_text()
+    result.unlink()
+    measured = []
+    monkeypatch.setattr(gpu, "time_painting", lambda *args: measured.append(args[1].name) or json.loads(kept))
+    assert program(*gpu_options(files, output), *GPU_ROWS) == 0
+    assert measured == [gpu.ALL_ROWS[5].name] and result.read_text() == kept and capsys.readouterr().out == before
+
+
+def test_results_of_other_options_are_not_mixed(gpu_tables: tuple[Path, str], program: Program, files: Path, capsys) -> None:
+    assert program(*gpu_options(files, gpu_tables[0]), "--seed", 1, "--rows", 2) == 2
+    assert "has results of another machine or of other options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row, name, measure", [(6, "row-6-1x32", "paint"), (14, "row-14-3", None)])
+def test_what_does_not_fit_into_memory_is_a_cell(
+    program: Program, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, small_limits: None, row: int, name: str, measure: str | None
+) -> None:
+    def fails(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "accuracy_tensors", lambda *args: {})
+    monkeypatch.setattr(gpu if measure else training, measure or "train_step", fails)
+    assert program(*gpu_options(files, tmp_path), "--rows", row) == 0
+    assert json.loads((tmp_path / f"{name}.json").read_text()) == gpu.OUT_OF_MEMORY
+    assert "| out of memory |" in capsys.readouterr().out
+
+
+def test_rows_for_gpus_are_left_out_elsewhere() -> None:
+    left_out = [row.name for row in gpu.ALL_ROWS if not gpu.can_run(row, Namespace(device="cpu"))]
+    assert len(left_out) == 3 and all("CUDA graph" in name for name in left_out)
+
+
+def test_work_is_counted_once_and_grows_with_the_steps(files: Path) -> None:
+    model = models.load_model(Namespace(checkpoint="random", config=files / "tiny.yaml"), torch.device("cpu"))
+    args = Namespace(sizes=[32], contents=files / "photos", styles=files / "paintings", seed=0)
+    work = gpu.count_work(model, gpu.task_of(model, 1, 32, args))
+    network = model.model.diffusion_model
+    x = torch.zeros(3, model.channels, *2 * [32 // model.first_stage_model.encoder.factor])
+    with torch.no_grad():
+        once = limits.count_flops(lambda: network(x, torch.zeros(3), x, torch.zeros(3, model.null_style_vector.weight.shape[1])))
+    # Both scales act, so a step takes three branches; what depends on time and style alone is not counted three times.
+    assert 0.5 * once < work["step"] <= once
+    assert work["rest"] > 0 and work["weights"] == 4 * sum(weight.numel() for weight in network.parameters())
+
+
+def test_matrix_products_are_counted_as_two_operations_for_each_pair_of_numbers() -> None:
+    a, b = torch.zeros(3, 5), torch.zeros(5, 7)
+    assert limits.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_limits_are_rates(monkeypatch: pytest.MonkeyPatch, small_limits: None) -> None:
+    monkeypatch.setattr(limits, "median_seconds", lambda work, device: work() is None or 0.5)
+    assert limits.matrix_rate(torch.device("cpu"), torch.float32) == 2 * 64**3 / 0.5
+    assert limits.copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 0.5
+
+
 # Bad input
 
 SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
@@ -392,6 +499,11 @@ SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
         ([*SAMPLING, "--pictures", 2], "--pictures is not for --suite sampling"),
         ([*SAMPLING, "--rows", 3, "--size", 40], "--size must be a multiple of 32 for this model, got 40"),
         ([*SAMPLING, "--rows", 3, "--device", "toaster"], "device 'toaster' is not one of"),
+        (["--suite", "gpu", "--batch-sizes", 0], "--batch-sizes must be at least 1"),
+        (["--suite", "gpu", "--sizes", 16], "size must be at least 32 pixels"),
+        (["--suite", "gpu", "--rows", 18], "--rows takes numbers from 1 to 17"),
+        (["--suite", "gpu", "--size", 64], "--size is not for --suite gpu"),
+        (["--sizes", 64], "--sizes is not for --suite training"),
         ([*CONVERGENCE, "--pictures", 0], "--pictures must be at least 1, got 0"),
         ([*CONVERGENCE, "--reference"], "--reference is not for --suite convergence"),
         ([*CONVERGENCE, "--checkpoint", "random"], "--suite convergence needs trained weights"),

@@ -16,19 +16,34 @@ from ldm.errors import UserError
 
 
 class Stopwatch:
-    """Seconds since it was made, all work on the device done."""
+    """Seconds since it was made, all work on the device done. On CUDA by the GPU's own clock, from the first kernel on."""
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._began = 0.0
-        self._began = self.seconds()
+        self._wait()
+        self._event = self._new_event()
+        self._began = time.perf_counter()
 
     def seconds(self) -> float:
+        if self._event is not None:
+            ended = self._new_event()
+            ended.synchronize()
+            return self._event.elapsed_time(ended) / 1000
+        self._wait()
+        return time.perf_counter() - self._began
+
+    def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
-        return time.perf_counter() - self._began
+
+    def _new_event(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def exact_float32() -> None:

@@ -8,10 +8,12 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ldm.benchmarking import ways
@@ -20,6 +22,7 @@ from ldm.benchmarking.models import RANDOM, check_painting, load_model, load_squ
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory
 from ldm.errors import UserError
+from ldm.graphs import Recorder
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline import BUNDLED, ROOT, compile_networks
 from ldm.settings import Settings
@@ -38,7 +41,9 @@ class SamplingRow:
     way: str = "prepared"  # or "published", "unprepared", "process"
     precision: str = "fp32"
     channels_last: bool = False
+    fused_attention: bool = True  # torch's kernels for scaled dot product attention, or its plain formula
     compile: bool = False
+    record: bool = False  # as CUDA graphs
     optional: bool = False  # the other rows go on where it fails
     scales: tuple[float, float] = GUIDANCE
     interval: tuple[float, float] | None = None
@@ -152,12 +157,14 @@ def adapt(model: DualCondModel, row: SamplingRow) -> None:
         compile_networks(model)
 
 
-def paint(model: DualCondModel, task: ways.Task, row: SamplingRow, published_steps: int) -> ways.Painted:
-    if row.way == "published":
-        return ways.published(model, task, published_steps)
-    if row.way == "unprepared":
-        return ways.unprepared(model, task)
-    return ways.prepared(model, task, row.settings(model.num_timesteps), choose_precision(row.precision, model.device))
+def paint(model: DualCondModel, task: ways.Task, row: SamplingRow, published_steps: int, recorder: Recorder | None = None) -> ways.Painted:
+    precision = choose_precision(row.precision, model.device)
+    with nullcontext() if row.fused_attention else sdpa_kernel(SDPBackend.MATH):
+        if row.way == "published":
+            return ways.published(model, task, published_steps)
+        if row.way == "unprepared":
+            return ways.unprepared(model, task, precision)
+        return ways.prepared(model, task, row.settings(model.num_timesteps), precision, recorder)
 
 
 def measure_process(args: Namespace) -> Result:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ldm.benchmarking.measuring import Stopwatch
+from ldm.device import autocast
+from ldm.graphs import Recorder
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
@@ -54,27 +56,32 @@ def published(model: DualCondModel, task: Task, steps: int = PUBLISHED_STEPS) ->
 
 
 @torch.no_grad()
-def unprepared(model: DualCondModel, task: Task) -> Painted:
+def unprepared(model: DualCondModel, task: Task, precision: str = "fp32") -> Painted:
     """DPM-Solver++ in place of DDIM, nothing computed ahead."""
     watch = Stopwatch(model.device)
+    with autocast(model.device, precision):
+        pictures = _unprepared(model, task).float()
+    return pictures, watch.seconds()
+
+
+def _unprepared(model: DualCondModel, task: Task) -> Tensor:
     condition, no_content, no_style = _conditions(model, task)
     guidance = TwoWayGuidance(model.apply_model, condition, task.scales[0], no_content, task.scales[1], no_style)
     alphas = model.alphas_cumprod.tolist()
 
     def denoise(x: Tensor, timestep: int) -> Tensor:
-        prediction = guidance(x, torch.full((len(x),), timestep, device=x.device))
+        prediction = guidance(x, torch.full((len(x),), timestep, device=x.device)).float()
         return start_of(x, prediction, alphas[timestep], model.parameterization)
 
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
     x = centred(PerPictureNoise(task.seeds)(condition["c1"]))
-    pictures = model.decode_first_stage(sample_dpm_solver(denoise, x, path))
-    return pictures, watch.seconds()
+    return model.decode_first_stage(sample_dpm_solver(denoise, x, path))
 
 
-def prepared(model: DualCondModel, task: Task, settings: Settings, precision: str) -> Painted:
-    """The pipeline's way: what does not depend on the noisy latent is computed once."""
+def prepared(model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None) -> Painted:
+    """The pipeline's way: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
     watch = Stopwatch(model.device)
-    painter, n = Painter(model, precision), len(task.seeds)
+    painter, n = Painter(model, precision, recorder), len(task.seeds)
     batch = Batch(
         style=painter.style_statistics(task.style)[:, None],
         size=(task.content.shape[2], task.content.shape[3]),
@@ -89,8 +96,8 @@ def prepared(model: DualCondModel, task: Task, settings: Settings, precision: st
 
 def _conditions(model: DualCondModel, task: Task) -> tuple[Condition, Condition, Condition]:
     """Both conditions, without the content, without the style."""
-    content = model.get_content_features(model.get_first_stage_encoding(model.encode_first_stage(task.content)))
-    style = model.get_style_statistics(task.style)
+    content = model.get_content_features(model.get_first_stage_encoding(model.encode_first_stage(task.content)).float())
+    style = model.get_style_statistics(task.style).float()
     pairs = ((content, style), (torch.zeros_like(content), style), (content, model.null_style(len(style))))
     return tuple(model.condition(*pair) for pair in pairs)
 
