@@ -127,3 +127,11 @@ def test_components_of_a_loaded_model_are_kept(tmp_path: Path) -> None:
     continued = DualCondLDM(**tiny_options(unet={"context_components": 5}, ckpt_path=str(tmp_path / "model.pt")))
     train(continued, rows(), tmp_path, max_steps=1)
     assert torch.equal(continued.model.diffusion_model.context_whitening.basis, trained.model.diffusion_model.context_whitening.basis)
+
+
+def test_scale_and_styles_take_one_look_at_the_first_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looks = tiny_ldm(unet={"context_components": 5}, scale_by_std=True), []
+    first_batches = model._first_batches
+    monkeypatch.setattr(model, "_first_batches", lambda count: looks.append(count) or first_batches(count))
+    train(model, rows(), tmp_path, max_steps=1, limit_val_batches=0)
+    assert len(looks) == 1 and model.model.diffusion_model.context_whitening.mean.any() and (model.scale_factors != 1).any()

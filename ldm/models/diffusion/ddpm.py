@@ -52,9 +52,17 @@ class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
         self.log_dict(parts, batch_size=len(x), sync_dist=True)
 
     def on_train_start(self) -> None:
+        measures = self.first_measures()
+        if not measures or self._scale_is_known or self.global_step > 0:
+            return
         # differs: the published code takes one batch, whose statistics are rough.
-        if self.scale_by_std and not self._scale_is_known and self.global_step == 0:
-            self.set_scale(torch.cat([self.unscaled_latents(batch) for batch in self._first_batches(self.scale_batches)]))
+        rows = [[of_batch(batch) for of_batch, _ in measures] for batch in self._first_batches(self.scale_batches)]
+        for (_, take), parts in zip(measures, zip(*rows)):
+            take(torch.cat(parts))
+
+    def first_measures(self) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
+        """What a new model is set by before training: (what to take of each of the first batches, what to do with all of it)."""
+        return [(self.unscaled_latents, self.set_scale)] if self.scale_by_std else []
 
     def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
         """The batches that training will begin with; reading them does not move its own loader on."""

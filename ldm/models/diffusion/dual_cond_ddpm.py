@@ -1,5 +1,7 @@
 """ArtFusion as a LightningModule: the class that published config files name."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -14,11 +16,11 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         super().on_fit_start()
         self.load_style_network()
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        whitens = self.model.diffusion_model.context_whitening is not None
-        if whitens and not self._scale_is_known and self.global_step == 0:
-            self.measure_styles(self.gathered(torch.cat([self.batch_style(batch) for batch in self._first_batches(self.scale_batches)])))
+    def first_measures(self) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
+        measures = super().first_measures()
+        if self.model.diffusion_model.context_whitening is not None:
+            measures.append((self.batch_style, lambda style: self.measure_styles(self.gathered(style))))
+        return measures
 
     def set_scale(self, z: Tensor) -> None:
         """Shift and scale every channel so that these latents, with those of all other processes, get mean 0 and std 1."""
