@@ -51,6 +51,11 @@ def load_image(source: str | Path | BinaryIO, draft_size: int | None = None, max
         raise UserError(f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})") from error
 
 
+def load_square(path: str | Path, size: int) -> Image.Image:
+    """The central square of a picture at `size` x `size` pixels. Raises UserError if it cannot be read."""
+    return ImageOps.fit(load_image(path), (size, size))
+
+
 def _checked_name(source: Path | BinaryIO) -> str:
     """What errors call the file. Raises UserError where there is none, or nothing in it."""
     if isinstance(source, Path):

@@ -10,11 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.benchmarking import ways
-from ldm.benchmarking.measuring import exact_float32, machine, psnr, table
+from ldm.benchmarking.measuring import exact_float32, machine, psnr
 from ldm.benchmarking.models import check_painting, load_model, read_task
 from ldm.device import choose_device, memory_errors
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.settings import Settings
+from ldm.tables import markdown_table
 
 CONVERGING = ("dpm-solver++", "ddim")
 STEPS = (5, 10, 15, 20, 50, 250)
@@ -69,5 +70,5 @@ def print_table(measured: dict[tuple[str, tuple[float, float]], list[float]], nu
         for scales in SCALES
     ]
     rows.append(["ancestral", "any", "any", *["random"] * len(STEPS)])
-    print(table(["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)], rows))
+    print(markdown_table(["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)], rows))
     print("\nAncestral sampling draws fresh noise at every step: its pictures do not converge to one, so there is nothing to compare with.")

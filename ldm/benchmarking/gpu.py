@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ldm.benchmarking import ways
 from ldm.benchmarking.limits import copy_bandwidth, count_flops, matrix_rate
-from ldm.benchmarking.measuring import exact_float32, in_own_process, machine, places, psnr, row_failed, table
+from ldm.benchmarking.measuring import exact_float32, in_own_process, machine, places, psnr, row_failed
 from ldm.benchmarking.models import check_painting, load_model, read_task
 from ldm.benchmarking.sampling import GUIDANCE, SamplingRow, adapt, paint
 from ldm.device import autocast, choose_device, peak_memory
@@ -30,6 +30,7 @@ from ldm.graphs import Recorder
 from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.settings import Settings
+from ldm.tables import markdown_table
 
 BF16 = {"precision": "bf16"}
 FAST = {**BF16, "channels_last": True}
@@ -268,17 +269,17 @@ def print_tables(chosen: Sequence[int], results: Results, limits: Result, args: 
     if painting:
         print(f"Against {PAINTING_ROWS[REFERENCE].name} in float32: one guided prediction from random inputs, and a picture\n")
         rows = [[PAINTING_ROWS[n].name, *accuracy(n, results)] for n in painting]
-        print(table(["way", "relative error of a prediction", "PSNR of the picture"], rows))
+        print(markdown_table(["way", "relative error of a prediction", "PSNR of the picture"], rows))
     for batch, size in shapes(args) if painting else ():
         print(f"\n{size} x {size} pixels, {batch} at once, scales {GUIDANCE[0]:g} and {GUIDANCE[1]:g}, encoding and decoding included\n")
         rows = [[PAINTING_ROWS[n].name, *painting_cells(n, batch, size, results, limits)] for n in painting]
         head = ["way", "ms per picture", "pictures/s", "times the first", "share of the bf16 matrix rate", "reading weights, share of copies", "peak memory"]
-        print(table(head, rows))
+        print(markdown_table(head, rows))
     training = [n for n in chosen if n >= len(PAINTING_ROWS)]
     for batch in args.training_batch_sizes if training else ():
         print(f"\nTraining, batch {batch}\n")
         rows = [[ALL_ROWS[n].name, *training_cells(n, batch, results, limits)] for n in training]
-        print(table(["way", "images/s", "times the first", "share of the bf16 matrix rate", "peak memory", "loss of step 1"], rows))
+        print(markdown_table(["way", "images/s", "times the first", "share of the bf16 matrix rate", "peak memory", "loss of step 1"], rows))
 
 
 def accuracy(number: int, results: Results) -> list[str]:

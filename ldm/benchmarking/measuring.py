@@ -1,4 +1,4 @@
-"""What all benchmarks share: rows in processes of their own, peak memory, Markdown tables, PSNR.
+"""What all benchmarks share: rows in processes of their own, peak memory, PSNR.
 
 Nothing here imports Lightning, which would count in the memory of what does without it.
 """
@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -75,12 +75,6 @@ def places(numbers: Sequence[int], count: int) -> list[int]:
 def machine(device: torch.device) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
     return f"{where}, torch {torch.__version__}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
-    """A Markdown table; its first `names` columns are text, the others numbers."""
-    rule = ["---"] * names + ["---:"] * (len(head) - names)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 
 from ldm.benchmarking.ways import Task
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
-from ldm.images import image_to_tensor, load_image
+from ldm.images import image_to_tensor, load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.painter import Painter
 from ldm.pipeline import BUNDLED, ROOT, StyleTransferPipeline, build_model
@@ -68,8 +67,3 @@ def read_task(args: Namespace, model: DualCondModel, count: int, scales: tuple[f
 
 def _tensors(paths: list[Path], size: int, count: int) -> torch.Tensor:
     return torch.stack([image_to_tensor(load_square(paths[i % len(paths)], size)) for i in range(count)])
-
-
-def load_square(path: Path, size: int) -> Image.Image:
-    """The central square of a picture at `size` x `size` pixels."""
-    return ImageOps.fit(load_image(path), (size, size), Image.Resampling.LANCZOS)

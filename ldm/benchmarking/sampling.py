@@ -17,15 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ldm.benchmarking import ways
-from ldm.benchmarking.measuring import Stopwatch, exact_float32, in_own_process, machine, places, psnr, row_failed, table
-from ldm.benchmarking.models import RANDOM, check_painting, load_model, load_square, read_task
+from ldm.benchmarking.measuring import Stopwatch, exact_float32, in_own_process, machine, places, psnr, row_failed
+from ldm.benchmarking.models import RANDOM, check_painting, load_model, read_task
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory
 from ldm.errors import UserError
 from ldm.graphs import Recorder
+from ldm.images import load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline import BUNDLED, ROOT, compile_networks
 from ldm.settings import Settings
+from ldm.tables import markdown_table
 
 GUIDANCE = (0.7, 1.5)  # of content and style: freer brushwork, as the demo paints
 WARM_UP_STEPS = 2  # of the published way, a full run of which takes minutes
@@ -199,7 +201,7 @@ def print_table(chosen: Sequence[int], results: dict[int, Result | None], folder
     print(f"{Path(args.config).name}, {weights}, {args.size} x {args.size} pixels, {scales}, {machine(device)}, median of {args.repeats} runs,")
     print(f"our own number format here: {choose_precision('auto', device)}\n")
     rows = [[row_name(n, args), *numbers(results[n], results[chosen[0]]), quality(n, results, folder, args)] for n in chosen]
-    print(table(["way", "seconds per picture", "times the first", "peak memory", "PSNR to converged"], rows))
+    print(markdown_table(["way", "seconds per picture", "times the first", "peak memory", "PSNR to converged"], rows))
     if args.reference:
         print("\nPSNR in dB to DDIM with as many steps as the schedule has, in float32, with the row's scales acting all the way.")
         print("random: fresh noise at every step makes another picture each time.")

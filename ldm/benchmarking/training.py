@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.benchmarking.measuring import in_own_process, machine, places, row_failed, table
+from ldm.benchmarking.measuring import in_own_process, machine, places, row_failed
 from ldm.benchmarking.models import fill_zero_weights
 from ldm.device import autocast, choose_device, memory_errors, peak_memory
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.diffusionmodules.blocks import SelfAttention
+from ldm.tables import markdown_table
 from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
 from ldm.util import instantiate_from_config, to_plain
@@ -120,7 +121,7 @@ def print_table(results: list[tuple[str, dict[str, float]]], args: Namespace) ->
     where = machine(choose_device(args.device))
     print(f"{Path(args.config).name}, batch {args.batch_size}, {where}, median of {args.steps} steps\n")
     head = ["way", "images/s", "times the first", "peak memory", "loss of step 1"]
-    print(table(head, [cells(*result, first, args.batch_size) for result in results]))
+    print(markdown_table(head, [cells(*result, first, args.batch_size) for result in results]))
 
 
 def cells(name: str, result: dict[str, float], first: float, batch_size: int) -> list[str]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
-from ldm.images import load_image
+from ldm.images import load_image, load_square
 
 BATCH = 8  # pictures painted, and measured, together
 
@@ -53,11 +53,6 @@ def all_pairs(contents: Iterable[str], styles: Sequence[str]) -> list[Pair]:
         if other != pair:
             raise UserError(f"{result_name(pair)!r} could be the result of {other} or of {pair}; rename a picture")
     return list(named.values())
-
-
-def load_square(path: str | Path, size: int) -> Image.Image:
-    """The central square of a picture at `size` x `size` pixels. Raises UserError if it cannot be read."""
-    return ImageOps.fit(load_image(path), (size, size))
 
 
 def load_squares(paths: Mapping[str, Path], size: int) -> dict[str, Image.Image]:

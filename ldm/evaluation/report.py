@@ -10,6 +10,7 @@ from ldm.evaluation.evaluator import Measured
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.pairs import Pair, result_name
 from ldm.files import check_folder, written_whole
+from ldm.tables import markdown_table
 
 SET_METRICS = ("fid", "artfid")
 CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS)
@@ -19,15 +20,11 @@ _NOT_RUN = "not run"
 
 def table(measured: Sequence[Measured], expected: int) -> str:
     """One row for each set: how many of the expected pairs it has, and each metric's mean (median)."""
-    lines = [_line(["results", "pairs", *METRICS, *SET_METRICS]), _line(["---"] + ["---:"] * (1 + len(METRICS) + len(SET_METRICS)))]
+    rows = []
     for one in measured:
         pairs = f"{len(one.rows)} of {expected}" if len(one.rows) < expected else str(expected)
-        lines.append(_line([one.results.name.replace("|", "\\|"), pairs, *(_cell(one, name) for name in METRICS), *_set_cells(one)]))
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append([one.results.name, pairs, *(_cell(one, name) for name in METRICS), *_set_cells(one)])
+    return markdown_table(["results", "pairs", *METRICS, *SET_METRICS], rows)
 
 
 def _cell(one: Measured, metric: str) -> str:
