@@ -240,7 +240,7 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
 
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0).train()
+    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, diffusion_weight=0.7).train()
     content, style = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([6.0, 5, 4, 3, 2, 1])
     scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
     monkeypatch.setattr(model.loss, "forward", lambda *args: (content, style))
@@ -248,7 +248,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, m
     loss, parts, n = model.shared_step(batch(3))
     assert n == 3 and (parts["train/content"], parts["train/style"], parts["train/loss"]) == (3.5, 3.5, loss)
     weighed = [3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) / 6, 5 * (6 + 5 + 4 + 3 + 1.5 * 2 + 0.4 * 1) / 6]
-    assert loss.item() == pytest.approx(parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
+    assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
 
 
 def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) -> None:

@@ -35,7 +35,8 @@ class CrossPairLDM(DualCondLDM):
     scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
 
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
-    content_weight, style_weight: of the losses of StyleTransferLoss, beside the diffusion loss with weight 1.
+    content_weight, style_weight, diffusion_weight: of the two losses of StyleTransferLoss, and of the diffusion loss, which
+        smooths the texture that the style loss asks for at all but the last steps of a run.
     later, guided: shares, see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
@@ -46,6 +47,7 @@ class CrossPairLDM(DualCondLDM):
         vgg_teacher_path: str | None = None,
         content_weight: float = 1.0,
         style_weight: float = 1.0,
+        diffusion_weight: float = 1.0,
         styles_per_content: int = 2,
         window: int = 32,
         later: float = 0.5,
@@ -59,7 +61,7 @@ class CrossPairLDM(DualCondLDM):
         super().__init__(**options)
         check_probabilities(later=later, guided=guided)
         self.later, self.guided = later, guided
-        self.content_weight, self.style_weight = content_weight, style_weight
+        self.content_weight, self.style_weight, self.diffusion_weight = content_weight, style_weight, diffusion_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
@@ -90,7 +92,7 @@ class CrossPairLDM(DualCondLDM):
         painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
         content_loss, style_loss = self.judge(painted, photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
-        loss = loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
+        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
