@@ -164,6 +164,28 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained:
     assert result.requires_grad and not predicted.requires_grad
 
 
+def test_some_go_on_again_and_always_downwards(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, steps = cross_pairs(trained, later=0.67, hops=2), []
+    go_on = model.go_on
+
+    def remembered(x: Tensor, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        steps.append((t.clone(), *go_on(x, t, *rest)))
+        return steps[-1][1:]
+
+    monkeypatch.setattr(model, "go_on", remembered)
+    torch.manual_seed(0)
+    condition = model.condition(rnd("content", 6, CHANNELS, SIDE, SIDE), rnd("style", 6, STYLE_DIM))
+    assert model.paint(condition, (torch.ones(6), torch.ones(6))).isfinite().all()
+    (first, _, middle), (again, _, last) = steps
+    assert len(first) == 4 and len(again) == 2 and torch.equal(again, middle[2:])
+    assert (middle < first).all() and (last < again).all()
+
+
+def test_a_number_of_hops_below_1_is_refused(trained: Path) -> None:
+    with pytest.raises(ConfigError, match="hops must be at least 1, got 0"):
+        cross_pairs(trained, hops=0)
+
+
 @pytest.mark.parametrize("target", ["eps", "v"])
 def test_estimates_are_guided_and_all_predictions_learn(trained: Path, target: str) -> None:
     model = cross_pairs(trained, parameterization=target)

@@ -28,7 +28,7 @@ class CrossPairLDM(DualCondLDM):
 
     Every photo is painted in the styles of `styles_per_content` paintings of the batch. Most results are estimates from
     pure noise; a share of `later` starts from such an estimate, noised again to a random time step as the sampler
-    would have done, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
+    would have done, some of them twice or up to `hops` times, so that every step of a sampling run learns. Only a window of `window` x `window` positions of the
     latent is decoded and judged; one that is less than the whole has to have all of a painting's colours to itself.
 
     A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
@@ -37,7 +37,7 @@ class CrossPairLDM(DualCondLDM):
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight, diffusion_weight: of the two losses of StyleTransferLoss, and of the diffusion loss, which
         smooths the texture that the style loss asks for at all but the last steps of a run.
-    later, guided: shares, see above. window: in latent positions.
+    later, hops, guided: see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
     """
@@ -51,6 +51,7 @@ class CrossPairLDM(DualCondLDM):
         styles_per_content: int = 2,
         window: int = 32,
         later: float = 0.5,
+        hops: int = 1,
         guided: float = 1.0,
         content_scales: tuple[float, float] = (0.5, 2.0),
         style_scales: tuple[float, float] = (0.5, 3.0),
@@ -60,7 +61,9 @@ class CrossPairLDM(DualCondLDM):
     ):
         super().__init__(**options)
         check_probabilities(later=later, guided=guided)
-        self.later, self.guided = later, guided
+        if hops < 1:
+            raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
+        self.later, self.hops, self.guided = later, hops, guided
         self.content_weight, self.style_weight, self.diffusion_weight = content_weight, style_weight, diffusion_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
@@ -131,16 +134,22 @@ class CrossPairLDM(DualCondLDM):
         """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those from pure noise first."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
-        later = slice(len(x) - int(self.later * len(x)), None)
-        if self.later:
-            with torch.no_grad():
-                rows = {key: value[later] for key, value in condition.items()}
-                start = self.estimate(x[later], t[later], rows, [scale[later] for scale in scales])
-                noise = self.predict_noise_from_start(x[later], t[later], start)
-                # More of the noisy time steps, which decide what a picture looks like.
-                t[later] = (torch.rand(len(start), device=x.device).sqrt() * last).long()
-                x[later] = self.q_sample(start, t[later], noise)
+        later = int(self.later * len(x))
+        for hop in range(self.hops if later else 0):
+            # Fewer each time, so that every number of estimates on the way occurs.
+            rows = slice(len(x) - later * (self.hops - hop) // self.hops, None)
+            given = {key: value[rows] for key, value in condition.items()}
+            x[rows], t[rows] = self.go_on(x[rows], t[rows], given, [scale[rows] for scale in scales])
         return self.estimate(x, t, condition, scales)
+
+    @torch.no_grad()
+    def go_on(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(latents, time steps (N,)) further down the way on which the present estimates lie."""
+        start = self.estimate(x, t, condition, scales)
+        noise = self.predict_noise_from_start(x, t, start)
+        # More of the noisy time steps, which decide what a picture looks like.
+        t = (torch.rand(len(t), device=t.device).sqrt() * t).long()
+        return self.q_sample(start, t, noise), t
 
     def window_of(self, z: Tensor, factor: int) -> tuple[Tensor, tuple[Any, ...]]:
         """(a random window of latents, what it shows of pictures `factor` times as large, as an index)."""
