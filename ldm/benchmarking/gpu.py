@@ -166,14 +166,19 @@ def measure_painting(number: int, results: Results, args: Namespace) -> None:
     row, device = PAINTING_ROWS[number], choose_device(args.device)
     exact_float32()
     model = load_model(args, device)
-    recorder = Recorder() if row.record else None
     for size in args.sizes:
         results.or_measured(f"work-{size}", lambda size=size: count_work(model, task_of(model, 1, size, args)))
     adapt(model, row)
     if not results.tensors(number).is_file():
-        torch.save(accuracy_tensors(model, row, recorder, task_of(model, 1, args.sizes[0], args)), results.tensors(number))
+        with written_whole(results.tensors(number)) as path:
+            torch.save(accuracy_tensors(model, row, task_of(model, 1, args.sizes[0], args)), path)
     for batch, size in shapes(args):
-        results.or_measured(f"row-{number + 1}-{batch}x{size}", partial(time_painting, model, row, recorder, batch, size, args))
+        results.or_measured(f"row-{number + 1}-{batch}x{size}", partial(time_painting, model, row, batch, size, args))
+
+
+def recorder_of(row: SamplingRow) -> Recorder | None:
+    """A new one for each measurement: what others have recorded keeps its memory."""
+    return Recorder() if row.record else None
 
 
 def task_of(model: DualCondModel, batch: int, size: int, args: Namespace) -> ways.Task:
@@ -188,8 +193,9 @@ def count_work(model: DualCondModel, task: ways.Task) -> Result:
 
 
 @torch.no_grad()
-def accuracy_tensors(model: DualCondModel, row: SamplingRow, recorder: Recorder | None, task: ways.Task) -> dict[str, Tensor]:
+def accuracy_tensors(model: DualCondModel, row: SamplingRow, task: ways.Task) -> dict[str, Tensor]:
     """A guided prediction from random inputs, and the picture."""
+    recorder = recorder_of(row)
     generator = torch.Generator().manual_seed(0)
     shape = (1, model.channels, model.image_size, model.image_size)
     x, content = (torch.randn(shape, generator=generator).to(model.device) for _ in range(2))
@@ -208,10 +214,10 @@ def accuracy_tensors(model: DualCondModel, row: SamplingRow, recorder: Recorder 
     return tensors
 
 
-def time_painting(model: DualCondModel, row: SamplingRow, recorder: Recorder | None, batch: int, size: int, args: Namespace) -> Result:
+def time_painting(model: DualCondModel, row: SamplingRow, batch: int, size: int, args: Namespace) -> Result:
     """Median seconds a picture, peak memory in bytes; both None where it is not enough."""
     try:
-        task, seconds = task_of(model, batch, size, args), []
+        task, recorder, seconds = task_of(model, batch, size, args), recorder_of(row), []
         with without_peak_before(model.device):
             for _ in range(2 + args.repeats):
                 seconds.append(paint(model, task, row, args.published_steps, recorder)[1])
