@@ -125,7 +125,7 @@ class Painter:
         }  # fmt: skip
         if self.recorder is None or settings.is_stochastic:
             return run(steps, **inputs)
-        key = (tuple(path), settings.sampler, guidance.needed, guidance.interval, self._tile(settings), batch.size, precision)
+        key = (tuple(path), settings.sampler, guidance.needed, guidance.interval, self._tile(settings), self.detail(settings), batch.size, precision)
         painted = self.recorder(partial(run, iter), inputs, key)
         deque(steps(path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
         return painted
@@ -147,7 +147,15 @@ class Painter:
             painted = sample_dpm_solver(denoise, x, steps(path))
         else:
             painted = sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
-        return self.decode(self._joined(painted, batch))[:, :, :height, :width]
+        pictures = self.decode(self._joined(painted, batch))[:, :, :height, :width]
+        detail = self.detail(settings)
+        if z is None or detail == 0:
+            return pictures
+        return pictures + detail * (batch.content - self.decode(z)[:, :, :height, :width])
+
+    def detail(self, settings: Settings) -> float:
+        """How much of the photo's detail is put back."""
+        return self.model.detail if settings.detail is None else settings.detail
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large one begins small.

@@ -203,8 +203,8 @@ def _jobs(
     single = not isinstance(content, (list, tuple)) and not isinstance(style, (list, tuple))
     contents = [None] if content is None else [_sized(read(c), settings) for c in _as_list(content)]
     styles = [read.style(s) for s in _as_list(style)]
-    if content is None and (keep is not None or settings.strength < 1 or settings.preserve_color):
-        raise UserError("keep, strength and preserve_color need a content picture")
+    if content is None and (keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color):
+        raise UserError("keep, detail, strength and preserve_color need a content picture")
     contents, styles = _paired(contents, styles)
     kept = None if keep is None else read.mask(keep)
     each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]

@@ -24,6 +24,8 @@ class Settings:
         elsewhere they count as 1.
     sampler: "dpm-solver++" (20 steps suffice), "ddim" (as published), or "ancestral" (fresh noise at every step).
     steps: how many; the sampler's default if None. eta: DDIM's, 0 is deterministic, 1 the same as ancestral.
+    detail: the share of what the model's first stage cannot hold of the photo, its finest lines and textures, that is put back
+        into the picture: 0 none, 1 all; None is what the model's config says.
     strength: below 1 the picture is painted over the partly noised photo and keeps more of it, colours too.
     size: the result's shorter side in pixels, the photo's aspect kept; or (width, height), to which it is cropped.
     style_size: shorter side in pixels to which the style pictures are scaled before their statistics are taken; None
@@ -41,6 +43,7 @@ class Settings:
     sampler: str = "dpm-solver++"
     steps: int | None = None
     eta: float = 0.0
+    detail: float | None = None
     strength: float = 1.0
     size: int | tuple[int, int] = 256
     style_size: int | None = None
@@ -63,6 +66,8 @@ class Settings:
         for name in ("strength", "refine"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
+        if self.detail is not None and not 0 <= self.detail <= 1:
+            raise UserError(f"detail must be between 0 and 1, got {self.detail}")
         self._check_interval()
         self._check_sizes()
         for name in ("content_scale", "style_scale"):
@@ -79,6 +84,7 @@ class Settings:
             ("style_size", (Integral, type(None)), "a whole number or None"),
             ("tile", (Integral, type(None)), "a whole number or None"),
             ("eta", Real, "a number"),
+            ("detail", (Real, type(None)), "a number or None"),
             ("strength", Real, "a number"),
             ("refine", Real, "a number"),
         ):

@@ -192,7 +192,7 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
         raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def check_probabilities(**probabilities: float) -> None:
-    for name, value in probabilities.items():
+def check_fractions(**fractions: float) -> None:
+    for name, value in fractions.items():
         if not 0 <= value <= 1:
-            raise ConfigError(f"{name} is a probability, so between 0 and 1, got {value}")
+            raise ConfigError(f"{name} must be between 0 and 1, got {value}")

@@ -41,7 +41,7 @@ from ldm.settings import SAMPLERS, Settings
 
 # What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
 MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}
-DIALS = {"content_scale": 1.0, "style_scale": 1.0, "sampler": Settings.sampler, "steps": None, "seed": 0}
+DIALS = {"content_scale": 1.0, "style_scale": 1.0, "detail": None, "sampler": Settings.sampler, "steps": None, "seed": 0}
 PAINTING = {**MODEL, **DIALS, "save": None, "sweep": False}
 SWEEP = {"content_scales": [0.25, 0.5, 1.0, 2.0, 4.0], "style_scales": [0.5, 1.0, 2.0, 3.0, 5.0]}
 
@@ -71,6 +71,7 @@ def add_painting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--precision", choices=PRECISIONS, help="auto (default): bf16 where the device is fast at it, else fp32")
     group.add_argument("--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)")
     group.add_argument("--style-scale", type=float, metavar="S", help="guidance by the style (default: 1)")
+    group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the config's)")
     group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
     steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
     group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps})")

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg): a row for each painting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="a column for each (default: 0 1 2 3)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)")
-    add_settings_options(parser, leave_out=("content_scale", "strength", "preserve_color", "seed"))
+    add_settings_options(parser, leave_out=("content_scale", "detail", "strength", "preserve_color", "seed"))
     add_model_options(parser)
     return parser.parse_args()
 

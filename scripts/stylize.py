@@ -44,6 +44,7 @@ from ldm.many import (
     share_of,
 )
 from ldm.pipeline import StyleTransferPipeline
+from ldm.settings import Settings
 from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
 
 
@@ -108,6 +109,7 @@ def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: St
     """What a result's metadata say, besides its own content and style."""
     kept = None if args.keep is None else file_hash(args.keep)
     extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
+    settings = {**settings, "detail": pipeline.painter.detail(Settings(**settings))}
     return provenance(args, settings, pipeline.painter.precision) | {name: value for name, value in extra.items() if value is not None}
 
 

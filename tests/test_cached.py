@@ -374,7 +374,7 @@ def test_a_cached_split_is_that_of_the_folder(cache: Path, recipe: dict[str, Any
     [
         ({"split": "test"}, "split must be one of"),
         ({"split": "validation", "validation_share": 0.0}, "leave none for validation; add some, change validation_share"),
-        ({"photo_share": 2.0}, "photo_share is a probability"),
+        ({"photo_share": 2.0}, "photo_share must be between 0 and 1"),
     ],
 )
 def test_options_of_a_cached_set_are_checked(cache: Path, options: dict, problem: str) -> None:

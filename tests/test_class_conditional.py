@@ -333,7 +333,7 @@ def test_bad_conditions_are_named() -> None:
 
 @pytest.mark.parametrize("drop", [-0.1, 2.0])
 def test_the_share_without_condition_is_a_probability(drop: float) -> None:
-    with pytest.raises(ConfigError, match="cond_drop is a probability"):
+    with pytest.raises(ConfigError, match="cond_drop must be between 0 and 1"):
         LatentDiffusion(**options(cond_drop=drop))
 
 

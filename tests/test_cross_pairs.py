@@ -220,7 +220,7 @@ def test_none_starts_later_if_none_is_asked_for(trained: Path, monkeypatch: pyte
     monkeypatch.setattr(model, "apply_model", lambda x, t, cond: steps.append(t) or apply_model(x, t, cond))
     model.paint(model.condition(rnd("content", 3, CHANNELS, SIDE, SIDE), rnd("style", 3, STYLE_DIM)), [torch.ones(3)] * 2)
     assert len(steps) == 1 and steps[0].eq(model.num_timesteps - 1).all()
-    with pytest.raises(ConfigError, match="later is a probability"):
+    with pytest.raises(ConfigError, match="later must be between 0 and 1"):
         cross_pairs(trained, later=1.5)
 
 
@@ -259,6 +259,20 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
     top, left = (FACTOR * place for place in places[0])
     crop = photos[..., top : top + 4 * FACTOR, left : left + 4 * FACTOR]
     assert torch.equal(contents.maps["pictures"], crop.repeat(2, 1, 1, 1)) and len(features) == 2
+
+
+@pytest.mark.parametrize("detail", [0.0, 1.0])
+def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatch: pytest.MonkeyPatch, detail: float) -> None:
+    """Paintings that are the photos' own latents become the photos when all detail is back."""
+    model, data, seen = cross_pairs(trained, detail=detail), batch(3), {}
+    photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
+    z, contents = model.encode_batch({"image": data["photo"]})[0], torch.tensor([0, 1, 2, 0, 1, 2])
+    monkeypatch.setattr(model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures))
+    monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
+    monkeypatch.setattr(model.loss.features, "forward", lambda x: seen.setdefault("photos", x) is None or Traits({"pictures": x}, {"pictures": (x, x)}))
+    model.judge(z[contents], z, photos, paintings, contents, contents.roll(1))
+    error = (seen["pictures"] - seen["photos"][contents]).abs().max()
+    assert error < 1e-5 if detail else error > 0.1
 
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,5 +221,5 @@ def test_a_config_sets_all_options_of_the_pictures(hybrid_roots: dict) -> None:
 
 @pytest.mark.parametrize("name, value", [("style_drop", 1.5), ("content_drop", -0.1)])
 def test_a_probability_is_checked(hybrid_roots: dict, name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is a probability"):
+    with pytest.raises(ConfigError, match=f"{name} must be between 0 and 1"):
         HybridTrain(**hybrid_roots, **{name: value})

@@ -117,6 +117,7 @@ WAYS = {
     "part of the way": (PHOTO, STYLES[0], {"style_scale": 2.0, "guidance_interval": (0.2, 0.8)}),
     "a part kept": (PHOTO, STYLES[0], {"keep": HALF}),
     "regions": (PHOTO, StyleRegions(STYLES, [HALF]), {}),
+    "detail put back": (PHOTO, STYLES[0], {"detail": 0.5}),
     "a mix": (PHOTO, StyleMix(STYLES, [0.5, 0.5]), {}),
     "style alone": (None, STYLES[0], {"style_scale": 2.0}),
     "large, in tiles over a small one": (picture(96, 64, seed=2), STYLES[0], {"size": 64}),
@@ -144,7 +145,7 @@ def test_a_replay_takes_new_pictures_seeds_and_scales(plain: StyleTransferPipeli
     assert len(recorded) == 1
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"size": 40}, {"style_scale": 2.0}, {"sampler": "ddim"}, {"strength": 0.5}])
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"size": 40}, {"style_scale": 2.0}, {"sampler": "ddim"}, {"detail": 0.5}, {"strength": 0.5}])
 def test_what_is_not_a_number_for_the_graph_is_recorded_anew(recording: tuple, changes: dict) -> None:
     pipeline, recorded = recording
     pipeline(PHOTO, STYLES[0], **FAST)

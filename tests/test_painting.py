@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,9 +142,9 @@ def test_the_content_scale_means_nothing_to_a_style_alone(tiny: StyleTransferPip
     assert tiny(None, paintings[0], content_scale=5.0, **FAST) == tiny(None, paintings[0], **FAST)
 
 
-@pytest.mark.parametrize("options", [{"keep": white(32, 32)}, {"strength": 0.5}, {"preserve_color": True}])
+@pytest.mark.parametrize("options", [{"keep": white(32, 32)}, {"detail": 0.5}, {"strength": 0.5}, {"preserve_color": True}])
 def test_what_needs_a_photo_is_refused_without_one(tiny: StyleTransferPipeline, paintings: list, options: dict) -> None:
-    with pytest.raises(UserError, match="keep, strength and preserve_color need a content picture"):
+    with pytest.raises(UserError, match="keep, detail, strength and preserve_color need a content picture"):
         tiny(None, paintings[0], **FAST, **options)
 
 
@@ -247,6 +248,23 @@ def test_a_kept_part_of_another_aspect_is_refused(tiny: StyleTransferPipeline, p
         tiny(photo, paintings[0], keep=white(32, 32), **FAST)
 
 
+@pytest.mark.parametrize("options", [{"size": (33, 47)}, {"size": 64, "tile": 32}, {"size": 64, "tile": 32, "refine": 1.0}])
+def test_detail_puts_back_what_the_first_stage_loses(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, options: dict) -> None:
+    """Where all of the photo is kept in the latent, all of its detail makes it the photo again."""
+    batch = batch_of(tiny, resize_short_side(photo, 64) if options["size"] == 64 else photo.resize(options["size"]), tiny.encode_style(paintings[0], 32))
+    batch = replace(batch, keep=torch.ones(1, 1, *batch.size))
+    none, half, all_of_it = (tiny.painter.paint(batch, Settings(steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
+    assert (all_of_it - batch.content).abs().max() < 1e-3 < (none - batch.content).abs().mean()
+    torch.testing.assert_close(half, (none + all_of_it) / 2)
+
+
+def test_the_models_config_says_how_much_detail(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+    detailed = StyleTransferPipeline(tiny_model(use_ema=False, detail=0.7))
+    assert detailed(photo, paintings[0], **FAST) == tiny(photo, paintings[0], detail=0.7, **FAST)
+    assert detailed(photo, paintings[0], detail=0.0, **FAST) == tiny(photo, paintings[0], **FAST)
+    assert detailed(None, paintings[0], **FAST) == tiny(None, paintings[0], **FAST)
+
+
 def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
     assert tiny(photo, paintings[0], strength=1.0, **FAST) == tiny(photo, paintings[0], **FAST)
 
@@ -255,7 +273,7 @@ def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -
     small = resize_short_side(content("moose"), 256)
     with torch.no_grad():
         copied = tensor_to_image(bundled.painter.decode(bundled.painter.encode(image_to_tensor(small)[None]))[0])
-    distances = [mean(bundled(small, style(TURNER), strength=s, **FAIR), copied) for s in (0.01, 0.3, 0.7, 1.0)]
+    distances = [mean(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied) for s in (0.01, 0.3, 0.7, 1.0)]
     assert distances[0] < 6 and distances == sorted(distances) and distances[-1] > 30, distances
 
 

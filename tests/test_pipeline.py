@@ -220,6 +220,7 @@ def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeli
         ({"sampler": "dpm-solver++", "steps": 4}, {"sampler": "ddim", "steps": 4}),
         ({"sampler": "ddim"}, {"sampler": "ancestral"}),
         ({"steps": 1}, {"steps": 4}),
+        ({"detail": 0.0}, {"detail": 0.5}),
         ({"strength": 1.0}, {"strength": 0.6}),
         ({"guidance_interval": None, "style_scale": 3.0}, {"guidance_interval": (0.0, 0.5), "style_scale": 3.0}),
         ({"style_size": 32, "style_scale": 5.0}, {"style_size": 300, "style_scale": 5.0}),

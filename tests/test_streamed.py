@@ -215,7 +215,7 @@ def test_fewer_shards_than_readers_are_a_user_error_before_any_is_read(shards: d
         ({"epoch_samples": 0}, "epoch_samples must be a whole number from 1 on, got 0"),
         ({"shuffle_buffer": 1.5}, "shuffle_buffer must be a whole number from 1 on"),
         ({"seed": -1}, "seed must be a whole number from 0 on"),
-        ({"style_drop": 2}, "style_drop is a probability"),
+        ({"style_drop": 2}, "style_drop must be between 0 and 1"),
         ({"style_size": 7}, "short_side 7 is smaller than the crop of 8"),
     ],
 )

@@ -308,7 +308,7 @@ def test_float32_products_may_be_as_fast_as_asked(matmul_precision: None, option
 
 def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, model = [], Convolution()
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic: compiled.append(self))
     names = list(model.state_dict())
     apply_performance(model, {"compile": True})
     assert compiled == [model.encoder] and list(model.state_dict()) == names

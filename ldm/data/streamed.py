@@ -25,7 +25,7 @@ from ldm.data.pictures import Crops
 from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
 from ldm.images import EXTENSIONS
-from ldm.util import check_count, check_probabilities
+from ldm.util import check_count, check_fractions
 
 # Read through programs: curl, gsutil and (which webdataset does not do itself) aws. Its "pipe:" urls are left out on
 # purpose, as they run whatever command a config file, maybe a stranger's, has behind them.
@@ -66,7 +66,7 @@ class StreamedHybridTrain(IterableDataset):
         flip: bool = True,
     ):
         self.shares = {"style_drop": style_drop, "content_drop": content_drop, "photo_share": photo_share}
-        check_probabilities(**self.shares)
+        check_fractions(**self.shares)
         check_count("epoch_samples", epoch_samples)
         check_count("shuffle_buffer", shuffle_buffer)
         check_count("seed", seed, least=0)

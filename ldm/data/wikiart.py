@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.pictures import PictureFolder, randint
-from ldm.util import check_probabilities
+from ldm.util import check_fractions
 
 
 class WikiArtTrain(PictureFolder):
@@ -46,7 +46,7 @@ class HybridDraws(TwoKinds):
     """
 
     def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
-        check_probabilities(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
+        check_fractions(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
         self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
         super().__init__(paintings, photos)
 

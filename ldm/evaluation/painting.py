@@ -42,14 +42,8 @@ class PairPainter:
         painted = self.pipeline(
             [self.contents[content] for content, _ in pairs],
             [self.styles[style] for _, style in pairs],
-            content_scale=settings.content_scale,
-            style_scale=settings.style_scale,
-            sampler=settings.sampler,
-            steps=settings.steps,
-            seed=settings.seed,
-            size=settings.size,
             batch_size=BATCH,
-            progress=False,
+            **vars(settings),
         )
         for pair, picture in zip(pairs, painted):
             if folder is not None:

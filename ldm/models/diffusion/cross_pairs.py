@@ -18,7 +18,7 @@ from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.style_transfer import StyleTransferLoss
-from ldm.util import check_probabilities
+from ldm.util import check_fractions
 
 
 class CrossPairLDM(DualCondLDM):
@@ -33,6 +33,8 @@ class CrossPairLDM(DualCondLDM):
 
     A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
     scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
+
+    What is judged has the photo's details put back (`detail`), as finished pictures have.
 
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight, diffusion_weight: of the two losses of StyleTransferLoss, and of the diffusion loss, which
@@ -60,7 +62,7 @@ class CrossPairLDM(DualCondLDM):
         **options: Any,
     ):
         super().__init__(**options)
-        check_probabilities(later=later, guided=guided)
+        check_fractions(later=later, guided=guided)
         if hops < 1:
             raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
         self.later, self.hops, self.guided = later, hops, guided
@@ -93,19 +95,27 @@ class CrossPairLDM(DualCondLDM):
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
         painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
-        content_loss, style_loss = self.judge(painted, photos, paintings, contents, styles)
+        content_loss, style_loss = self.judge(painted, z[:n], photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
-    def judge(self, painted: Tensor, photos: Tensor, paintings: Tensor, contents: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
-        """(content loss, style loss), (N,) each, of a window of painted latents; contents, styles: (N,) which of the photos
-        and paintings each was painted of."""
-        window, places = self.window_of(painted, self.first_stage_model.encoder.factor)
+    def judge(
+        self, painted: Tensor, z: Tensor, photos: Tensor, paintings: Tensor, contents: Tensor, styles: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(content loss, style loss), (N,) each, of a window of painted latents; z: the photos' latents; contents, styles:
+        (N,) which of the photos and paintings each was painted of."""
+        window, places = self.window_of(torch.cat([z, painted]), self.first_stage_model.encoder.factor)
+        shown = photos[places]
         with torch.no_grad():
-            kept, wanted = self.loss.features(photos[places]), self.loss.features(paintings)
-        return self.loss(self.decode_first_stage(window), kept.rows(contents), wanted.rows(styles))
+            kept, wanted = self.loss.features(shown), self.loss.features(paintings)
+        pictures = self.decode_first_stage(window[len(z) :])
+        if self.detail:
+            with torch.no_grad():
+                lost = shown - self.decode_first_stage(window[: len(z)])
+            pictures = pictures + self.detail * lost[contents]
+        return self.loss(pictures, kept.rows(contents), wanted.rows(styles))
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
@@ -175,7 +185,8 @@ class CrossPairLDM(DualCondLDM):
             z, _ = self.encode_batch({self.first_stage_key: batch["photo"]})
             condition = self.condition(self.get_content_features(z), self.get_style_statistics(paintings))
             samples, _ = self.sample_log(condition, len(z), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=torch.randn_like(z))
-        return {"photos": photos, "paintings": paintings, "painted": self.decode_first_stage(samples)}
+        painted = self.decode_first_stage(samples) + self.detail * (photos - self.decode_first_stage(z))
+        return {"photos": photos, "paintings": paintings, "painted": painted}
 
 
 def _pictures(batch: Mapping[str, Tensor]) -> list[Tensor]:

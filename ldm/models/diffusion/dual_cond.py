@@ -15,7 +15,7 @@ from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
-from ldm.util import instantiate_from_config
+from ldm.util import check_fractions, instantiate_from_config
 
 MIN_STD = 1e-4  # below this a channel counts as flat: what is left of it is rounding error
 
@@ -29,6 +29,8 @@ class DualCondModel(LatentDiffusionModel):
     scale_factors, shift_values: per channel, z = (posterior mode - shift) * scale; 1 and 0 by default.
     vgg_channels: widths of the style network, VGG16's by default; narrower ones need weights of their own.
     vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them.
+    detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put back into the pictures
+        painted of it; `ldm.settings.Settings` may say otherwise. 0, the default, is the published way.
     """
 
     what = "a style transfer model (DualCondLDM)"
@@ -47,8 +49,10 @@ class DualCondModel(LatentDiffusionModel):
         shift_values: Sequence[float] | None = None,
         vgg_channels: Sequence[int] = VGG_CHANNELS,
         vgg_ckpt_path: str | None = None,
+        detail: float = 0.0,
         **options: Any,
     ):
+        check_fractions(detail=detail)
         if cond_stage_key != "content_and_std_mean":
             raise ConfigError(f"DualCondLDM: cond_stage_key must be content_and_std_mean, got {cond_stage_key!r}")
         if style_dim != 2 * sum(vgg_channels):
@@ -64,7 +68,7 @@ class DualCondModel(LatentDiffusionModel):
             self.null_style_vector_ema = LitEma(self.null_style_vector)
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
-        self.vgg_ckpt_path = vgg_ckpt_path
+        self.vgg_ckpt_path, self.detail = vgg_ckpt_path, detail
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 

@@ -18,7 +18,7 @@ from ldm.models.diffusion.gaussian import GaussianDiffusion
 from ldm.models.diffusion.guidance import Condition
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.util import check_choice, check_probabilities, instantiate_from_config
+from ldm.util import check_choice, check_fractions, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class LatentDiffusionModel(GaussianDiffusion):
                 self.cond_stage_model.eval().requires_grad_(False)
         if method is not None and not callable(getattr(self.cond_stage_model, method, None)):
             raise ConfigError(f"cond_stage_forward: the condition stage has no method {method!r}")
-        check_probabilities(cond_drop=drop)
+        check_fractions(cond_drop=drop)
         if drop and not hasattr(self.cond_stage_model, "null_input"):
             raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
 
