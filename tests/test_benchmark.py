@@ -179,7 +179,9 @@ def test_our_rows_take_20_steps_with_the_conditions_prepared(
     assert set(predictions) == ({2} if row.scales == (1, 1) else {2, 6} if row.interval else {6})
 
 
-def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: ways.Task) -> None:
+@pytest.mark.parametrize("detail", [0.0, 0.5])
+def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch, detail: float) -> None:
+    monkeypatch.setattr(model, "detail", detail)
     (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 

@@ -3,6 +3,7 @@
 Counted is what a picture takes: encoding content and style, all sampling steps, decoding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ def published(model: DualCondModel, task: Task, steps: int = PUBLISHED_STEPS) ->
     With fewer `steps` only the last of the 250 are run, and sampling is counted as if all had been.
     """
     watch = Stopwatch(model.device)
-    conditions, noise = _conditions(model, task), PerPictureNoise(task.seeds)
+    (_, *conditions), noise = _conditions(model, task), PerPictureNoise(task.seeds)
     x = noise(conditions[0]["c1"])
     sampler, began = DDIMSampler(model), watch.seconds()
     latents, _ = sampler.sample(
@@ -65,7 +66,7 @@ def unprepared(model: DualCondModel, task: Task, precision: str = "fp32") -> Pai
 
 
 def _unprepared(model: DualCondModel, task: Task) -> Tensor:
-    condition, no_content, no_style = _conditions(model, task)
+    z, condition, no_content, no_style = _conditions(model, task)
     guidance = TwoWayGuidance(model.apply_model, condition, task.scales[0], no_content, task.scales[1], no_style)
     alphas = model.alphas_cumprod.tolist()
 
@@ -75,7 +76,8 @@ def _unprepared(model: DualCondModel, task: Task) -> Tensor:
 
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
     x = centred(PerPictureNoise(task.seeds)(condition["c1"]))
-    return model.decode_first_stage(sample_dpm_solver(denoise, x, path))
+    pictures = model.decode_first_stage(sample_dpm_solver(denoise, x, path))
+    return pictures + model.detail * (task.content - model.decode_first_stage(z)) if model.detail else pictures
 
 
 def prepared(model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None) -> Painted:
@@ -94,15 +96,16 @@ def prepared(model: DualCondModel, task: Task, settings: Settings, precision: st
     return pictures, watch.seconds()
 
 
-def _conditions(model: DualCondModel, task: Task) -> tuple[Condition, Condition, Condition]:
-    """Both conditions, without the content, without the style."""
-    content = model.get_content_features(model.get_first_stage_encoding(model.encode_first_stage(task.content)).float())
+def _conditions(model: DualCondModel, task: Task) -> tuple[Tensor, Condition, Condition, Condition]:
+    """The content's latent; both conditions, without the content, without the style."""
+    z = model.get_first_stage_encoding(model.encode_first_stage(task.content)).float()
+    content = model.get_content_features(z)
     style = model.get_style_statistics(task.style).float()
     pairs = ((content, style), (torch.zeros_like(content), style), (content, model.null_style(len(style))))
-    return tuple(model.condition(*pair) for pair in pairs)
+    return z, *(model.condition(*pair) for pair in pairs)
 
 
-def _guidance_options(conditions: tuple[Condition, Condition, Condition], scales: tuple[float, float]) -> dict[str, object]:
+def _guidance_options(conditions: Sequence[Condition], scales: tuple[float, float]) -> dict[str, object]:
     condition, no_content, no_style = conditions
     return {
         "conditioning": condition,
