@@ -88,14 +88,14 @@ def load_strict(
     """Copy a state dict into a module, in the module's own dtypes, if every name and shape agrees.
 
     `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the source in errors, and
-    `advice` ends them.
+    `advice` says what to do.
     Raises CheckpointError, with the module untouched, if anything differs or nothing is left to load.
     """
     prefixes = _prefixes(ignore_keys)
     given = _without(state_dict, prefixes)
     mismatch = compare(module, given, prefixes)
     if mismatch:
-        raise CheckpointError(f"{where} does not fit {type(module).__name__}: {mismatch}; {advice}")
+        raise CheckpointError(f"{where} does not fit {type(module).__name__}; {advice}: {mismatch}")
     if not given:
         raise CheckpointError(f"{where}: nothing to load into {type(module).__name__}: all names are left out")
     module.load_state_dict(given, strict=False)  # not strict, as what ignore_keys leave out is missing

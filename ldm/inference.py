@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import ConfigError
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.util import instantiate_from_config, load_config, to_plain
 
@@ -27,10 +27,7 @@ def load_for_inference(checkpoint: str | Path, config_path: str | Path, kind: ty
     state = bake_ema(read_state_dict(checkpoint))
     with _Uninitialised():
         model = build_for_inference(config_path, kind, allow_targets)
-    try:
-        load_strict(model, state, model.optional_keys(state), where=str(checkpoint))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; is {config_path} its config? (--config names another)") from error
+    load_strict(model, state, model.optional_keys(state), str(checkpoint), f"is {config_path} its config? (--config names another)")
     return model
 
 
