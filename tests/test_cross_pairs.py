@@ -14,10 +14,11 @@ from training_builders import data_module, last, logged, logger_node, recipe, tr
 
 from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
+from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, Traits, VggFeatures, mean_and_std, statistics_distance
+from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, Traits, VggFeatures, mean_and_std, palette_distance, share_of, statistics_distance
 from ldm.pipeline import StyleTransferPipeline
 from ldm.util import instantiate_from_config
 
@@ -103,6 +104,30 @@ def test_the_content_loss_does_not_see_contrast_and_brightness_of_a_channel() ->
     maps = {name: rnd(name, 2, 5, 8, 8) for name in LAYERS}
     scaled = {name: value * torch.tensor([1, 2, 3, 4, 5.0])[:, None, None] + 7 for name, value in maps.items()}
     assert loss_of(scaled)(pictures("a", 2), traits(maps), traits(maps))[0].max() < 1e-4
+
+
+def uniform(red: float, green: float, blue: float, size: int = 8) -> Tensor:
+    return torch.tensor([red, green, blue], dtype=torch.float32)[None, :, None, None].expand(1, 3, size, size)
+
+
+def test_a_palette_is_how_often_colours_occur_wherever_they_are() -> None:
+    torch.manual_seed(0)
+    a = torch.cat([uniform(1, 0, -1), uniform(-1, 0.5, 0)], dim=3)
+    elsewhere, seldom = torch.cat([uniform(-1, 0.5, 0, 32), uniform(1, 0, -1, 32)], dim=2), torch.cat([a, uniform(1, 0, -1)], dim=3)
+    assert 10 * palette_distance(a, elsewhere, colors=100_000) < palette_distance(a, seldom, colors=100_000)
+
+
+def test_a_wrong_hue_is_further_than_a_wrong_brightness() -> None:
+    torch.manual_seed(0)
+    grey = uniform(0, 0, 0)
+    brighter, yellow = (palette_distance(grey, other, directions=2000).item() for other in (uniform(0.5, 0.5, 0.5), uniform(0.25, 0.25, -0.5)))
+    assert brighter == pytest.approx(0.5**2 / 3, rel=0.1)  # luma alone, a third of whose square lies along each direction
+    luma, cb, cr = 0.16453, 3 * 0.564 * (-0.5 - 0.16453), 3 * 0.713 * (0.25 - 0.16453)
+    assert yellow == pytest.approx((luma**2 + cb**2 + cr**2) / 3, rel=0.1) and yellow > 5 * brighter
+
+
+def test_shares_are_of_what_is_between_the_pairs_own_and_the_average() -> None:
+    assert share_of(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 3.5, 2.0])).tolist() == pytest.approx([1 / 1.25, 1 / 2.75, 0])
 
 
 # The model
@@ -242,7 +267,7 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
     model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), {}
     features, painted = [], rnd("painted", 6, CHANNELS, SIDE, SIDE)
     monkeypatch.setattr(model, "paint", lambda condition, scales: seen.update(condition) or painted)
-    monkeypatch.setattr(model, "decode_first_stage", lambda z: seen.update(window=z) or z)
+    monkeypatch.setattr(model, "decode_first_stage", lambda z: seen.update(window=z) or z[:, :3])
     monkeypatch.setattr(model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6)))
     monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
     monkeypatch.setattr(model.loss.features, "forward", lambda x: features.append(x) or Traits({"pictures": x}, {"pictures": (x, x)}))
@@ -252,7 +277,8 @@ def test_each_photo_meets_different_paintings_and_the_window_is_the_same_everywh
     z, style = model.encode_batch({"image": data["photo"]})[0], model.get_style_statistics(paintings)
     assert_same(seen["c1"], model.get_content_features(z).repeat(2, 1, 1, 1), 1e-4)
     assert_same(seen["c2"], torch.cat([style, style.roll(1, dims=0)]), 1e-4)
-    window, contents, styles = seen["judged"]
+    window, contents, styles = seen["window"], *seen["judged"][1:]
+    assert torch.equal(seen["judged"][0], window[:, :3])
     assert torch.equal(styles.maps["pictures"], torch.cat([paintings, paintings.roll(1, dims=0)]))
     places = [(top, left) for top in range(SIDE - 3) for left in range(SIDE - 3) if torch.equal(painted[..., top : top + 4, left : left + 4], window)]
     assert len(places) == 1 and contents.maps["pictures"].shape == (6, 3, 4 * FACTOR, 4 * FACTOR)
@@ -267,23 +293,27 @@ def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatc
     model, data, seen = cross_pairs(trained, detail=detail), batch(3), {}
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
     z, contents = model.encode_batch({"image": data["photo"]})[0], torch.tensor([0, 1, 2, 0, 1, 2])
-    monkeypatch.setattr(model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures))
+    monkeypatch.setattr(model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0))
     monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
     monkeypatch.setattr(model.loss.features, "forward", lambda x: seen.setdefault("photos", x) is None or Traits({"pictures": x}, {"pictures": (x, x)}))
-    model.judge(z[contents], z, photos, paintings, contents, contents.roll(1))
+    monkeypatch.setattr(cross_pairs_module, "palette_distance", lambda a, b: (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).square())
+    palette = model.judge(z[contents], z, photos, paintings, contents, contents.roll(1))[2]
     error = (seen["pictures"] - seen["photos"][contents]).abs().max()
     assert error < 1e-5 if detail else error > 0.1
+    if detail:  # then the colours are the photos' too
+        untouched = cross_pairs_module.palette_distance(seen["photos"][contents], paintings[contents.roll(1)])
+        torch.testing.assert_close(palette, share_of(untouched, untouched), rtol=1e-3, atol=0)
 
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, diffusion_weight=0.7).train()
-    content, style = torch.tensor([1.0, 2, 3, 4, 5, 6]), torch.tensor([6.0, 5, 4, 3, 2, 1])
+    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, palette_weight=2.0, diffusion_weight=0.7).train()
+    content, style, palette = (torch.tensor(values) for values in ([1.0, 2, 3, 4, 5, 6], [6.0, 5, 4, 3, 2, 1], [1.0, 0, 0, 0, 2, 0]))
     scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
-    monkeypatch.setattr(model.loss, "forward", lambda *args: (content, style))
+    monkeypatch.setattr(model, "judge", lambda *args: (content, style, palette))
     monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts, n = model.shared_step(batch(3))
-    assert n == 3 and (parts["train/content"], parts["train/style"], parts["train/loss"]) == (3.5, 3.5, loss)
-    weighed = [3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) / 6, 5 * (6 + 5 + 4 + 3 + 1.5 * 2 + 0.4 * 1) / 6]
+    assert n == 3 and [parts[f"train/{name}"] for name in ("content", "style", "palette", "loss")] == [3.5, 3.5, 0.5, loss]
+    weighed = [3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) / 6, 5 * (6 + 5 + 4 + 3 + 1.5 * 2 + 0.4 * 1) / 6, 2 * (1 + 1.5 * 2) / 6]
     assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
 
 

@@ -17,7 +17,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
-from ldm.modules.losses.style_transfer import StyleTransferLoss
+from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, share_of
 from ldm.util import check_fractions
 
 
@@ -37,8 +37,9 @@ class CrossPairLDM(DualCondLDM):
     What is judged has the photo's details put back (`detail`), as finished pictures have.
 
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
-    content_weight, style_weight, diffusion_weight: of the two losses of StyleTransferLoss, and of the diffusion loss, which
-        smooths the texture that the style loss asks for at all but the last steps of a run.
+    content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
+        painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
+        style loss asks for at all but the last steps of a run.
     later, hops, guided: see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
@@ -49,6 +50,7 @@ class CrossPairLDM(DualCondLDM):
         vgg_teacher_path: str | None = None,
         content_weight: float = 1.0,
         style_weight: float = 1.0,
+        palette_weight: float = 0.0,
         diffusion_weight: float = 1.0,
         styles_per_content: int = 2,
         window: int = 32,
@@ -66,7 +68,8 @@ class CrossPairLDM(DualCondLDM):
         if hops < 1:
             raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
         self.later, self.hops, self.guided = later, hops, guided
-        self.content_weight, self.style_weight, self.diffusion_weight = content_weight, style_weight, diffusion_weight
+        self.content_weight, self.style_weight = content_weight, style_weight
+        self.palette_weight, self.diffusion_weight = palette_weight, diffusion_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
@@ -95,16 +98,17 @@ class CrossPairLDM(DualCondLDM):
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
         painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
-        content_loss, style_loss = self.judge(painted, z[:n], photos, paintings, contents, styles)
+        content_loss, style_loss, palette_loss = self.judge(painted, z[:n], photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
-        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + self.style_weight * (wanted[1] * style_loss).mean()
-        values = {"content": content_loss.mean(), "style": style_loss.mean(), "loss": loss}
+        style_losses = self.style_weight * style_loss + self.palette_weight * palette_loss
+        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + (wanted[1] * style_losses).mean()
+        values = {"content": content_loss.mean(), "style": style_loss.mean(), "palette": palette_loss.mean(), "loss": loss}
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
     def judge(
         self, painted: Tensor, z: Tensor, photos: Tensor, paintings: Tensor, contents: Tensor, styles: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(content loss, style loss), (N,) each, of a window of painted latents; z: the photos' latents; contents, styles:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(content loss, style loss, palette loss), (N,) each, of a window of painted latents; z: the photos' latents; contents, styles:
         (N,) which of the photos and paintings each was painted of."""
         window, places = self.window_of(torch.cat([z, painted]), self.first_stage_model.encoder.factor)
         shown = photos[places]
@@ -115,7 +119,10 @@ class CrossPairLDM(DualCondLDM):
             with torch.no_grad():
                 lost = shown - self.decode_first_stage(window[: len(z)])
             pictures = pictures + self.detail * lost[contents]
-        return self.loss(pictures, kept.rows(contents), wanted.rows(styles))
+        with torch.no_grad():
+            untouched = palette_distance(shown[contents], paintings[styles])
+        palette = share_of(palette_distance(pictures, paintings[styles]), untouched)
+        return *self.loss(pictures, kept.rows(contents), wanted.rows(styles)), palette
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
