@@ -317,6 +317,33 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, m
     assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_a_picture_in_its_own_style_is_to_be_itself(trained: Path, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    model = cross_pairs(trained, identity_weight=weight, diffusion_weight=0.0, content_weight=0.0, style_weight=0.0).train()
+    given = batch(4)
+    photos, paintings = (given[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
+    shown = torch.cat([photos[2:], paintings[:2]])
+    z, style = model.get_first_stage_encoding(model.encode_first_stage(shown)), model.get_style_statistics(shown)
+    painted, paint = [], model.paint
+
+    def spy(condition: dict[str, Tensor], scales: tuple[Tensor, Tensor]) -> Tensor:
+        painted.append((condition, scales, paint(condition, scales)))
+        return painted[-1][2]
+
+    monkeypatch.setattr(model, "paint", spy)
+    loss, parts, _ = model.shared_step(given)
+    assert len(painted) == (2 if weight else 1) and ("train/identity" in parts) == bool(weight)
+    if weight:
+        condition, scales, own = painted[1]
+        for key, expected in model.condition(model.get_content_features(z), style).items():
+            assert_same(condition[key], expected)
+        assert torch.equal(torch.stack(list(scales)), torch.ones(2, 4))
+        error = (own - z).square().mean()
+        torch.testing.assert_close((parts["train/identity"], loss), (error.detach(), weight * error))
+        loss.backward()
+        assert model.model.diffusion_model.out.conv.weight.grad.abs().max() > 0
+
+
 def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) -> None:
     model = cross_pairs(trained, style_drop=0.5).train()
     torch.manual_seed(0)

@@ -36,10 +36,14 @@ class CrossPairLDM(DualCondLDM):
 
     What is judged has the photo's details put back (`detail`), as finished pictures have.
 
+    Nothing in these losses says which parts of a picture get which of the painting's colours. What does is a picture in its own style,
+    whose right answer is known: itself (the identity loss of Park & Lee 2019, here on latents).
+
     vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
         painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
-        style loss asks for at all but the last steps of a run.
+        style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
+        painted in their own styles, without guidance; 0 paints none.
     later, hops, guided: see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
@@ -52,6 +56,7 @@ class CrossPairLDM(DualCondLDM):
         style_weight: float = 1.0,
         palette_weight: float = 0.0,
         diffusion_weight: float = 1.0,
+        identity_weight: float = 0.0,
         styles_per_content: int = 2,
         window: int = 32,
         later: float = 0.5,
@@ -69,7 +74,7 @@ class CrossPairLDM(DualCondLDM):
             raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
         self.later, self.hops, self.guided = later, hops, guided
         self.content_weight, self.style_weight = content_weight, style_weight
-        self.palette_weight, self.diffusion_weight = palette_weight, diffusion_weight
+        self.palette_weight, self.diffusion_weight, self.identity_weight = palette_weight, diffusion_weight, identity_weight
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
@@ -102,7 +107,12 @@ class CrossPairLDM(DualCondLDM):
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         style_losses = self.style_weight * style_loss + self.palette_weight * palette_loss
         loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + (wanted[1] * style_losses).mean()
-        values = {"content": content_loss.mean(), "style": style_loss.mean(), "palette": palette_loss.mean(), "loss": loss}
+        values = {"content": content_loss.mean(), "style": style_loss.mean(), "palette": palette_loss.mean()}
+        if self.identity_weight:
+            own = self.condition(self.get_content_features(single), style[: len(single)])
+            values["identity"] = F.mse_loss(self.paint(own, [torch.ones_like(scale[: len(single)]) for scale in scales]), single)
+            loss = loss + self.identity_weight * values["identity"]
+        values["loss"] = loss
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
 
     def judge(
