@@ -17,7 +17,7 @@ from ldm.settings import SAMPLERS, Settings
 _STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
 # name of a setting -> how its option is declared
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "content_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the content: more keeps to the photo, 0 ignores it (default: 1)"},
+    "content_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (default: 1)"},
     "style_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the style: more is more painterly, 0 ignores it (default: 1)"},
     "detail": {"type": float, "metavar": "D", "help": "how much of the photo's finest detail, which the model's first stage cannot hold, is put back, 0 to 1 (default: 0.5 for the bundled model, 0 for the published one)"},
     "strength": {"type": float, "default": 1.0, "metavar": "S", "help": "below 1: paint over the photo, keeping more of it and of its colours (default: 1)"},

@@ -3,7 +3,7 @@
 One picture, more freely, and over the photo instead of from scratch:
 
     python scripts/stylize.py --content photo.jpg --style painting.jpg --output result.png
-    python scripts/stylize.py --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.7 --style-scale 1.5
+    python scripts/stylize.py --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.5 --style-scale 1.5 --detail 0
     python scripts/stylize.py --content photo.jpg --style painting.jpg --output near.png --strength 0.6 --preserve-color
 
 Every photo in every style: results/CONTENT__STYLE.png. Started again after a stop, it does what is missing:

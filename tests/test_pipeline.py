@@ -24,7 +24,7 @@ from ldm.models.diffusion.denoiser import Guidance
 from ldm.modules.losses import lpips
 from ldm.painter import Batch
 from ldm.models.diffusion.samplers import sampling_path
-from ldm.pipeline import SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
+from ldm.pipeline import BUNDLED, SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
 from ldm.util import instantiate_from_config, load_config
 
 FAST = {"size": 32, "steps": 2}
@@ -427,6 +427,12 @@ def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
 def test_a_written_checkpoint_can_be_read_by_whoever_may_read_other_files(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     assert weights.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_bundled_weights_that_are_gone_are_told_how_to_get_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUNDLED, "mini", ("checkpoints/mini/gone.safetensors", "configs/mini.yaml"))
+    with pytest.raises(UserError, match=r"the bundled weights are missing; `git checkout checkpoints/mini/gone.safetensors` brings them back"):
+        StyleTransferPipeline.from_pretrained()
 
 
 def test_the_model_is_ready_for_inference(weights: Path, config: Path) -> None:

@@ -29,7 +29,7 @@ from ldm.pipeline import BUNDLED, ROOT, compile_networks
 from ldm.settings import Settings
 from ldm.tables import markdown_table
 
-GUIDANCE = (0.7, 1.5)  # of content and style: freer brushwork, as the demo paints
+GUIDANCE = (0.7, 1.5)  # of content and style: all three branches of guidance
 WARM_UP_STEPS = 2  # of the published way, a full run of which takes minutes
 
 Result = dict[str, float]

@@ -110,7 +110,8 @@ def _download_vgg16() -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:  # the last: a file with the wrong check sum
         raise UserError(
             f"the VGG16 weights could not be downloaded ({error}); fetch {VGG16_Weights.IMAGENET1K_V1.url} on a machine "
-            "with network and give its path in the config: `vgg_ckpt_path`, or `teacher_ckpt_path` where a style network is distilled"
+            "with network and give its path in the config: as `vgg_ckpt_path` of what needs it, in configs/mini_style.yaml "
+            "as model.params.teacher_ckpt_path, in configs/mini_cross.yaml as model.params.vgg_teacher_path"
         ) from error
 
 
