@@ -97,20 +97,22 @@ class CrossPairLDM(DualCondLDM):
         with torch.no_grad():
             z = self.get_first_stage_encoding(self.encode_first_stage(shown))
             style = torch.cat([self.get_style_statistics(pictures).float() for pictures in (photos[n - half :], paintings)])
+            content = self.get_content_features(z)
         single = z[n - half :]
         loss, parts = self(single, self.condition_of(self._flags(len(single)), single, style[: len(single)]))
         # Every photo with `styles_per_content` different paintings.
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
-        painted = self.paint(self.condition(self.get_content_features(z[:n])[contents], style[half:][styles]), scales)
+        painted = self.paint(self.condition(content[contents], style[half:][styles]), scales)
         content_loss, style_loss, palette_loss = self.judge(painted, z[:n], photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         style_losses = self.style_weight * style_loss + self.palette_weight * palette_loss
         loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + (wanted[1] * style_losses).mean()
         values = {"content": content_loss.mean(), "style": style_loss.mean(), "palette": palette_loss.mean()}
         if self.identity_weight:
-            own = self.condition(self.get_content_features(single), style[: len(single)])
-            values["identity"] = F.mse_loss(self.paint(own, [torch.ones_like(scale[: len(single)]) for scale in scales]), single)
+            plain = single.new_ones(len(single))
+            own = self.paint(self.condition(content[n - half :], style[: len(single)]), (plain, plain))
+            values["identity"] = F.mse_loss(own, single)
             loss = loss + self.identity_weight * values["identity"]
         values["loss"] = loss
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
