@@ -18,7 +18,19 @@ from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, StyleTransferLoss, Traits, VggFeatures, mean_and_std, palette_distance, share_of, statistics_distance
+from ldm.modules.losses.style_transfer import (
+    CONTENT_LAYERS,
+    LAYERS,
+    StyleTransferLoss,
+    Traits,
+    VggFeatures,
+    mean_and_std,
+    palette_distance,
+    pattern_loss,
+    regularity,
+    share_of,
+    statistics_distance,
+)
 from ldm.pipeline import StyleTransferPipeline
 from ldm.util import instantiate_from_config
 
@@ -128,6 +140,46 @@ def test_a_wrong_hue_is_further_than_a_wrong_brightness() -> None:
 
 def test_shares_are_of_what_is_between_the_pairs_own_and_the_average() -> None:
     assert share_of(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 3.5, 2.0])).tolist() == pytest.approx([1 / 1.25, 1 / 2.75, 0])
+
+
+def weave(period: float = 8.0, side: int = 64, contrast: float = 0.5) -> Tensor:
+    """(1, 3, side, side) grey diagonal stripes crossed by others."""
+    along = 2 * torch.pi * torch.arange(side) / period
+    return contrast * ((along + along[:, None]).sin() * (along - along[:, None]).sin()).expand(1, 3, side, side)
+
+
+def rough(tag: str, side: int = 64) -> Tensor:
+    """(1, 3, side, side) random blots of all sizes."""
+    return sum(torch.nn.functional.interpolate(rnd(f"{tag}{s}", 1, 3, s, s), (side, side), mode="bicubic") for s in (8, 16, 32, 64)) / 8
+
+
+def test_a_regular_pattern_is_found_whatever_its_phase_and_contrast() -> None:
+    patterned = [pattern_loss(rough("a") + move, rough("b"), rough("c")).item() for move in (weave(), weave().roll(3, dims=2), weave(contrast=0.25), weave(12.0))]
+    clean = [pattern_loss(rough(tag), rough("b"), rough("c")).item() for tag in ("a", "d", "e")]
+    assert min(patterned) > 10 * max(clean) and patterned[0] == pytest.approx(patterned[1], rel=0.3)
+
+
+def test_brush_work_in_all_directions_is_no_regular_pattern() -> None:
+    dabs = torch.nn.functional.interpolate(rnd("dabs", 1, 3, 8, 8), (64, 64), mode="bicubic")
+    assert pattern_loss(rough("a") + 2 * dabs, rough("b"), rough("c")) < 0.1 * pattern_loss(rough("a") + weave(), rough("b"), rough("c"))
+
+
+@pytest.mark.parametrize("striped", ["photo", "painting"])
+def test_a_pattern_that_the_photo_or_the_painting_has_may_stay(striped: str) -> None:
+    own = {"photo": rough("b"), "painting": rough("c", 128)}
+    shown = rough("a") + weave()
+    before = pattern_loss(shown, own["photo"], own["painting"])
+    own[striped] = own[striped] + weave(side=own[striped].shape[2])  # at the same period in pixels, also in a larger picture
+    assert pattern_loss(shown, own["photo"], own["painting"]) < 0.1 * before
+
+
+def test_regularity_is_of_windows_and_of_nothing_where_there_is_nothing() -> None:
+    tiled = rough("a").repeat(1, 1, 2, 2)
+    assert_same(regularity(tiled, 64), regularity(rough("a"), 64), 1e-3)
+    flat = torch.zeros(2, 3, 64, 64, requires_grad=True)
+    loss = pattern_loss(flat, flat, flat)
+    loss.sum().backward()
+    assert loss.shape == (2,) and not loss.any() and not flat.grad.any()
 
 
 # The model
@@ -297,7 +349,7 @@ def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatc
     monkeypatch.setattr(model.loss, "features", torch.nn.Identity())
     monkeypatch.setattr(model.loss.features, "forward", lambda x: seen.setdefault("photos", x) is None or Traits({"pictures": x}, {"pictures": (x, x)}))
     monkeypatch.setattr(cross_pairs_module, "palette_distance", lambda a, b: (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).square())
-    palette = model.judge(z[contents], z, photos, paintings, contents, contents.roll(1))[2]
+    palette = model.judge(z[contents], z, photos, paintings, contents, contents.roll(1))["palette"]
     error = (seen["pictures"] - seen["photos"][contents]).abs().max()
     assert error < 1e-5 if detail else error > 0.1
     if detail:  # then the colours are the photos' too
@@ -306,15 +358,16 @@ def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatc
 
 
 def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, palette_weight=2.0, diffusion_weight=0.7).train()
-    content, style, palette = (torch.tensor(values) for values in ([1.0, 2, 3, 4, 5, 6], [6.0, 5, 4, 3, 2, 1], [1.0, 0, 0, 0, 2, 0]))
+    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, palette_weight=2.0, pattern_weight=4.0, diffusion_weight=0.7).train()
+    given = {"content": [1.0, 2, 3, 4, 5, 6], "style": [6.0, 5, 4, 3, 2, 1], "palette": [1.0, 0, 0, 0, 2, 0], "pattern": [0, 0, 0, 0, 0, 3.0]}
     scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
-    monkeypatch.setattr(model, "judge", lambda *args: (content, style, palette))
+    monkeypatch.setattr(model, "judge", lambda *args: {name: torch.tensor(values) for name, values in given.items()})
     monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts, n = model.shared_step(batch(3))
-    assert n == 3 and [parts[f"train/{name}"] for name in ("content", "style", "palette", "loss")] == [3.5, 3.5, 0.5, loss]
-    weighed = [3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) / 6, 5 * (6 + 5 + 4 + 3 + 1.5 * 2 + 0.4 * 1) / 6, 2 * (1 + 1.5 * 2) / 6]
-    assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + sum(weighed), rel=1e-5)
+    assert n == 3 and [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, loss]
+    style = [6, 5, 4, 3, 1.5 * 2, 0.4 * 1], [1, 0, 0, 0, 1.5 * 2, 0], [0, 0, 0, 0, 0, 0.4 * 3]
+    weighed = 3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) + sum(weight * sum(values) for weight, values in zip((5, 2, 4), style))
+    assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + weighed / 6, rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])

@@ -17,7 +17,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
-from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, share_of
+from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
 from ldm.util import check_fractions
 
 
@@ -43,7 +43,8 @@ class CrossPairLDM(DualCondLDM):
     content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
         painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
         style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
-        painted in their own styles, without guidance; 0 paints none.
+        painted in their own styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the photo nor
+        the painting has (`pattern_loss`).
     later, hops, guided: see above. window: in latent positions.
     content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
     style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
@@ -57,6 +58,7 @@ class CrossPairLDM(DualCondLDM):
         palette_weight: float = 0.0,
         diffusion_weight: float = 1.0,
         identity_weight: float = 0.0,
+        pattern_weight: float = 0.0,
         styles_per_content: int = 2,
         window: int = 32,
         later: float = 0.5,
@@ -73,8 +75,8 @@ class CrossPairLDM(DualCondLDM):
         if hops < 1:
             raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
         self.later, self.hops, self.guided = later, hops, guided
-        self.content_weight, self.style_weight = content_weight, style_weight
-        self.palette_weight, self.diffusion_weight, self.identity_weight = palette_weight, diffusion_weight, identity_weight
+        self.content_weight, self.diffusion_weight, self.identity_weight = content_weight, diffusion_weight, identity_weight
+        self.style_weights = {"style": style_weight, "palette": palette_weight, "pattern": pattern_weight}
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
@@ -104,11 +106,11 @@ class CrossPairLDM(DualCondLDM):
         contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
         scales = self.draw_scales(len(contents))
         painted = self.paint(self.condition(content[contents], style[half:][styles]), scales)
-        content_loss, style_loss, palette_loss = self.judge(painted, z[:n], photos, paintings, contents, styles)
+        losses = self.judge(painted, z[:n], photos, paintings, contents, styles)
         wanted = [scale / (sum(scales) / 2) for scale in scales]
-        style_losses = self.style_weight * style_loss + self.palette_weight * palette_loss
-        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * content_loss).mean() + (wanted[1] * style_losses).mean()
-        values = {"content": content_loss.mean(), "style": style_loss.mean(), "palette": palette_loss.mean()}
+        style_losses = sum(weight * losses[name] for name, weight in self.style_weights.items())
+        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * losses["content"]).mean() + (wanted[1] * style_losses).mean()
+        values = {name: value.mean() for name, value in losses.items()}
         if self.identity_weight:
             plain = single.new_ones(len(single))
             own = self.paint(self.condition(content[n - half :], style[: len(single)]), (plain, plain))
@@ -119,9 +121,9 @@ class CrossPairLDM(DualCondLDM):
 
     def judge(
         self, painted: Tensor, z: Tensor, photos: Tensor, paintings: Tensor, contents: Tensor, styles: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(content loss, style loss, palette loss), (N,) each, of a window of painted latents; z: the photos' latents; contents, styles:
-        (N,) which of the photos and paintings each was painted of."""
+    ) -> dict[str, Tensor]:
+        """Losses, (N,) each, of a window of painted latents; z: the photos' latents; contents, styles: (N,) which of the photos and
+        paintings each was painted of."""
         window, places = self.window_of(torch.cat([z, painted]), self.first_stage_model.encoder.factor)
         shown = photos[places]
         with torch.no_grad():
@@ -134,7 +136,9 @@ class CrossPairLDM(DualCondLDM):
         with torch.no_grad():
             untouched = palette_distance(shown[contents], paintings[styles])
         palette = share_of(palette_distance(pictures, paintings[styles]), untouched)
-        return *self.loss(pictures, kept.rows(contents), wanted.rows(styles)), palette
+        pattern = pattern_loss(pictures, shown[contents], paintings[styles])
+        content, style = self.loss(pictures, kept.rows(contents), wanted.rows(styles))
+        return {"content": content, "style": style, "palette": palette, "pattern": pattern}
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""

@@ -153,6 +153,41 @@ def palette_distance(a: Tensor, b: Tensor, colors: int = 2048, directions: int =
     return (sorted_a - sorted_b).square().mean(dim=(1, 2))
 
 
+PERIODS = 4.0, 24.0  # of patterns, in pixels: from single dabs of paint to large strokes
+_MARGIN = 0.5  # by chance a smoothed spectrum varies by about half of this
+
+
+def regularity(pictures: Tensor, side: int) -> Tensor:
+    """(N, F): how much stronger each frequency and direction of patterns is in pictures (N, 3, H, W) than the others of its frequency.
+
+    By the logarithm of the smoothed power spectrum of luma, averaged over the windows of `side` pixels that the picture divides
+    into. A regular weave stands out; strokes in all directions do not.
+    """
+    luma = torch.einsum("nchw,c->nhw", pictures.float(), torch.tensor(_OPPONENT[0], device=pictures.device))
+    windows = luma.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
+    hann = torch.hann_window(side, device=luma.device)
+    power = torch.fft.fft2((windows - windows.mean(dim=(2, 3), keepdim=True)) * hann * hann[:, None]).abs().square().mean(dim=1)
+    smooth = F.avg_pool2d(F.pad(power[:, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)[:, 0]
+    along = torch.fft.fftfreq(side, device=luma.device)
+    frequency = (along.square() + along[:, None].square()).sqrt()
+    patterns = (frequency >= 1 / PERIODS[1]) & (frequency <= 1 / PERIODS[0])
+    logs, ring = (smooth[:, patterns] + 0.01).log(), (frequency[patterns] * side).round().long()
+    sums = logs.new_zeros(len(logs), side).index_add(1, ring, logs)
+    return logs - (sums / torch.bincount(ring, minlength=side).clamp(min=1))[:, ring]
+
+
+def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
+    """(N,) squared excess of `regularity` over that of both the content and the style, which may well be striped themselves.
+
+    Statistics of features do not tell a regular weave from brush work; Liu et al. (2016) mend it by spectra, too. Pictures (N, 3, H, W),
+    styles at least as large as painted pictures.
+    """
+    side = min(painted.shape[2:])
+    with torch.no_grad():
+        natural = torch.maximum(regularity(contents, side), regularity(styles, side))
+    return (regularity(painted, side) - natural - _MARGIN).clamp(min=0).square().mean(dim=1)
+
+
 def statistics_distance(a: Moments, b: Moments) -> Tensor:
     """(N,) style loss of AdaIN (Huang & Belongie 2017): `moments_distance`, summed over layers."""
     return sum(moments_distance(a[name], b[name]) for name in LAYERS)
