@@ -173,6 +173,15 @@ def test_a_pattern_that_the_photo_or_the_painting_has_may_stay(striped: str) -> 
     assert pattern_loss(shown, own["photo"], own["painting"]) < 0.1 * before
 
 
+def test_regularity_is_as_exact_under_autocast_and_styles_may_be_smaller() -> None:
+    expected = pattern_loss(rough("a") + weave(), rough("b"), rough("c"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pattern_loss(rough("a") + weave(), rough("b"), rough("c")), expected)
+    large = (rough("a") + weave()).repeat(1, 1, 1, 2), rough("b").repeat(1, 1, 1, 2)
+    assert_same(pattern_loss(*large, rough("c")), expected, 1e-3)
+    assert pattern_loss(rough("a") + weave(), rough("b"), rough("c", 32)) > 0.1 * expected
+
+
 def test_regularity_is_of_windows_and_of_nothing_where_there_is_nothing() -> None:
     tiled = rough("a").repeat(1, 1, 2, 2)
     assert_same(regularity(tiled, 64), regularity(rough("a"), 64), 1e-3)

@@ -163,7 +163,8 @@ def regularity(pictures: Tensor, side: int) -> Tensor:
     By the logarithm of the smoothed power spectrum of luma, averaged over the windows of `side` pixels that the picture divides
     into. A regular weave stands out; strokes in all directions do not.
     """
-    luma = torch.einsum("nchw,c->nhw", pictures.float(), torch.tensor(_OPPONENT[0], device=pictures.device))
+    # No matrix product, which autocast would round.
+    luma = (pictures.float() * torch.tensor(_OPPONENT[0], device=pictures.device)[:, None, None]).sum(dim=1)
     windows = luma.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
     hann = torch.hann_window(side, device=luma.device)
     power = torch.fft.fft2((windows - windows.mean(dim=(2, 3), keepdim=True)) * hann * hann[:, None]).abs().square().mean(dim=1)
@@ -180,9 +181,9 @@ def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
     """(N,) squared excess of `regularity` over that of both the content and the style, which may well be striped themselves.
 
     Statistics of features do not tell a regular weave from brush work; Liu et al. (2016) mend it by spectra, too. Pictures (N, 3, H, W),
-    styles at least as large as painted pictures.
+    of any size of at least 16 pixels; painted ones and their contents are of one size.
     """
-    side = min(painted.shape[2:])
+    side = min(*painted.shape[2:], *styles.shape[2:])
     with torch.no_grad():
         natural = torch.maximum(regularity(contents, side), regularity(styles, side))
     return (regularity(painted, side) - natural - _MARGIN).clamp(min=0).square().mean(dim=1)
