@@ -18,7 +18,7 @@ NUM_TIMESTEPS = 1000  # of the bundled and the published model
 class Settings:
     """How to stylise.
 
-    content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores. A number for
+    content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores, less leads away. A number for
         all pictures or a list with one for each.
     guidance_interval: (low, high) fractions of the way from picture (0) to noise (1) between which the two scales act;
         elsewhere they count as 1.
