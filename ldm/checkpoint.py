@@ -32,7 +32,7 @@ _KINDS = (
     ("latent diffusion", ("model.diffusion_model.", "cond_stage_model.")),
     ("KL first stage", ("encoder.", "decoder.", "quant_conv.")),
     # Of torchvision's networks only VGG16 has a convolution at 26.
-    ("VGG16 features (torchvision)", ("features.0.", "features.26.")),
+    ("VGG16 features", ("features.0.", "features.26.")),
 )
 
 _FIT_ADVICE = "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"

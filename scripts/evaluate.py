@@ -1,6 +1,6 @@
 """Measure style transfer: paint every content in every style, or take results that are there, and tell how far they are from both.
 
-    python scripts/evaluate.py --content data/contents --style data/styles --vgg-weights vgg16.pth --csv evaluation.csv
+    python scripts/evaluate.py --content data/contents --style data/styles --csv evaluation.csv
     python scripts/evaluate.py --content data/contents --style data/styles --results results --compare other=results_of_another_program
     python scripts/evaluate.py --content data/contents --style data/styles --sweep --csv sweep.csv --plot sweep.png
 
@@ -17,8 +17,9 @@ central squares of --size pixels. Prints a Markdown table, mean (median) over th
     fid, artfid     of all results to all styles; (1 + lpips) (1 + fid) (need --inception-weights, which needs
                     pip install 'artfusion[evaluation]')
 
-Losses compare only between runs with the same weights files. A metric whose weights are not there is not run: the table
-says so, and its field in the CSV file is empty. Published ArtFID values use an Inception network trained on paintings.
+Losses compare only between runs with the same weights files. VGG16's come along (checkpoints/vgg16); they are not those that
+LPIPS was published with, so published linear weights download torchvision's VGG16 for LPIPS alone, once, 528 MB.
+A metric that was not asked for is not run: its field in the CSV file is empty. Published ArtFID values use an Inception network trained on paintings.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     add_painting_options(parser.add_argument_group("painting"))
     weights = parser.add_argument_group("weights of the measuring networks")
-    weights.add_argument("--vgg-weights", metavar="FILE", help="VGG16 (default: torchvision's, downloaded once)")
+    weights.add_argument("--vgg-weights", metavar="FILE", help="VGG16 for all metrics, LPIPS included (default: the bundled one)")
     weights.add_argument("--lpips-weights", metavar="FILE|uniform", help="LPIPS's linear weights; with uniform ones it is not the published LPIPS")
     weights.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception network")
     output = parser.add_argument_group("output")
@@ -100,7 +101,7 @@ def main() -> None:
         measured = Evaluator(contents, styles, metrics, inception).measure(sets)
     if args.csv:
         report.write_csv(measured, args.csv)
-    print("\n".join([report.table(measured, len(pairs)), "", *report.notes(measured, pairs, vgg=metrics.features is not None)]))
+    print("\n".join([report.table(measured, len(pairs)), "", *report.notes(measured, pairs)]))
     if args.plot:
         plot.draw_trade_off(measured, args.plot)
 
@@ -166,12 +167,10 @@ def named_folders(args: argparse.Namespace, settings: list[Settings]) -> dict[st
 
 
 def load_networks(args: argparse.Namespace) -> tuple[PairMetrics, Inception | None]:
-    """The measuring networks whose weights are there. Raises UserError where they cannot be used or the plot needs them."""
+    """The measuring networks that the options ask for. Raises UserError where their weights cannot be had or used."""
     device = choose_device(args.device)
     vgg = load_vgg(args.vgg_weights)
-    if vgg is None and args.plot:
-        raise UserError(f"--plot needs VGG16: {report.NO_VGG}")
-    lpips = load_lpips(args.lpips_weights, vgg, args.vgg_weights) if vgg and args.lpips_weights else None
+    lpips = load_lpips(args.lpips_weights, vgg, args.vgg_weights) if args.lpips_weights else None
     inception = fid.load_inception(args.inception_weights, device) if args.inception_weights else None
     return PairMetrics(vgg, lpips, device), inception
 

@@ -60,7 +60,7 @@ def test_the_weights_are_for_inference_and_whole() -> None:
     assert report.kind == "ArtFusion checkpoint" and not report.has_ema and not report.nonfinite
 
 
-def test_no_vgg16_weights_are_shipped() -> None:
+def test_the_model_has_neither_teacher_nor_judge_in_it() -> None:
     names = read_state_dict(ROOT / BUNDLED["mini"][0])
     assert max(value.shape[0] for name, value in names.items() if name.startswith("vgg.")) <= 128
     assert not [name for name in names if name.startswith(("teacher.", "loss.", "first_stage_model.loss."))]

@@ -325,7 +325,7 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
         ([CONV, "cond_stage_model.embedding.weight"], "latent diffusion"),
         ([CONV, "cond_stage_model.transformer.text_model.final_layer_norm.weight"], "Stable Diffusion 1"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "loss.w"], "KL first stage"),
-        (["features.0.weight", "features.26.bias", "classifier.0.bias"], "VGG16 features (torchvision)"),
+        (["features.0.weight", "features.26.bias", "classifier.0.bias"], "VGG16 features"),
         (["layer1.weight", "fc.bias"], "unknown (its parts: fc, layer1)"),
     ],
 )

@@ -17,7 +17,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM
 from ldm.models.diffusion.guidance import TwoWayGuidance
-from ldm.modules.losses.lpips import vgg16
+from ldm.modules.losses.lpips import BUNDLED_VGG16, vgg16
 from ldm.modules.losses.style_transfer import (
     CONTENT_LAYERS,
     LAYERS,
@@ -486,11 +486,13 @@ def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(roots: dict[str,
     base = model_config()
     torch.manual_seed(0)
     torch.save(instantiate_from_config(base).state_dict(), tmp_path / "trained.pt")
-    torch.save(vgg16().state_dict(), tmp_path / "vgg.pt")
-    params = {"ckpt_path": str(tmp_path / "trained.pt"), "vgg_teacher_path": str(tmp_path / "vgg.pt"), "window": 1}
+    params = {"ckpt_path": str(tmp_path / "trained.pt"), "window": 1}
     model = {**base, "target": "ldm.models.diffusion.cross_pairs.CrossPairLDM", "params": {**base["params"], **params}}
     data = {"target": "ldm.data.wikiart.CrossPairs", "params": {**roots, "size": 32, "split": "all"}}
     run = train(recipe(tmp_path / "cross.yaml", model, data_module(data, data), callbacks=logger_node(batch_frequency=2), val_check_interval=1))
+    judge = vgg16()
+    judge.load_weights(BUNDLED_VGG16)
+    assert torch.equal(last(run)["state_dict"]["loss.features.net.slice5.28.weight"], judge.slice5[-2].weight)
     assert last(run)["global_step"] == 2 and len(logged(run, "train/style")) == 2 and len(logged(run, "val/style")) == 2
     assert {path.name.split("_")[0] for path in (run / "images").iterdir()} == {"photos", "paintings", "painted"}
     call = [run / "checkpoints/last.ckpt", tmp_path / "small.safetensors"]

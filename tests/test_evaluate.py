@@ -404,25 +404,65 @@ def test_results_that_are_there_are_measured_and_missing_ones_told(evaluate: Mod
     assert cells(out, 2)[:2] == ["results", "3 of 4"] and "results: 1 of 4 pairs missing: moose__sea\n" in out
 
 
-def test_without_weights_a_metric_is_not_run(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
-    forbid_network(monkeypatch)
-    call = arguments(results="results", vgg_weights=None, lpips_weights="uniform", csv="out.csv")
-    assert run_program(evaluate.main, call, monkeypatch) == 0
+def test_a_metric_whose_weights_were_not_given_is_not_run(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    assert run_program(evaluate.main, arguments(results="results", csv="out.csv"), monkeypatch) == 0
     out = capsys.readouterr().out
     found = dict(zip(cells(out, 0), cells(out, 2)))
-    assert {name for name, cell in found.items() if cell == "not run"} == {*metrics.VGG_METRICS, "lpips", "fid", "artfid"}
-    assert "not run: torchvision's weights could not be downloaded; give a file with --vgg-weights" in out
-    empty = {name for name, value in rows_of("out.csv")[0].items() if not value}
-    assert empty == {"content_scale", "style_scale", *metrics.VGG_METRICS, "lpips"}
+    assert {name for name, cell in found.items() if cell == "not run"} == {"lpips", "fid", "artfid"}
+    assert {name for name, value in rows_of("out.csv")[0].items() if not value} == {"content_scale", "style_scale", "lpips"}
 
 
-def test_a_plot_without_vgg_weights_is_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+# Which VGG16 judges
+
+
+def test_the_bundled_vgg16_judges_by_default_and_without_network(evaluate: ModuleType, folder: Path, monkeypatch) -> None:
     forbid_network(monkeypatch)
-    monkeypatch.setattr(plot, "check_extra", lambda: None)
+    options = {"results": "results", "lpips_weights": "uniform"}
+    assert run_program(evaluate.main, arguments(**options, csv="given.csv"), monkeypatch) == 0
+    monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "vgg.safetensors")
+    assert run_program(evaluate.main, arguments(**options, vgg_weights=None, csv="default.csv"), monkeypatch) == 0
+    assert rows_of("given.csv") == rows_of("default.csv")
+
+
+def test_a_missing_bundled_vgg16_is_told_with_what_brings_it_back(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "gone.safetensors")
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
-    monkeypatch.setattr(evaluate, "load_vgg", lambda path: None)  # what it gives without network, as tested above
-    call = arguments(sweep=True, vgg_weights=None, plot="out.png")
-    assert_refused(evaluate, folder, monkeypatch, capsys, call, "--plot needs VGG16: torchvision's")
+    problem = "gone.safetensors: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back"
+    assert_refused(evaluate, folder, monkeypatch, capsys, arguments(vgg_weights=None), problem)
+
+
+@pytest.fixture
+def linear_weights(folder: Path) -> str:
+    save_safetensors({f"lin{i}": torch.full((1, width, 1, 1), 0.2) for i, width in enumerate(CHANNELS)}, folder / "lin.safetensors")
+    return "lin.safetensors"
+
+
+def lpips_of(evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
+    """The distance of the one result that is not its content."""
+    assert run_program(evaluate.main, arguments(results="results", csv="out.csv", **options), monkeypatch) == 0
+    return float(rows_of("out.csv")[2]["lpips"])
+
+
+def test_published_lpips_downloads_its_own_vgg16(evaluate: ModuleType, folder: Path, monkeypatch, linear_weights: str) -> None:
+    """Everything else is judged by the bundled one."""
+    other = randomise(vgg16(channels=CHANNELS), seed=1).state_dict()
+    save_safetensors(other, folder / "other.safetensors")
+    monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "vgg.safetensors")
+    monkeypatch.setattr(networks, "_download_vgg16", lambda: other)
+    downloaded = lpips_of(evaluate, monkeypatch, vgg_weights=None, lpips_weights=linear_weights)
+    judged = rows_of("out.csv")[2]["content_vgg"]
+    monkeypatch.setattr(networks, "_download_vgg16", lambda: pytest.fail("downloaded"))
+    by_file = {name: lpips_of(evaluate, monkeypatch, vgg_weights=name, lpips_weights=linear_weights) for name in ("vgg.safetensors", "other.safetensors")}
+    assert downloaded == by_file["other.safetensors"] != by_file["vgg.safetensors"]
+    assert run_program(evaluate.main, arguments(results="results", csv="out.csv"), monkeypatch) == 0
+    assert rows_of("out.csv")[2]["content_vgg"] == judged
+
+
+def test_published_lpips_without_network_is_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys, linear_weights: str) -> None:
+    forbid_network(monkeypatch)
+    monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "vgg.safetensors")
+    code = run_program(evaluate.main, arguments(results="results", vgg_weights=None, lpips_weights=linear_weights, csv="out.csv"), monkeypatch)
+    assert code == 2 and "could not be downloaded" in capsys.readouterr().err and not (folder / "out.csv").exists()
 
 
 def test_pairs_are_painted_with_the_options_and_kept(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -509,7 +509,7 @@ def test_building_needs_neither_weights_nor_network(monkeypatch):
 
 
 def test_training_needs_the_perceptual_weights(tmp_path):
-    lossconfig = loss_config(perceptual_weight=1.0, vgg_ckpt_path=str(tmp_path / "absent.pth"))
+    lossconfig = loss_config(perceptual_weight=1.0, lin_ckpt_path="uniform", vgg_ckpt_path=str(tmp_path / "absent.pth"))
     with pytest.raises(UserError, match="absent.pth: no such file"):
         AutoencoderKL(**{**FIRST_STAGE["params"], "lossconfig": lossconfig}).on_fit_start()
 
@@ -648,8 +648,8 @@ def test_uniform_linear_weights(monkeypatch):
     assert all((getattr(distance, f"lin{i}").model[-1].weight == 1 / 5).all() for i in range(5))
 
 
-def test_missing_linear_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(vgg16, "load_weights", lambda self, path: None)
+def test_missing_linear_weights_are_told_before_any_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(vgg16, "load_weights", lambda self, path: pytest.fail("read VGG16"))
     with pytest.raises(UserError, match="`lin_ckpt_path`, or 'uniform'"):
         LPIPS().load_weights()
     incomplete = {name: value for name, value in lin_names("lin{}.model.1.weight").items() if "lin3" not in name}

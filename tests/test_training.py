@@ -58,7 +58,7 @@ def style_network(pictures: dict[str, Path], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("style")
     torch.manual_seed(0)
     torch.save(vgg16().state_dict(), folder / "teacher.pt")
-    params = {"vgg_channels": MODEL["params"]["vgg_channels"], "teacher_ckpt_path": str(folder / "teacher.pt"), "total_steps": 10}
+    params = {"vgg_channels": MODEL["params"]["vgg_channels"], "vgg_ckpt_path": str(folder / "teacher.pt"), "total_steps": 10}
     model = {"target": "ldm.models.style_distillation.StyleDistiller", "params": params}
     return train(recipe(folder / "style.yaml", model, picture_data(pictures), val_check_interval=1))
 

@@ -16,12 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
-from ldm.modules.losses.lpips import LPIPS, vgg16
+from ldm.modules.losses.lpips import LPIPS, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, VggFeatures, cosine_distance, mean_and_std, moments_distance
 
-VGG_METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram")
-METRICS = (*VGG_METRICS, "ssim", "lpips")
+METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram", "ssim", "lpips")
 
 
 class Statistics(NamedTuple):
@@ -71,32 +69,28 @@ class Content:
     """What is needed of one content picture to measure all its results."""
 
     picture: Tensor  # (1, 3, H, W)
-    maps: Mapping[str, Tensor]  # of the content layers; empty without VGG16
-    statistics: Sequence[Statistics]  # empty without VGG16
+    maps: Mapping[str, Tensor]  # of the content layers
+    statistics: Sequence[Statistics]
 
 
 class PairMetrics:
-    """All metrics of results against their contents and styles; those whose network is None are not run."""
+    """All metrics of results against their contents and styles; LPIPS is not run where there is none."""
 
-    def __init__(self, vgg: vgg16 | None = None, lpips: LPIPS | None = None, device: torch.device | str = "cpu"):
+    def __init__(self, vgg: vgg16, lpips: LPIPS | None = None, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self.features = None if vgg is None else VggFeatures(vgg).to(self.device).eval()
+        self.features = VggFeatures(vgg).to(self.device).eval()
         self.lpips = None if lpips is None else lpips.to(self.device).eval()
 
     @torch.no_grad()
     def content(self, picture: Tensor) -> Content:
         """Of one picture (1, 3, H, W)."""
         picture = picture.to(self.device)
-        if self.features is None:
-            return Content(picture, {}, [])
         maps = self.features(picture)
         return Content(picture, {name: maps[name] for name in CONTENT_LAYERS}, statistics(maps))
 
     @torch.no_grad()
     def styles(self, pictures: Sequence[Tensor]) -> list[Statistics]:
-        """Of all style pictures, given in batches; empty without VGG16."""
-        if self.features is None:
-            return []
+        """Of all style pictures, given in batches."""
         batches = [statistics(self.features(batch.to(self.device))) for batch in pictures]
         return [Statistics(*map(torch.cat, zip(*layer))) for layer in zip(*batches)]
 
@@ -104,11 +98,9 @@ class PairMetrics:
     def measure(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> list[dict[str, float | None]]:
         """METRICS of each of N results of one content; `styles` has what each was painted with (N)."""
         results = results.to(self.device)
-        columns = {"ssim": ssim(results, content.picture.expand_as(results)).tolist()}
+        columns = {"ssim": ssim(results, content.picture.expand_as(results)).tolist(), **self._vgg_metrics(results, content, styles)}
         if self.lpips is not None:
             columns["lpips"] = self.lpips(results, content.picture).flatten().tolist()
-        if self.features is not None:
-            columns |= self._vgg_metrics(results, content, styles)
         return [{name: columns[name][i] if name in columns else None for name in METRICS} for i in range(len(results))]
 
     def _vgg_metrics(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> dict[str, list[float | None]]:
@@ -131,22 +123,21 @@ def chosen(styles: Sequence[Statistics], indices: Sequence[int]) -> list[Statist
     return [Statistics(*(values[list(indices)] for values in layer)) for layer in styles]
 
 
-def load_vgg(path: str | Path | None = None) -> vgg16 | None:
-    """VGG16 from a file (UserError if it cannot be used), or torchvision's download: None if there is no network for it."""
+def load_vgg(path: str | Path | None = None) -> vgg16:
+    """VGG16 from a file, by default the bundled one. Raises UserError."""
     net = vgg16()
-    try:
-        with redirect_stdout(sys.stderr):  # torch prints that it downloads
-            net.load_weights(path)
-    except UserError:
-        if path is not None:
-            raise
-        return None
+    net.load_weights(teacher_file(path))
     return net.eval()
 
 
 def load_lpips(linear_weights: str, vgg: vgg16, vgg_path: str | Path | None) -> LPIPS:
-    """LPIPS with its linear weights from a file, or "uniform" ones, on this VGG16 of that file. Raises UserError."""
+    """LPIPS with its linear weights from a file, or "uniform" ones, on this VGG16, `load_vgg(vgg_path)`. Raises UserError.
+
+    Linear weights from a file do not fit the bundled VGG16: without a path they get torchvision's download for themselves.
+    """
     lpips = LPIPS(None if vgg_path is None else str(vgg_path), linear_weights, use_dropout=False)
-    lpips.load_weights()
-    lpips.net = vgg  # the same weights: one copy will do
+    with redirect_stdout(sys.stderr):  # torch prints that it downloads
+        lpips.load_weights()
+    if vgg_path is not None or linear_weights == "uniform":
+        lpips.net = vgg  # the same weights: one copy will do
     return lpips.eval()

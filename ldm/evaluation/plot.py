@@ -23,11 +23,11 @@ def check_extra() -> None:
 def draw_trade_off(measured: Sequence[Measured], path: Path) -> None:
     """Content distance to the right, style share upwards: a line for each style scale, other results as points.
 
-    `path` ends in .png and is written whole or not at all. Raises OSError, and UserError where no set has both metrics.
+    `path` ends in .png and is written whole or not at all. Raises OSError, and UserError where no set has a style share.
     """
     from matplotlib.figure import Figure
 
-    measured = [one for one in measured if None not in (one.mean(X), one.mean(Y))]
+    measured = [one for one in measured if one.mean(Y) is not None]
     if not measured:
         raise UserError(f"nothing to draw in {path}: every content has its style's statistics already")
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -14,7 +14,6 @@ from ldm.tables import markdown_table
 
 SET_METRICS = ("fid", "artfid")
 CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS)
-NO_VGG = "torchvision's weights could not be downloaded; give a file with --vgg-weights"
 _NOT_RUN = "not run"
 
 
@@ -37,11 +36,9 @@ def _set_cells(one: Measured) -> list[str]:
     return [_NOT_RUN if value is None else f"{value:.4g}{note}" for value in (one.fid, one.art_fid)]
 
 
-def notes(measured: Sequence[Measured], pairs: Sequence[Pair], vgg: bool) -> list[str]:
-    """Lines below the table: pairs that are missing, networks that are, numbers to be read with care."""
+def notes(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[str]:
+    """Lines below the table: pairs that are missing, numbers to be read with care."""
     lines = _missing_pairs(measured, pairs)
-    if not vgg:
-        lines.append(f"Metrics of VGG16 features were not run: {NO_VGG}.")
     if any(one.fid_biased for one in measured):
         lines.append("biased: fewer pictures than Inception features, so the distance comes out too large; compare equal numbers of pictures only.")
     return lines

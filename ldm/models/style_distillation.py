@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.diffusion.dual_cond import spatial_std_mean
-from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
+from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, teacher_file, vgg16
 
 
 class StyleDistiller(pl.LightningModule):
@@ -18,19 +18,20 @@ class StyleDistiller(pl.LightningModule):
     Both are standardised, so an error of 1 is that of a constant guess. The statistics are what the student is for; its
     activations, compared at every position, teach it far more from one picture than its statistics would.
 
-    `student.*` of a checkpoint are the weights for `vgg_ckpt_path` of a DualCondLDM with the same `vgg_channels`.
+    `vgg_ckpt_path` is the file of the teacher's weights, by default the bundled VGG16. `student.*` of a checkpoint are those for
+    `vgg_ckpt_path` of a DualCondLDM with the same `vgg_channels`.
     """
 
     def __init__(
         self,
         vgg_channels: Sequence[int],
-        teacher_ckpt_path: str | None = None,
+        vgg_ckpt_path: str | None = None,
         learning_rate: float = 1e-3,
         total_steps: int = 4000,
         image_key: str = "image",
     ):
         super().__init__()
-        self.teacher_ckpt_path, self.image_key = teacher_ckpt_path, image_key
+        self.vgg_ckpt_path, self.image_key = vgg_ckpt_path, image_key
         self.learning_rate, self.total_steps = learning_rate, total_steps
         self.scaling_layer = ScalingLayer()
         self.student = vgg16(requires_grad=True, channels=vgg_channels)
@@ -44,7 +45,7 @@ class StyleDistiller(pl.LightningModule):
                 nn.init.zeros_(module.bias)
 
     def on_fit_start(self) -> None:
-        self.teacher.load_weights(self.teacher_ckpt_path)
+        self.teacher.load_weights(teacher_file(self.vgg_ckpt_path))
 
     def layer_losses(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(5,) each: mean squared errors of every layer's standardised statistics and activations."""

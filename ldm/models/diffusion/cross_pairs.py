@@ -34,12 +34,13 @@ class CrossPairLDM(DualCondLDM):
     A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
     scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
 
+    The judge is the bundled VGG16; `vgg_ckpt_path` names the style network's file, as in every DualCondLDM.
+
     What is judged has the photo's details put back (`detail`), as finished pictures have.
 
     Nothing in these losses says which parts of a picture get which of the painting's colours. What does is a picture in its own style,
     whose right answer is known: itself (the identity loss of Park & Lee 2019, here on latents).
 
-    vgg_teacher_path: VGG16's weights for the loss; torchvision's download by default.
     content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
         painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
         style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
@@ -52,7 +53,6 @@ class CrossPairLDM(DualCondLDM):
 
     def __init__(
         self,
-        vgg_teacher_path: str | None = None,
         content_weight: float = 1.0,
         style_weight: float = 1.0,
         palette_weight: float = 0.0,
@@ -80,7 +80,7 @@ class CrossPairLDM(DualCondLDM):
         self.styles_per_content, self.window = styles_per_content, window
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
-        self.loss = StyleTransferLoss(vgg_teacher_path)
+        self.loss = StyleTransferLoss()
 
     def optional_keys(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         return (*super().optional_keys(state), "loss.")

@@ -17,6 +17,8 @@ from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Oxford's weights, beside the package: not torchvision's, on which the published models were trained.
+BUNDLED_VGG16 = Path(__file__).resolve().parents[3] / "checkpoints/vgg16/vgg16_features.safetensors"
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 _CONVS_PER_SLICE = (2, 2, 3, 3, 3)
 
@@ -24,7 +26,7 @@ VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3
 
 
 class ScalingLayer(nn.Module):
-    """Pictures in [-1, 1] to the normalisation that VGG16 was trained with."""
+    """Pictures in [-1, 1] to the normalisation that torchvision's VGG16 and the bundled one take."""
 
     def __init__(self):
         super().__init__()
@@ -72,8 +74,8 @@ class vgg16(nn.Module):
         return VggOutputs(*features)
 
     def load_weights(self, path: str | Path | None = None) -> None:
-        """Read weights from a file (VGG16 of torchvision, or a checkpoint of ours that has one), or from
-        torchvision's download if none is given.
+        """Read weights from a file (VGG16 under torchvision's names, or a checkpoint of ours that has one), or torchvision's
+        download if none is given: the weights of the published models. Teachers and judges read `teacher_file`.
 
         Raises UserError where neither can be had.
         """
@@ -86,6 +88,13 @@ class vgg16(nn.Module):
         # Whatever way the weights come in (a whole model's checkpoint too), remember that they did.
         self.has_weights |= f"{prefix}slice1.0.weight" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def teacher_file(path: str | Path | None = None) -> str | Path:
+    """The VGG16 of a teacher or judge: this file, by default the bundled one. Raises UserError where that is gone."""
+    if path is None and not BUNDLED_VGG16.is_file():
+        raise UserError(f"{BUNDLED_VGG16}: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back")
+    return BUNDLED_VGG16 if path is None else path
 
 
 def _to_slices(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -110,8 +119,7 @@ def _download_vgg16() -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:  # the last: a file with the wrong check sum
         raise UserError(
             f"the VGG16 weights could not be downloaded ({error}); fetch {VGG16_Weights.IMAGENET1K_V1.url} on a machine "
-            "with network and give its path in the config: as `vgg_ckpt_path` of what needs it, in configs/mini_style.yaml "
-            "as model.params.teacher_ckpt_path, in configs/mini_cross.yaml as model.params.vgg_teacher_path"
+            "with network and give its path as `vgg_ckpt_path`, to scripts/evaluate.py as --vgg-weights"
         ) from error
 
 
@@ -120,6 +128,8 @@ class LPIPS(nn.Module):
 
     `lin_ckpt_path` is the file of the five published 1x1 layers, or "uniform" for the plain mean over layers of the
     unit features' squared distances, which suits any VGG16 weights but is not comparable with published LPIPS.
+    `vgg_ckpt_path` is a file of VGG16's weights: by default torchvision's download, which the published layers were
+    trained on, and with "uniform" the bundled file.
     """
 
     def __init__(self, vgg_ckpt_path: str | None = None, lin_ckpt_path: str | None = None, use_dropout: bool = True):
@@ -135,14 +145,15 @@ class LPIPS(nn.Module):
         """Read the VGG16 and the linear weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
         if self.net.has_weights:
             return
-        self.net.load_weights(self.vgg_ckpt_path)
+        if self.lin_ckpt_path is None:
+            raise UserError("LPIPS needs its linear weights: give their file as `lin_ckpt_path`, or 'uniform'")
         if self.lin_ckpt_path == "uniform":
             for layer in self._lins:
                 layer.model[-1].weight.data.fill_(1.0 / len(VGG_CHANNELS))
-        elif self.lin_ckpt_path is None:
-            raise UserError("LPIPS needs its linear weights: give their file as `lin_ckpt_path`, or 'uniform'")
+            self.net.load_weights(teacher_file(self.vgg_ckpt_path))
         else:
-            self._load_lins(read_state_dict(self.lin_ckpt_path))
+            self._load_lins(read_state_dict(self.lin_ckpt_path))  # before the download
+            self.net.load_weights(self.vgg_ckpt_path)
 
     def _load_lins(self, state: dict[str, Tensor]) -> None:
         # Published files name the layers `lin0.model.1.weight`, collections of several networks `vgg.lin0`.

@@ -1,7 +1,7 @@
 """Losses by VGG16 features: of reconstructions, and of style transfer (what is kept of the content, what is taken of the style).
 
 Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
-(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 was trained with.
+(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 and the bundled one take.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.losses.lpips import ScalingLayer, vgg16
+from ldm.modules.losses.lpips import ScalingLayer, teacher_file, vgg16
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 CONTENT_LAYERS = ("relu3_1", "relu4_1")
@@ -54,7 +54,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class VggLoss(nn.Module):
-    """The base of losses by these features. `vgg_ckpt_path`: a file of VGG16's weights; torchvision's download by default."""
+    """The base of losses by these features. `vgg_ckpt_path`: a file of VGG16's weights, by default the bundled one."""
 
     def __init__(self, vgg_ckpt_path: str | None = None):
         super().__init__()
@@ -65,7 +65,7 @@ class VggLoss(nn.Module):
     def load_weights(self) -> None:
         """Read the VGG16 weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
         if not self.features.net.has_weights:
-            self.features.net.load_weights(self.vgg_ckpt_path)
+            self.features.net.load_weights(teacher_file(self.vgg_ckpt_path))
 
 
 class FeatureLoss(VggLoss):
