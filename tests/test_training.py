@@ -30,6 +30,7 @@ from training_builders import (
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.models.style_distillation import StyleDistiller
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import StyleTransferPipeline
 from ldm.training.config import merged_config
@@ -93,6 +94,18 @@ def test_the_style_network_trains_towards_its_teacher(style_network: Path) -> No
     state = last(style_network)["state_dict"]
     assert all(torch.equal(state[f"teacher.{name}"], value) for name, value in teacher.items())
     assert all(len(logged(style_network, f"val/{name}5")) == 2 for name in ("statistics", "activations"))
+
+
+@torch.no_grad()
+def test_a_teacher_of_large_activations_teaches_as_one_of_small_ones() -> None:
+    """Oxford's are in the hundreds: a student that had to reach them from 0 learnt nothing for hundreds of steps."""
+    torch.manual_seed(0)
+    distiller = StyleDistiller(vgg_channels=[2, 2, 2, 2, 2])
+    x = torch.rand(3, 3, 32, 32) * 2 - 1
+    _, small = distiller.layer_losses(x)
+    for parameter in distiller.teacher.slice5[-2].parameters():
+        parameter.mul_(1000)
+    assert torch.allclose(distiller.layer_losses(x)[1], small)
 
 
 def test_the_diffusion_model_trains_on_both_parts(diffusion: Path, first_stage: Path, style_network: Path) -> None:
