@@ -19,7 +19,8 @@ central squares of --size pixels. Prints a Markdown table, mean (median) over th
 
 Losses compare only between runs with the same weights files. VGG16's come along (checkpoints/vgg16); they are not those that
 LPIPS was published with, so published linear weights download torchvision's VGG16 for LPIPS alone, once, 528 MB.
-A metric that was not asked for is not run: its field in the CSV file is empty. Published ArtFID values use an Inception network trained on paintings.
+A metric whose weights are not given is not run: the table says so, and its field in the CSV file is empty. Published ArtFID
+values use an Inception network trained on paintings.
 """
 
 import argparse
