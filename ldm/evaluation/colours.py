@@ -15,6 +15,7 @@ from ldm.modules.losses.style_transfer import palette_distance
 COLOUR_METRICS = ("palette_distance", "palette_untouched", "chroma_bw")
 BLACK_AND_WHITE = 4.0  # of mean chroma, in levels of 255; scans of prints and drawings are seldom quite grey
 _BLUR = 9  # pixels; finer than that is texture
+_PLAIN = 1e-4  # deviation of luma, of 1: less is rounding, which is much the same in all pictures
 
 
 def palettes_apart(pictures: Tensor, others: Tensor) -> Tensor:
@@ -61,7 +62,8 @@ class Alike:
         luma = luminance(pictures)
         # The mean of what of the window is within the picture.
         fine = luma - F.avg_pool2d(luma, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
-        fine = F.normalize((fine - fine.mean(dim=(1, 2, 3), keepdim=True)).flatten(1))
+        fine = (fine - fine.mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
+        fine = F.normalize(fine, eps=_PLAIN * fine.shape[1] ** 0.5)
         self.total, self.own, self.count = self.total + fine.sum(0), self.own + fine.square().sum().item(), self.count + len(fine)
 
     def value(self) -> float | None:
