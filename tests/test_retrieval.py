@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from pipeline_builders import picture, randomise
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
@@ -18,7 +18,7 @@ from ldm.evaluation.efficientnet import EfficientNetLite0, SameConv, load_judge
 from ldm.evaluation.evaluator import Evaluator, Measured, to_tensors
 from ldm.evaluation.metrics import PairMetrics
 from ldm.evaluation.pairs import Pair, ResultSet, untouched
-from ldm.evaluation.retrieval import LAST_STAGE, ranks, standardised
+from ldm.evaluation.retrieval import LAST_STAGE, Retrieval, ranks, standardised
 
 SIDE = 64
 CONTENTS = {name: picture(SIDE, SIDE, 10 + i) for i, name in enumerate("abcd")}
@@ -151,14 +151,29 @@ def test_the_photos_themselves_are_found_by_content_and_by_style_as_by_chance(ju
     assert measure(judge, lambda pair: next_of(CONTENTS, pair[0])).share_within(1, "content_rank") == 0
 
 
-def test_content_is_found_whatever_the_contrast_and_colours(judge: EfficientNetLite0) -> None:
-    """By the layout alone: each photo at half its contrast on its neighbour's mean colour."""
+class ShowsPictures(nn.Module):
+    """A judge whose maps, at every stage, are the pictures themselves."""
 
-    def faded(pair: Pair) -> Image.Image:
-        mean = Image.new("RGB", (SIDE, SIDE), next_of(CONTENTS, pair[0]).resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
-        return Image.blend(CONTENTS[pair[0]], mean, 0.3)
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
 
-    assert measure(judge, faded).share_within(1, "content_rank") == 1
+    def forward(self, pictures: Tensor) -> dict[int, Tensor]:
+        return dict.fromkeys(range(6), pictures)
+
+
+def test_content_distance_does_not_see_a_channels_mean_and_contrast() -> None:
+    photos = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    restyled = photos * torch.tensor([2.0, 0.5, 0.1])[:, None, None] + torch.tensor([10.0, -40.0, 20.0])[:, None, None]
+    distances = Retrieval(ShowsPictures(), [photos[:1], photos[1:]], [photos]).compare(restyled)[1]
+    assert torch.allclose(distances.diagonal(), torch.zeros(4), atol=1e-2) and distances[~torch.eye(4, dtype=bool)].min() > 0.5
+
+
+def test_style_distance_by_hand() -> None:
+    """One channel of plain 2 has the Gram matrix 4, of plain 3 and 1 they are 9 and 1; five stages."""
+    two, three, one = (torch.full((1, 1, 4, 4), value) for value in (2.0, 3.0, 1.0))
+    distances = Retrieval(ShowsPictures(), [one], [three, one]).compare(two)[0]
+    assert torch.allclose(distances, torch.tensor([[5 * 25 / 81, 5 * 9.0]]))
 
 
 def test_each_set_is_ranked_by_its_own_results(judge: EfficientNetLite0) -> None:
