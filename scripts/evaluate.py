@@ -3,7 +3,7 @@
     python scripts/evaluate.py --content data/contents --style data/styles --vgg-weights vgg16.pth --csv evaluation.csv
     python scripts/evaluate.py --content data/contents --style data/styles --results results --compare other=results_of_another_program
     python scripts/evaluate.py --content data/contents --style data/styles --sweep --csv sweep.csv --plot sweep.png
-    python scripts/evaluate.py --content data/contents --style data/styles --also faithful=content-scale:2,detail:1 --untouched --judge-weights lite0.pth
+    python scripts/evaluate.py --content data/contents --style data/styles --also faithful=content-scale:2,detail:1 --untouched
 
 Results are called CONTENT__STYLE.png, after the file names of the content and the style; all pictures are measured as
 central squares of --size pixels. Prints two Markdown tables. The first, mean (median) over the pairs:
@@ -20,9 +20,9 @@ central squares of --size pixels. Prints two Markdown tables. The first, mean (m
 
 The second, of each set as a whole:
 
-    style_top1, 3   share of results whose own painting is the nearest, or among the three nearest, of all paintings here, by Gram
+    style_top1/3    share of results whose own painting is the nearest, or among the three nearest, of all paintings here, by Gram
                     matrices of EfficientNet-Lite0; each painting's distances are standardised over the set. By chance: 1, or 3,
-                    in the number of paintings (need --judge-weights)
+                    in the number of paintings (need --judge-weights, as content_top1 does)
     content_top1    share of results whose own photo is the nearest of all photos here, by the cosine of its normalised features
     alike           how much the textures of one photo's results in different styles correlate; 1 = one texture for all
     palette_share   distance of the colours of result and painting, as a share of the untouched photos' distance
@@ -30,7 +30,8 @@ The second, of each set as a whole:
 
 Losses compare only between runs with the same weights files. A metric whose weights are not there is not run: the table
 says so, and its field in the CSV file is empty. The CSV file has each result's style_rank and content_rank (1 = its own is the
-nearest) and its palette_distance, with that of the untouched photo. Ranks compare only between runs on the same pictures. Published ArtFID values use an Inception network trained on paintings.
+nearest) and its palette_distance, with that of the untouched photo. Ranks compare only between runs on the same pictures.
+Published ArtFID values use an Inception network trained on paintings.
 """
 
 import argparse

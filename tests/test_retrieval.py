@@ -126,11 +126,11 @@ def test_a_painting_that_is_near_to_everything_is_not_everyones_nearest() -> Non
     assert ranks(distances, [0, 1, 2]) == [1, 2, 3] and ranks(standardised(distances), [0, 1, 2]) == [1, 1, 1]
 
 
-def measure(judge: EfficientNetLite0 | None, result: Callable[[Pair], Image.Image], contents: Mapping = CONTENTS, styles: Mapping = STYLES) -> Measured:
+def measure(judge: EfficientNetLite0 | None, result: Callable[[Pair], Image.Image], styles: Mapping = STYLES) -> Measured:
     """All pairs of one set whose results a function gives."""
-    pairs = [(content, style) for content in contents for style in styles]
+    pairs = [(content, style) for content in CONTENTS for style in styles]
     results = ResultSet("made up", pairs, lambda batch: [result(pair) for pair in batch])
-    return Evaluator(contents, styles, PairMetrics(), judge=judge).measure([results])[0]
+    return Evaluator(CONTENTS, styles, PairMetrics(), judge=judge).measure([results])[0]
 
 
 def next_of(named: Mapping[str, Image.Image], name: str) -> Image.Image:
