@@ -181,7 +181,7 @@ def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) 
     kept = {os.path.realpath(path) for path in inputs}
     for output in outputs:
         if os.path.realpath(output) in kept:
-            raise UserError(f"{output}: is one of the pictures to work from and would be lost; choose another --output")
+            raise UserError(f"{output}: is one of the pictures to work from and would be lost; choose another file to write")
 
 
 def files_of(style: Style) -> list[str | Path]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.evaluation import fid, metrics, plot
+from ldm.evaluation.efficientnet import EfficientNetLite0
 from ldm.evaluation.evaluator import Evaluator, Measured, to_tensors
 from ldm.evaluation.fid import art_fid, frechet_distance, load_inception
 from ldm.evaluation.metrics import PairMetrics, Statistics
@@ -330,7 +331,24 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"csv": "vgg.safetensors/out.csv"}, "is a file, not a folder", None),
         ({"sweep": True, "plot": "out.csv"}, "must end in .png", None),
         ({"save": "vgg.safetensors"}, "is a file, not a folder", None),
-        ({"plot": "out.png"}, "--plot draws several sets of results: it needs --sweep or --compare", None),
+        ({"plot": "out.png"}, "--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched", None),
+        ({"results": "results", "also": "a=detail:0"}, "--also is for painting", None),
+        ({"also": "detail:0"}, "expected NAME=SETTING:VALUE", None),
+        ({"also": "a="}, "expected NAME=SETTING:VALUE", None),
+        ({"also": "../a=detail:0"}, "expected NAME=SETTING:VALUE", None),
+        ({"also": ["a=detail:0", "a=detail:1"]}, "called 'a' already", None),
+        ({"also": "content1_style1=detail:0"}, "called 'content1_style1' already", None),
+        ({"also": "a=detail:0", "compare": "a=results"}, "called 'a' already", None),
+        ({"also": "a=speed:3"}, "no setting 'speed'; there are content-scale, style-scale, detail, sampler, steps, seed", None),
+        ({"also": "a=detail:0,"}, "no setting ''", None),
+        ({"also": "a=steps:2.5"}, "'2.5' is no value of steps", None),
+        ({"also": "a=detail:2"}, "detail must be between 0 and 1", None),
+        ({"also": "a=sampler:best"}, "sampler 'best' is not one of", None),
+        ({"sheet": "out.txt"}, "unknown picture format", None),
+        ({"sheet": "styles/sea.png"}, "styles/sea.png: is one of the pictures to work from and would be lost; choose another file", None),
+        ({"sheet": "out.png", "sheet_pairs": "6by7"}, "--sheet-pairs 6by7: expected two numbers, as in 6x7", None),
+        ({"sheet": "out.png", "sheet_pairs": "0x7"}, "expected two numbers", None),
+        ({"sheet_pairs": "6x7"}, "--sheet-pairs needs --sheet", None),
         ({"results": "results", "sweep": True}, "--sweep is for painting", None),
         ({"results": "results", "seed": 0}, "--seed is for painting", None),
         ({"content_scales": 1}, "--content-scales needs --sweep", None),
@@ -379,7 +397,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(evaluate: ModuleType, fold
         assert_refused(evaluate, folder, monkeypatch, capsys, arguments(**wrong), "no permission to write")
 
 
-@pytest.mark.parametrize("wrong", [{"vgg_weights": "nowhere.pth"}, {"lpips_weights": "nowhere.pth"}])
+@pytest.mark.parametrize("wrong", [{"vgg_weights": "nowhere.pth"}, {"lpips_weights": "nowhere.pth"}, {"judge_weights": "nowhere.pth"}])
 def test_weights_that_are_named_must_be_there(evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict) -> None:
     assert_refused(evaluate, folder, monkeypatch, capsys, arguments(results="results", csv="out.csv", **wrong), "nowhere.pth: no such file")
 
@@ -409,10 +427,11 @@ def test_a_metric_whose_weights_were_not_given_is_not_run(evaluate: ModuleType, 
     out = capsys.readouterr().out
     found = dict(zip(cells(out, 0), cells(out, 2)))
     assert {name for name, cell in found.items() if cell == "not run"} == {"lpips", "fid", "artfid"}
-    assert {name for name, value in rows_of("out.csv")[0].items() if not value} == {"content_scale", "style_scale", "lpips"}
-
-
-# Which VGG16 judges
+    empty = {name for name, value in rows_of("out.csv")[0].items() if not value}
+    assert empty == {"content_scale", "style_scale", "lpips", "style_rank", "content_rank", "chroma_bw"}
+    whole = dict(zip(cells(out, 4), cells(out, 6)))
+    assert {name for name, cell in whole.items() if cell == "not run"} == {"style_top1", "style_top3", "content_top1"}
+    assert whole["chroma_bw"] == "none" and "content_top1) was not run: it needs --judge-weights" in out
 
 
 def test_the_bundled_vgg16_judges_by_default_and_without_network(evaluate: ModuleType, folder: Path, monkeypatch) -> None:
@@ -529,3 +548,78 @@ def test_distance_of_sets_counts_only_styles_with_results_and_is_called_biased(e
     lpips = float(found[0]["lpips"].split()[0])
     assert float(found[0]["artfid"].split()[0]) == pytest.approx((1 + lpips) * (1 + distance), rel=1e-2)
     assert found[1]["fid"] == found[1]["artfid"] == "not run"  # one style has no covariance
+
+
+# Several sets, and whose results they are
+
+
+@pytest.fixture
+def judge_weights(folder: Path) -> str:
+    save_safetensors(randomise(EfficientNetLite0()).state_dict(), folder / "judge.safetensors")
+    return "judge.safetensors"
+
+
+def test_retrieval_colours_and_textures_of_results_and_of_the_untouched_photo(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys, judge_weights: str
+) -> None:
+    """The results are the castle twice and a perfect wheat."""
+    call = arguments(results="results", untouched=True, judge_weights=judge_weights, csv="out.csv")
+    assert run_program(evaluate.main, call, monkeypatch) == 0
+    out = capsys.readouterr().out
+    first, second = (dict(zip(cells(out, 5), cells(out, line))) for line in (7, 8))
+    assert cells(out, 2)[:2] == ["results", "3 of 4"] and cells(out, 3)[:2] == ["untouched photo", "4"]
+    rows = [row for row in rows_of("out.csv") if row["set"] == "results"]
+    assert [row["content_rank"] for row in rows] == ["1", "1", "2"] and rows[2]["style_rank"] == "1"
+    assert float(rows[0]["palette_distance"]) == pytest.approx(float(rows[0]["palette_untouched"]), rel=1e-4)
+    assert float(rows[2]["palette_distance"]) < 0.01 * float(rows[2]["palette_untouched"])
+    assert [second[name] for name in ("style_top1", "style_top3", "content_top1", "alike", "palette_share")] == ["0.50", "1.00", "1.00", "1", "1"]
+    share = sum(float(row["palette_distance"]) for row in rows) / sum(float(row["palette_untouched"]) for row in rows)
+    assert first["palette_share"] == f"{share:.3g}" and first["content_top1"] == "0.67" and first["alike"] == "1"
+
+
+def test_no_other_set_is_called_as_the_untouched_photo(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    call = [*arguments(untouched=True), "--compare", "untouched photo=results"]
+    assert_refused(evaluate, folder, monkeypatch, capsys, call, "other results are called 'untouched photo' already")
+
+
+def test_weights_of_another_network_are_refused_before_painting(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    broken("judge.pth")(folder)
+    for name, problem in (("vgg.safetensors", "does not fit EfficientNetLite0"), ("judge.pth", "not a checkpoint")):
+        assert_refused(evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, csv="out.csv"), f"{name}")
+        assert_refused(evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, sheet="out.png"), problem)
+
+
+def test_several_settings_are_painted_in_one_run(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+    also = ["free=content-scale:0.5,style_scale:2,detail:0", "other_seed=seed:7"]
+    call = arguments(**TINY, also=also, detail=1, save="kept", csv="out.csv", device="cpu", precision="fp32")
+    assert run_program(evaluate.main, call, monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert [cells(out, line)[:2] for line in (2, 3, 4)] == [["content 1, style 1", "4"], ["free", "4"], ["other_seed", "4"]]
+    pipeline = StyleTransferPipeline.from_pretrained("tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32")
+    names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
+    moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
+    changes = {"content1_style1": {}, "free": {"content_scale": 0.5, "style_scale": 2.0, "detail": 0.0}, "other_seed": {"seed": 7}}
+    for name, changed in changes.items():
+        kept = [load_image(f"kept/{name}/moose__{style}.png") for style in ("sea", "wheat")]
+        assert kept == pipeline(moose, styles, **{"size": 32, "steps": 1, "detail": 1.0, **changed}), name
+    assert sorted(path.name for path in Path("kept").iterdir()) == sorted(changes)
+    assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [("content 1, style 1", "1.0"), ("free", "")]
+
+
+def test_the_sheet_shows_the_first_set(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos down the left, paintings along the top; what there is no result of is a gap."""
+    drawn = []
+    monkeypatch.setattr("ldm.evaluation.sheet.labelled_sheet", lambda rows, cell: drawn.extend(rows) or Image.new("RGB", (8, 8)))
+    call = arguments(results="results", untouched=True, sheet="new/out.jpg", sheet_pairs="9x9")
+    assert run_program(evaluate.main, call, monkeypatch) == 0
+    names = [[None, "styles/sea.png", "styles/wheat.jpg"], ["contents/castle.png", "results/castle__sea.png", "results/castle__wheat.png"]]
+    names += [["contents/sub/moose.png", None, "results/moose__wheat.png"]]
+    assert drawn == [[name and load_image(name).crop((8, 0, 40, 32)) for name in row] for row in names]
+    assert load_image("new/out.jpg").size == (8, 8)
+
+
+def test_the_sheet_is_as_large_as_asked_for(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_program(evaluate.main, arguments(results="results", sheet="out.png", sheet_pairs="1x2"), monkeypatch) == 0
+    width, height = load_image("out.png").size
+    assert width - height == pytest.approx(192, abs=8) and height > 2 * 192

@@ -1,6 +1,6 @@
 """Result sets that the pipeline paints while they are measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,10 @@ def set_name(settings: Settings) -> str:
     return f"content {settings.content_scale:g}, style {settings.style_scale:g}"
 
 
+def folder_name(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "")
+
+
 @dataclass(frozen=True)
 class PairPainter:
     """Paints pairs of square pictures with one model; keeps them in `folder`, if there is one."""
@@ -26,16 +30,18 @@ class PairPainter:
     styles: Mapping[str, Image.Image]
     folder: Path | None = None
 
-    def result_sets(self, settings: Sequence[Settings], pairs: Sequence[Pair]) -> list[ResultSet]:
-        """One for each settings; several are kept in a folder each, named after the scales."""
-        folders = [self._folder(one, len(settings) > 1) for one in settings]
-        return [
-            ResultSet(set_name(one), pairs, partial(self.paint, one, folder), one.content_scale, one.style_scale)
-            for one, folder in zip(settings, folders)
+    def result_sets(self, settings: Sequence[Settings], pairs: Sequence[Pair], named: Mapping[str, Settings] | None = None) -> list[ResultSet]:
+        """One for each settings, called after its scales, and for each of those that have a name; several are kept in a folder each."""
+        named = named or {}
+        several = len(settings) + len(named) > 1
+        by_scales = [
+            ResultSet(set_name(one), pairs, self._painter(one, set_name(one), several), one.content_scale, one.style_scale) for one in settings
         ]
+        # Their scales are not all that differs: they are no points of a sweep's curves.
+        return by_scales + [ResultSet(name, pairs, self._painter(one, name, several)) for name, one in named.items()]
 
-    def _folder(self, settings: Settings, several: bool) -> Path | None:
-        return self.folder / set_name(settings).replace(", ", "_").replace(" ", "") if self.folder and several else self.folder
+    def _painter(self, settings: Settings, name: str, several: bool) -> Callable[[Sequence[Pair]], list[Image.Image]]:
+        return partial(self.paint, settings, self.folder / folder_name(name) if self.folder and several else self.folder)
 
     def paint(self, settings: Settings, folder: Path | None, pairs: Sequence[Pair]) -> list[Image.Image]:
         """The pairs' pictures, in order. Raises UserError where one cannot be kept."""

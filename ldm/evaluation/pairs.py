@@ -14,6 +14,7 @@ from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
 from ldm.images import load_image, load_square
 
+UNTOUCHED = "untouched photo"  # the set of the contents themselves, for orientation
 BATCH = 8  # pictures painted, and measured, together
 
 Pair = tuple[str, str]  # the names of a content and a style, without extensions
@@ -68,6 +69,11 @@ def result_folder(name: str, folder: str | Path, pairs: Sequence[Pair], size: in
     for path in found.values():
         load_image(path)  # a broken one is told now, not after an hour of painting the others
     return ResultSet(name, list(found), partial(_read_all, found, size))
+
+
+def untouched(contents: Mapping[str, Image.Image], pairs: Sequence[Pair]) -> ResultSet:
+    """The contents as if they were results in every style: what a measure says where nothing was painted."""
+    return ResultSet(UNTOUCHED, pairs, lambda batch: [contents[content] for content, _ in batch])
 
 
 def _read_all(files: Mapping[Pair, Path], size: int, pairs: Sequence[Pair]) -> list[Image.Image]:

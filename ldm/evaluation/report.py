@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.errors import UserError
+from ldm.evaluation.colours import COLOUR_METRICS
 from ldm.evaluation.evaluator import Measured
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.pairs import Pair, result_name
+from ldm.evaluation.retrieval import RANKS
 from ldm.files import check_folder, written_whole
 from ldm.tables import markdown_table
 
 SET_METRICS = ("fid", "artfid")
-CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS)
+CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS, *RANKS, *COLOUR_METRICS)
+WHOLE_METRICS = ("style_top1", "style_top3", "content_top1", "alike", "palette_share", "chroma_bw")
 _NOT_RUN = "not run"
 
 
@@ -36,9 +39,22 @@ def _set_cells(one: Measured) -> list[str]:
     return [_NOT_RUN if value is None else f"{value:.4g}{note}" for value in (one.fid, one.art_fid)]
 
 
-def notes(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[str]:
-    """Lines below the table: pairs that are missing, numbers to be read with care."""
+def whole_table(measured: Sequence[Measured]) -> str:
+    """One row for each set: what is said of its results together, WHOLE_METRICS."""
+    rows = []
+    for one in measured:
+        tops = one.share_within(1, "style_rank"), one.share_within(3, "style_rank"), one.share_within(1, "content_rank")
+        others = one.alike, one.palette_share, one.mean("chroma_bw")
+        cells = [_NOT_RUN if value is None else f"{value:.2f}" for value in tops] + ["none" if value is None else f"{value:.3g}" for value in others]
+        rows.append([one.results.name, *cells])
+    return markdown_table(["whose style, whose photo, which colours", *WHOLE_METRICS], rows)
+
+
+def notes(measured: Sequence[Measured], pairs: Sequence[Pair], judge: bool) -> list[str]:
+    """Lines below the table: pairs that are missing, networks that are, numbers to be read with care."""
     lines = _missing_pairs(measured, pairs)
+    if not judge:
+        lines.append("Retrieval (style_top1, style_top3, content_top1) was not run: it needs --judge-weights.")
     if any(one.fid_biased for one in measured):
         lines.append("biased: fewer pictures than Inception features, so the distance comes out too large; compare equal numbers of pictures only.")
     return lines
