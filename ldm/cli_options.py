@@ -12,17 +12,19 @@ from ldm.checkpoint import file_hash
 from ldm.device import DEVICES, PRECISIONS
 from ldm.errors import UserError
 from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
-from ldm.settings import SAMPLERS, Settings
+from ldm.settings import LOOKS, SAMPLERS, Settings
 
 _STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
 # name of a setting -> how its option is declared
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "look": {"choices": LOOKS, "default": "fine", "help": "fine: led to the painting's own brush work by gradients; fast: as sampled, in a fraction of the time (default: fine)"},
+    "effort": {"type": float, "default": 1.0, "metavar": "E", "help": "for fine: times as many gradient steps (default: 1)"},
     "content_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (default: 1)"},
     "style_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the style: more is more painterly, 0 ignores it (default: 1)"},
     "detail": {"type": float, "metavar": "D", "help": "how much of the photo's finest detail, which the model's first stage cannot hold, is put back, 0 to 1 (default: 0.5 for the bundled model, 0 for the published one)"},
     "strength": {"type": float, "default": 1.0, "metavar": "S", "help": "below 1: paint over the photo, keeping more of it and of its colours (default: 1)"},
     "preserve_color": {"action": "store_true", "help": "keep the photo's colours, take the result's brightness only"},
-    "size": {"type": lambda text: parse_size(text), "default": 256, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: 256)"},
+    "size": {"type": lambda text: parse_size(text), "default": 512, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: 512)"},
     "style_size": {"type": int, "metavar": "N", "help": "look at the style pictures at this shorter side: smaller makes larger strokes (default: the size the model was trained at)"},
     "tile": {"type": int, "metavar": "N", "help": "paint large pictures in overlapping tiles of that many pixels (default: the size the model was trained at); larger is faster and takes more memory"},
     "refine": {"type": float, "default": 0.5, "metavar": "S", "help": "large pictures are painted small first, enlarged, and painted over with this strength; 1: in tiles from scratch (default: 0.5)"},

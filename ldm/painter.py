@@ -20,7 +20,7 @@ from ldm.graphs import Recorder
 from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import NoiseSource, PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
-from ldm.settings import Settings
+from ldm.settings import LOOKS, Settings
 from ldm.styles import to_latent
 from ldm.tiles import Tile, Tiling, blend, cut
 
@@ -154,8 +154,9 @@ class Painter:
         return pictures + detail * (batch.content - self.decode(z)[:, :, :height, :width])
 
     def detail(self, settings: Settings) -> float:
-        """How much of the photo's detail is put back."""
-        return self.model.detail if settings.detail is None else settings.detail
+        """How much of the photo's detail is put back: by the settings, else by their look, else by the model's config."""
+        given = LOOKS[settings.look].detail if settings.detail is None else settings.detail
+        return self.model.detail if given is None else given
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large one begins small.

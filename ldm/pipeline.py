@@ -9,7 +9,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, levels
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.graphs import Recorder
@@ -27,9 +28,11 @@ from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import Step
 from ldm.modules.diffusionmodules.model import StyleUNetModel
+from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
 from ldm.painter import Batch, Painter
-from ldm.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
+from ldm.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
 from ldm.styles import Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
+from ldm.tiles import UNCUT
 from ldm.util import near
 
 __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
@@ -37,6 +40,8 @@ __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPip
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
+SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,32 @@ class _Job:
         return self.size, self.content is None, len(self.style.regions), self.style.masks is None, self.keep is None
 
 
+class PaintingStopped(KeyboardInterrupt):
+    """Ctrl-C while a picture was on its way; `picture` is as far as it came."""
+
+    def __init__(self, picture: Image.Image):
+        super().__init__("stopped")
+        self.picture = picture
+
+
 class StyleTransferPipeline:
     """A model ready to stylise. Make one with `from_pretrained`."""
 
-    def __init__(self, model: DualCondModel, precision: str = "fp32", compile: bool = False):
+    def __init__(self, model: DualCondModel, precision: str = "fp32", compile: bool = False, brush_network: vgg16 | None = None):
+        """brush_network: the VGG16 that leads the fine look; None is the model's own, else the bundled one."""
         self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
             raise ConfigError(f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}")
         self.painter = Painter(self.model, precision, Recorder() if compile and self.model.device.type == "cuda" else None)
+        self._brush_network = brush_network
         if compile:
             compile_networks(self.model)
+
+    @cached_property
+    def brush(self) -> Brush:
+        """What leads the fine look. Raises UserError where VGG16's file is gone."""
+        own = self.model.vgg if self.model.vgg.channels == VGG_CHANNELS and self.model.vgg.has_weights else None
+        return Brush(self._brush_network or own or bundled_vgg16(), self.model.device, self.painter.precision)
 
     @classmethod
     def from_pretrained(
@@ -107,7 +128,8 @@ class StyleTransferPipeline:
         style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same length pair up, a
         single one goes with all. keep: a black and white picture, white where the content stays as it is.
         settings: see `ldm.settings.Settings`. progress: show a bar of sampling steps.
-        Raises UserError for unusable pictures and settings.
+        Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as far as it came on Ctrl-C
+        in the fine look.
         """
         chosen = settings_from(settings)
         chosen.check(self.model.num_timesteps)
@@ -119,21 +141,46 @@ class StyleTransferPipeline:
         return results[0] if single else results
 
     def _paint_all(self, jobs: list[_Job], settings: Settings, batch_size: int, progress: bool) -> list[Image.Image]:
-        """Pictures of the same kind go through together; the results keep the order."""
+        """Pictures of the same kind go through together, in the fine look each alone; the results keep the order."""
         statistics = self._statistics(jobs, settings)
-        batches = list(_batches([job.kind for job in jobs], batch_size))
+        # Small differences grow from one gradient step to the next, so company would change a fine picture.
+        batches = list(_batches([job.kind for job in jobs], 1 if settings.brush.brush else batch_size))
         results: dict[int, Image.Image] = {}
-        total = sum(self.painter.count_steps(jobs[batch[0]].size[::-1], settings) for batch in batches)
-        with tqdm(desc="painting", total=total, unit="step", disable=not progress) as bar:
+        total = sum(self._work([jobs[i] for i in batch], settings) for batch in batches)
+        with tqdm(desc="painting", total=round(total, 3), bar_format=BAR, disable=not progress) as bar:
             for batch in batches:
                 members = [jobs[i] for i in batch]
-                painted = self.painter.paint(self._batch(members, statistics), settings, partial(_watched, bar))
+                painted = self._painted(members, self._batch(members, statistics), settings, bar)
                 results |= {i: _finish(jobs[i], tensor_to_image(p), settings) for i, p in zip(batch, painted)}
         return [results[i] for i in range(len(jobs))]
 
+    def _painted(self, jobs: list[_Job], batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
+        """(N, 3, H, W) pictures of a batch, sampled and, in the fine look, led to the painting's brush work."""
+        if not settings.brush.brush:
+            return self.painter.paint(batch, settings, partial(_watched, bar, SAMPLING_WORK))
+        sampled = self.painter.paint(batch.resized(self._start_size(batch.size, settings)), settings, partial(_watched, bar, SAMPLING_WORK))
+        (job,), order = jobs, _order(jobs[0], batch, settings, self.painter.detail(settings))
+        try:
+            return self.brush.finish(sampled, order, settings.brush, partial(_watched_level, bar))
+        except Stopped as stopped:
+            raise PaintingStopped(_finish(job, tensor_to_image(stopped.picture[0]), settings)) from None
+
+    def _start_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
+        """(height, width) at which a fine picture is sampled: the largest of its sizes that the model paints in one piece."""
+        sizes = [level.size for level in levels(size, settings.brush.brush_steps)]
+        return max((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), default=sizes[0])
+
+    def _work(self, jobs: list[_Job], settings: Settings) -> float:
+        """What a batch costs, in gradient steps of 256 x 256 pixels."""
+        size = jobs[0].size[::-1]
+        if not settings.brush.brush:
+            return SAMPLING_WORK * self.painter.count_steps(size, settings)
+        sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(size, settings), settings)
+        return sampling + sum(level.work for level in levels(size, settings.brush.brush_steps))
+
     def _statistics(self, jobs: list[_Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
-        size = settings.style_size or self.painter.native_size
+        size = _sampling_style_size(settings, self.painter.native_size)
         return {id(p): self.encode_style(p, size)[0] for p in {id(p): p for job in jobs for p in job.style.pictures}.values()}
 
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
@@ -220,7 +267,7 @@ def _jobs(
         if job.keep is not None:
             mask_tensor(job.keep, job.size)
         for picture in job.style.pictures:
-            _check_scaled(picture, settings.style_size or native_size)
+            _check_scaled(picture, settings.style_side(native_size))
     return jobs, single
 
 
@@ -267,11 +314,42 @@ def _batches(kinds: list[Any], batch_size: int) -> Iterator[list[int]]:
         yield from (places[i : i + batch_size] for i in range(0, len(places), batch_size))
 
 
-def _watched(bar: tqdm, path: list[Step]) -> Iterator[Step]:
-    """Lets sampling steps through and counts them on the bar."""
+def _watched(bar: tqdm, work: float, path: list[Step]) -> Iterator[Step]:
+    """Lets sampling steps through and counts their work on the bar."""
     for step in path:
         yield step
-        bar.update()
+        bar.update(work)
+
+
+def _watched_level(bar: tqdm, level: Level) -> Iterator[int]:
+    for i in range(level.steps):
+        yield i
+        bar.update(level.work / level.steps)
+
+
+def _sampling_style_size(settings: Settings, native_size: int) -> int:
+    """Shorter side of the style pictures whose statistics the network sees."""
+    if settings.style_size is None:
+        return native_size
+    # The fine look samples at a smaller size, with paintings as much smaller.
+    return max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side))) if settings.brush.brush else settings.style_size
+
+
+def _order(job: _Job, batch: Batch, settings: Settings, detail: float) -> Order:
+    """What the brush is to do with a batch of one."""
+    return Order(
+        size=batch.size,
+        styles=job.style.regions,
+        content=batch.content,
+        masks=None if batch.masks is None else batch.masks[0],
+        keep=batch.keep,
+        content_scale=job.content_scale,
+        style_scale=job.style_scale,
+        strength=settings.strength,
+        detail=detail,
+        style_size=settings.style_size,
+        luminance=settings.preserve_color,
+    )
 
 
 def _finish(job: _Job, painted: Image.Image, settings: Settings) -> Image.Image:

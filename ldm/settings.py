@@ -1,7 +1,7 @@
 """How to stylise: every dial of the pipeline in one place, checked before any work starts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +10,32 @@ from ldm.errors import UserError
 
 SAMPLERS = {"dpm-solver++": 20, "ddim": 50, "ancestral": 250}  # name -> default number of steps
 MIN_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look sets.
+
+    step_share: of the sampler's default number of steps. brush: gradient steps towards the painting's own paint at pictures of
+    256 pixels (shorter side); fewer at larger ones, more at smaller ones, see `brush_steps`. detail: None is what the
+    model's config says.
+    """
+
+    step_share: float
+    brush: int
+    detail: float | None
+
+    def brush_steps(self, side: int) -> int:
+        """How many gradient steps are made at a picture with this shorter side."""
+        return max(2, round(self.brush * 256 / side)) if self.brush else 0
+
+
+LOOKS = {
+    "fast": Look(step_share=1.0, brush=0, detail=None),
+    "fine": Look(step_share=0.5, brush=20, detail=0.5),
+}
 MAX_RESULT_PIXELS = 40_000_000
+MAX_EFFORT = 100
 NUM_TIMESTEPS = 1000  # of the bundled and the published model
 
 
@@ -18,25 +43,32 @@ NUM_TIMESTEPS = 1000  # of the bundled and the published model
 class Settings:
     """How to stylise.
 
+    look: "fine", which after sampling leads the picture by gradients to the painting's own brush work, or "fast", which takes it as
+        sampled. What each sets is in LOOKS.
+    effort: times as many gradient steps of the fine look: more comes nearer to the painting, at proportional time.
     content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores, less leads away. A number for
-        all pictures or a list with one for each.
+        all pictures or a list with one for each. They weigh the two terms of the fine look's energy, too.
     guidance_interval: (low, high) fractions of the way from picture (0) to noise (1) between which the two scales act;
         elsewhere they count as 1.
     sampler: "dpm-solver++" (20 steps suffice), "ddim" (as published), or "ancestral" (fresh noise at every step).
     steps: how many; the sampler's default if None. eta: DDIM's, 0 is deterministic, 1 the same as ancestral.
-    detail: the share of what the model's first stage cannot hold of the photo, its finest lines and textures, that is put back
-        into the picture: 0 none, 1 all; None is what the model's config says.
-    strength: below 1 the picture is painted over the partly noised photo and keeps more of it, colours too.
+    detail: the share of what the model's first stage, or a smaller picture that is enlarged, cannot hold of the photo, its finest
+        lines and textures, that is put back into the picture: 0 none, 1 all; None is what the look says.
+    strength: below 1 the picture is painted over the partly noised photo and keeps more of it, colours too; and the fine look aims
+        at paint between the photo's own and the painting's.
     size: the result's shorter side in pixels, the photo's aspect kept; or (width, height), to which it is cropped.
-    style_size: shorter side in pixels to which the style pictures are scaled before their statistics are taken; None
-        is the size the model was trained at. Smaller makes strokes larger against the picture.
-    tile: larger pictures are painted in overlapping square tiles of that many pixels; None is what suits the model.
-    refine: a picture larger than a tile is painted at the model's own size first, enlarged, and painted over in tiles
+    style_size: shorter side in pixels to which the style pictures are scaled before their statistics are taken. None is, in the fast
+        look, the size the model was trained at; in the fine look the result's own, or the painting's where that is smaller.
+        There larger makes larger strokes.
+    tile: in the fast look larger pictures are painted in overlapping square tiles of that many pixels; None is what suits the model.
+    refine: in the fast look a picture larger than a tile is painted at the model's own size first, enlarged, and painted over in tiles
         from this part of the noise on; 1 paints it in tiles from scratch.
     seed: of the noise, for all pictures or a list with one for each. The same seed gives the same picture.
     preserve_color: the photo's colours, the result's brightness.
     """
 
+    look: str = "fine"
+    effort: float = 1.0
     content_scale: float | Sequence[float] = 1.0
     style_scale: float | Sequence[float] = 1.0
     guidance_interval: tuple[float, float] | None = None
@@ -45,7 +77,7 @@ class Settings:
     eta: float = 0.0
     detail: float | None = None
     strength: float = 1.0
-    size: int | tuple[int, int] = 256
+    size: int | tuple[int, int] = 512
     style_size: int | None = None
     tile: int | None = None
     refine: float = 0.5
@@ -55,6 +87,10 @@ class Settings:
     def check(self, num_timesteps: int = NUM_TIMESTEPS) -> None:
         """Raises UserError for what no model with this number of time steps can do."""
         self._check_types()
+        if self.look not in LOOKS:
+            raise UserError(f"look {self.look!r} is not one of {', '.join(LOOKS)}")
+        if not 0 < self.effort <= MAX_EFFORT:
+            raise UserError(f"effort must be above 0 and at most {MAX_EFFORT}, got {self.effort}")
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
         if self.steps is not None and not 1 <= self.steps <= num_timesteps:
@@ -84,6 +120,7 @@ class Settings:
             ("style_size", (Integral, type(None)), "a whole number or None"),
             ("tile", (Integral, type(None)), "a whole number or None"),
             ("eta", Real, "a number"),
+            ("effort", Real, "a number"),
             ("detail", (Real, type(None)), "a number or None"),
             ("strength", Real, "a number"),
             ("refine", Real, "a number"),
@@ -127,7 +164,22 @@ class Settings:
 
     @property
     def number_of_steps(self) -> int:
-        return self.steps or SAMPLERS[self.sampler]
+        return self.steps or max(1, round(LOOKS[self.look].step_share * SAMPLERS[self.sampler]))
+
+    @property
+    def brush(self) -> Look:
+        """The look with this effort."""
+        look = LOOKS[self.look]
+        return replace(look, brush=round(self.effort * look.brush))
+
+    @property
+    def short_side(self) -> int:
+        """Of the result, in pixels."""
+        return self.size if isinstance(self.size, Integral) else min(self.size)
+
+    def style_side(self, native_size: int) -> int:
+        """The largest shorter side at which style pictures are looked at, by a model trained at `native_size`."""
+        return self.style_size or (max(native_size, self.short_side) if self.brush.brush else native_size)
 
     @property
     def is_stochastic(self) -> bool:

@@ -57,12 +57,12 @@ from ldm.files import check_folder
 from ldm.images import check_output, save_image
 from ldm.many import check_inputs_survive
 from ldm.pipeline import StyleTransferPipeline
-from ldm.settings import SAMPLERS, Settings
+from ldm.settings import LOOKS, SAMPLERS, Settings
 
 # What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
 MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}
-DIALS = {"content_scale": 1.0, "style_scale": 1.0, "detail": None, "sampler": Settings.sampler, "steps": None, "seed": 0}
-DIAL_TYPES = {"content_scale": float, "style_scale": float, "detail": float, "sampler": str, "steps": int, "seed": int}
+DIALS = {"look": Settings.look, "effort": 1.0, "strength": 1.0, "content_scale": 1.0, "style_scale": 1.0, "detail": None, "sampler": Settings.sampler, "steps": None, "seed": 0}
+DIAL_TYPES = {"look": str, "effort": float, "strength": float, "content_scale": float, "style_scale": float, "detail": float, "sampler": str, "steps": int, "seed": int}
 PAINTING = {**MODEL, **DIALS, "also": [], "save": None, "sweep": False}
 SWEEP = {"content_scales": [0.25, 0.5, 1.0, 2.0, 4.0], "style_scales": [0.5, 1.0, 2.0, 3.0, 5.0]}
 
@@ -94,9 +94,12 @@ def add_painting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--checkpoint", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file")
     group.add_argument("--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)")
     group.add_argument("--precision", choices=PRECISIONS, help="auto (default): bf16 where the device is fast at it, else fp32")
+    group.add_argument("--look", choices=LOOKS, help=f"default: {Settings.look}")
+    group.add_argument("--effort", type=float, metavar="E", help="of the fine look: times as many gradient steps (default: 1)")
+    group.add_argument("--strength", type=float, metavar="S", help="below 1: paint over the photo (default: 1)")
     group.add_argument("--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)")
     group.add_argument("--style-scale", type=float, metavar="S", help="guidance by the style (default: 1)")
-    group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the config's)")
+    group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the look's)")
     group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
     steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
     group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps})")

@@ -1,0 +1,185 @@
+"""Brush work: a painted picture led by the gradient of an energy to a painting's own paint, from small and coarse to large and fine.
+
+Gradient steps on the pixels of the predicted picture: guidance by an energy (Bansal et al. 2023, Yu et al. 2023) at the
+clean end of a sampling run, where the whole budget pays most. Sizes double from step to step, since VGG16 sees forms
+of one size only (Gatys et al. 2017): small pictures get the large forms, large ones the fine strokes.
+
+Pictures are (1, 3, H, W) in [-1, 1].
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ldm.images import image_to_tensor, resize_short_side
+from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
+from ldm.modules.losses.lpips import teacher_file, vgg16
+from ldm.settings import Look
+
+SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
+BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
+RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
+KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
+
+
+@dataclass(frozen=True)
+class Level:
+    """One size of a picture on its way: (height, width), and how many steps are made there."""
+
+    size: tuple[int, int]
+    steps: int
+
+    @property
+    def work(self) -> float:
+        """What its steps cost, in steps of 256 x 256 pixels."""
+        return self.steps * self.size[0] * self.size[1] / 256**2
+
+
+def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
+    """From the smallest size to (height, width), each twice the one before; `steps` of the shorter side are made at each."""
+    halvings = max(0, int(math.log2(min(size) / SMALLEST)))
+    sizes = [tuple(max(1, round(side / 2**i)) for side in size) for i in range(halvings, -1, -1)]
+    return [Level(each, steps(min(each))) for each in sizes]
+
+
+def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pictures or masks (N, C, H, W) at another (height, width)."""
+    if tuple(pictures.shape[2:]) == tuple(size):
+        return pictures
+    smaller = size[0] < pictures.shape[2]
+    return F.interpolate(pictures, size, mode="bilinear" if smaller else "bicubic", antialias=smaller, align_corners=False)
+
+
+def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
+    """The picture at the size of `reference`, with this share of the detail there that the smaller size cannot hold."""
+    lost = reference - resized(resized(reference, picture.shape[2:]), reference.shape[2:])
+    return resized(picture, reference.shape[2:]) + detail * lost
+
+
+def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, rate: float, free: Tensor | None = None) -> None:
+    """Takes the picture, in place and within [-1, 1], `count` steps of Adam down the energy, one for each of `steps`.
+
+    The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps that a pixel makes,
+    0 where it stays. Whatever ends `steps` early leaves the picture as it is by then.
+    """
+    optimizer = torch.optim.Adam([picture.clamp_(-1, 1)], lr=rate, betas=BETAS)
+    for i in steps:
+        optimizer.param_groups[0]["lr"] = rate * math.sqrt(1 - i / count)
+        before = None if free is None else picture.clone()
+        picture.grad = energy.gradient(picture)
+        optimizer.step()
+        if free is not None:
+            picture.copy_(torch.lerp(before, picture, free))
+        picture.clamp_(-1, 1)
+
+
+class Stopped(KeyboardInterrupt):
+    """The brush work was stopped; `picture` (1, 3, H, W) is as far as it came."""
+
+    def __init__(self, picture: Tensor):
+        super().__init__("stopped")
+        self.picture = picture
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the brush is to do with one picture.
+
+    styles: (painting, weight) pairs for each region. content: (1, 3, H, W), or None for the style alone. masks: (R, H, W) shares of
+    the regions. keep: (1, 1, H, W), 1 where the photo stays. style_size: shorter side of the paintings at the full size;
+    None for the picture's own, or the painting's where that is smaller. strength: below 1 the photo's own paint is mixed in.
+    """
+
+    size: tuple[int, int]
+    styles: Sequence[Sequence[tuple[Image.Image, float]]]
+    content: Tensor | None = None
+    masks: Tensor | None = None
+    keep: Tensor | None = None
+    content_scale: float = 1.0
+    style_scale: float = 1.0
+    strength: float = 1.0
+    detail: float = 0.0
+    style_size: int | None = None
+    luminance: bool = False
+
+
+class Brush:
+    """VGG16 ready to lead pictures, and the paintings' Grams that were taken with it."""
+
+    def __init__(self, net: vgg16, device: torch.device, precision: str):
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # the Grams of fp16 would overflow
+        self.features = PaintFeatures(net, dtype).to(device)
+        self.device = device
+        self._grams: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()
+
+    @torch.no_grad()
+    def finish(self, start: Tensor, order: Order, look: Look, watch: Callable[[Level], Iterable[int]]) -> Tensor:
+        """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size. `watch` counts each level's steps.
+
+        Raises Stopped on a KeyboardInterrupt.
+        """
+        picture = None
+        for level in levels(order.size, look.brush_steps):
+            picture = self._at(level, picture, start, order)
+            try:
+                descend(self._energy(level, order), picture, watch(level), level.steps, RATE, self._free(level, order))
+            except KeyboardInterrupt:
+                raise Stopped(resized(picture, order.size)) from None
+        return picture
+
+    def _at(self, level: Level, picture: Tensor | None, start: Tensor, order: Order) -> Tensor:
+        """What a level begins with: the start, or the level before with the start's detail, or, beyond its size, the photo's."""
+        if picture is None:
+            picture = resized(start, level.size)
+        elif level.size[0] <= start.shape[2] or order.content is None:
+            picture = enlarged(picture, resized(start, level.size), 1.0)
+        else:
+            picture = enlarged(picture, resized(order.content, level.size), order.detail)
+        free = self._free(level, order)
+        picture = picture if free is None else torch.lerp(resized(order.content, level.size), picture, free)
+        return picture.clone()
+
+    def _free(self, level: Level, order: Order) -> Tensor | None:
+        return None if order.keep is None else (1 - resized(order.keep, level.size)).clamp(0, 1)
+
+    def _energy(self, level: Level, order: Order) -> Energy:
+        content = None if order.content is None else resized(order.content, level.size)
+        styles = [self._mixed(region, level, order) for region in order.styles]
+        if order.strength < 1 and content is not None:
+            own = grams_of(self.features, content, order.luminance)
+            styles = [{name: torch.lerp(own[name], grams[name], order.strength) for name in grams} for grams in styles]
+        masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
+        return energy_of(self.features, styles, content, order.style_scale, order.content_scale, masks=masks, luminance=order.luminance)
+
+    def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Grams:
+        """The region's paintings' Grams, averaged by weight."""
+        all_grams = [(self._grams_of(painting, self._side(painting, level, order), order.luminance), weight) for painting, weight in region]
+        return {name: sum(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
+
+    def _side(self, painting: Image.Image, level: Level, order: Order) -> int:
+        """The shorter side at which a painting is looked at: strokes have the size in the picture that they have there."""
+        wanted = min(min(order.size), *painting.size) if order.style_size is None else order.style_size
+        return max(16, round(wanted * min(level.size) / min(order.size)))
+
+    def _grams_of(self, painting: Image.Image, side: int, luminance: bool) -> Grams:
+        key = (painting.size, hash(painting.tobytes()), side, luminance)
+        if key not in self._grams:
+            scaled = image_to_tensor(resize_short_side(painting, side))[None].to(self.device)
+            self._grams[key] = grams_of(self.features, scaled, luminance)
+            if len(self._grams) > KEPT_GRAMS:
+                self._grams.popitem(last=False)
+        self._grams.move_to_end(key)
+        return self._grams[key]
+
+
+def bundled_vgg16() -> vgg16:
+    """The VGG16 that comes along. Raises UserError where its file is gone."""
+    net = vgg16()
+    net.load_weights(teacher_file())
+    return net
