@@ -255,7 +255,7 @@ class Energy:
             missed = (grams - wanted).square().sum(dim=(2, 3)) / wanted.square().sum(dim=(1, 2)).clamp_min(_TINY)
             style = style + STYLE_LAYERS[name] * (missed * positions / positions.sum()).sum(dim=1)
         for name, wanted in self.content.items():
-            content = content + (1 - correlation(sums[f"content {name}"], wanted[0, 0].numel())) / len(self.content)
+            content = content + (1 - correlation(sums[f"content {name}"], wanted)) / len(self.content)
         return style, content
 
 
@@ -293,16 +293,16 @@ def photo_features(features: PaintFeatures, photo: Tensor, window: int = WINDOW)
                 size = [side // stride_of(name) for side in photo.shape[2:]]
                 whole = result.setdefault(name, maps.new_zeros(*maps.shape[:2], *size, dtype=torch.float32))
                 whole[(..., *part.place(stride_of(name)))] = part.counted_of(maps, stride_of(name)).float()
-    return {name: F.instance_norm(maps) for name, maps in result.items()}
+    return {name: F.instance_norm(maps, eps=_TINY) for name, maps in result.items()}
 
 
-def correlation(sums: Tensor, positions: int) -> Tensor:
-    """(N,) the mean over channels of the correlation of pictures' features with the photo's, of the sums (3, N, C) of their
-    features, of these squared, and of their products with the photo's normalised ones."""
+def correlation(sums: Tensor, wanted: Tensor) -> Tensor:
+    """(N,) the mean correlation of the channels of pictures' features with the photo's, normalised (1, C, h, w), of the sums
+    (3, N, C) of the pictures' features, of these squared, and of their products with the photo's. Flat channels of the photo do not count."""
     total, squares, products = sums
+    positions, alive = wanted[0, 0].numel(), (wanted[0] != 0).flatten(1).any(dim=1).sum().clamp_min(1)
     variance = (squares - total.square() / positions).clamp_min(0) / positions
-    # Flat channels of the photo have products of 0 with anything; they count neither way.
-    return (products / (positions * (variance + _TINY).sqrt())).mean(dim=1)
+    return (products / (positions * (variance + _TINY).sqrt())).sum(dim=1) / alive
 
 
 def grey(pictures: Tensor) -> Tensor:

@@ -1,0 +1,313 @@
+"""ldm.brush and the fine look: what leads where, step by step, and what stays as it is."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+from pipeline_builders import picture, pixels, randomise, tiny_model
+from torch import Tensor
+
+from ldm import brush as brushes
+from ldm.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized
+from ldm.errors import UserError
+from ldm.images import image_to_tensor
+from ldm.modules.losses import lpips
+from ldm.modules.losses.lpips import vgg16
+from ldm.pipeline import PaintingStopped, Settings, StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.settings import LOOKS, Look
+
+FINE = {"size": 64, "steps": 1, "effort": 0.2}
+
+
+@pytest.fixture(scope="module")
+def net() -> vgg16:
+    return randomise(vgg16(channels=(4, 6, 6, 8, 8)))
+
+
+@pytest.fixture(scope="module")
+def pipeline(net: vgg16) -> StyleTransferPipeline:
+    return StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net)
+
+
+@pytest.fixture
+def brush(net: vgg16) -> Brush:
+    return Brush(net, torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return picture(72, 64, seed=1)
+
+
+@pytest.fixture(scope="module")
+def painting() -> Image.Image:
+    return picture(80, 104, seed=2)
+
+
+def tensor(image: Image.Image) -> Tensor:
+    return image_to_tensor(image)[None]
+
+
+def all_steps(level: Level) -> range:
+    return range(level.steps)
+
+
+LOOK = Look(step_share=1, brush=4, detail=0.5)
+
+
+# Levels
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((256, 256), [(128, 128), (256, 256)]),
+        ((512, 768), [(128, 192), (256, 384), (512, 768)]),
+        ((333, 500), [(166, 250), (333, 500)]),
+        ((64, 64), [(64, 64)]),
+        ((2048, 2048), [(128, 128), (256, 256), (512, 512), (1024, 1024), (2048, 2048)]),
+    ],
+)
+def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
+    assert [level.size for level in levels(size, LOOKS["fine"].brush_steps)] == expected
+
+
+def test_larger_pictures_get_fewer_steps_but_some() -> None:
+    steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].brush_steps)]
+    assert steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].brush and steps[-1] >= 2
+
+
+def test_enlarging_gives_back_the_references_detail() -> None:
+    reference = tensor(picture(64, 64, 3))
+    small = resized(reference, (32, 32))
+    assert torch.allclose(enlarged(small, reference, 1.0), reference, atol=1e-5)
+    assert torch.allclose(enlarged(small, reference, 0.0), resized(small, (64, 64)))
+
+
+# Descending
+
+
+class Parabola:
+    """An energy with its least at 0.25 everywhere."""
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return 2 * (x - 0.25)
+
+
+def test_descending_goes_down_and_stays_within_range() -> None:
+    x = torch.full((1, 3, 4, 4), 2.0)
+    descend(Parabola(), x, range(40), 40, 0.05)
+    assert bool((x <= 1).all()) and float((x - 0.25).abs().max()) < 0.1
+
+
+def test_a_pixel_moves_by_its_share() -> None:
+    x, free = torch.zeros(1, 3, 1, 3), torch.tensor([[[[0.0, 0.5, 1.0]]]])
+    descend(Parabola(), x, range(1), 1, 0.05, free)
+    assert torch.allclose(x[0, 0, 0], torch.tensor([0.0, 0.025, 0.05]), atol=1e-4)
+
+
+def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
+    start = tensor(photo)
+    energy = brush._energy(levels(order.size, LOOK.brush_steps)[-1], order)
+    painted = brush.finish(start, order, Look(1, 10, None), all_steps)
+    assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
+    assert float(energy(painted)) < 0.7 * float(energy(start))
+
+
+def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    seen = []
+
+    def watch(level: Level) -> Iterator[int]:
+        for i in range(level.steps):
+            seen.append((level.size, i))
+            yield i
+
+    order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
+    brush.finish(order.content, order, Look(1, 1, None), watch)
+    assert seen == [(level.size, i) for level in levels((240, 256), Look(1, 1, None).brush_steps) for i in range(level.steps)]
+
+
+def test_a_paintings_grams_are_taken_once(brush: Brush, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    real = brushes.grams_of
+    monkeypatch.setattr(brushes, "grams_of", lambda features, x, *more: taken.append(x.shape) or real(features, x, *more))
+    order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
+    for _ in range(2):
+        brush.finish(order.content, order, LOOK, all_steps)
+    brush.finish(order.content, Order((64, 72), [[(painting.copy(), 1.0)]], tensor(photo)), LOOK, all_steps)
+    assert len(taken) == 1
+    brush.finish(order.content, Order((64, 72), [[(painting.rotate(180), 1.0)]], tensor(photo)), LOOK, all_steps)
+    assert len(taken) == 2
+
+
+def test_the_grams_kept_are_bounded(brush: Brush, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brushes, "KEPT_GRAMS", 2)
+    for seed in range(5):
+        brush._grams_of(picture(32, 32, seed), 32, False)
+    assert len(brush._grams) == 2
+
+
+# What is asked for
+
+
+def painted_with(brush: Brush, photo: Image.Image, painting: Image.Image, **options: object) -> Tensor:
+    order = Order((64, 72), **{"styles": [[(painting, 1.0)]], "content": tensor(photo), **options})
+    return brush.finish(tensor(photo), order, Look(1, 6, None), all_steps)
+
+
+def test_a_mix_of_one_painting_with_itself_is_that_painting(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    mix = painted_with(brush, photo, painting, styles=[[(painting, 0.3), (painting, 0.7)]])
+    assert torch.allclose(mix, painted_with(brush, photo, painting), atol=0.02)
+
+
+def test_strength_goes_from_the_photos_paint_to_the_paintings(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    moved = [float((painted_with(brush, photo, painting, strength=s) - tensor(photo)).abs().mean()) for s in (0.05, 0.5, 1.0)]
+    assert moved == sorted(moved) and moved[0] < 0.6 * moved[2]
+
+
+def test_kept_pixels_stay_the_photo(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    keep = torch.zeros(1, 1, 64, 72)
+    keep[..., :30] = 1
+    painted = painted_with(brush, photo, painting, keep=keep)
+    assert torch.equal(painted[..., :30], tensor(photo)[..., :30])
+    assert not torch.allclose(painted[..., 34:], tensor(photo)[..., 34:], atol=0.01)
+
+
+def test_style_size_changes_what_is_looked_at(brush: Brush, painting: Image.Image) -> None:
+    level = Level((64, 72), 2)
+
+    def side(style_size: int | None, size: tuple[int, int] = (64, 72)) -> int:
+        return brush._side(painting, level, Order(size, [], style_size=style_size))
+
+    assert side(None) == 64 and side(40) == 40 and side(96) == 96
+    assert side(None, (128, 144)) == 40  # the painting has 80 pixels, and is looked at half as large at half the size
+    assert side(96, (128, 144)) == 48
+
+
+# The pipeline
+
+
+def test_looks_differ_and_fine_is_the_default(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    default = pipeline(photo, painting, **FINE)
+    assert default == pipeline(photo, painting, look="fine", **FINE)
+    assert default != pipeline(photo, painting, look="fast", **FINE) and default.size == (72, 64)
+
+
+def test_a_fine_picture_is_the_same_alone_and_in_company(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    other = picture(72, 64, seed=5)
+    together = pipeline([other, photo, other], painting, seed=[3, 4, 5], **FINE)
+    assert together[1] == pipeline(photo, painting, seed=4, **FINE)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+def test_every_sampler_can_begin(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, sampler: str) -> None:
+    assert pipeline(photo, painting, sampler=sampler, **FINE).size == (72, 64)
+
+
+def test_a_style_alone_can_be_fine(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
+    fine = pipeline(None, painting, **FINE)
+    assert fine.size == (64, 64) and fine != pipeline(None, painting, look="fast", **FINE)
+
+
+def test_mixes_and_regions(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    other = picture(64, 64, seed=9)
+    mask = Image.new("L", photo.size, 0)
+    mask.paste(255, (0, 0, 36, 64))
+    regions = pipeline(photo, StyleRegions([painting, other], [mask]), **FINE)
+    mix = pipeline(photo, StyleMix([painting, other]), **FINE)
+    single = pipeline(photo, painting, **FINE)
+    assert len({image.tobytes() for image in (regions, mix, single)}) == 3
+
+
+def test_preserve_color_keeps_the_photos_chroma(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    painted = pipeline(photo, painting, preserve_color=True, **FINE)
+    for channel in ("Cb", "Cr"):
+        ours, photos = (image.convert("YCbCr").getchannel(channel).resize((9, 8), Image.Resampling.BOX) for image in (painted, photo))
+        assert abs(pixels(ours.convert("RGB")) - pixels(photos.convert("RGB"))).mean() < 6
+
+
+def test_keep_is_the_photo_to_the_pixel(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    mask = Image.new("L", photo.size, 0)
+    mask.paste(255, (0, 0, 72, 30))
+    painted = pipeline(photo, painting, keep=mask, **FINE)
+    assert (pixels(painted)[:30] == pixels(photo)[:30]).all() and (pixels(painted)[40:] != pixels(photo)[40:]).any()
+
+
+def test_the_same_call_gives_the_same_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+    assert pipeline(photo, painting, **FINE) == pipeline(photo, painting, **FINE)
+
+
+def test_effort_multiplies_the_steps() -> None:
+    assert Settings(effort=2.0).brush.brush == 2 * LOOKS["fine"].brush and Settings(look="fast", effort=5).brush.brush == 0
+
+
+@pytest.mark.parametrize("settings, problem", [({"look": "fien"}, "look 'fien'"), ({"effort": 0}, "effort"), ({"effort": float("nan")}, "effort")])
+def test_bad_looks_and_efforts(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, settings: dict, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        pipeline(photo, painting, **settings)
+
+
+def test_sampling_happens_at_a_size_the_model_knows(pipeline: StyleTransferPipeline) -> None:
+    """The tiny model was trained at 32 pixels, and paints up to half as much more in one piece."""
+    assert pipeline._start_size((64, 80), Settings()) == (64, 80)  # the only level there is
+    pipeline_256 = SimpleNamespace(painter=SimpleNamespace(native_size=256))
+    start = partial(StyleTransferPipeline._start_size, pipeline_256)
+    assert start((512, 700), Settings()) == (256, 350)
+    assert start((384, 400), Settings()) == (384, 400)
+    assert start((2048, 2048), Settings()) == (256, 256)
+
+
+def test_stopping_gives_the_picture_as_far_as_it_came(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = iter(range(100))
+    real = brushes.Energy.gradient
+
+    def stops(self: object, x: Tensor) -> Tensor:
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return real(self, x)
+
+    monkeypatch.setattr(brushes.Energy, "gradient", stops)
+    with pytest.raises(PaintingStopped) as stopped:
+        pipeline(photo, painting, **FINE)
+    assert stopped.value.picture.size == (72, 64)
+    assert stopped.value.picture != pipeline(photo, painting, look="fast", **FINE)
+
+
+def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Image) -> None:
+    def watch(level: Level) -> Iterator[int]:
+        raise KeyboardInterrupt
+        yield
+
+    content = tensor(picture(256, 240))
+    with pytest.raises(Stopped) as stopped:
+        brush.finish(content, Order((240, 256), [[(painting, 1.0)]], content), LOOK, watch)
+    assert stopped.value.picture.shape == (1, 3, 240, 256)
+
+
+# Which VGG16 leads
+
+
+def test_a_models_own_vgg16_leads_it_if_it_is_one(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = randomise(vgg16(channels=(4, 6, 6, 8, 8)), seed=3)
+    monkeypatch.setattr("ldm.pipeline.bundled_vgg16", lambda: bundled)
+    model = tiny_model(use_ema=False)
+    first = "weight1_1"
+    assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), bundled.slice1[0].weight)
+    model.vgg.has_weights = True
+    monkeypatch.setattr("ldm.pipeline.VGG_CHANNELS", model.vgg.channels)
+    assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), model.vgg.slice1[0].weight)
+
+
+def test_a_missing_vgg16_is_told(photo: Image.Image, painting: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpips, "BUNDLED_VGG16", tmp_path / "gone.safetensors")
+    pipeline = StyleTransferPipeline(tiny_model(use_ema=False))
+    with pytest.raises(UserError, match="git checkout checkpoints/vgg16"):
+        pipeline(photo, painting, **FINE)
+    assert pipeline(photo, painting, look="fast", **FINE).size == (72, 64)
