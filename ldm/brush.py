@@ -134,13 +134,13 @@ class Brush:
         return picture
 
     def _at(self, level: Level, picture: Tensor | None, start: Tensor, order: Order) -> Tensor:
-        """What a level begins with: the start, or the level before with the start's detail, or, beyond its size, the photo's."""
+        """What a level begins with: the start, or the level before, enlarged, with a share of the detail that the start has there,
+        or, beyond its size, the photo."""
         if picture is None:
             picture = resized(start, level.size)
-        elif level.size[0] <= start.shape[2] or order.content is None:
-            picture = enlarged(picture, resized(start, level.size), 1.0)
         else:
-            picture = enlarged(picture, resized(order.content, level.size), order.detail)
+            reference = start if level.size[0] <= start.shape[2] or order.content is None else order.content
+            picture = enlarged(picture, resized(reference, level.size), order.detail)
         free = self._free(level, order)
         picture = picture if free is None else torch.lerp(resized(order.content, level.size), picture, free)
         return picture.clone()

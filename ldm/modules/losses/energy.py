@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
 
 # Weights that fall with depth: deep layers' Grams are met last, and the way there leads past the photo's forms.
-STYLE_LAYERS = {"relu1_1": 6.0, "relu2_1": 3.0, "relu3_1": 1.5, "relu4_1": 0.75, "relu5_1": 0.375}
+STYLE_LAYERS = {"relu1_1": 8.0, "relu2_1": 4.0, "relu3_1": 2.0, "relu4_1": 1.0, "relu5_1": 0.5}
 CONTENT_LAYERS = ("relu4_1",)
 STRIDE = 16  # pixels to a position of the deepest layer: windows begin and end at multiples of it
 HALO = 64  # pixels around a window that its features see: relu5_1 looks 66 pixels far
