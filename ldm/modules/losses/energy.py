@@ -194,14 +194,19 @@ class Energy:
             return gradient(self, pictures)
         with torch.no_grad():
             total = add_up(self._sums(pictures, part) for part in parts)
-        total = {name: value.requires_grad_() for name, value in total.items()}
-        style, content = self._terms(total)
-        energy = (self.style_weight * style + self.content_weight * content).sum()
-        slopes = dict(zip(total, torch.autograd.grad(energy, list(total.values()), allow_unused=True)))
+        slopes = self._slopes(total)
         result = torch.zeros_like(pictures)
         for part in parts:
             part.cut(result).add_(gradient(partial(self._along, slopes, part), part.cut(pictures)))
         return result
+
+    def _slopes(self, total: Sums) -> dict[str, Tensor | None]:
+        """The derivative of the energy by each of the whole picture's sums."""
+        total = {name: value.requires_grad_() for name, value in total.items()}
+        with torch.enable_grad():
+            style, content = self._terms(total)
+            energy = (self.style_weight * style + self.content_weight * content).sum()
+            return dict(zip(total, torch.autograd.grad(energy, list(total.values()), allow_unused=True)))
 
     def _along(self, slopes: Mapping[str, Tensor | None], part: Window, cut: Tensor) -> Tensor:
         """What a window adds to the energy to first order."""
