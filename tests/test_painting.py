@@ -158,7 +158,7 @@ def test_a_mixture_of_one_is_that_style(tiny: StyleTransferPipeline, photo: Imag
 
 def test_a_mixture_averages_the_statistics(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
     first, second = (tiny.encode_style(painting, 32) for painting in paintings)
-    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings("fast", steps=2))
+    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2))
     assert largest(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
 
 
@@ -231,7 +231,7 @@ def test_what_is_kept_is_the_photos_own(tiny: StyleTransferPipeline, photo: Imag
 def test_in_the_latent_too(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sampler: str) -> None:
     """What lies beside the kept part sees the photo there, so that both fit."""
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
-    painter, settings = tiny.painter, Settings("fast", sampler=sampler, steps=3, style_scale=2.0)
+    painter, settings = tiny.painter, Settings(look="fast", sampler=sampler, steps=3, style_scale=2.0)
     with torch.no_grad():
         copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[:, :, :32, :48]
     torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
@@ -253,7 +253,7 @@ def test_detail_puts_back_what_the_first_stage_loses(tiny: StyleTransferPipeline
     """Where all of the photo is kept in the latent, all of its detail makes it the photo again."""
     batch = batch_of(tiny, resize_short_side(photo, 64) if options["size"] == 64 else photo.resize(options["size"]), tiny.encode_style(paintings[0], 32))
     batch = replace(batch, keep=torch.ones(1, 1, *batch.size))
-    none, half, all_of_it = (tiny.painter.paint(batch, Settings("fast", steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
+    none, half, all_of_it = (tiny.painter.paint(batch, Settings(look="fast", steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
     assert (all_of_it - batch.content).abs().max() < 1e-3 < (none - batch.content).abs().mean()
     torch.testing.assert_close(half, (none + all_of_it) / 2)
 
@@ -281,7 +281,7 @@ def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -
 def test_less_strength_takes_fewer_steps(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int) -> None:
     lengths = []
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
-    tiny.painter.paint(batch, Settings("fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path)
+    tiny.painter.paint(batch, Settings(look="fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path)
     assert lengths == [expected]
 
 

@@ -149,7 +149,7 @@ def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> 
     left[..., :20] = 1.0
     given = {"content": torch.rand(1, 3, 32, 40) * 2 - 1, "style": torch.rand(1, 2, 40), "masks": torch.cat([left, 1 - left], dim=1), "keep": keep}
     before = {name: tensor.clone() for name, tensor in given.items()}
-    pipeline.painter.paint(Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]), Settings("fast", steps=2, strength=0.5))
+    pipeline.painter.paint(Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]), Settings(look="fast", steps=2, strength=0.5))
     assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
 
 
