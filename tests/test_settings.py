@@ -149,9 +149,23 @@ def test_a_model_of_fewer_time_steps_allows_fewer_steps() -> None:
 
 @pytest.mark.parametrize("sampler, steps", [("dpm-solver++", 20), ("ddim", 50), ("ancestral", 250)])
 def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> None:
-    assert SAMPLERS[sampler] == steps == Settings("fast", sampler=sampler).number_of_steps
+    assert SAMPLERS[sampler] == steps == Settings(look="fast", sampler=sampler).number_of_steps
     assert Settings(sampler=sampler).number_of_steps == steps / 2  # the brush does the rest
     assert Settings(sampler=sampler, steps=3).number_of_steps == 3
+
+
+def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
+    assert [Settings(effort=effort).brush.brush_steps(256) for effort in (0.5, 1, 3)] == [10, 20, 60]
+    assert Settings(effort=1e-6).brush.brush == 1  # the least there is, but still the fine look
+    assert Settings(look="fast", effort=3).brush.brush_steps(256) == 0
+
+
+@pytest.mark.parametrize(
+    "options, side",
+    [({"size": 512}, 512), ({"size": (900, 400)}, 400), ({"size": 64}, 256), ({"size": 512, "style_size": 300}, 300), ({"look": "fast", "size": 512}, 256)],
+)
+def test_how_large_style_pictures_are_looked_at(options: dict[str, Any], side: int) -> None:
+    assert Settings(**options).style_side(256) == side
 
 
 def test_the_default_is_the_fastest_sampler() -> None:
