@@ -9,7 +9,7 @@ Pictures are (1, 3, H, W) in [-1, 1].
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
