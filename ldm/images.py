@@ -103,6 +103,11 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     return image if new_size == image.size else image.resize(new_size, Image.Resampling.LANCZOS)
 
 
+def at_most(image: Image.Image, size: int) -> Image.Image:
+    """The picture, where its shorter side is longer than `size` pixels scaled to it."""
+    return resize_short_side(image, size) if min(image.size) > size else image
+
+
 def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
     """The brightness of one picture with the colours of another of the same size (Gatys et al. 2016, luminance only)."""
     luma = brightness.convert("YCbCr").getchannel("Y")

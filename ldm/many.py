@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ldm.checkpoint import file_hash
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
-from ldm.images import check_output, read_metadata, resize_short_side, save_image
+from ldm.images import at_most, check_output, read_metadata, save_image
 from ldm.pipeline import StyleTransferPipeline
 from ldm.styles import Style, StyleMix, StyleRegions, read_picture
 from ldm.util import near
@@ -249,9 +249,8 @@ def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], lis
 def _read_style(style: Style, size: int) -> Style:
     if isinstance(style, (StyleMix, StyleRegions)):
         return replace(style, styles=[_read_style(part, size) for part in style.styles])
-    picture = read_picture(style)
     # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
-    return resize_short_side(picture, size) if min(picture.size) > size else picture
+    return at_most(read_picture(style), size)
 
 
 class ManyPainter:

@@ -249,7 +249,7 @@ def _jobs(
     content: Picture | Sequence[Picture] | None, style: Style | Sequence[Style], keep: Picture | None, settings: Settings, native_size: int
 ) -> tuple[list[_Job], bool]:
     """(what to paint, whether neither content nor style was a list). Raises UserError."""
-    read = PictureReader()
+    read = PictureReader(settings.style_side(native_size))
     single = not isinstance(content, (list, tuple)) and not isinstance(style, (list, tuple))
     contents = [None] if content is None else [_sized(read(c), settings) for c in _as_list(content)]
     styles = [read.style(s) for s in _as_list(style)]

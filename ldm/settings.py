@@ -170,7 +170,7 @@ class Settings:
     def brush(self) -> Look:
         """The look with this effort."""
         look = LOOKS[self.look]
-        return replace(look, brush=round(self.effort * look.brush))
+        return replace(look, brush=max(1, round(self.effort * look.brush)) if look.brush else 0)
 
     @property
     def short_side(self) -> int:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.images import load_image, to_rgb
+from ldm.images import at_most, load_image, to_rgb
 
 Picture = str | Path | Image.Image
 ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's
@@ -85,9 +85,10 @@ class ReadStyle:
 
 
 class PictureReader:
-    """Reads every picture once, however often it is named."""
+    """Reads every picture once, however often it is named; those of styles no larger than `style_side` (shorter side)."""
 
-    def __init__(self) -> None:
+    def __init__(self, style_side: int | None = None) -> None:
+        self.style_side = style_side
         self._read: dict[Any, Image.Image] = {}
 
     def __call__(self, picture: Picture) -> Image.Image:
@@ -96,6 +97,10 @@ class PictureReader:
 
     def mask(self, picture: Picture) -> Image.Image:
         return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
+
+    def _painting(self, picture: Picture) -> Image.Image:
+        # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has shrunk it already.
+        return self._once("style", picture, lambda given: self(given) if self.style_side is None else at_most(self(given), self.style_side))
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
         key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))
@@ -106,11 +111,11 @@ class PictureReader:
     def style(self, style: Style) -> ReadStyle:
         """A style with all its pictures read. Raises UserError."""
         if isinstance(style, StyleMix):
-            return ReadStyle([list(zip(map(self, style.styles), style.shares(), strict=True))])
+            return ReadStyle([list(zip(map(self._painting, style.styles), style.shares(), strict=True))])
         if isinstance(style, StyleRegions):
             style.check()
-            return ReadStyle([[(self(picture), 1.0)] for picture in style.styles], [self.mask(mask) for mask in style.masks])
-        return ReadStyle([[(self(style), 1.0)]])
+            return ReadStyle([[(self._painting(picture), 1.0)] for picture in style.styles], [self.mask(mask) for mask in style.masks])
+        return ReadStyle([[(self._painting(style), 1.0)]])
 
 
 def read_picture(picture: Picture) -> Image.Image:

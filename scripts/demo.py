@@ -13,6 +13,7 @@ from ldm.cli import ArgumentParser, run
 from ldm.data.pictures import find_pictures
 from ldm.images import check_output, contact_sheet, load_image, save_image
 from ldm.pipeline import ROOT, StyleTransferPipeline
+from ldm.settings import LOOKS, Settings
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
     parser.add_argument("--output", default="outputs/demo.png", metavar="FILE")
+    parser.add_argument("--look", choices=LOOKS, default=Settings.look, help=f"default: {Settings.look}; fast takes a fraction of the time")
     parser.add_argument("--content-scale", type=float, default=1.0)
     parser.add_argument("--style-scale", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=20)
@@ -40,6 +42,7 @@ def main() -> None:
     painted = pipeline(
         [content for content, _ in pairs],
         [style for _, style in pairs],
+        look=args.look,
         content_scale=args.content_scale,
         style_scale=args.style_scale,
         steps=args.steps,

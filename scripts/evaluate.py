@@ -102,7 +102,7 @@ def add_painting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the look's)")
     group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
     steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
-    group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps})")
+    group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps}; for fine half as many)")
     group.add_argument("--seed", type=int, metavar="N", help="of every picture (default: 0)")
     also = "paint with these settings too, the others as above: NAME=SETTING:VALUE,SETTING:VALUE; may be repeated"
     group.add_argument("--also", action="append", metavar="NAME=...", help=also)

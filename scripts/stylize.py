@@ -17,7 +17,9 @@ Two styles mixed; a style for the white part of a mask and another for the rest;
     python scripts/stylize.py --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     python scripts/stylize.py --content photo.jpg --style a.jpg --keep face.png --output kept.png
 
-Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see the message.
+Ctrl-C leaves a single picture as far as it came, and of several all that are done.
+
+Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see the message; 130, stopped.
 """
 
 import argparse
@@ -43,7 +45,7 @@ from ldm.many import (
     read_styles,
     share_of,
 )
-from ldm.pipeline import StyleTransferPipeline
+from ldm.pipeline import PaintingStopped, StyleTransferPipeline
 from ldm.settings import Settings
 from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
 
@@ -58,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mask", nargs="+", action="extend", metavar="FILE", help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest")
     parser.add_argument("--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is")
     parser.add_argument("--overwrite", action="store_true", help="paint pictures again that are there already, made the same way")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8); fewer take less memory")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures of the fast look painted together (default: 8); fewer take less memory")
     add_settings_options(parser)
     add_model_options(parser)
     return parser.parse_args()
@@ -74,8 +76,7 @@ def main() -> int:
     check_masks(args, tasks)
     share = share_of(tasks)
     if len(tasks) == 1:
-        paint_one(share, args, settings)
-        return 0
+        return paint_one(share, args, settings)
     return paint_many(share, args, settings)
 
 
@@ -113,16 +114,23 @@ def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: St
     return provenance(args, settings, pipeline.painter.precision) | {name: value for name, value in extra.items() if value is not None}
 
 
-def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """A single picture is always painted, and whatever is wrong is an error."""
+def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept as far as it came."""
     for task in tasks:  # none in all but the first of several processes
         content = load_image(task.content)
         PictureReader().style(task.style)
         pipeline = load_pipeline(args)
-        picture = pipeline(content, task.style, keep=args.keep, progress=True, **settings)
-        text = describe(task, description(args, settings, pipeline))
-        save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: text})
+        about = description(args, settings, pipeline)
+        try:
+            picture = pipeline(content, task.style, keep=args.keep, progress=True, **settings)
+        except PaintingStopped as stopped:
+            picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
+        save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, about)})
+        if "stopped" in about:
+            print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
+            return 130
         print(task.output)
+    return 0
 
 
 def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
@@ -130,8 +138,10 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, 
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
     todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
-    styles, problems = read_styles(todo, settings["style_size"] or pipeline.painter.native_size)
-    painter = ManyPainter(pipeline, styles, about, args.batch_size, keep=args.keep, **settings)
+    chosen = Settings(**settings)
+    styles, problems = read_styles(todo, chosen.style_side(pipeline.painter.native_size))
+    # Fine pictures are painted one by one, so each is written before the next is begun.
+    painter = ManyPainter(pipeline, styles, about, 1 if chosen.brush.brush else args.batch_size, keep=args.keep, **settings)
     doable = [task for task in todo if task.style_name in styles]
     painter.paint(doable)
     failed = len(todo) - len(doable) + len(painter.failures)

@@ -182,14 +182,14 @@ def test_our_rows_take_20_steps_with_the_conditions_prepared(
 @pytest.mark.parametrize("detail", [0.0, 0.5])
 def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch, detail: float) -> None:
     monkeypatch.setattr(model, "detail", detail)
-    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
+    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(look="fast"), "fp32")
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
 @pytest.mark.parametrize("target", ["x0", "v"])
 def test_a_network_that_predicts_something_else_is_sampled_alike(files: Path, task: ways.Task, target: str) -> None:
     model = plain(parameterization=target)
-    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(), "fp32")
+    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(look="fast"), "fp32")
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
@@ -287,7 +287,7 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
     args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", size=32, repeats=3)
     assert sampling.measure_process(args)["seconds"] >= 0
     assert len(calls) == 4 and calls[0][:2] == [sys.executable, str(ROOT / "scripts/stylize.py")]
-    assert calls[0][2::2] == ["--content", "--style", "--output"]
+    assert calls[0][2::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == ["fast", "32"]
 
 
 def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +352,7 @@ def test_all_pictures_are_painted(model: DualCondModel, task: ways.Task, monkeyp
     monkeypatch.setattr(convergence, "BATCH", 1)
     with convergence.tqdm(disable=True) as bar:
         painted = convergence.paint(model, task, "ddim", 3, bar)
-    together, _ = ways.prepared(model, task, Settings(sampler="ddim", steps=3), "fp32")
+    together, _ = ways.prepared(model, task, Settings(look="fast", sampler="ddim", steps=3), "fp32")
     torch.testing.assert_close(painted, together, rtol=1e-3, atol=1e-4)
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out."""
-    options = {"content": "photo.png", "style": "painting.png", "output": "out.png", "size": 32, "steps": 2, **changes}
+    options = {"content": "photo.png", "style": "painting.png", "output": "out.png", "look": "fast", "size": 32, "steps": 2, **changes}
     return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -82,6 +82,13 @@ def arguments(**changes: object) -> list[str]:
         ({"style_scale": "nan"}, "style_scale must be a finite number"),
         ({"content_scale": "inf"}, "content_scale must be a finite number"),
         ({"style_scale": "much"}, "--style-scale"),
+        ({"look": "finest"}, "--look: invalid choice: 'finest'"),
+        ({"look": ""}, "--look: invalid choice: ''"),
+        ({"effort": 0}, "effort must be above 0 and at most 100, got 0.0"),
+        ({"effort": -1}, "effort must be above 0 and at most 100, got -1.0"),
+        ({"effort": 101}, "effort must be above 0 and at most 100, got 101.0"),
+        ({"effort": "nan"}, "effort must be above 0 and at most 100, got nan"),
+        ({"effort": "much"}, "--effort: invalid float value: 'much'"),
         ({"sampler": "euler"}, "--sampler: invalid choice: 'euler'"),
         ({"precision": "fp8"}, "--precision: invalid choice: 'fp8'"),
         ({"device": "tpu"}, "--device: invalid choice: 'tpu'"),
@@ -150,7 +157,7 @@ def test_a_picture_of_the_asked_size_is_written(folder: Path, model_files: list)
 
 
 def test_the_options_reach_the_pipeline(stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"content_scale": 2.0, "style_scale": 3.0, "sampler": "ddim", "steps": 3, "eta": 0.5, "seed": 7, "size": 48}
+    options = {"content_scale": 2.0, "style_scale": 3.0, "sampler": "ddim", "steps": 3, "eta": 0.5, "seed": 7, "look": "fast", "size": 48}
     assert run_program(stylize.main, [*model_files, *arguments(**options, device="cpu", precision="fp32")], monkeypatch) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], device="cpu", precision="fp32")
     assert np.array_equal(pixels(load_image(folder / "out.png")), pixels(pipeline("photo.png", "painting.png", **options)))
@@ -179,7 +186,7 @@ def test_the_demo_draws_every_photo_in_every_style(folder: Path, monkeypatch: py
     picture_folder(folder / "photos", 2, (48, 32))
     picture_folder(folder / "styles", 3, (40, 40), seed=9)
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False)))
-    call = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--size", "32", "--steps", "1"]
+    call = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--look", "fast", "--size", "32", "--steps", "1"]
     assert run_program(script("demo").main, call, monkeypatch) == 0
     with Image.open(folder / "new/sheet.png") as sheet:
         cells = pixels(sheet)[4:, 4:].reshape(3, 28, 4, 28, 3).swapaxes(1, 2)  # 24 pixels and a gap of 4 each

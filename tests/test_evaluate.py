@@ -287,7 +287,7 @@ def arguments(**changes: object) -> list[str]:
     return words
 
 
-TINY = {"checkpoint": "tiny.safetensors", "config": "tiny.yaml", "steps": 1}
+TINY = {"checkpoint": "tiny.safetensors", "config": "tiny.yaml", "look": "fast", "steps": 1}
 
 
 def rows_of(path: str) -> list[dict[str, str]]:
@@ -339,10 +339,15 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"also": ["a=detail:0", "a=detail:1"]}, "called 'a' already", None),
         ({"also": "content1_style1=detail:0"}, "called 'content1_style1' already", None),
         ({"also": "a=detail:0", "compare": "a=results"}, "called 'a' already", None),
-        ({"also": "a=speed:3"}, "no setting 'speed'; there are content-scale, style-scale, detail, sampler, steps, seed", None),
+        ({"also": "a=speed:3"}, "no setting 'speed'; there are look, effort, strength, content-scale, style-scale, detail, sampler, steps, seed", None),
         ({"also": "a=detail:0,"}, "no setting ''", None),
         ({"also": "a=steps:2.5"}, "'2.5' is no value of steps", None),
         ({"also": "a=detail:2"}, "detail must be between 0 and 1", None),
+        ({"also": "a=look:finest"}, "look 'finest' is not one of fast, fine", None),
+        ({"also": "a=effort:0"}, "effort must be above 0 and at most 100, got 0.0", None),
+        ({"look": "finest"}, "--look: invalid choice: 'finest'", None),
+        ({"effort": 101}, "effort must be above 0 and at most 100, got 101.0", None),
+        ({"effort": "nan"}, "effort must be above 0 and at most 100, got nan", None),
         ({"also": "a=sampler:best"}, "sampler 'best' is not one of", None),
         ({"sheet": "out.txt"}, "unknown picture format", None),
         ({"sheet": "styles/sea.png"}, "styles/sea.png: is one of the pictures to work from and would be lost; choose another file", None),
@@ -490,7 +495,7 @@ def test_pairs_are_painted_with_the_options_and_kept(evaluate: ModuleType, folde
     pipeline = StyleTransferPipeline.from_pretrained("tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32")
     names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
     moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
-    assert [load_image(f"kept/moose__{style}.png") for style in ("sea", "wheat")] == pipeline(moose, styles, size=32, **options)
+    assert [load_image(f"kept/moose__{style}.png") for style in ("sea", "wheat")] == pipeline(moose, styles, look="fast", size=32, **options)
     assert sorted(path.name for path in Path("kept").iterdir()) == [f"{c}__{s}.png" for c, s in PAIRS]
     assert {(row["content_scale"], row["style_scale"]) for row in rows_of("out.csv")} == {("0.5", "2.0")}
 
@@ -602,7 +607,7 @@ def test_several_settings_are_painted_in_one_run(evaluate: ModuleType, folder: P
     changes = {"content1_style1": {}, "free": {"content_scale": 0.5, "style_scale": 2.0, "detail": 0.0}, "other_seed": {"seed": 7}}
     for name, changed in changes.items():
         kept = [load_image(f"kept/{name}/moose__{style}.png") for style in ("sea", "wheat")]
-        assert kept == pipeline(moose, styles, **{"size": 32, "steps": 1, "detail": 1.0, **changed}), name
+        assert kept == pipeline(moose, styles, **{"look": "fast", "size": 32, "steps": 1, "detail": 1.0, **changed}), name
     assert sorted(path.name for path in Path("kept").iterdir()) == sorted(changes)
     assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [("content 1, style 1", "1.0"), ("free", "")]
 

@@ -18,8 +18,8 @@ from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to
 from ldm.painter import Batch, Painter, centred, pad_to_multiple
 from ldm.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline
 
-FAST = {"size": 32, "steps": 2}
-FAIR = {"size": 256, "steps": 8}  # of the bundled model
+FAST = {"look": "fast", "size": 32, "steps": 2}
+FAIR = {"look": "fast", "size": 256, "steps": 8}  # of the bundled model
 TURNER, GOGH = "turner_whalers", "van_gogh_wheat_field_with_cypresses"
 
 
@@ -90,18 +90,18 @@ def batch_of(pipeline: StyleTransferPipeline, photo: Image.Image, statistics: to
     [((50, 37), 37, (50, 37)), ((50, 37), 32, (43, 32)), ((37, 50), 33, (33, 45)), ((50, 37), (45, 33), (45, 33)), ((50, 37), (33, 97), (33, 97)), ((64, 64), 65, (65, 65))],
 )
 def test_any_size_from_32_pixels_on_is_painted(tiny: StyleTransferPipeline, paintings: list, given: tuple, size: int | tuple, expected: tuple) -> None:
-    assert tiny(picture(*given), paintings[0], size=size, steps=1).size == expected
+    assert tiny(picture(*given), paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
 
 
 def test_width_and_height_crop_the_photo_and_do_not_squeeze_it(tiny: StyleTransferPipeline, paintings: list) -> None:
     wide = picture(128, 64, 5)
-    assert tiny(wide, paintings[0], size=(64, 64), steps=2) == tiny(wide.crop((32, 0, 96, 64)), paintings[0], size=64, steps=2)
+    assert tiny(wide, paintings[0], **{**FAST, "size": (64, 64)}) == tiny(wide.crop((32, 0, 96, 64)), paintings[0], **{**FAST, "size": 64})
 
 
 def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(tiny: StyleTransferPipeline, paintings: list) -> None:
     odd = picture(50, 37, 5)
     padded = Image.fromarray(np.pad(np.asarray(odd), ((0, 27), (0, 14), (0, 0)), mode="edge"))
-    options = {"steps": 2, "tile": 64, "style_scale": 2.0}
+    options = {"look": "fast", "steps": 2, "tile": 64, "style_scale": 2.0}
     assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop((0, 0, 50, 37))
 
 
@@ -115,7 +115,7 @@ def test_padding_reaches_the_next_multiple(height: int, width: int, expected: tu
 
 def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paintings: list) -> None:
     contents = [picture(50, 37), picture(33, 33), picture(37, 50)]
-    results = tiny(contents, paintings[0], size=33, steps=1)
+    results = tiny(contents, paintings[0], **{**FAST, "size": 33})
     assert [result.size for result in results] == [(45, 33), (33, 33), (33, 45)]
 
 
@@ -124,7 +124,7 @@ def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paint
 
 @pytest.mark.parametrize("size, expected", [(33, (33, 33)), ((64, 40), (64, 40))])
 def test_a_style_alone_has_the_size_asked_for(tiny: StyleTransferPipeline, paintings: list, size: int | tuple, expected: tuple) -> None:
-    assert tiny(None, paintings[0], size=size, steps=1).size == expected
+    assert tiny(None, paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
 
 
 def test_styles_alone_differ_by_style_and_by_seed(bundled: StyleTransferPipeline) -> None:
@@ -158,7 +158,7 @@ def test_a_mixture_of_one_is_that_style(tiny: StyleTransferPipeline, photo: Imag
 
 def test_a_mixture_averages_the_statistics(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
     first, second = (tiny.encode_style(painting, 32) for painting in paintings)
-    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(steps=2))
+    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2))
     assert largest(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
 
 
@@ -231,7 +231,7 @@ def test_what_is_kept_is_the_photos_own(tiny: StyleTransferPipeline, photo: Imag
 def test_in_the_latent_too(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sampler: str) -> None:
     """What lies beside the kept part sees the photo there, so that both fit."""
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
-    painter, settings = tiny.painter, Settings(sampler=sampler, steps=3, style_scale=2.0)
+    painter, settings = tiny.painter, Settings(look="fast", sampler=sampler, steps=3, style_scale=2.0)
     with torch.no_grad():
         copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[:, :, :32, :48]
     torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
@@ -253,7 +253,7 @@ def test_detail_puts_back_what_the_first_stage_loses(tiny: StyleTransferPipeline
     """Where all of the photo is kept in the latent, all of its detail makes it the photo again."""
     batch = batch_of(tiny, resize_short_side(photo, 64) if options["size"] == 64 else photo.resize(options["size"]), tiny.encode_style(paintings[0], 32))
     batch = replace(batch, keep=torch.ones(1, 1, *batch.size))
-    none, half, all_of_it = (tiny.painter.paint(batch, Settings(steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
+    none, half, all_of_it = (tiny.painter.paint(batch, Settings(look="fast", steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
     assert (all_of_it - batch.content).abs().max() < 1e-3 < (none - batch.content).abs().mean()
     torch.testing.assert_close(half, (none + all_of_it) / 2)
 
@@ -281,7 +281,7 @@ def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -
 def test_less_strength_takes_fewer_steps(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int) -> None:
     lengths = []
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
-    tiny.painter.paint(batch, Settings(strength=strength), steps=lambda path: lengths.append(len(path)) or path)
+    tiny.painter.paint(batch, Settings(look="fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path)
     assert lengths == [expected]
 
 
@@ -305,7 +305,7 @@ def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
 def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, Image.Image]]:
     """Pictures of 512x256 pixels in three tiles, and the same in one piece."""
     pairs = [("great_wall", TURNER), ("chenonceau_castle", GOGH)]
-    options = {"size": (512, 256), "steps": 8}
+    options = {**FAIR, "size": (512, 256)}
     return [tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs]
 
 
@@ -345,13 +345,13 @@ def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Itera
     ],
 )
 def test_a_large_picture_is_painted_small_first(tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list) -> None:
-    result = tiny(picture(64, 64), paintings[0], steps=2, **options)
+    result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
 
 
 def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline) -> None:
     given = content("astronaut").resize((416, 416))
-    results = [bundled(given, style(TURNER), steps=8, **options) for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})]
+    results = [bundled(given, style(TURNER), **{**FAIR, **options}) for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})]
     small, large, from_scratch = (result.resize((64, 64)) for result in results)
     assert psnr(large, small) > 20 and psnr(large, small) > psnr(from_scratch, small)
 
@@ -359,7 +359,7 @@ def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline
 def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, paintings: list) -> None:
     given = picture(96, 64, 5)
     regions = StyleRegions(paintings, [left_half(96, 64)])
-    kept = tiny(given, regions, keep=left_half(96, 64), size=64, steps=2)
+    kept = tiny(given, regions, keep=left_half(96, 64), **{**FAST, "size": 64})
     assert np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48]) and mean(kept, given, slice(48, None)) > 20
 
 
@@ -411,7 +411,7 @@ def test_the_starting_noise_depends_on_the_seed_alone(tiny: StyleTransferPipelin
     for options in ({}, {"style_scale": 3.0}, {"content_scale": 0.5}, {"sampler": "ddim"}, {"sampler": "ancestral"}, {"steps": 1}):
         tiny(photo, paintings[0], **{**FAST, **options})
     tiny(picture(48, 32, 9), paintings[1], **FAST)
-    tiny(None, paintings[1], size=(48, 32), steps=1)
+    tiny(None, paintings[1], **{**FAST, "size": (48, 32)})
     assert len(starts) == 8 and all(torch.equal(x, starts[0]) for x in starts)
     tiny(photo, paintings[0], seed=1, **FAST)
     assert not torch.equal(starts[-1], starts[0])
@@ -492,13 +492,13 @@ def test_painting_imports_nothing_of_training() -> None:
 
 def test_a_photo_in_its_own_style_stays_itself(bundled: StyleTransferPipeline) -> None:
     contents = [load_image(path) for path in sorted((ROOT / "data/contents").glob("*.jpg"))]
-    likeness = [psnr(bundled(photo, photo), resize_short_side(photo, 256)) for photo in contents]
+    likeness = [psnr(bundled(photo, photo, look="fast", size=256), resize_short_side(photo, 256)) for photo in contents]
     assert np.mean(likeness) > 19.5 and min(likeness) > 16, likeness
 
 
 def test_the_seed_does_not_decide_the_brightness(bundled: StyleTransferPipeline) -> None:
     """What the mean of the starting noise would do, most of all to a small picture."""
-    painted = bundled([content("astronaut")] * 4, style(TURNER), size=128, seed=[0, 1, 2, 3])
+    painted = bundled([content("astronaut")] * 4, style(TURNER), look="fast", size=128, seed=[0, 1, 2, 3])
     means = np.array([pixels(image).mean(axis=(0, 1)) for image in painted])
     assert np.ptp(means, axis=0).max() < 70  # not centred: 104 and more in every channel
 

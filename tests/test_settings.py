@@ -35,6 +35,9 @@ def test_the_defaults_are_good() -> None:
         {"steps": np.int64(7)},
         {"detail": 0},
         {"detail": 1.0},
+        {"look": "fast"},
+        {"look": "fine", "effort": 100},
+        {"effort": 1e-6},
         {"strength": 1},
         {"strength": 1e-6},
         {"refine": 1},
@@ -78,6 +81,13 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"sampler": "euler"}, "sampler 'euler' is not one of dpm-solver++, ddim, ancestral"),
         ({"sampler": "DDIM"}, "sampler 'DDIM' is not one of"),
         ({"sampler": None}, "sampler None is not one of"),
+        ({"look": "finest"}, "look 'finest' is not one of fast, fine"),
+        ({"look": None}, "look None is not one of fast, fine"),
+        ({"effort": 0}, "effort must be above 0 and at most 100, got 0"),
+        ({"effort": -1.0}, "effort must be above 0 and at most 100, got -1.0"),
+        ({"effort": 101}, "effort must be above 0 and at most 100, got 101"),
+        ({"effort": float("nan")}, "effort must be above 0 and at most 100, got nan"),
+        ({"effort": "much"}, "effort must be a number, got 'much'"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": -3}, "steps must be between 1 and 1000, got -3"),
         ({"steps": 1001}, "steps must be between 1 and 1000, got 1001"),
@@ -139,8 +149,23 @@ def test_a_model_of_fewer_time_steps_allows_fewer_steps() -> None:
 
 @pytest.mark.parametrize("sampler, steps", [("dpm-solver++", 20), ("ddim", 50), ("ancestral", 250)])
 def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> None:
-    assert SAMPLERS[sampler] == steps == Settings(sampler=sampler).number_of_steps
+    assert SAMPLERS[sampler] == steps == Settings(look="fast", sampler=sampler).number_of_steps
+    assert Settings(sampler=sampler).number_of_steps == steps / 2  # the brush does the rest
     assert Settings(sampler=sampler, steps=3).number_of_steps == 3
+
+
+def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
+    assert [Settings(effort=effort).brush.brush_steps(256) for effort in (0.5, 1, 3)] == [10, 20, 60]
+    assert Settings(effort=1e-6).brush.brush == 1  # the least there is, but still the fine look
+    assert Settings(look="fast", effort=3).brush.brush_steps(256) == 0
+
+
+@pytest.mark.parametrize(
+    "options, side",
+    [({"size": 512}, 512), ({"size": (900, 400)}, 400), ({"size": 64}, 256), ({"size": 512, "style_size": 300}, 300), ({"look": "fast", "size": 512}, 256)],
+)
+def test_how_large_style_pictures_are_looked_at(options: dict[str, Any], side: int) -> None:
+    assert Settings(**options).style_side(256) == side
 
 
 def test_the_default_is_the_fastest_sampler() -> None:

@@ -19,7 +19,7 @@ PROGRAMS = ["stylize", "guidance_grid", "sample_styles", "interpolate_styles"]
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
+    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--look", "fast", "--size", "32", "--steps", "2"]
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def program(folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
     loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
-    return lambda *inputs, **options: loaded(*inputs, size=32, steps=2, **options)
+    return lambda *inputs, **options: loaded(*inputs, look="fast", size=32, steps=2, **options)
 
 
 def apart(first: Image.Image, second: Image.Image) -> int:
@@ -200,6 +200,7 @@ def test_a_gif_goes_there_and_back_for_ever(program: Callable, calls: list, fram
     "name, options, problem",
     [
         ("guidance_grid", GRID + "--cell 31", "--cell must be at least 32 pixels, got 31"),
+        ("guidance_grid", GRID + "--effort nan", "effort must be above 0 and at most 100, got nan"),
         ("guidance_grid", GRID + "--style-scales 1 nan", "style_scale must be a finite number"),
         ("guidance_grid", GRID + "--content-scales much", "--content-scales: invalid float value"),
         ("guidance_grid", GRID + "--style text.jpg", "text.jpg: not a picture"),

@@ -1,7 +1,7 @@
 """scripts/stylize.py with folders, mixtures and masks; tests/test_cli.py has the rest of the single picture."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--size", "32", "--steps", "2"]
+    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--look", "fast", "--size", "32", "--steps", "2"]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.fixture
 def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
     loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
-    return lambda *inputs, **options: loaded(*inputs, **{"size": 32, "steps": 2, **options})
+    return lambda *inputs, **options: loaded(*inputs, **{"look": "fast", "size": 32, "steps": 2, **options})
 
 
 def written(folder: str | Path = "out") -> set[str]:
@@ -164,6 +164,57 @@ def test_odd_pictures_come_out_upright_and_right(stylize: Callable, pipeline: Ca
     sixteen, grey = upright.quantize(16).convert("RGB"), upright.convert("L").convert("RGB")
     for name, expected in {"turned": upright, "rgba": upright, "palette": sixteen, "deep": grey, "cmyk": upright}.items():
         assert apart(load_image(f"out/{name}__s.png"), pipeline(expected, "styles/s.png")) <= 1, name
+
+
+# The fine look
+
+FINE = "--look fine --size 64 --effort 0.1"
+
+
+@pytest.fixture
+def stop_at_level(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the gradient steps at the level of this number, counted over all pictures, stop as Ctrl-C does."""
+
+    def arrange(number: int) -> None:
+        monkeypatch.setattr("ldm.pipeline._watched_level", lambda bar, level: stopped(level, number))
+
+    def stopped(level: Any, number: int) -> Iterator[int]:
+        begun.append(level)
+        for i in range(level.steps):
+            if len(begun) == number and i == 2:
+                raise KeyboardInterrupt
+            yield i
+
+    begun: list[Any] = []
+    return arrange
+
+
+def test_fine_pictures_of_a_folder_are_those_painted_alone(stylize: Callable) -> None:
+    """A painting larger than the picture is shrunk for all of them, but not to less than the brush looks at."""
+    picture(150, 170, seed=8).save("styles/large.png")
+    assert stylize(FINE, "photos/a.png photos/b.png", "styles/large.png") == 0
+    assert stylize(FINE, "photos/b.png", "styles/large.png", "alone.png") == 0
+    assert load_image("alone.png") == load_image("out/b__large.png") != load_image("out/a__large.png")
+    assert load_image("alone.png").size == (96, 64)
+
+
+def test_a_fine_picture_that_is_stopped_is_kept_as_far_as_it_came(stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture) -> None:
+    stop_at_level(1)
+    assert stylize(FINE, "photos/a.png", "styles/s.png") == 130
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.splitlines()[-1] == "stopped: out/a__s.png is as far as it came"
+    assert load_image("out/a__s.png").size == (96, 64) and told("out/a__s.png")["stopped"] is True
+    stop_at_level(0)
+    before = load_image("out/a__s.png")
+    assert stylize(FINE, "photos/a.png photos/b.png", "styles/s.png") == 0
+    assert last_line(capsys) == "2 painted, 0 there already, 0 failed"  # what was stopped is not finished
+    assert load_image("out/a__s.png") != before and "stopped" not in told("out/a__s.png")
+
+
+def test_of_many_fine_pictures_those_that_are_done_are_kept(stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture) -> None:
+    stop_at_level(2)
+    assert stylize(FINE, style="styles/s.png") == 130
+    assert written() == {"a__s"} and "stopped" not in told("out/a__s.png") and capsys.readouterr().err.endswith("stopped\n")
 
 
 # Metadata
@@ -372,6 +423,9 @@ def test_what_is_kept_stays_the_photo(stylize: Callable, content: str) -> None:
         ({"options": "--keep empty.png"}, "empty.png: the file is empty"),
         ({"options": "--keep photos"}, "photos: is a folder"),
         ({"options": "--keep left.png", "output": "left.png", "content": "photos/a.png", "style": "styles/s.png"}, "is one of the pictures to work from"),
+        ({"options": "--look finest"}, "--look: invalid choice: 'finest'"),
+        ({"options": "--effort 0"}, "effort must be above 0 and at most 100, got 0.0"),
+        ({"options": "--effort 101"}, "effort must be above 0 and at most 100, got 101.0"),
         ({"options": "--steps -3"}, "steps must be between 1 and 1000"),
         ({"options": "--sampler euler"}, "--sampler: invalid choice: 'euler'"),
         ({"options": "--eta 0.5"}, "eta is for the sampler ddim"),

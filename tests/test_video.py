@@ -54,7 +54,7 @@ def paint(program: ModuleType, model_files: list[str], folder: Path, monkeypatch
 
 def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out."""
-    options = {"content": "clip.mkv", "style": "painting.png", "output": "out.mp4", "size": 32, "steps": 1, **changes}
+    options = {"content": "clip.mkv", "style": "painting.png", "output": "out.mp4", "look": "fast", "size": 32, "steps": 1, **changes}
     return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -145,7 +145,7 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     write_clip(folder / "clip.mkv", content)
     assert paint("--preserve-color", output="new/painted", style_scale=2, seed=5, batch_size=8) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])
-    expected = pipeline(content, "painting.png", style_scale=2.0, seed=5, size=32, steps=1, preserve_color=True)
+    expected = pipeline(content, "painting.png", style_scale=2.0, seed=5, look="fast", size=32, steps=1, preserve_color=True)
     results = read(folder / "new/painted")
     assert [frame.name for frame in results] == [f"{number:06d}.png" for number in range(3)]
     assert [difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]

@@ -47,7 +47,7 @@ def measure(model: DualCondModel, task: ways.Task) -> dict[tuple[str, tuple[floa
 
 
 def paint(model: DualCondModel, task: ways.Task, sampler: str, steps: int, bar: tqdm) -> Tensor:
-    settings = Settings(sampler=sampler, steps=steps)
+    settings = Settings(look="fast", sampler=sampler, steps=steps)
     pictures = torch.cat([ways.prepared(model, part, settings, "fp32")[0] for part in _parts(task)])
     bar.update()
     return pictures

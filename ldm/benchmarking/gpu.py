@@ -187,7 +187,7 @@ def task_of(model: DualCondModel, batch: int, size: int, args: Namespace) -> way
 
 def count_work(model: DualCondModel, task: ways.Task) -> Result:
     """Operations for one picture: of each step, and of encoding and decoding. Bytes of the weights that a step reads in float32."""
-    one, two = (count_flops(partial(ways.prepared, model, task, Settings(steps=steps), "fp32")) for steps in (1, 2))
+    one, two = (count_flops(partial(ways.prepared, model, task, Settings(look="fast", steps=steps), "fp32")) for steps in (1, 2))
     weights = sum(weight.numel() * weight.element_size() for weight in model.model.diffusion_model.parameters())
     return {"step": two - one, "rest": one - (two - one), "weights": weights}
 
@@ -306,7 +306,7 @@ def painting_cells(number: int, batch: int, size: int, results: Results, limits:
     seconds = own["seconds"]
     shares = ["?", "?"]
     if work is not None:
-        steps = ways.PUBLISHED_STEPS if row.way == "published" else Settings().number_of_steps
+        steps = ways.PUBLISHED_STEPS if row.way == "published" else Settings(look="fast").number_of_steps
         weights = work["weights"] * (1 if row.precision == "fp32" else 0.5) / batch
         shares = [f"{(work['rest'] + steps * work['step']) / seconds / limits['bf16']:.1%}", f"{steps * weights / seconds / limits['bytes']:.1%}"]
     return [f"{1000 * seconds:.3g}", f"{1 / seconds:.3g}", times(first, seconds), *shares, gigabytes(own)]

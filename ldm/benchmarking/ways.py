@@ -1,4 +1,4 @@
-"""Ways to paint the same pictures: as published, with a faster solver, and ours. Each gives (pictures, seconds).
+"""Ways to paint the same pictures: as published, with a faster solver, and ours in the fast look. Each gives (pictures, seconds).
 
 Counted is what a picture takes: encoding content and style, all sampling steps, decoding.
 """
@@ -81,7 +81,7 @@ def _unprepared(model: DualCondModel, task: Task) -> Tensor:
 
 
 def prepared(model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None) -> Painted:
-    """The pipeline's way: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
+    """The pipeline's way to sample: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
     watch = Stopwatch(model.device)
     painter, n = Painter(model, precision, recorder), len(task.seeds)
     batch = Batch(
