@@ -128,7 +128,7 @@ class Brush:
         for level in levels(order.size, look.brush_steps):
             picture = self._at(level, picture, start, order)
             try:
-                descend(self._energy(level, order), picture, watch(level), level.steps, RATE, self._free(level, order))
+                descend(self.energy(level, order), picture, watch(level), level.steps, RATE, self._free(level, order))
             except KeyboardInterrupt:
                 raise Stopped(resized(picture, order.size)) from None
         return picture
@@ -148,7 +148,8 @@ class Brush:
     def _free(self, level: Level, order: Order) -> Tensor | None:
         return None if order.keep is None else (1 - resized(order.keep, level.size)).clamp(0, 1)
 
-    def _energy(self, level: Level, order: Order) -> Energy:
+    def energy(self, level: Level, order: Order) -> Energy:
+        """What leads a picture at a level."""
         content = None if order.content is None else resized(order.content, level.size)
         styles = [self._mixed(region, level, order) for region in order.styles]
         if order.strength < 1 and content is not None:

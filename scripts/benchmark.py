@@ -5,6 +5,7 @@
     python scripts/benchmark.py --suite sampling --config configs/mini.yaml --reference
     python scripts/benchmark.py --suite sampling --config configs/kl16_content12.yaml --published-steps 10
     python scripts/benchmark.py --suite convergence --config configs/mini.yaml
+    python scripts/benchmark.py --suite brush
     python scripts/benchmark.py --suite gpu
 
 `training`: one optimiser step on made-up data and random weights, which serve for time; reading pictures is not
@@ -17,7 +18,10 @@ ours, one change at a time. Median of the runs after one to warm up.
 
 `convergence`: how near each sampler comes to the picture of 1000 steps of DDIM, by its number of steps.
 
-`gpu`: both in full on a GPU, at several sizes and numbers of pictures, beside what the machine can do at most and how exact
+`brush`: the fine look: time and memory of whole processes by size, and how much sooner its energy is low when it begins with a
+sampled picture instead of the photo.
+
+`gpu`: training and sampling in full on a GPU, at several sizes and numbers of pictures, beside what the machine can do at most and how exact
 each way is. Results go to --output as they come; called again, it goes on where it was.
 
 All rows of training and sampling are measured in one run, each in a process of its own.
@@ -45,6 +49,7 @@ OPTIONS = {
     "training": {"config": str(ROOT / "configs/kl16_content12.yaml"), "batch_size": 2, "steps": 5, "rows": None},
     "sampling": {**PAINTING, "repeats": 3, "rows": None, "published_steps": 250, "reference": False},
     "convergence": {**PAINTING, "pictures": 4},
+    "brush": {**PAINTING, "pictures": 4, "sizes": [256, 512, 1024], "repeats": 3},
     "gpu": {
         **{name: value for name, value in PAINTING.items() if name != "size"},
         "config": str(ROOT / "configs/kl16_content12.yaml"),
@@ -69,9 +74,9 @@ def parse_args() -> argparse.Namespace:
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=int, help="(default: 2)")
     training.add_argument("--steps", type=int, help="measured steps of each row (default: 5)")
-    add_painting_options(parser.add_argument_group("sampling, convergence and gpu"))
+    add_painting_options(parser.add_argument_group("sampling, convergence, brush and gpu"))
     gpu = parser.add_argument_group("gpu")
-    gpu.add_argument("--sizes", type=int, nargs="+", metavar="N", help="sides of the pictures in pixels (default: 256 512)")
+    gpu.add_argument("--sizes", type=int, nargs="+", metavar="N", help="gpu, brush: sides of the pictures in pixels (default: 256 512; brush: and 1024)")
     gpu.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="pictures painted at once (default: 1 8 64)")
     gpu.add_argument("--training-batch-sizes", type=int, nargs="+", metavar="N", help="of a training step (default: 16 64 256)")
     gpu.add_argument("--output", type=Path, metavar="DIR", help="folder for the results (default: outputs/gpu)")
@@ -86,10 +91,10 @@ def add_painting_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--styles", type=Path, metavar="DIR", help="folder of paintings (default: data/styles)")
     group.add_argument("--size", type=int, help="side of the pictures in pixels (default: 256)")
     group.add_argument("--seed", type=int, help="of the first picture's noise (default: 0)")
-    group.add_argument("--repeats", type=int, help="sampling, gpu: measured runs of each row (default: 3; gpu: 10)")
+    group.add_argument("--repeats", type=int, help="sampling, brush, gpu: measured runs of each row (default: 3; gpu: 10)")
     group.add_argument("--published-steps", type=int, metavar="N", help="sampling, gpu: run only N of the published 250 steps, and scale")
     group.add_argument("--reference", action="store_true", default=None, help="sampling: also paint with 1000 steps, for the column of PSNR")
-    group.add_argument("--pictures", type=int, help="convergence: pairs of photo and painting to take the mean over (default: 4)")
+    group.add_argument("--pictures", type=int, help="convergence, brush: pairs of photo and painting to take the mean over (default: 4)")
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:

@@ -16,7 +16,7 @@ import torch
 from pipeline_builders import ROOT, model_config, picture_folder, run_program, save_config, script, tiny_model
 from torch import Tensor, nn
 
-from ldm.benchmarking import convergence, gpu, limits, measuring, models, sampling, training, ways
+from ldm.benchmarking import brush, convergence, gpu, limits, measuring, models, sampling, training, ways
 from ldm.benchmarking.measuring import psnr
 from ldm.benchmarking.sampling import GUIDANCE, ROWS, SamplingRow
 from ldm.checkpoint import save_safetensors
@@ -354,6 +354,33 @@ def test_all_pictures_are_painted(model: DualCondModel, task: ways.Task, monkeyp
         painted = convergence.paint(model, task, "ddim", 3, bar)
     together, _ = ways.prepared(model, task, Settings(look="fast", sampler="ddim", steps=3), "fp32")
     torch.testing.assert_close(painted, together, rtol=1e-3, atol=1e-4)
+
+
+# The fine look
+
+
+def test_the_brush_suite_has_every_size_and_both_starts(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brush, "STEPS", 40)
+    monkeypatch.setattr(brush, "NOTED", (0, 10, 40))
+    asked = []
+    monkeypatch.setattr(brush, "measure_process", lambda args, size, look: asked.append((size, look)) or {"seconds": size / 10, "bytes": 2e9})
+    assert program("--suite", "brush", *trained(files), "--pictures", 2, "--sizes", 64, 32) == 0
+    assert asked == [(32, "fine"), (64, "fine")]
+    sizes, energies, seconds = tables_in(capsys.readouterr().out)
+    assert sizes == {"32 x 32": ["3.2", "2.00 GB"], "64 x 64": ["6.4", "2.00 GB"]}
+    for name in (brush.PHOTO, brush.SAMPLED):
+        first, *_, last = (float(cell.split(" ")[0]) for cell in energies[name])
+        assert last < first
+    assert energies[brush.PHOTO][0].endswith(", -0.00)") or energies[brush.PHOTO][0].endswith(", 0.00)")  # the photo has its own layout
+    assert sorted(map(float, seconds[brush.SAMPLED])) == [*map(float, seconds[brush.SAMPLED])] and len(seconds[brush.PHOTO]) == 3
+
+
+def test_a_way_tells_when_it_was_low_enough() -> None:
+    way = object.__new__(brush.Way)
+    way.points = [(0.0, 2.0, 0.5), (1.0, 1.0, 0.5), (2.0, 0.5, 0.5)]
+    assert way.seconds_to(1.5) == 1.0 and way.seconds_to(0.9) is None
 
 
 # Training

@@ -113,7 +113,7 @@ def test_a_pixel_moves_by_its_share() -> None:
 def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     start = tensor(photo)
-    energy = brush._energy(levels(order.size, LOOK.brush_steps)[-1], order)
+    energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
     painted = brush.finish(start, order, Look(1, 10, None), all_steps)
     assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
     assert float(energy(painted)) < 0.7 * float(energy(start))

@@ -135,7 +135,7 @@ def measure(number: int, args: Namespace) -> Result:
     """Median seconds for a picture, peak memory in bytes."""
     row, device = ALL_ROWS[number], choose_device(args.device)
     if row.way == "process":
-        return measure_process(args)
+        return measure_process(args, args.size, "fast")
     exact_float32()
     model = load_model(args, device)
     adapt(model, row)
@@ -169,15 +169,15 @@ def paint(model: DualCondModel, task: ways.Task, row: SamplingRow, published_ste
         return ways.prepared(model, task, row.settings(model.num_timesteps), precision, recorder)
 
 
-def measure_process(args: Namespace) -> Result:
-    """Of the program that paints one picture, its start included."""
+def measure_process(args: Namespace, size: int, look: str) -> Result:
+    """Of the program that paints one square picture, its start included."""
     seconds, device = [], choose_device(args.device)
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device.type == "cpu" else {}
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "content.png"
-        load_square(find_pictures(args.contents)[0], args.size).save(content)
+        load_square(find_pictures(args.contents)[0], size).save(content)
         files = {"--content": content, "--style": find_pictures(args.styles)[0], "--output": Path(folder) / "result.png"}
-        options = {**files, "--look": "fast", "--size": str(args.size)}
+        options = {**files, "--look": look, "--size": str(size)}
         command = [sys.executable, ROOT / "scripts/stylize.py", *(part for option in options.items() for part in option)]
         for _ in range(1 + args.repeats):
             watch = Stopwatch(torch.device("cpu"))

@@ -1,0 +1,119 @@
+"""The fine look: what a whole picture takes at each size, and what it is worth to begin with a sampled picture."""
+
+import statistics
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.benchmarking.measuring import Stopwatch, machine
+from ldm.benchmarking.models import check_painting
+from ldm.benchmarking.sampling import Result, measure_process
+from ldm.brush import RATE, Order, descend, levels
+from ldm.data.pictures import find_pictures
+from ldm.device import choose_device
+from ldm.images import image_to_tensor, load_square
+from ldm.modules.losses.energy import Energy
+from ldm.pipeline import StyleTransferPipeline
+from ldm.settings import LOOKS, Settings
+from ldm.tables import markdown_table
+
+STEPS = 100  # of each way
+NOTED = (0, 5, 10, 20, 40, 60, 80, 100)
+PHOTO, SAMPLED = "the photo", "the sampled picture"
+
+
+class Way:
+    """A way down an energy: (seconds so far, style term, content term) before each step and in the end."""
+
+    def __init__(self, energy: Energy, start: Tensor, seconds: float, bar: tqdm):
+        """From a picture that took these seconds to make."""
+        self.energy, self.picture, self.bar = energy, start.clone(), bar
+        self.seconds, self.points = seconds, []
+        with torch.no_grad():
+            descend(energy, self.picture, self._steps(), STEPS, RATE)
+            self._note()
+
+    def _steps(self) -> Iterator[int]:
+        for i in range(STEPS):
+            self._note()  # what is measured here does not count as time
+            watch = Stopwatch(self.picture.device)
+            yield i
+            self.seconds += watch.seconds()
+            self.bar.update()
+
+    def _note(self) -> None:
+        style, content = self.energy.terms(self.picture.clamp(-1, 1))
+        self.points.append((self.seconds, float(style), float(content)))
+
+    def seconds_to(self, energy: float) -> float | None:
+        """Until the energy is as low as that; None if it never is."""
+        return next((seconds for seconds, style, content in self.points if style + content <= energy), None)
+
+
+def main(args: Namespace) -> None:
+    check_painting(args, needs_weights="--suite brush")
+    for size in args.sizes:
+        Settings(size=size).check()
+    whole = [(size, measure_process(args, size, "fine")) for size in sorted(args.sizes)]
+    pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device)
+    print_tables(whole, measure_starts(pipeline, args), args)
+
+
+def measure_starts(pipeline: StyleTransferPipeline, args: Namespace) -> list[dict[str, Way]]:
+    """The ways from the photo and from the sampled picture, for each pair."""
+    contents, styles = find_pictures(args.contents), find_pictures(args.styles)
+    pairs = [(load_square(contents[i % len(contents)], args.size), load_square(styles[i % len(styles)], args.size)) for i in range(args.pictures)]
+    sampling = {"look": "fast", "steps": Settings().number_of_steps, "size": args.size, "seed": args.seed}
+    pipeline(*pairs[0], **sampling)  # to warm up
+    measured = []
+    with tqdm(total=2 * STEPS * len(pairs), unit="step") as bar:
+        for photo, painting in pairs:
+            watch = Stopwatch(pipeline.model.device)
+            sampled = pipeline(photo, painting, **sampling)
+            seconds, energy = watch.seconds(), energy_for(pipeline, photo, painting)
+            starts = {PHOTO: (photo, 0.0), SAMPLED: (sampled, seconds)}
+            measured.append({name: Way(energy, _tensor(start, pipeline), before, bar) for name, (start, before) in starts.items()})
+    return measured
+
+
+def energy_for(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> Energy:
+    """That of the full size of a fine picture."""
+    order = Order(photo.size[::-1], [[(painting, 1.0)]], _tensor(photo, pipeline))
+    return pipeline.brush.energy(levels(order.size, LOOKS["fine"].brush_steps)[-1], order)
+
+
+def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:
+    return image_to_tensor(image)[None].to(pipeline.model.device)
+
+
+def print_tables(whole: list[tuple[int, Result]], ways: list[dict[str, Way]], args: Namespace) -> None:
+    where = machine(choose_device(args.device))
+    print(f"scripts/stylize.py, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n")
+    rows = [[f"{size} x {size}", f"{result['seconds']:.1f}", f"{result['bytes'] / 1e9:.2f} GB"] for size, result in whole]
+    print(markdown_table(["picture", "seconds", "peak memory"], rows))
+    print(f"\nOne size, {args.size} x {args.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n")
+    print(markdown_table(["begun with", *(f"{steps} steps" for steps in NOTED)], [start_row(name, ways) for name in (PHOTO, SAMPLED)]))
+    print(f"\nSeconds, that of sampling included, until the energy is what 10, 20 and 40 steps from {SAMPLED} make of it, medians\n")
+    print(markdown_table(["begun with", "10 steps", "20 steps", "40 steps"], [seconds_row(name, ways) for name in (PHOTO, SAMPLED)]))
+
+
+def start_row(name: str, ways: list[dict[str, Way]]) -> list[str]:
+    cells = []
+    for steps in NOTED:
+        style, content = (statistics.fmean(way[name].points[steps][i] for way in ways) for i in (1, 2))
+        cells.append(f"{style + content:.2f} ({style:.2f}, {content:.2f})")
+    return [name, *cells]
+
+
+def seconds_row(name: str, ways: list[dict[str, Way]]) -> list[str]:
+    cells = []
+    for steps in (10, 20, 40):
+        taken = [way[name].seconds_to(sum(way[SAMPLED].points[steps][1:])) for way in ways]
+        reached = [seconds if seconds is not None else float("inf") for seconds in taken]
+        cells.append(f"{statistics.median(reached):.1f}".replace("inf", f"not in {STEPS} steps"))
+    return [name, *cells]
