@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
+MILD_SCALES = (1.0, 2.0)  # below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -158,7 +159,8 @@ class StyleTransferPipeline:
         """(N, 3, H, W) pictures of a batch, sampled and, in the fine look, led to the painting's brush work."""
         if not settings.brush.brush:
             return self.painter.paint(batch, settings, partial(_watched, bar, SAMPLING_WORK))
-        sampled = self.painter.paint(batch.resized(self._start_size(batch.size, settings)), settings, partial(_watched, bar, SAMPLING_WORK))
+        start = _mildly_guided(batch.resized(self._start_size(batch.size, settings)))
+        sampled = self.painter.paint(start, settings, partial(_watched, bar, SAMPLING_WORK))
         (job,), order = jobs, _order(jobs[0], batch, settings, self.painter.detail(settings))
         try:
             return self.brush.finish(sampled, order, settings.brush, partial(_watched_level, bar))
@@ -325,6 +327,13 @@ def _watched_level(bar: tqdm, level: Level) -> Iterator[int]:
     for i in range(level.steps):
         yield i
         bar.update(level.work / level.steps)
+
+
+def _mildly_guided(batch: Batch) -> Batch:
+    """What a fine picture begins with: the energy does the rest, and far scales would only leave it less to work with."""
+    low, high = MILD_SCALES
+    content_scales, style_scales = ([min(max(scale, low), high) for scale in scales] for scales in (batch.content_scales, batch.style_scales))
+    return replace(batch, content_scales=content_scales, style_scales=style_scales)
 
 
 def _sampling_style_size(settings: Settings, native_size: int) -> int:

@@ -252,6 +252,21 @@ def test_bad_looks_and_efforts(pipeline: StyleTransferPipeline, photo: Image.Ima
         pipeline(photo, painting, **settings)
 
 
+def test_sampling_is_guided_mildly_whatever_the_dials(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = pipeline.painter.paint
+    monkeypatch.setattr(pipeline.painter, "paint", lambda batch, *more: seen.append((batch.content_scales, batch.style_scales)) or real(batch, *more))
+    orders = []
+    finish = pipeline.brush.finish
+    monkeypatch.setattr(pipeline.brush, "finish", lambda start, order, *more: orders.append(order) or finish(start, order, *more))
+    pipeline(photo, painting, content_scale=0.25, style_scale=5, **FINE)
+    pipeline(photo, painting, content_scale=1.5, style_scale=1, **FINE)
+    assert seen == [([1.0], [2.0]), ([1.5], [1])]
+    assert [(order.content_scale, order.style_scale) for order in orders] == [(0.25, 5.0), (1.5, 1.0)]
+
+
 def test_sampling_happens_at_a_size_the_model_knows(pipeline: StyleTransferPipeline) -> None:
     """The tiny model was trained at 32 pixels, and paints up to half as much more in one piece."""
     assert pipeline._start_size((64, 80), Settings()) == (64, 80)  # the only level there is
