@@ -94,7 +94,7 @@ def main() -> None:
         paint = partial(load_pipeline(args), style=style, batch_size=args.batch_size, **settings)
         if args.look == "fast":
             results = painted(frames, paint, args.batch_size)
-        else:
+        else:  # goes through all frames, since each is compared with those before
             results = steadily_painted(clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there))
         write(target, clip, results, number_to_paint(clip, args, there), about)
     print(target)
