@@ -119,13 +119,14 @@ class Brush:
         self._grams: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()
 
     @torch.no_grad()
-    def finish(self, start: Tensor, order: Order, look: Look, watch: Callable[[Level], Iterable[int]]) -> Tensor:
+    def finish(self, start: Tensor, order: Order, look: Look, watch: Callable[[Level], Iterable[int]], only_last: bool = False) -> Tensor:
         """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size. `watch` counts each level's steps.
 
-        Raises Stopped on a KeyboardInterrupt.
+        only_last: at the full size alone, for a `start` whose large forms are painted already. Raises Stopped on a
+        KeyboardInterrupt.
         """
         picture = None
-        for level in levels(order.size, look.brush_steps):
+        for level in levels(order.size, look.brush_steps)[-1 if only_last else 0 :]:
             picture = self._at(level, picture, start, order)
             try:
                 descend(self.energy(level, order), picture, watch(level), level.steps, RATE, self._free(level, order))

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,14 +18,14 @@ from ldm.settings import LOOKS, SAMPLERS, Settings
 _STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
 # name of a setting -> how its option is declared
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "look": {"choices": LOOKS, "default": "fine", "help": "fine: led to the painting's own brush work by gradients; fast: as sampled, in a fraction of the time (default: fine)"},
+    "look": {"choices": LOOKS, "default": "fine", "help": "fine: led to the painting's own brush work by gradients; fast: as sampled, in a fraction of the time (default: %(default)s)"},
     "effort": {"type": float, "default": 1.0, "metavar": "E", "help": "for fine: times as many gradient steps (default: 1)"},
     "content_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (default: 1)"},
     "style_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the style: more is more painterly, 0 ignores it (default: 1)"},
     "detail": {"type": float, "metavar": "D", "help": "how much of the photo's finest detail, which the model's first stage cannot hold, is put back, 0 to 1 (default: 0.5, but for fast with the published model 0)"},
     "strength": {"type": float, "default": 1.0, "metavar": "S", "help": "below 1: paint over the photo, keeping more of it and of its colours (default: 1)"},
     "preserve_color": {"action": "store_true", "help": "keep the photo's colours, take the result's brightness only"},
-    "size": {"type": lambda text: parse_size(text), "default": 512, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: 512)"},
+    "size": {"type": lambda text: parse_size(text), "default": 512, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: %(default)s)"},
     "style_size": {"type": int, "metavar": "N", "help": "look at the style pictures at this shorter side: (default: for fast the size the model was trained at, where smaller makes larger strokes; for fine that of the result, where larger does)"},
     "tile": {"type": int, "metavar": "N", "help": "for fast: paint large pictures in overlapping tiles of that many pixels (default: the size the model was trained at); larger is faster and takes more memory"},
     "refine": {"type": float, "default": 0.5, "metavar": "S", "help": "for fast: large pictures are painted small first, enlarged, and painted over with this strength; 1: in tiles from scratch (default: 0.5)"},
@@ -47,12 +48,13 @@ def parse_size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
-    """Options for the settings, but for those left out."""
+def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None) -> None:
+    """Options for the settings, but for those left out, with other `defaults` where given."""
     group = parser.add_argument_group("how to paint")
     for name, declaration in _SETTINGS.items():
         if name not in leave_out:
             group.add_argument("--" + name.replace("_", "-"), **declaration)
+    parser.set_defaults(**(defaults or {}))
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
 from ldm.painter import Batch, Painter
 from ldm.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
-from ldm.styles import Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
+from ldm.styles import ASPECT_TOLERANCE, Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
 from ldm.tiles import UNCUT
 from ldm.util import near
 
@@ -56,6 +56,7 @@ class _Job:
     content_scale: float
     style_scale: float
     keep: Image.Image | None
+    start: Image.Image | None  # of the result's size
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -119,6 +120,7 @@ class StyleTransferPipeline:
         style: Style | Sequence[Style],
         *,
         keep: Picture | None = None,
+        start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
         **settings: Any,
@@ -128,6 +130,8 @@ class StyleTransferPipeline:
         content: paths or PIL pictures; None shows what the model knows of the style by itself.
         style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same length pair up, a
         single one goes with all. keep: a black and white picture, white where the content stays as it is.
+        start: for the fine look, picture(s) to begin with instead of sampling, such as the frame before: only the steps of the
+        last size are made.
         settings: see `ldm.settings.Settings`. progress: show a bar of sampling steps.
         Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as far as it came on Ctrl-C
         in the fine look.
@@ -136,7 +140,7 @@ class StyleTransferPipeline:
         chosen.check(self.model.num_timesteps)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        jobs, single = _jobs(content, style, keep, chosen, self.painter.native_size)
+        jobs, single = _jobs(content, style, keep, start, chosen, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, chosen, batch_size, progress)
         return results[0] if single else results
@@ -159,13 +163,17 @@ class StyleTransferPipeline:
         """(N, 3, H, W) pictures of a batch, sampled and, in the fine look, led to the painting's brush work."""
         if not settings.brush.brush:
             return self.painter.paint(batch, settings, partial(_watched, bar, SAMPLING_WORK))
-        start = _mildly_guided(batch.resized(self._start_size(batch.size, settings)))
-        sampled = self.painter.paint(start, settings, partial(_watched, bar, SAMPLING_WORK))
         (job,), order = jobs, _order(jobs[0], batch, settings, self.painter.detail(settings))
+        start = self._sampled(batch, settings, bar) if job.start is None else image_to_tensor(job.start)[None].to(self.model.device)
         try:
-            return self.brush.finish(sampled, order, settings.brush, partial(_watched_level, bar))
+            return self.brush.finish(start, order, settings.brush, partial(_watched_level, bar), only_last=job.start is not None)
         except Stopped as stopped:
             raise PaintingStopped(_finish(job, tensor_to_image(stopped.picture[0]), settings)) from None
+
+    def _sampled(self, batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
+        """What the brush begins with where there is nothing else."""
+        start = _mildly_guided(batch.resized(self._start_size(batch.size, settings)))
+        return self.painter.paint(start, settings, partial(_watched, bar, SAMPLING_WORK))
 
     def _start_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
         """(height, width) at which a fine picture is sampled: the largest of its sizes that the model paints in one piece."""
@@ -177,8 +185,11 @@ class StyleTransferPipeline:
         size = jobs[0].size[::-1]
         if not settings.brush.brush:
             return SAMPLING_WORK * self.painter.count_steps(size, settings)
+        path = levels(size, settings.brush.brush_steps)
+        if jobs[0].start is not None:
+            return path[-1].work
         sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(size, settings), settings)
-        return sampling + sum(level.work for level in levels(size, settings.brush.brush_steps))
+        return sampling + sum(level.work for level in path)
 
     def _statistics(self, jobs: list[_Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
@@ -248,21 +259,30 @@ def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tup
 
 
 def _jobs(
-    content: Picture | Sequence[Picture] | None, style: Style | Sequence[Style], keep: Picture | None, settings: Settings, native_size: int
+    content: Picture | Sequence[Picture] | None,
+    style: Style | Sequence[Style],
+    keep: Picture | None,
+    start: Picture | Sequence[Picture] | None,
+    settings: Settings,
+    native_size: int,
 ) -> tuple[list[_Job], bool]:
-    """(what to paint, whether neither content nor style was a list). Raises UserError."""
+    """(what to paint, whether neither content, style nor start was a list). Raises UserError."""
     read = PictureReader(settings.style_side(native_size))
-    single = not isinstance(content, (list, tuple)) and not isinstance(style, (list, tuple))
+    single = not any(isinstance(given, (list, tuple)) for given in (content, style, start))
     contents = [None] if content is None else [_sized(read(c), settings) for c in _as_list(content)]
     styles = [read.style(s) for s in _as_list(style)]
     if content is None and (keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color):
         raise UserError("keep, detail, strength and preserve_color need a content picture")
-    contents, styles = _paired(contents, styles)
+    if start is not None and not settings.brush.brush:
+        raise UserError("start is for the look fine; the fast look begins with noise")
+    contents, styles, starts = _paired(contents=contents, styles=styles, starts=[None] if start is None else [read(s) for s in _as_list(start)])
     kept = None if keep is None else read.mask(keep)
     each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
+    sizes = [_size_alone(settings) if c is None else c.size for c in contents]
+    begun = [None if s is None else _fitted(s, size) for s, size in zip(starts, sizes)]
     jobs = [
-        _Job(c, s, _size_alone(settings) if c is None else c.size, int(seed), float(content_scale), float(style_scale), kept)
-        for c, s, seed, content_scale, style_scale in zip(contents, styles, *each)
+        _Job(c, s, size, int(seed), float(content_scale), float(style_scale), kept, begin)
+        for c, s, size, begin, seed, content_scale, style_scale in zip(contents, styles, sizes, begun, *each)
     ]
     for job in jobs:  # masks that do not fit, and style pictures that cannot be scaled, before any work
         job.style.mask_tensor(job.size)
@@ -277,13 +297,14 @@ def _as_list(one_or_more: Any) -> list[Any]:
     return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
 
 
-def _paired(contents: list[Any], styles: list[Any]) -> tuple[list[Any], list[Any]]:
-    if not contents or not styles:
-        raise UserError("no pictures to work on: content or style is an empty list")
-    if len(contents) != len(styles) and 1 not in (len(contents), len(styles)):
-        raise UserError(f"{len(contents)} contents and {len(styles)} styles do not pair up")
-    n = max(len(contents), len(styles))
-    return contents * (n // len(contents)), styles * (n // len(styles))
+def _paired(**lists: list[Any]) -> list[list[Any]]:
+    """The lists at the length of the longest: those of one repeat it. Raises UserError for other lengths, and for none."""
+    if not all(lists.values()):
+        raise UserError("no pictures to work on: content, style or start is an empty list")
+    n = max(map(len, lists.values()))
+    if any(len(each) not in (1, n) for each in lists.values()):
+        raise UserError(" and ".join(f"{len(each)} {name}" for name, each in lists.items() if len(each) > 1) + " do not pair up")
+    return [each * (n // len(each)) for each in lists.values()]
 
 
 def _sized(image: Image.Image, settings: Settings) -> Image.Image:
@@ -293,6 +314,13 @@ def _sized(image: Image.Image, settings: Settings) -> Image.Image:
         return resize_short_side(image, settings.size)
     _check_scaled(image, min(settings.size))
     return ImageOps.fit(image, tuple(settings.size), Image.Resampling.LANCZOS)
+
+
+def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture to begin with, at the result's size. Raises UserError for another aspect."""
+    if abs(start.width * size[1] / (start.height * size[0]) - 1) > ASPECT_TOLERANCE:
+        raise UserError(f"start, a picture of {start.width}x{start.height} pixels, does not have the result's aspect, {size[0]}x{size[1]}")
+    return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
 
 
 def _size_alone(settings: Settings) -> tuple[int, int]:

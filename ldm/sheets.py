@@ -47,6 +47,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def panel(words: str, side: int) -> Image.Image:
+    """A pale square with words in its middle."""
+    square = Image.new("RGB", (side, side), "whitesmoke")
+    ImageDraw.Draw(square).text((side // 2, side // 2), words, "dimgray", _fitting(words, max(11, side // 9), side), anchor="mm")
+    return square
+
+
 def thumbnail(image: Image.Image, like: Image.Image) -> Image.Image:
     """The picture cropped and scaled to the size of another, to stand beside it."""
     return ImageOps.fit(image, like.size, Image.Resampling.LANCZOS)

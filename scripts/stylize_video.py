@@ -4,12 +4,14 @@
     python scripts/stylize_video.py --content clip.mp4 --style painting.jpg --output trial.mp4 --frames 8
     python scripts/stylize_video.py --content frames/ --style painting.jpg --output painted/
 
-Every frame begins from the same noise, so what stands still in the clip stands still in the result. What moves still
-flickers, with some seeds much more than with others: a --strength below 1 (such as 0.7) keeps more of the clip and flickers less.
+The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours for a whole clip.
+Every frame begins from the same noise, and a fine one is painted only where the clip moves, so what stands still in the clip
+stands still in the result. What moves still flickers, with some seeds much more than with others: a --strength below 1 (such
+as 0.7) keeps more of the clip and flickers less.
 
 A video keeps its frames' times and its sound, if the output's format takes it; an odd last row or column of pixels is cut
 off, except for GIF and folders. Frames go to a folder as PNG files, one by one: started again after a stop, the program
-leaves those that it painted in the same way.
+leaves those that it painted in the same way, and in the fine look goes on from them.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from ldm.cli import ArgumentParser, run
@@ -27,6 +30,7 @@ from ldm.cli_options import add_model_options, add_settings_options, load_pipeli
 from ldm.errors import UserError
 from ldm.images import load_image
 from ldm.many import METADATA_KEY
+from ldm.motion import steadily_painted
 from ldm.video import (
     DEFAULT_RATE,
     Clip,
@@ -51,8 +55,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--start", type=at_least(0), default=0, metavar="N", help="leave out the first N frames (default: 0)")
     parser.add_argument("--frames", type=at_least(1), metavar="N", help="paint only N frames, for a trial (default: all)")
     parser.add_argument("--fps", type=frames_per_second, metavar="N", help=f"of a folder of frames, made a video (default: {DEFAULT_RATE})")
-    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="frames painted together; fewer take less memory (default: 8)")
-    add_settings_options(parser)
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="frames painted together in the fast look; fewer take less memory (default: 8)")
+    add_settings_options(parser, defaults={"look": "fast", "size": 256})
     add_model_options(parser)
     return parser.parse_args()
 
@@ -87,10 +91,18 @@ def main() -> None:
     there = finished_frames(target, about) if about else frozenset()
     frames = chosen_frames(clip, args, there)
     if frames is not None:
-        pipeline = load_pipeline(args)
-        paint = partial(pipeline, style=style, batch_size=args.batch_size, **settings)
-        write(target, clip, painted(frames, paint, args.batch_size), number_to_paint(clip, args, there), about)
+        paint = partial(load_pipeline(args), style=style, batch_size=args.batch_size, **settings)
+        if args.look == "fast":
+            results = painted(frames, paint, args.batch_size)
+        else:  # goes through all frames, since each is compared with those before
+            results = steadily_painted(clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there))
+        write(target, clip, results, number_to_paint(clip, args, there), about)
     print(target)
+
+
+def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image | None:
+    """The frame as an earlier run painted it, if one did."""
+    return load_image(folder / name) if name in there else None
 
 
 def description(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:

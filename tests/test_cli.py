@@ -2,19 +2,22 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import ROOT, assert_refused, everything_in, model_config, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
+from pipeline_builders import ROOT, assert_refused, everything_in, model_config, picture, picture_folder, pixels, randomise, run_program, save_config, script, tiny_model, write_model
 
 from ldm.checkpoint import save_safetensors
 from ldm.cli import run
 from ldm.errors import UserError
 from ldm.images import load_image
+from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import StyleTransferPipeline
 
 
@@ -182,12 +185,54 @@ def test_allowed_targets_reach_the_config(stylize: ModuleType, folder: Path, mod
 # The demo
 
 
-def test_the_demo_draws_every_photo_in_every_style(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Runs the demo on two photos and three paintings; gives the pipeline's calls."""
     picture_folder(folder / "photos", 2, (48, 32))
     picture_folder(folder / "styles", 3, (40, 40), seed=9)
-    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False)))
-    call = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--look", "fast", "--size", "32", "--steps", "1"]
-    assert run_program(script("demo").main, call, monkeypatch) == 0
+    net = randomise(vgg16(channels=(4, 6, 6, 8, 8)))
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net))
+    calls, call = [], StyleTransferPipeline.__call__
+
+    def spy(self: StyleTransferPipeline, contents: Any, styles: Any, **options: Any) -> Any:
+        calls.append({"contents": contents, "styles": styles, **options, "painted": (painted := call(self, contents, styles, **options))})
+        return painted
+
+    monkeypatch.setattr(StyleTransferPipeline, "__call__", spy)
+
+    def run(*more: str) -> list[dict[str, Any]]:
+        options = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--size", "32", "--steps", "1"]
+        assert run_program(script("demo").main, [*options, *more], monkeypatch) == 0
+        return calls
+
+    return run
+
+
+def test_the_demo_shows_every_style_once_with_what_it_was_painted_from(demo: Callable, capsys: pytest.CaptureFixture) -> None:
+    (call,) = demo()
+    photos, styles, painted = call["contents"], call["styles"], call["painted"]
+    assert call["look"] == "fine" and len({style.tobytes() for style in styles}) == 3
+    assert photos[0] == photos[2] != photos[1]  # in turn
+    sheet = load_image("new/sheet.png")
+    assert sheet.size == (4 * (32 + 24) + 24, 32 + 8 + 12 + 2 * 24)
+    for i, (photo, style, result) in enumerate(zip(photos, styles, painted)):
+        left = 24 + i * (32 + 24)
+        assert sheet.crop((left, 24, left + 32, 56)) == result
+        for small, x in ((photo, left), (style, left + 20)):
+            assert abs(pixels(sheet.crop((x, 64, x + 12, 76))) - pixels(small.resize((12, 12), Image.Resampling.LANCZOS))).mean() < 4
+    assert len(sheet.crop((192, 24, 224, 76)).getcolors()) > 2  # words tell what is what
+    assert "sheet.png: 3 pictures in" in capsys.readouterr().out
+
+
+def test_the_demos_matches_are_bundled_pictures() -> None:
+    matches, names = script("demo").MATCHES, {path.stem for path in (ROOT / "data").rglob("*.jpg")}
+    assert set(matches) == {path.stem for path in (ROOT / "data/styles").iterdir()} and set(matches.values()) <= names
+    assert set(script("demo").matched(sorted(set(matches.values())), list(matches))) == {(photo, painting) for painting, photo in matches.items()}
+
+
+def test_the_demo_draws_every_photo_in_every_style(demo: Callable, folder: Path) -> None:
+    (call,) = demo("--all", "--look", "fast")
+    assert call["look"] == "fast" and len(call["painted"]) == 6
     with Image.open(folder / "new/sheet.png") as sheet:
         cells = pixels(sheet)[4:, 4:].reshape(3, 28, 4, 28, 3).swapaxes(1, 2)  # 24 pixels and a gap of 4 each
         filled = (cells != 255).any(axis=(2, 3, 4))
