@@ -181,8 +181,8 @@ def test_known_frames_are_left_out_and_gone_on_from() -> None:
 def test_only_the_last_size_is_painted_from_a_start(net: vgg16, painting: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net)
     seen = []
-    real = pipeline.brush._energy
-    monkeypatch.setattr(pipeline.brush, "_energy", lambda level, order: seen.append(level.size) or real(level, order))
+    real = pipeline.brush.energy
+    monkeypatch.setattr(pipeline.brush, "energy", lambda level, order: seen.append(level.size) or real(level, order))
     monkeypatch.setattr(pipeline.painter, "paint", lambda *args: pytest.fail("sampled"))
     photo = picture(256, 240)
     painted = pipeline(photo, painting, start=photo, size=240, effort=0.1)
