@@ -24,6 +24,7 @@ from ldm.settings import Look
 
 SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
+EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
 KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
 
@@ -68,7 +69,7 @@ def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, r
     The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps that a pixel makes,
     0 where it stays. Whatever ends `steps` early leaves the picture as it is by then.
     """
-    optimizer = torch.optim.Adam([picture.clamp_(-1, 1)], lr=rate, betas=BETAS)
+    optimizer = torch.optim.Adam([picture.clamp_(-1, 1)], lr=rate, betas=BETAS, eps=EPS)
     for i in steps:
         optimizer.param_groups[0]["lr"] = rate * math.sqrt(1 - i / count)
         before = None if free is None else picture.clone()
@@ -77,6 +78,12 @@ def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, r
         if free is not None:
             picture.copy_(torch.lerp(before, picture, free))
         picture.clamp_(-1, 1)
+
+
+def balanced(*scales: float) -> list[float]:
+    """The scales, the largest made 1: to Adam nothing but their ratio matters, and no scale is too large then."""
+    largest = max(scales)
+    return [scale / largest for scale in scales] if largest > 0 else list(scales)
 
 
 class Stopped(KeyboardInterrupt):
@@ -157,7 +164,8 @@ class Brush:
             own = grams_of(self.features, content, order.luminance)
             styles = [{name: torch.lerp(own[name], grams[name], order.strength) for name in grams} for grams in styles]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
-        return energy_of(self.features, styles, content, order.style_scale, order.content_scale, masks=masks, luminance=order.luminance)
+        style_scale, content_scale = balanced(order.style_scale, order.content_scale)
+        return energy_of(self.features, styles, content, style_scale, content_scale, masks=masks, luminance=order.luminance)
 
     def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Grams:
         """The region's paintings' Grams, averaged by weight."""

@@ -149,7 +149,7 @@ class StyleTransferPipeline:
         """Pictures of the same kind go through together, in the fine look each alone; the results keep the order."""
         statistics = self._statistics(jobs, settings)
         # Small differences grow from one gradient step to the next, so company would change a fine picture.
-        batches = list(_batches([job.kind for job in jobs], 1 if settings.brush.brush else batch_size))
+        batches = list(_batches([job.kind for job in jobs], 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
         total = sum(self._work([jobs[i] for i in batch], settings) for batch in batches)
         with tqdm(desc="painting", total=round(total, 3), bar_format=BAR, disable=not progress) as bar:
@@ -161,7 +161,7 @@ class StyleTransferPipeline:
 
     def _painted(self, jobs: list[_Job], batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
         """(N, 3, H, W) pictures of a batch, sampled and, in the fine look, led to the painting's brush work."""
-        if not settings.brush.brush:
+        if not settings.has_brush:
             return self.painter.paint(batch, settings, partial(_watched, bar, SAMPLING_WORK))
         (job,), order = jobs, _order(jobs[0], batch, settings, self.painter.detail(settings))
         start = self._sampled(batch, settings, bar) if job.start is None else image_to_tensor(job.start)[None].to(self.model.device)
@@ -183,7 +183,7 @@ class StyleTransferPipeline:
     def _work(self, jobs: list[_Job], settings: Settings) -> float:
         """What a batch costs, in gradient steps of 256 x 256 pixels."""
         size = jobs[0].size[::-1]
-        if not settings.brush.brush:
+        if not settings.has_brush:
             return SAMPLING_WORK * self.painter.count_steps(size, settings)
         path = levels(size, settings.brush.brush_steps)
         if jobs[0].start is not None:
@@ -273,7 +273,7 @@ def _jobs(
     styles = [read.style(s) for s in _as_list(style)]
     if content is None and (keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color):
         raise UserError("keep, detail, strength and preserve_color need a content picture")
-    if start is not None and not settings.brush.brush:
+    if start is not None and not settings.has_brush:
         raise UserError("start is for the look fine; the fast look begins with noise")
     contents, styles, starts = _paired(contents=contents, styles=styles, starts=[None] if start is None else [read(s) for s in _as_list(start)])
     kept = None if keep is None else read.mask(keep)
@@ -369,7 +369,7 @@ def _sampling_style_size(settings: Settings, native_size: int) -> int:
     if settings.style_size is None:
         return native_size
     # The fine look samples at a smaller size, with paintings as much smaller.
-    return max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side))) if settings.brush.brush else settings.style_size
+    return max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side))) if settings.has_brush else settings.style_size
 
 
 def _order(job: _Job, batch: Batch, settings: Settings, detail: float) -> Order:

@@ -173,13 +173,18 @@ class Settings:
         return replace(look, brush=max(1, round(self.effort * look.brush)) if look.brush else 0)
 
     @property
+    def has_brush(self) -> bool:
+        """Whether gradient steps follow the sampling."""
+        return self.brush.brush > 0
+
+    @property
     def short_side(self) -> int:
         """Of the result, in pixels."""
         return self.size if isinstance(self.size, Integral) else min(self.size)
 
     def style_side(self, native_size: int) -> int:
         """The largest shorter side at which style pictures are looked at, by a model trained at `native_size`."""
-        return self.style_size or (max(native_size, self.short_side) if self.brush.brush else native_size)
+        return self.style_size or (max(native_size, self.short_side) if self.has_brush else native_size)
 
     @property
     def is_stochastic(self) -> bool:

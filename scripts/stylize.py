@@ -141,7 +141,7 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, 
     chosen = Settings(**settings)
     styles, problems = read_styles(todo, chosen.style_side(pipeline.painter.native_size))
     # Fine pictures are painted one by one, so each is written before the next is begun.
-    painter = ManyPainter(pipeline, styles, about, 1 if chosen.brush.brush else args.batch_size, keep=args.keep, **settings)
+    painter = ManyPainter(pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings)
     doable = [task for task in todo if task.style_name in styles]
     painter.paint(doable)
     failed = len(todo) - len(doable) + len(painter.failures)

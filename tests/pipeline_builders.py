@@ -21,6 +21,7 @@ from torch import nn
 
 from ldm.checkpoint import save_safetensors
 from ldm.cli import run
+from ldm.modules.losses.lpips import vgg16
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +107,11 @@ def tiny_model(seed: int = 0, **params: Any) -> nn.Module:
         for name, shadow in average.shadow_names.items():
             getattr(average, shadow).copy_(module.get_parameter(name).detach())
     return model
+
+
+def narrow_vgg16(seed: int = 0) -> vgg16:
+    """A VGG16 of the true shape with random weights, for what is led by one."""
+    return randomise(vgg16(channels=(4, 6, 6, 8, 8)), seed)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

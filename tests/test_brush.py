@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image, ImageOps
-from pipeline_builders import picture, pixels, randomise, tiny_model
+from pipeline_builders import narrow_vgg16, picture, pixels, tiny_model
 from torch import Tensor
 
 from ldm import brush as brushes
@@ -25,7 +25,7 @@ FINE = {"size": 64, "steps": 1, "effort": 0.2}
 
 @pytest.fixture(scope="module")
 def net() -> vgg16:
-    return randomise(vgg16(channels=(4, 6, 6, 8, 8)))
+    return narrow_vgg16()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,17 @@ def test_the_grams_kept_are_bounded(brush: Brush, monkeypatch: pytest.MonkeyPatc
     assert len(brush._grams) == 2
 
 
+def test_only_the_ratio_of_the_scales_counts_and_none_is_too_large(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    pictures = [painted_with(brush, photo, painting, style_scale=s, content_scale=c) for s, c in ((1.0, 0.5), (2e30, 1e30), (1e-30, 5e-31))]
+    assert all(torch.allclose(one, pictures[0], atol=0.02) for one in pictures)
+    assert not torch.allclose(painted_with(brush, photo, painting, style_scale=0.2), pictures[0], atol=0.02)
+
+
+def test_scales_of_0_and_below_ask_for_nothing(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    still = painted_with(brush, photo, painting, style_scale=-1.0, content_scale=0.0)
+    assert torch.equal(still, tensor(photo))
+
+
 # What is asked for
 
 
@@ -260,7 +271,7 @@ def test_sampling_is_guided_mildly_whatever_the_dials(
     monkeypatch.setattr(pipeline.painter, "paint", lambda batch, *more: seen.append((batch.content_scales, batch.style_scales)) or real(batch, *more))
     orders = []
     finish = pipeline.brush.finish
-    monkeypatch.setattr(pipeline.brush, "finish", lambda start, order, *more: orders.append(order) or finish(start, order, *more))
+    monkeypatch.setattr(pipeline.brush, "finish", lambda start, order, *more, **named: orders.append(order) or finish(start, order, *more, **named))
     pipeline(photo, painting, content_scale=0.25, style_scale=5, **FINE)
     pipeline(photo, painting, content_scale=1.5, style_scale=1, **FINE)
     assert seen == [([1.0], [2.0]), ([1.5], [1])]
@@ -310,7 +321,7 @@ def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Im
 
 
 def test_a_models_own_vgg16_leads_it_if_it_is_one(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundled = randomise(vgg16(channels=(4, 6, 6, 8, 8)), seed=3)
+    bundled = narrow_vgg16(seed=3)
     monkeypatch.setattr("ldm.pipeline.bundled_vgg16", lambda: bundled)
     model = tiny_model(use_ema=False)
     first = "weight1_1"

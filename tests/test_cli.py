@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import ROOT, assert_refused, everything_in, model_config, picture, picture_folder, pixels, randomise, run_program, save_config, script, tiny_model, write_model
+from pipeline_builders import ROOT, assert_refused, everything_in, model_config, narrow_vgg16, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
 
 from ldm.checkpoint import save_safetensors
 from ldm.cli import run
 from ldm.errors import UserError
 from ldm.images import load_image
-from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import StyleTransferPipeline
 
 
@@ -190,7 +189,7 @@ def demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[di
     """Runs the demo on two photos and three paintings; gives the pipeline's calls."""
     picture_folder(folder / "photos", 2, (48, 32))
     picture_folder(folder / "styles", 3, (40, 40), seed=9)
-    net = randomise(vgg16(channels=(4, 6, 6, 8, 8)))
+    net = narrow_vgg16()
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net))
     calls, call = [], StyleTransferPipeline.__call__
 
