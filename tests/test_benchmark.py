@@ -284,17 +284,17 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", called)
-    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", size=32, repeats=3)
-    assert sampling.measure_process(args)["seconds"] >= 0
+    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=3)
+    assert sampling.measure_process(args, 32, "fast")["seconds"] >= 0
     assert len(calls) == 4 and calls[0][:2] == [sys.executable, str(ROOT / "scripts/stylize.py")]
     assert calls[0][2::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == ["fast", "32"]
 
 
 def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"))
-    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", size=32, repeats=1)
+    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=1)
     with pytest.raises(ValueError, match="^scripts/stylize.py failed: error: no weights$"):
-        sampling.measure_process(args)
+        sampling.measure_process(args, 32, "fast")
 
 
 def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
