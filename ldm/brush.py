@@ -80,10 +80,13 @@ def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, r
         picture.clamp_(-1, 1)
 
 
-def balanced(*scales: float) -> list[float]:
-    """The scales, the largest made 1: to Adam nothing but their ratio matters, and no scale is too large then."""
-    largest = max(scales)
-    return [scale / largest for scale in scales] if largest > 0 else list(scales)
+def weights(*scales: float) -> list[float]:
+    """The squares of the scales, so that a dial has some way to go, the largest made 1; negative scales count as 0.
+
+    To Adam nothing but the ratio matters, and so no scale is too large.
+    """
+    largest = max(*scales, 0.0)
+    return [(max(scale, 0.0) / largest) ** 2 if largest else 0.0 for scale in scales]
 
 
 class Stopped(KeyboardInterrupt):
@@ -164,8 +167,8 @@ class Brush:
             own = grams_of(self.features, content, order.luminance)
             styles = [{name: torch.lerp(own[name], grams[name], order.strength) for name in grams} for grams in styles]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
-        style_scale, content_scale = balanced(order.style_scale, order.content_scale)
-        return energy_of(self.features, styles, content, style_scale, content_scale, masks=masks, luminance=order.luminance)
+        both = weights(order.style_scale, order.content_scale)
+        return energy_of(self.features, styles, content, *both, masks=masks, luminance=order.luminance)
 
     def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Grams:
         """The region's paintings' Grams, averaged by weight."""

@@ -12,7 +12,7 @@ from pipeline_builders import narrow_vgg16, picture, pixels, tiny_model
 from torch import Tensor
 
 from ldm import brush as brushes
-from ldm.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized
+from ldm.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized, weights
 from ldm.errors import UserError
 from ldm.images import image_to_tensor
 from ldm.modules.losses import lpips
@@ -156,6 +156,11 @@ def test_only_the_ratio_of_the_scales_counts_and_none_is_too_large(brush: Brush,
     pictures = [painted_with(brush, photo, painting, style_scale=s, content_scale=c) for s, c in ((1.0, 0.5), (2e30, 1e30), (1e-30, 5e-31))]
     assert all(torch.allclose(one, pictures[0], atol=0.02) for one in pictures)
     assert not torch.allclose(painted_with(brush, photo, painting, style_scale=0.2), pictures[0], atol=0.02)
+
+
+def test_scales_weigh_by_their_squares_and_negative_ones_count_as_0() -> None:
+    assert weights(1, 1) == [1, 1] and weights(2, 1) == [1, 0.25] and weights(0.5, 2) == [1 / 16, 1]
+    assert weights(-1, 2) == [0, 1] and weights(0, -3) == [0, 0]
 
 
 def test_scales_of_0_and_below_ask_for_nothing(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:

@@ -265,16 +265,13 @@ class Energy:
 
 
 def energy_of(
-    features: PaintFeatures, styles: Sequence[Grams], content: Tensor | None, style_scale: float = 1.0, content_scale: float = 1.0, **options: Any
+    features: PaintFeatures, styles: Sequence[Grams], content: Tensor | None, style_weight: float = 1.0, content_weight: float = 1.0, **options: Any
 ) -> Energy:
-    """The energy of pictures against the Grams of a style for each region and the photo (1, 3, H, W), both weighed by their scales.
-
-    Negative scales count as 0: there is no way to be led away from all there is. options: as of Energy.
-    """
+    """The energy of pictures against the Grams of a style for each region and the photo (1, 3, H, W). options: as of Energy."""
     luminance = options.get("luminance", False)
     wanted = {} if content is None else photo_features(features, grey(content) if luminance else content, options.get("window", WINDOW))
     stacked = {name: torch.stack([grams[name] for grams in styles]) for name in STYLE_LAYERS}
-    return Energy(features, stacked, wanted, max(0.0, style_scale), max(0.0, content_scale), **options)
+    return Energy(features, stacked, wanted, style_weight, content_weight, **options)
 
 
 @torch.no_grad()
