@@ -167,6 +167,9 @@ class Brush:
             own = grams_of(self.features, content, order.luminance)
             styles = [{name: torch.lerp(own[name], grams[name], order.strength) for name in grams} for grams in styles]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
+        free = self._free(level, order)
+        if free is not None:  # the painting need not be met by what stays the photo, nor made up for around it
+            masks = free[0] if masks is None else masks * free[0]
         both = weights(order.style_scale, order.content_scale)
         return energy_of(self.features, styles, content, *both, masks=masks, luminance=order.luminance)
 

@@ -152,7 +152,7 @@ class StyleTransferPipeline:
         batches = list(_batches([job.kind for job in jobs], 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
         total = sum(self._work([jobs[i] for i in batch], settings) for batch in batches)
-        with tqdm(desc="painting", total=round(total, 3), bar_format=BAR, disable=not progress) as bar:
+        with tqdm(desc="painting", total=total + 0.001, bar_format=BAR, disable=not progress) as bar:
             for batch in batches:
                 members = [jobs[i] for i in batch]
                 painted = self._painted(members, self._batch(members, statistics), settings, bar)

@@ -194,6 +194,20 @@ def test_kept_pixels_stay_the_photo(brush: Brush, photo: Image.Image, painting: 
     assert not torch.allclose(painted[..., 34:], tensor(photo)[..., 34:], atol=0.01)
 
 
+def test_what_is_kept_has_no_share_in_the_paint(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    keep = torch.zeros(1, 1, 64, 72)
+    keep[..., :36] = 1
+    order = Order((64, 72), [[(painting, 1.0)]], tensor(photo), keep=keep)
+    energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
+    assert torch.equal(energy.masks, 1 - keep[0])
+    masked = brush.energy(levels(order.size, LOOK.brush_steps)[-1], Order((64, 72), order.styles, order.content, torch.ones(1, 64, 72), keep))
+    assert torch.equal(masked.masks, energy.masks)
+
+
+def test_a_picture_that_is_kept_whole_is_the_photo(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+    assert torch.equal(painted_with(brush, photo, painting, keep=torch.ones(1, 1, 64, 72)), tensor(photo))
+
+
 def test_style_size_changes_what_is_looked_at(brush: Brush, painting: Image.Image) -> None:
     level = Level((64, 72), 2)
 

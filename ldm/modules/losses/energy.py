@@ -258,7 +258,7 @@ class Energy:
             positions = sums[f"positions {name}"]
             grams = sums[f"gram {name}"] / positions.clamp_min(1)[:, None, None]
             missed = (grams - wanted).square().sum(dim=(2, 3)) / wanted.square().sum(dim=(1, 2)).clamp_min(_TINY)
-            style = style + STYLE_LAYERS[name] * (missed * positions / positions.sum()).sum(dim=1)
+            style = style + STYLE_LAYERS[name] * (missed * positions / positions.sum().clamp_min(1)).sum(dim=1)
         for name, wanted in self.content.items():
             content = content + (1 - correlation(sums[f"content {name}"], wanted)) / len(self.content)
         return style, content
