@@ -180,7 +180,10 @@ class Energy:
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """(N,) energies of pictures that fit into memory as a whole."""
-        style, content = self.terms(pictures)
+        return self._weighed(self._sums(pictures))
+
+    def _weighed(self, sums: Sums) -> Tensor:
+        style, content = self._terms(sums)
         return self.style_weight * style + self.content_weight * content
 
     def terms(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,9 +207,7 @@ class Energy:
         """The derivative of the energy by each of the whole picture's sums."""
         total = {name: value.requires_grad_() for name, value in total.items()}
         with torch.enable_grad():
-            style, content = self._terms(total)
-            energy = (self.style_weight * style + self.content_weight * content).sum()
-            return dict(zip(total, torch.autograd.grad(energy, list(total.values()), allow_unused=True)))
+            return dict(zip(total, torch.autograd.grad(self._weighed(total).sum(), list(total.values()), allow_unused=True)))
 
     def _along(self, slopes: Mapping[str, Tensor | None], part: Window, cut: Tensor) -> Tensor:
         """What a window adds to the energy to first order."""
