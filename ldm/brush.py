@@ -69,15 +69,15 @@ def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, r
     The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps that a pixel makes,
     0 where it stays. Whatever ends `steps` early leaves the picture as it is by then.
     """
-    optimizer = torch.optim.Adam([picture.clamp_(-1, 1)], lr=rate, betas=BETAS, eps=EPS)
+    # Written out: torch.optim would import the whole compiler for it, a second of the six that a small picture takes.
+    first, second = torch.zeros_like(picture.clamp_(-1, 1)), torch.zeros_like(picture)
     for i in steps:
-        optimizer.param_groups[0]["lr"] = rate * math.sqrt(1 - i / count)
-        before = None if free is None else picture.clone()
-        picture.grad = energy.gradient(picture)
-        optimizer.step()
-        if free is not None:
-            picture.copy_(torch.lerp(before, picture, free))
-        picture.clamp_(-1, 1)
+        slope = energy.gradient(picture)
+        first.lerp_(slope, 1 - BETAS[0])
+        second.lerp_(slope.square(), 1 - BETAS[1])
+        spread = (second / (1 - BETAS[1] ** (i + 1))).sqrt_().add_(EPS)
+        step = rate * math.sqrt(1 - i / count) / (1 - BETAS[0] ** (i + 1)) * first / spread
+        picture.sub_(step if free is None else step * free).clamp_(-1, 1)
 
 
 def weights(*scales: float) -> list[float]:
