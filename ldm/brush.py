@@ -81,12 +81,12 @@ def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, r
 
 
 def weights(*scales: float) -> list[float]:
-    """The squares of the scales, so that a dial has some way to go, the largest made 1; negative scales count as 0.
+    """The squares of the scales, none negative, so that a dial has some way to go; the largest made 1.
 
     To Adam nothing but the ratio matters, and so no scale is too large.
     """
-    largest = max(*scales, 0.0)
-    return [(max(scale, 0.0) / largest) ** 2 if largest else 0.0 for scale in scales]
+    largest = max(scales)
+    return [(scale / largest) ** 2 if largest else 0.0 for scale in scales]
 
 
 class Stopped(KeyboardInterrupt):

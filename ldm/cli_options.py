@@ -60,7 +60,10 @@ def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings among parsed options, checked as far as it goes without a model. Raises UserError."""
     settings = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
-    Settings(**settings).check()
+    chosen = Settings(**settings)
+    chosen.check()
+    if chosen.effort != 1 and not chosen.has_brush:
+        raise UserError(f"--effort is for --look fine; the look {chosen.look} makes no gradient steps")
     return settings
 
 

@@ -257,7 +257,7 @@ class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
     `styles` are those of the tasks by name, read; `description` goes into the files, `options` to the pipeline's call.
-    `failures` has a line for each task that could not be done.
+    `failures` has a line for each picture that cannot be read and each task that could not be done; `done` and `failed` count tasks.
     """
 
     def __init__(
@@ -266,6 +266,7 @@ class ManyPainter:
         self.pipeline, self.styles, self.description = pipeline, styles, description
         self.batch_size, self.options = batch_size, options
         self.failures: list[str] = []
+        self.done = self.failed = 0
         self._last: tuple[Path, Image.Image | UserError] | None = None
 
     def paint(self, tasks: Sequence[Task]) -> None:
@@ -280,10 +281,14 @@ class ManyPainter:
     def _paint_batch(self, batch: Sequence[Task]) -> None:
         readable = [(task, content) for task in batch if (content := self._content(task)) is not None]
         if not readable or self._try(readable) is None:
+            self.done += len(readable)
             return
         for pair in readable:  # one picture's trouble is not the others'; and alone they need less memory
-            if (problem := self._try([pair])) is not None:
-                self._fail(pair[0], problem)
+            if (problem := self._try([pair])) is None:
+                self.done += 1
+            else:
+                self.failures.append(f"{pair[0].output}: {problem}")
+                self.failed += 1
 
     def _try(self, pairs: Sequence[tuple[Task, Image.Image]]) -> str | None:
         """Paint these together and write them. Returns what went wrong, as text: an error would keep the memory of its batch."""
@@ -304,10 +309,8 @@ class ManyPainter:
                 self._last = task.content, read_picture(task.content)
             except UserError as error:
                 self._last = task.content, error
+                self.failures.append(str(error))  # once, however many styles it was to be painted in
         if isinstance(self._last[1], UserError):
-            self._fail(task, self._last[1])
+            self.failed += 1
             return None
         return self._last[1]
-
-    def _fail(self, task: Task, problem: object) -> None:
-        self.failures.append(f"{task.output}: {problem}")

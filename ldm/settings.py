@@ -45,9 +45,9 @@ class Settings:
 
     look: "fine", which after sampling leads the picture by gradients to the painting's own brush work, or "fast", which takes it as
         sampled. What each sets is in LOOKS.
-    effort: times as many gradient steps of the fine look: more comes nearer to the painting, at proportional time.
-    content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores, less leads away. A number for
-        all pictures or a list with one for each. They weigh the two terms of the fine look's energy, too.
+    effort: of the fine look, times as many gradient steps: more comes nearer to the painting, at proportional time.
+    content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores, less (in the fast look only) leads
+        away. A number for all pictures or a list with one for each. They weigh the two terms of the fine look's energy, too.
     guidance_interval: (low, high) fractions of the way from picture (0) to noise (1) between which the two scales act;
         elsewhere they count as 1.
     sampler: "dpm-solver++" (20 steps suffice), "ddim" (as published), or "ancestral" (fresh noise at every step).
@@ -110,6 +110,8 @@ class Settings:
             for scale in numbers(getattr(self, name)):
                 if not isfinite(scale):
                     raise UserError(f"{name} must be a finite number, got {scale}")
+                if scale < 0 and self.has_brush:
+                    raise UserError(f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0")
         for seed in numbers(self.seed):
             if not -(2**63) <= seed < 2**64:  # what torch's generators take
                 raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {seed}")

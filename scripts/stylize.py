@@ -143,8 +143,12 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, 
     # Fine pictures are painted one by one, so each is written before the next is begun.
     painter = ManyPainter(pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings)
     doable = [task for task in todo if task.style_name in styles]
-    painter.paint(doable)
-    failed = len(todo) - len(doable) + len(painter.failures)
+    try:
+        painter.paint(doable)
+    except KeyboardInterrupt:
+        print(f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest", file=sys.stderr)
+        return 130
+    failed = len(todo) - len(doable) + painter.failed
     print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
     for line in (*problems, *painter.failures):
         print(f"failed: {line}", file=sys.stderr)

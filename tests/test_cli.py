@@ -91,6 +91,8 @@ def arguments(**changes: object) -> list[str]:
         ({"effort": 101}, "effort must be above 0 and at most 100, got 101.0"),
         ({"effort": "nan"}, "effort must be above 0 and at most 100, got nan"),
         ({"effort": "much"}, "--effort: invalid float value: 'much'"),
+        ({"look": "fast", "effort": 2}, "--effort is for --look fine; the look fast makes no gradient steps"),
+        ({"look": "fine", "style_scale": -1}, "style_scale must be at least 0 in the look fine, got -1.0"),
         ({"sampler": "euler"}, "--sampler: invalid choice: 'euler'"),
         ({"precision": "fp8"}, "--precision: invalid choice: 'fp8'"),
         ({"device": "tpu"}, "--device: invalid choice: 'tpu'"),

@@ -470,7 +470,8 @@ def test_contents_that_cannot_be_read_are_reported_and_the_rest_painted(tasks: l
     Path("4.png").write_bytes(b"")
     painter = painter_of(Inverter(), batch_size=2)
     painter.paint(tasks)
-    assert painter.failures == ["out/1__s.png: 1.png: not a picture that can be read", "out/4__s.png: 4.png: the file is empty (0 bytes)"]
+    assert painter.failures == ["1.png: not a picture that can be read", "4.png: the file is empty (0 bytes)"]
+    assert (painter.done, painter.failed) == (len(tasks) - 2, 2)
     assert_written(tasks, but=[1, 4])
 
 
@@ -491,7 +492,7 @@ def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(tasks:
     monkeypatch.setattr("ldm.many.save_image", save)
     painter = painter_of(Inverter())
     painter.paint(tasks)
-    assert painter.failures == ["out/2__s.png: No space left on device"]
+    assert painter.failures == ["out/2__s.png: No space left on device"] and (painter.done, painter.failed) == (len(tasks) - 1, 1)
     assert_written(tasks, but=[2])
 
 
