@@ -10,7 +10,7 @@ Pictures are (1, 3, H, W) in [-1, 1].
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
 EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
+MARGIN = 8  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and what is next to them turns garish
 KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
 
 
@@ -47,6 +48,16 @@ def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
     halvings = max(0, int(math.log2(min(size) / SMALLEST)))
     sizes = [tuple(max(1, round(side / 2**i)) for side in size) for i in range(halvings, -1, -1)]
     return [Level(each, steps(min(each))) for each in sizes]
+
+
+def canvas(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) with the margin round a picture of this size."""
+    return size[0] + 2 * MARGIN, size[1] + 2 * MARGIN
+
+
+def mirrored_out(x: Tensor | None, margin: int = MARGIN) -> Tensor | None:
+    """Pictures or masks (N, C, H, W) with a margin in which they are mirrored."""
+    return None if x is None else F.pad(x, (margin,) * 4, mode="reflect")
 
 
 def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
@@ -118,6 +129,11 @@ class Order:
     style_size: int | None = None
     luminance: bool = False
 
+    def mirrored_out(self) -> "Order":
+        """The order for the whole canvas."""
+        masks = None if self.masks is None else mirrored_out(self.masks[None])[0]
+        return replace(self, size=canvas(self.size), content=mirrored_out(self.content), masks=masks, keep=mirrored_out(self.keep))
+
 
 class Brush:
     """VGG16 ready to lead pictures, and the paintings' Grams that were taken with it."""
@@ -135,14 +151,15 @@ class Brush:
         only_last: at the full size alone, for a `start` whose large forms are painted already. Raises Stopped on a
         KeyboardInterrupt.
         """
-        picture = None
-        for level in levels(order.size, look.brush_steps)[-1 if only_last else 0 :]:
-            picture = self._at(level, picture, start, order)
+        wide, picture = order.mirrored_out(), None
+        start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
+        for level in levels(wide.size, look.brush_steps)[-1 if only_last else 0 :]:
+            picture = self._at(level, picture, start, wide)
             try:
-                descend(self.energy(level, order), picture, watch(level), level.steps, RATE, self._free(level, order))
+                descend(self.energy(level, wide), picture, watch(level), level.steps, RATE, self._free(level, wide))
             except KeyboardInterrupt:
-                raise Stopped(resized(picture, order.size)) from None
-        return picture
+                raise Stopped(resized(picture, wide.size)[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]) from None
+        return picture[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
 
     def _at(self, level: Level, picture: Tensor | None, start: Tensor, order: Order) -> Tensor:
         """What a level begins with: the start, or the level before, enlarged, with a share of the detail that the start has there,
@@ -150,7 +167,8 @@ class Brush:
         if picture is None:
             picture = resized(start, level.size)
         else:
-            reference = start if level.size[0] <= start.shape[2] or order.content is None else order.content
+            sampled = level.size[0] < 1.5 * start.shape[2]  # sizes double: this one or a smaller one, however it was rounded
+            reference = start if sampled or order.content is None else order.content
             picture = enlarged(picture, resized(reference, level.size), order.detail)
         free = self._free(level, order)
         picture = picture if free is None else torch.lerp(resized(order.content, level.size), picture, free)

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, levels
+from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.graphs import Recorder
@@ -177,15 +177,15 @@ class StyleTransferPipeline:
 
     def _start_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
         """(height, width) at which a fine picture is sampled: the largest of its sizes that the model paints in one piece."""
-        sizes = [level.size for level in levels(size, settings.brush.brush_steps)]
-        return max((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), default=sizes[0])
+        sizes = [tuple(round(side / 2**i) for side in size) for i in range(len(_levels(size, settings)))]
+        return next((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), sizes[-1])
 
     def _work(self, jobs: list[_Job], settings: Settings) -> float:
         """What a batch costs, in gradient steps of 256 x 256 pixels."""
         size = jobs[0].size[::-1]
         if not settings.has_brush:
             return SAMPLING_WORK * self.painter.count_steps(size, settings)
-        path = levels(size, settings.brush.brush_steps)
+        path = _levels(size, settings)
         if jobs[0].start is not None:
             return path[-1].work
         sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(size, settings), settings)
@@ -216,6 +216,11 @@ class StyleTransferPipeline:
             masks=None if masks[0] is None else torch.stack(masks).to(device),
             keep=torch.stack(keep).to(device) if keep else None,
         )
+
+
+def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:
+    """The brush's way to a picture of this (height, width)."""
+    return levels(canvas(size), settings.brush.brush_steps)
 
 
 def settings_from(options: dict[str, Any]) -> Settings:

@@ -130,7 +130,15 @@ def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image
 
     order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
     brush.finish(order.content, order, Look(1, 1, None), watch)
-    assert seen == [(level.size, i) for level in levels((240, 256), Look(1, 1, None).brush_steps) for i in range(level.steps)]
+    assert seen == [(level.size, i) for level in levels((256, 272), Look(1, 1, None).brush_steps) for i in range(level.steps)]
+
+
+@pytest.mark.parametrize("size", [(240, 256), (250, 333)])
+def test_the_margin_is_cut_off_where_it_was_put_on(brush: Brush, painting: Image.Image, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    monkeypatch.setattr(brushes, "descend", lambda *args: None)
+    photo = tensor(picture(*size[::-1]))
+    order = Order(size, [[(painting, 1.0)]], photo, detail=1.0)
+    assert torch.allclose(brush.finish(photo, order, Look(1, 1, None), all_steps), photo, atol=1e-5)
 
 
 def test_a_paintings_grams_are_taken_once(brush: Brush, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
