@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.images import image_to_tensor
 from ldm.modules.losses import energy
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, gradient, gram_sum, grams_of, photo_features, windows
-from ldm.modules.losses.lpips import vgg16
+from ldm.modules.losses.lpips import ScalingLayer, vgg16
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def test_features_are_vgg16s_with_average_pooling(net: vgg16, features: PaintFeatures, photo: Tensor) -> None:
     """By the plain layers, but for the border of the first convolution, whose edges are repeated."""
-    x, expected = features.scaling_layer(photo), {}
+    x, expected = ScalingLayer()(photo), {}
     for number, layers in enumerate(net.slices, start=1):
         for index, layer in enumerate(layers):
             if isinstance(layer, torch.nn.MaxPool2d):

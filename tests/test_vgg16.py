@@ -87,12 +87,19 @@ def assert_bundled(found: vgg16, expected: vgg16) -> None:
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [FeatureLoss, StyleTransferLoss, partial(LPIPS, lin_ckpt_path="uniform")], ids=["features", "style transfer", "LPIPS"])
+@pytest.mark.parametrize("make", [FeatureLoss, partial(LPIPS, lin_ckpt_path="uniform")], ids=["features", "LPIPS"])
 def test_losses_read_it_unless_told_otherwise(make: Callable[[], nn.Module], net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_network(monkeypatch)
     loss = make()
     loss.load_weights()
     assert_bundled(next(module for module in loss.modules() if isinstance(module, vgg16)), net)
+
+
+def test_the_judge_of_style_transfer_is_it(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_network(monkeypatch)
+    loss = StyleTransferLoss()
+    loss.load_weights()
+    assert torch.equal(loss.features.get_buffer("weight1_1"), net.slice1[0].weight)
 
 
 def test_the_style_networks_teacher_is_it(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:

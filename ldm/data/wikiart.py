@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ldm.data.order import mixed_seed
 from ldm.data.pictures import PictureFolder, randint
+from ldm.errors import ConfigError
 from ldm.util import check_fractions
 
 
@@ -88,8 +90,9 @@ class HybridTrain(HybridDraws):
 class CrossPairs(TwoKinds):
     """A painting's crop and a random photo's, {"painting", "photo"}, and what was `unreadable`.
 
-    Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that size. Options as in
-    PictureFolder.
+    Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that size. With `variants` every picture
+    has only that many crops, some of them mirrored, and samples tell which of all ("painting_row", "photo_row"), so that what is
+    computed of them can be kept; 0, the default, crops anew each time. Options as in PictureFolder.
     """
 
     def __init__(
@@ -99,22 +102,34 @@ class CrossPairs(TwoKinds):
         size: int = 256,
         short_side: int | None = None,
         photo_size: int | None = None,
+        variants: int = 0,
         split: str = "train",
         validation_share: float = 0.02,
         seed: int = 0,
         in_memory: bool = False,
     ):
+        if variants < 0:
+            raise ConfigError(f"CrossPairs: variants must be at least 0, got {variants}")
         options = {"split": split, "validation_share": validation_share, "seed": seed, "in_memory": in_memory}
         photo_size, short_side = photo_size or size, short_side or size
         photos = PictureFolder(content_root, photo_size, round(short_side * photo_size / size), **options)
         super().__init__(PictureFolder(style_root, size, short_side, **options), photos)
-        self.fixed = split != "train"
+        self.fixed, self.variants, self.seed = split != "train", variants, seed
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         photo = index % len(self.photos) if self.fixed else randint(len(self.photos))
-        samples = {"painting": self.paintings[index], "photo": self.photos[photo]}
+        samples = {"painting": self._sample(self.paintings, index), "photo": self._sample(self.photos, photo)}
         unreadable = "\n".join(sample["unreadable"] for sample in samples.values() if sample["unreadable"])
-        return {**{kind: sample["image"] for kind, sample in samples.items()}, "unreadable": unreadable}
+        rows = {f"{kind}_row": sample["row"] for kind, sample in samples.items() if "row" in sample}
+        return {**{kind: sample["image"] for kind, sample in samples.items()}, **rows, "unreadable": unreadable}
+
+    def _sample(self, pictures: PictureFolder, index: int) -> dict[str, Any]:
+        if self.fixed or not self.variants:
+            return pictures[index]
+        row = index * self.variants + randint(self.variants)
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(mixed_seed(self.seed, row))  # and no GPU's
+            return {**pictures[index], "row": row}
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:

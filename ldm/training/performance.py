@@ -13,7 +13,7 @@ from ldm.util import near
 
 PRECISIONS = ("highest", "high", "medium")
 NETWORKS = (
-    "model.diffusion_model", "first_stage_model.encoder", "first_stage_model.decoder", "vgg", "loss.features",
+    "model.diffusion_model", "first_stage_model.encoder", "first_stage_model.decoder", "vgg",
     "encoder", "decoder", "student", "teacher",
 )  # fmt: skip
 DEFAULTS = {"channels_last": False, "compile": False, "matmul_precision": "high"}
@@ -21,7 +21,7 @@ DEFAULTS = {"channels_last": False, "compile": False, "matmul_precision": "high"
 
 def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> None:
     """channels_last: memory format of convolutions' weights. compile: torch.compile each network, which costs minutes at
-    the start, or those in a list of names, say [loss.features]. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
+    the start, or those in a list of names, say [first_stage_model.decoder]. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
     check_keys(options, DEFAULTS, "`lightning.performance`")
     options = {**DEFAULTS, **options}
     if options["matmul_precision"] not in PRECISIONS:

@@ -71,6 +71,11 @@ def gram_sum(maps: Tensor) -> Tensor:
     return _GramSum.apply(maps.permute(0, 2, 3, 1).flatten(1, 2))
 
 
+def mean_gram(maps: Tensor) -> Tensor:
+    """(N, C, C), float32, of maps (N, C, h, w): averaged over positions."""
+    return gram_sum(maps) / (maps.shape[2] * maps.shape[3])
+
+
 class PaintFeatures(nn.Module):
     """VGG16 as painting wants it: average pooling, which leaves no dotted gradients (Gatys et al. 2016), and edges repeated
     before the first convolution, which leaves less of a frame.
@@ -80,7 +85,9 @@ class PaintFeatures(nn.Module):
 
     def __init__(self, net: vgg16, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.scaling_layer, self.dtype = ScalingLayer(), dtype
+        self.dtype = dtype
+        for name, value in ScalingLayer().named_buffers():  # a judge's numbers, like its weights, are in no model's checkpoint
+            self.register_buffer(name, value, persistent=False)
         self._slices: list[list[str]] = []
         for number, layers in enumerate(net.slices, start=1):
             convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)][: 1 if number == len(net.slices) else None]
@@ -96,7 +103,7 @@ class PaintFeatures(nn.Module):
         self.register_buffer(f"bias{name}", layer.bias.detach().to(self.dtype), persistent=False)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        x = self.scaling_layer(pictures).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = ((pictures - self.shift) / self.scale).to(self.dtype).contiguous(memory_format=torch.channels_last)
         maps = {}
         for names in self._slices:
             for name in names:
@@ -227,10 +234,8 @@ class Energy:
             counted = part.counted_of(maps[name], stride_of(name))
             sums |= {f"gram {name}": self._grams(name, counted, part), f"positions {name}": self._positions(name, counted, part)}
         for name, wanted in self.content.items():
-            counted = part.counted_of(maps[name], stride_of(name)).float()
-            here = wanted[(..., *part.place(stride_of(name)))]
-            both = (counted, counted.square(), counted * here)
-            sums[f"content {name}"] = torch.stack([value.sum(dim=(2, 3)) for value in both])
+            counted = part.counted_of(maps[name], stride_of(name))
+            sums[f"content {name}"] = moments_with(counted, wanted[(..., *part.place(stride_of(name)))])
         return sums
 
     def _grams(self, name: str, counted: Tensor, part: Window) -> Tensor:
@@ -287,23 +292,29 @@ def grams_of(features: PaintFeatures, picture: Tensor, luminance: bool = False, 
 
 
 @torch.no_grad()
-def photo_features(features: PaintFeatures, photo: Tensor, window: int = WINDOW) -> dict[str, Tensor]:
-    """Of each of CONTENT_LAYERS the photo's (1, C, h, w), every channel with mean 0 and variance 1; 0 where it is flat."""
+def photo_features(features: PaintFeatures, photos: Tensor, window: int = WINDOW) -> dict[str, Tensor]:
+    """Of each of CONTENT_LAYERS the photos' (N, C, h, w), every channel with mean 0 and variance 1; 0 where it is flat."""
     result: dict[str, Tensor] = {}
-    for part in windows(*photo.shape[2:], window):
-        for name, maps in features(part.cut(photo)).items():
+    for part in windows(*photos.shape[2:], window):
+        for name, maps in features(part.cut(photos)).items():
             if name in CONTENT_LAYERS:
-                size = [side // stride_of(name) for side in photo.shape[2:]]
+                size = [side // stride_of(name) for side in photos.shape[2:]]
                 whole = result.setdefault(name, maps.new_zeros(*maps.shape[:2], *size, dtype=torch.float32))
                 whole[(..., *part.place(stride_of(name)))] = part.counted_of(maps, stride_of(name)).float()
     return {name: F.instance_norm(maps, eps=_TINY) for name, maps in result.items()}
 
 
+def moments_with(maps: Tensor, wanted: Tensor) -> Tensor:
+    """(3, N, C), float32: sums over positions of maps (N, C, h, w), of their squares, and of their products with what is wanted there."""
+    maps = maps.float()
+    return torch.stack([value.sum(dim=(2, 3)) for value in (maps, maps.square(), maps * wanted)])
+
+
 def correlation(sums: Tensor, wanted: Tensor) -> Tensor:
-    """(N,) the mean correlation of the channels of pictures' features with the photo's, normalised (1, C, h, w), of the sums
-    (3, N, C) of the pictures' features, of these squared, and of their products with the photo's. Flat channels of the photo do not count."""
+    """(N,) the mean correlation of the channels of pictures' features with the photo's, normalised (1 or N, C, h, w), of the sums
+    that `moments_with` gives. Flat channels of a photo do not count."""
     total, squares, products = sums
-    positions, alive = wanted[0, 0].numel(), (wanted[0] != 0).flatten(1).any(dim=1).sum().clamp_min(1)
+    positions, alive = wanted[0, 0].numel(), (wanted != 0).flatten(2).any(dim=2).sum(dim=1).clamp_min(1)
     variance = (squares - total.square() / positions).clamp_min(0) / positions
     return (products / (positions * (variance + _TINY).sqrt())).sum(dim=1) / alive
 

@@ -5,16 +5,17 @@ Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scali
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.losses.energy import STYLE_LAYERS, PaintFeatures, correlation, mean_gram, moments_with, photo_features
 from ldm.modules.losses.lpips import ScalingLayer, teacher_file, vgg16
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 CONTENT_LAYERS = ("relu3_1", "relu4_1")
+_TINY = 1e-6
 # Y, 3 Cb, 3 Cr of red, green and blue
 _OPPONENT = ((0.299, 0.587, 0.114), (-0.507, -0.993, 1.5), (1.5, -1.257, -0.243))
 
@@ -91,47 +92,54 @@ class FeatureLoss(VggLoss):
         return (places + self.style_weight * style) / wanted.mean().clamp(min=1e-3)
 
 
-Moments = Mapping[str, tuple[Tensor, Tensor]]  # mean and standard deviation of each of LAYERS, (N, C) each
+class StyleTransferLoss(nn.Module):
+    """Content and style loss of painted pictures by the features that lead the fine look, each picture against givens of its own.
 
+    `vgg_ckpt_path`: a file of VGG16's weights, by default the bundled one; `load_weights` reads it, before anything else.
+    layer_weights: of the style loss, by layer.
+    """
 
-class Traits(NamedTuple):
-    """What the losses of style transfer compare of N pictures, in float32."""
+    def __init__(self, vgg_ckpt_path: str | None = None, layer_weights: Mapping[str, float] | None = None):
+        super().__init__()
+        self.vgg_ckpt_path, self.layer_weights = vgg_ckpt_path, dict(layer_weights or dict.fromkeys(STYLE_LAYERS, 1.0))
+        self.features: PaintFeatures | None = None
 
-    maps: dict[str, Tensor]  # of CONTENT_LAYERS, (N, C, H', W')
-    moments: Moments
+    def load_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        """Read VGG16's weights, to compute in `dtype`. Raises UserError where they cannot be had."""
+        net = vgg16()
+        net.load_weights(teacher_file(self.vgg_ckpt_path))
+        self.features = PaintFeatures(net, dtype).to(device)
 
-    def rows(self, which: Tensor) -> "Traits":
-        """Those of pictures `which`, (M,) indices."""
-        moments = {name: (mean[which], std[which]) for name, (mean, std) in self.moments.items()}
-        return Traits({name: maps[which] for name, maps in self.maps.items()}, moments)
+    def content_of(self, photos: Tensor) -> dict[str, Tensor]:
+        """What photos (N, 3, H, W) ask for: {layer: (N, C, h, w)}, normalised."""
+        return photo_features(self.features, photos)
 
+    @torch.no_grad()
+    def style_of(self, paintings: Tensor) -> dict[str, Tensor]:
+        """What paintings (N, 3, H, W) ask for: {layer: (N, C * (C + 1) / 2)} Gram matrices as vectors."""
+        return {name: as_vector(mean_gram(maps)) for name, maps in self.features(paintings).items()}
 
-class TraitFeatures(VggFeatures):
-    """VGG16's features, taken down to what the losses need in one piece: compiled, the large maps are never written as float32."""
+    def forward(self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(content loss in [0, 2], style loss in [0, 1]), (N,) each, of painted pictures of the contents' size.
 
-    def forward(self, pictures: Tensor) -> Traits:
-        maps = {name: value.float() for name, value in super().forward(pictures).items()}
-        return Traits({name: maps[name] for name in CONTENT_LAYERS}, {name: mean_and_std(value) for name, value in maps.items()})
-
-
-class StyleTransferLoss(VggLoss):
-    """Content and style loss of painted pictures, measured as `scripts/evaluate.py` measures them."""
-
-    def __init__(self, vgg_ckpt_path: str | None = None):
-        super().__init__(vgg_ckpt_path)
-        self.features = TraitFeatures(self.features.net)
-
-    def forward(self, painted: Tensor, contents: Traits, styles: Traits) -> tuple[Tensor, Tensor]:
-        """(content loss, style loss), (N,) each, of painted pictures against the features of contents and styles.
-
-        Content: the mean cosine distance of normalised features, contents of the size of the pictures. Style: the squared
-        differences of means and deviations, summed over layers, as a share of the content's own.
+        Content: 1 less the mean correlation of features. Style: per layer the squared distance of Gram matrices as a share of the sum of
+        both squares, so that no painting, however strong its contrasts, drowns the others; averaged by weight.
         """
-        got = self.features(painted)
-        content = sum(cosine_distance(got.maps[name], contents.maps[name]) for name in CONTENT_LAYERS) / len(CONTENT_LAYERS)
-        with torch.no_grad():
-            untouched = statistics_distance(contents.moments, styles.moments)
-        return content, share_of(statistics_distance(got.moments, styles.moments), untouched)
+        maps = self.features(painted)
+        style = sum(weight * gram_distance(as_vector(mean_gram(maps[name])), styles[name]) for name, weight in self.layer_weights.items())
+        content = sum(1 - correlation(moments_with(maps[name], wanted), wanted) for name, wanted in contents.items()) / len(contents)
+        return content, style / sum(self.layer_weights.values())
+
+
+def as_vector(grams: Tensor) -> Tensor:
+    """(N, C * (C + 1) / 2) of symmetric matrices (N, C, C): half of the numbers, the same squared distances."""
+    rows, columns = torch.triu_indices(grams.shape[1], grams.shape[1], device=grams.device)
+    return grams[:, rows, columns] * torch.where(rows == columns, 1.0, 2**0.5)
+
+
+def gram_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) in [0, 1] for Gram matrices as vectors (N, ...)."""
+    return (a - b).square().sum(dim=1) / (a.square() + b.float().square()).sum(dim=1).clamp_min(_TINY)
 
 
 def share_of(distances: Tensor, untouched: Tensor) -> Tensor:
@@ -187,11 +195,6 @@ def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
     with torch.no_grad():
         natural = torch.maximum(regularity(contents, side), regularity(styles, side))
     return (regularity(painted, side) - natural - _MARGIN).clamp(min=0).square().mean(dim=1)
-
-
-def statistics_distance(a: Moments, b: Moments) -> Tensor:
-    """(N,) style loss of AdaIN (Huang & Belongie 2017): `moments_distance`, summed over layers."""
-    return sum(moments_distance(a[name], b[name]) for name in LAYERS)
 
 
 def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
