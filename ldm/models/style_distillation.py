@@ -18,7 +18,8 @@ class StyleDistiller(pl.LightningModule):
     Both are standardised, so an error of 1 is that of a constant guess. The statistics are what the student is for; its
     activations, compared at every position, teach it far more from one picture than its statistics would.
 
-    `vgg_ckpt_path` is the file of the teacher's weights, by default the bundled VGG16. `student.*` of a checkpoint are those for
+    `vgg_ckpt_path` is the file of the teacher's weights, by default the bundled VGG16. `total_steps` are those of the learning rate's
+    cycle; None leaves it to a TimeBudget. `student.*` of a checkpoint are those for
     `vgg_ckpt_path` of a DualCondLDM with the same `vgg_channels`.
     """
 
@@ -27,7 +28,7 @@ class StyleDistiller(pl.LightningModule):
         vgg_channels: Sequence[int],
         vgg_ckpt_path: str | None = None,
         learning_rate: float = 1e-3,
-        total_steps: int = 4000,
+        total_steps: int | None = 4000,
         image_key: str = "image",
     ):
         super().__init__()
@@ -75,6 +76,8 @@ class StyleDistiller(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         weights = [*self.student.parameters(), *self.heads.parameters(), *self.maps.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=self.learning_rate)
+        if self.total_steps is None:
+            return optimizer
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, self.total_steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
