@@ -26,7 +26,7 @@ SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
 EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
-MARGIN = 8  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and what is next to them turns garish
+MARGIN = 4  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and three pixels next to them turn garish
 KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
 
 

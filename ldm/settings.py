@@ -32,7 +32,7 @@ class Look:
 
 LOOKS = {
     "fast": Look(step_share=1.0, brush=0, detail=None),
-    "fine": Look(step_share=0.5, brush=20, detail=0.4),
+    "fine": Look(step_share=0.5, brush=21, detail=0.35),
 }
 MAX_RESULT_PIXELS = 40_000_000
 MAX_EFFORT = 100
