@@ -1,9 +1,9 @@
-# Both targets do everything on a machine that has python3, make and a package index.
+# All targets do everything on a machine that has python3, make and a package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py --output outputs/demo.png
@@ -11,6 +11,9 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
+
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_run.py --output outputs/gpu --minutes 9
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -135,7 +135,12 @@ def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), s
 
 def script(name: str) -> ModuleType:
     """A file of scripts/ as a module, its `main` not run."""
-    spec = importlib.util.spec_from_file_location(f"scripts_{name}", ROOT / "scripts" / f"{name}.py")
+    return program_file(ROOT / "scripts" / f"{name}.py")
+
+
+def program_file(path: Path) -> ModuleType:
+    """A program as a module, its `main` not run."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,145 @@
+"""What is made ready for a short time on a GPU: pictures packed small, and all that is worth doing, rehearsed on the CPU."""
+
+import json
+import os
+import subprocess
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+from pipeline_builders import ROOT, assert_refused, picture, picture_folder, program_file, run_program
+
+from ldm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def gpu_run() -> ModuleType:
+    return program_file(ROOT / "benchmarks/gpu_run.py")
+
+
+@pytest.fixture(scope="module")
+def pack() -> ModuleType:
+    return program_file(ROOT / "benchmarks/pack_pictures.py")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("pictures")
+    picture_folder(root / "photos", 3)
+    picture_folder(root / "paintings", 4, seed=50)
+    return ["--photos", str(root / "photos"), "--paintings", str(root / "paintings")]
+
+
+# Packing
+
+
+def test_packed_pictures_are_the_pictures(pack: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("photos", "paintings"):
+        (tmp_path / kind).mkdir()
+        picture(400, 320, 1).resize((400, 320)).save(tmp_path / kind / "large.png")
+        picture(60, 48, 2).save(tmp_path / kind / "small.png")
+    (tmp_path / "photos/broken.jpg").write_text("no picture")
+    options = ["--photos", tmp_path / "photos", "--paintings", tmp_path / "paintings", "--output", tmp_path / "packed", "--short-side", "64"]
+    assert run_program(pack.main, options, monkeypatch) == 0
+    with zipfile.ZipFile(tmp_path / "packed/photos.zip") as archive:
+        sizes = sorted(Image.open(BytesIO(archive.read(name))).size for name in archive.namelist())
+    assert sizes == [(60, 48), (80, 64)]
+    with zipfile.ZipFile(tmp_path / "packed/paintings.zip") as archive:
+        assert len(archive.namelist()) == 2
+
+
+def test_quality_falls_until_all_fit(pack: ModuleType, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for number, path in enumerate(paths):
+        picture(200, 160, number).save(path)
+    sizes = {quality: sum(len(pack.encoded(path, 160, quality)) + 150 for path in paths) / 0.97 for quality in pack.QUALITIES}
+    assert pack.quality_for(paths, 160, int(sizes[85]) + 1) == 85 and pack.quality_for(paths, 160, int(sizes[55]) + 1) == 55
+    with pytest.raises(UserError, match="4 pictures do not fit into .* MiB; give a smaller --short-side"):
+        pack.quality_for(paths, 160, int(sizes[35]) - 10)
+    pack.pack(paths, tmp_path / "all.zip", 160, int(sizes[55]) + 1)
+    assert (tmp_path / "all.zip").stat().st_size <= sizes[55] + 1
+
+
+@pytest.mark.parametrize("wrong", [["--short-side", "2"], ["--megabytes", "0"], ["--photos", "nowhere"]])
+def test_bad_packing_is_refused(pack: ModuleType, folders: list[str], tmp_path: Path, wrong: list[str], monkeypatch, capsys) -> None:
+    code = run_program(pack.main, [*folders, "--output", tmp_path / "packed", *wrong], monkeypatch)
+    assert_refused(code, capsys.readouterr(), wrong[0] if wrong[0] != "--photos" else "nowhere: no such folder")
+    assert not (tmp_path / "packed").exists()
+
+
+# The run
+
+
+def test_the_whole_run_is_rehearsed(gpu_run: ModuleType, pack: ModuleType, folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_program(pack.main, [*folders, "--output", tmp_path / "packed"], monkeypatch) == 0
+    parts = ["check", "speed", "training", "bundled"]
+    call = ["--output", tmp_path / "out", "--device", "cpu", "--rehearse", "--parts", *parts, "--pictures", tmp_path / "packed", "--minutes", "20"]
+    monkeypatch.setitem(gpu_run.SECONDS, "bundled", 15)  # it takes all the time that it gets
+    monkeypatch.setattr(gpu_run, "SPARE", 600)  # and these few seconds do not do for starting on a busy machine
+    monkeypatch.setitem(gpu_run.SECONDS, "check", 600)
+    monkeypatch.setitem(gpu_run.SECONDS, "speed", 600)
+    monkeypatch.setitem(gpu_run.SECONDS, "training", 600)
+    assert run_program(gpu_run.main, call, monkeypatch) == 0
+    assert all((tmp_path / "out" / f"{name}.done").exists() for name in parts)
+    checked = json.loads((tmp_path / "out/check.json").read_text())
+    assert checked["bundled model, fp32"] == {"PSNR of a fast picture": float("inf"), "the same twice": True}
+    assert checked["bundled model, bf16"]["PSNR of a fast picture"] > 30 and checked["bundled model, bf16"]["the same twice"]
+    assert 0 < checked["mini.yaml, random weights, bf16"]["relative error of a prediction"] < 0.05
+    assert "DPM-Solver++" not in (tmp_path / "out/training.txt").read_text() and "bf16" in (tmp_path / "out/speed.txt").read_text()
+    weights = b"".join((tmp_path / f"out/weights.part-{n}").read_bytes() for n in range(2))
+    assert weights == (tmp_path / "out/training-bundled/model.safetensors").read_bytes()
+    began = time.monotonic()
+    assert run_program(gpu_run.main, call, monkeypatch) == 0 and time.monotonic() - began < 30  # nothing is done twice
+
+
+def test_a_part_that_fails_does_not_stop_the_next(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    done = []
+    monkeypatch.setattr(gpu_run, "check", fail)
+    monkeypatch.setattr(gpu_run, "speed", lambda *args: done.append("speed"))
+    assert run_program(gpu_run.main, ["--output", tmp_path, "--parts", "check", "speed"], monkeypatch) == 1
+    assert done == ["speed"] and "check: RuntimeError: no such kernel" in capsys.readouterr().out
+    assert (tmp_path / "speed.done").exists() and not (tmp_path / "check.done").exists()
+
+
+def test_a_part_out_of_time_ends_with_all_that_it_started(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "SPARE", 1)
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_run.called(["-c", parent], 10)
+    number = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not _runs(number):
+            return
+        time.sleep(0.1)
+    pytest.fail("the child still runs")
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [(["--minutes", "0"], "--minutes must be above 0"), (["--parts", "bundled"], "the part bundled needs --pictures"), (["--parts", "all"], "--parts")],
+)
+def test_bad_runs_are_refused(gpu_run: ModuleType, tmp_path: Path, wrong: list[str], problem: str, monkeypatch, capsys) -> None:
+    assert_refused(run_program(gpu_run.main, ["--output", tmp_path / "out", *wrong], monkeypatch), capsys.readouterr(), problem)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_are_not_there_are_told(gpu_run: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither photos.zip nor a folder photos in it"):
+        gpu_run.unpacked(tmp_path, "photos", tmp_path)
