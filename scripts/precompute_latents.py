@@ -46,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256)")
     parser.add_argument("--short-side", type=int, default=288, help="pictures are scaled to this smaller side first (default: 288)")
+    parser.add_argument("--photo-short-side", type=int, help="another smaller side for the photos (default: the same)")
     parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
     parser.add_argument("--pictures-per-shard", type=int, default=256, help="a stop loses at most one shard's work (default: 256)")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures encoded at once (default: 4)")
@@ -59,7 +60,8 @@ def main() -> None:
     for name in ("crops", "pictures_per_shard", "batch_size", "size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    folders = {kind: PictureFolder(getattr(args, kind), args.size, args.short_side, flip=False, validation_share=0.0) for kind in KINDS}
+    sides = {"paintings": args.short_side, "photos": args.photo_short_side or args.short_side}
+    folders = {kind: PictureFolder(getattr(args, kind), args.size, sides[kind], flip=False, validation_share=0.0) for kind in KINDS}
     model = encoders(to_plain(merged_config([args.config], args.overrides).model))
     factor = model.first_stage_model.encoder.factor
     if args.size % factor:
@@ -88,7 +90,7 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
 
 def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], model: DualCondLDM) -> LatentCache:
     """A new cache, or the one of the same call that was stopped."""
-    what = {name: getattr(args, name) for name in ("paintings", "photos", "size", "short_side", "crops", "seed", "pictures_per_shard")}
+    what = {name: getattr(args, name) for name in ("paintings", "photos", "size", "short_side", "photo_short_side", "crops", "seed", "pictures_per_shard")}
     made_by = {**what, "encoders": encoder_fingerprints(model)}
     pictures = {kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()}
     if (Path(args.output) / "cache.json").exists():

@@ -339,7 +339,7 @@ def test_samples_come_from_the_cache_with_flags_as_drawn(cache: Path) -> None:
     assert len(data) == 16 and data.pictures == 7
     assert samples[0]["latent"].shape == (4, 2, 2) and samples[0]["style"].shape == (40,)
     style_off, content_off, photos_with_style = shares(samples, lambda s: s["latent"].numpy().tobytes() in stored["photos"])
-    assert abs(style_off - 0.3) < 0.05 and abs(content_off - 0.7 * 0.2) < 0.04 and abs(photos_with_style - 0.7 * 0.4) < 0.05
+    assert abs(style_off - 0.3) < 0.05 and abs(content_off - 0.2) < 0.04 and abs(photos_with_style - 0.7 * 0.4) < 0.05
     assert all(s["latent"].numpy().tobytes() in stored["photos"] for s in samples if not s["style_flag"])
 
 

@@ -193,7 +193,7 @@ def test_flags_are_drawn_as_published(hybrid_roots: dict) -> None:
     torch.manual_seed(0)
     samples = [data[0] for _ in range(2000)]
     style_off, content_off, photos_with_style = shares(samples, lambda s: s["image"].max() < 0)
-    assert abs(style_off - 0.1) < 0.03 and abs(content_off - 0.9 * 0.5) < 0.05 and photos_with_style == 0
+    assert abs(style_off - 0.1) < 0.03 and abs(content_off - 0.5) < 0.04 and photos_with_style == 0
 
 
 def test_no_sample_loses_both_conditions_and_only_photos_go_without_style(hybrid_roots: dict) -> None:
@@ -206,6 +206,25 @@ def test_no_sample_loses_both_conditions_and_only_photos_go_without_style(hybrid
 @pytest.mark.parametrize("style_drop, content_drop, expected", [(1.0, 1.0, (False, True)), (0.0, 1.0, (True, False)), (0.0, 0.0, (True, True))])
 def test_certain_drops_are_certain(style_drop: float, content_drop: float, expected: tuple) -> None:
     assert {draw_flags(style_drop, content_drop) for _ in range(50)} == {expected}
+
+
+def test_conditions_are_drawn_in_the_published_shares() -> None:
+    torch.manual_seed(0)
+    draws = [draw_flags(0.1, 0.5) for _ in range(20_000)]
+    assert [draws.count(flags) / 20_000 for flags in ((False, True), (True, False), (True, True))] == pytest.approx([0.1, 0.5, 0.4], abs=0.01)
+    assert (False, False) not in draws
+
+
+def test_published_keys_name_crops_and_augmentation(many: Path, hybrid_roots: dict) -> None:
+    published = {"random_augment": True, "style_size": 512, "style_crop_size": 256, "content_drop": 0.5, "style_drop": 0.1}
+    data = HybridTrain(**hybrid_roots, **published, validation_share=0.0)
+    assert (data.paintings.size, data.paintings.short_side, data.photos.size, data.photos.short_side) == (256, 512, 256, 384)
+    plain = HybridTrain(**hybrid_roots, random_augment=False, validation_share=0.0)
+    assert data.photos.random and data.photos.flip and not plain.paintings.random and not plain.paintings.flip
+    with pytest.raises(ConfigError, match="crops of 128 and 256 pixels do not go into one batch"):
+        HybridTrain(**hybrid_roots, style_crop_size=128, content_crop_size=256)
+    train, validation = WikiArtTrain(str(many), size=24, crop_size=16), WikiArtValidation(str(many), crop_size=16, random_augment=True)
+    assert (train.size, train.short_side, validation.size, validation.short_side) == (16, 24, 16, 24) and validation.random
 
 
 def test_an_epoch_is_as_long_as_the_set_of_paintings(tmp_path: Path) -> None:

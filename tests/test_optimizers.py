@@ -109,19 +109,19 @@ def factors(schedule: Any, steps: Sequence[int]) -> list[float]:
 
 
 def test_the_learning_rate_warms_up_then_falls_as_a_half_cosine() -> None:
-    schedule = LambdaWarmUpCosineScheduler(10, 110, lr_min=0.2, lr_start=0.1)
+    schedule = LambdaWarmUpCosineScheduler(10, lr_min=0.2, lr_start=0.1, max_decay_steps=110)
     assert factors(schedule, [0, 5, 10, 60, 110, 1000]) == pytest.approx([0.1, 0.55, 1.0, 0.6, 0.2, 0.2])
 
 
 CYCLES = {"warm_up_steps": [10, 0], "cycle_lengths": [30, 20], "f_start": [0.1, 0.0], "f_max": [1.0, 0.5], "f_min": [0.2, 0.1]}
-STEPS = [0, 5, 10, 20, 29, 30, 40, 50, 10**6]
+STEPS = [0, 5, 10, 20, 29, 30, 31, 40, 50, 10**6]  # a cycle has its last step in common with the next
 
 
 @pytest.mark.parametrize(
     "kind, expected",
     [
-        (LambdaWarmUpCosineScheduler2, [0.1, 0.55, 1.0, 0.6, 0.20492466, 0.5, 0.3, 0.1, 0.1]),
-        (LambdaLinearScheduler, [0.1, 0.55, 1.0, 0.6, 0.24, 0.5, 0.3, 0.1, 0.1]),
+        (LambdaWarmUpCosineScheduler2, [0.1, 0.55, 1.0, 0.6, 0.20492466, 0.2, 0.49753767, 0.3, 0.1, 0.1]),
+        (LambdaLinearScheduler, [0.1, 0.55, 0.73333333, 0.46666667, 0.22666667, 0.2, 0.48, 0.3, 0.1, 0.1]),
     ],
 )
 def test_cycles_follow_each_other_and_the_last_value_stays(kind: type, expected: list[float]) -> None:
@@ -129,9 +129,22 @@ def test_cycles_follow_each_other_and_the_last_value_stays(kind: type, expected:
 
 
 def test_half_cosine_and_straight_line_differ_between_their_ends() -> None:
-    curve, line = (factors(kind([0], [100], [0.0], [1.0], [0.0]), range(101)) for kind in (LambdaWarmUpCosineScheduler2, LambdaLinearScheduler))
+    curve, line = (factors(kind([0], [0.0], [1.0], [0.0], [100]), range(101)) for kind in (LambdaWarmUpCosineScheduler2, LambdaLinearScheduler))
     assert line == pytest.approx([1 - step / 100 for step in range(101)])
     assert curve[25] == pytest.approx(0.5 + 0.5**1.5) and curve[50] == pytest.approx(0.5) and curve[75] == pytest.approx(0.5 - 0.5**1.5)
+
+
+@pytest.mark.parametrize("interval, told", [(0, []), (4, ["step 0: 1 times the base learning rate", "step 4: 0.6 times the base learning rate"])])
+def test_a_schedule_can_be_called_and_tell(interval: int, told: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    schedule = LambdaLinearScheduler([0], [0.0], [1.0], [1.0], [10], interval)
+    with caplog.at_level("INFO"):
+        assert [schedule(step) for step in (0, 1, 4)] == [schedule.schedule(step) for step in (0, 1, 4)] == pytest.approx([1.0, 0.9, 0.6])
+    assert caplog.messages == told
+
+
+def test_a_schedule_that_falls_needs_an_end() -> None:
+    with pytest.raises(ValueError, match="needs max_decay_steps"):
+        LambdaWarmUpCosineScheduler(10)
 
 
 def test_the_published_warm_up_that_never_ends_is_flat_afterwards() -> None:

@@ -35,6 +35,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         shuffle_val_dataloader: bool = False,
         max_unreadable_share: float = 0.1,
         seed: int = 0,
+        wrap: bool = False,  # of published config files; it never had an effect on samples
     ):
         super().__init__()
         check_count("batch_size", batch_size)

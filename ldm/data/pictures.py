@@ -117,7 +117,8 @@ class Crops:
 class PictureFolder(Crops, Dataset):
     """Random (train) or central (validation) crops of the pictures below one or several folders.
 
-    Pictures are scaled and cropped as in `Crops` and flipped in training only. `in_memory` keeps the scaled pictures
+    Pictures are scaled and cropped as in `Crops` and flipped in training only; `random_augment` says whether to crop at random, and
+    flip, whatever the split. `in_memory` keeps the scaled pictures
     (about 0.2 MB each at 256 px), which pays for small sets. A picture that cannot be read is replaced by another, and
     the sample says so.
     """
@@ -132,8 +133,9 @@ class PictureFolder(Crops, Dataset):
         seed: int = 0,
         flip: bool = True,
         in_memory: bool = False,
+        random_augment: bool | None = None,
     ):
-        training = split == "train"
+        training = split == "train" if random_augment is None else random_augment
         super().__init__(size, short_side, random=training, flip=flip and training)
         roots = [roots] if isinstance(roots, (str, Path)) else list(roots)
         self.paths = [p for root in roots for p in find_pictures(root, split, validation_share, seed)]

@@ -12,17 +12,23 @@ from ldm.util import check_fractions
 
 
 class WikiArtTrain(PictureFolder):
-    """Random crops of paintings, by default from `datasets/wiki-art`, a folder of folders."""
+    """Random crops of paintings, by default from `datasets/wiki-art`, a folder of folders.
 
-    def __init__(self, roots: str = "datasets/wiki-art", size: int = 256, **options):
-        super().__init__(roots, size=size, split="train", **options)
+    As in published config files, `crop_size` names the crop, and then `size` the smaller side that pictures are scaled to first.
+    """
+
+    split = "train"
+
+    def __init__(self, roots: str = "datasets/wiki-art", size: int | None = None, crop_size: int | None = None, **options: Any):
+        if crop_size is not None:
+            options["short_side"], size = size or _scaled_to(crop_size), crop_size
+        super().__init__(roots, size=size or 256, split=self.split, **options)
 
 
-class WikiArtValidation(PictureFolder):
+class WikiArtValidation(WikiArtTrain):
     """Central crops of the paintings held out from WikiArtTrain."""
 
-    def __init__(self, roots: str = "datasets/wiki-art", size: int = 256, **options):
-        super().__init__(roots, size=size, split="validation", **options)
+    split = "validation"
 
 
 class TwoKinds(Dataset):
@@ -43,8 +49,8 @@ class TwoKinds(Dataset):
 class HybridDraws(TwoKinds):
     """Samples of two data sets, with the two flags that say which conditions a sample may use.
 
-    With probability `style_drop` the style is off and the sample is a photo; else it is a painting, or with probability
-    `photo_share` a photo, whose content is off with probability `content_drop`.
+    Of all samples a share of `style_drop` goes without the style and is a photo, and one of `content_drop` without the content; the rest
+    have both. Those with a style are paintings, or with probability `photo_share` photos.
     """
 
     def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
@@ -62,6 +68,8 @@ class HybridDraws(TwoKinds):
 class HybridTrain(HybridDraws):
     """The published training data: pictures of two folders. Options as in PictureFolder and HybridDraws.
 
+    size: of the crops. style_size, content_size: the smaller sides that paintings and photos are scaled to first, by default half as
+    large again as the crop. Published config files name the crops `style_crop_size` and `content_crop_size`, which must be equal.
     `photo_share` (differs: none in the published recipe) makes small sets of paintings go further.
     """
 
@@ -69,7 +77,7 @@ class HybridTrain(HybridDraws):
         self,
         style_root: str = "datasets/wiki-art",
         content_root: str = "datasets/ms-coco",
-        size: int = 256,
+        size: int | None = None,
         style_size: int | None = None,
         content_size: int | None = None,
         style_drop: float = 0.1,
@@ -80,11 +88,28 @@ class HybridTrain(HybridDraws):
         seed: int = 0,
         flip: bool = True,
         in_memory: bool = False,
+        random_augment: bool | None = None,
+        style_crop_size: int | None = None,
+        content_crop_size: int | None = None,
     ):
-        options = (split, validation_share, seed, flip, in_memory)
-        paintings = PictureFolder(style_root, size, style_size, *options)
-        photos = PictureFolder(content_root, size, content_size, *options)
+        size = _one_crop_size(size, style_crop_size, content_crop_size)
+        options = (split, validation_share, seed, flip, in_memory, random_augment)
+        paintings = PictureFolder(style_root, size, style_size or _scaled_to(size), *options)
+        photos = PictureFolder(content_root, size, content_size or _scaled_to(size), *options)
         super().__init__(paintings, photos, style_drop, content_drop, photo_share)
+
+
+def _scaled_to(crop: int) -> int:
+    """The smaller side of a picture before its crop, where nobody says: the published 384 for crops of 256."""
+    return round(1.5 * crop)
+
+
+def _one_crop_size(*sizes: int | None) -> int:
+    """The size that all who name one agree on. Raises ConfigError."""
+    given = sorted({size for size in sizes if size is not None})
+    if len(given) > 1:
+        raise ConfigError(f"HybridTrain: crops of {' and '.join(map(str, given))} pixels do not go into one batch; give one size")
+    return given[0] if given else 256
 
 
 class CrossPairs(TwoKinds):
@@ -133,8 +158,6 @@ class CrossPairs(TwoKinds):
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:
-    """(style on, content on) for one training sample; never both off."""
-    draw = torch.rand(2)
-    if draw[0] < style_drop:
-        return False, True
-    return True, bool(draw[1] >= content_drop)
+    """(style on, content on) for one training sample, by one draw as published; never both off."""
+    draw = float(torch.rand(()))
+    return draw >= style_drop, not style_drop <= draw < style_drop + content_drop

@@ -40,7 +40,7 @@ class AutoencoderKL(KLAutoencoder, pl.LightningModule):
         optimizers = [build_optimizer(torch.optim.Adam, group, self, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
         if self.scheduler_config is None:
             return optimizers
-        schedule = instantiate_from_config(self.scheduler_config).schedule
+        schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class ImageLogger(pl.Callback):
-    """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ... before that) save the
-    pictures that the model's `log_images(batch, max_images=...)` returns, as PNG and to TensorBoard.
+    """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ..., the powers of `frequency_base`, before
+    that) save the pictures that the model's `log_images(batch, max_images=...)` returns, as PNG and to TensorBoard.
 
     The pictures draw their randomness aside, so they do not change the training. Only the first process makes them;
-    the others wait at their next exchange of gradients. `log_images_kwargs` go to the model's `log_images`.
+    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default. `log_images_kwargs` go to the model's `log_images`.
     """
 
     def __init__(
@@ -30,6 +30,8 @@ class ImageLogger(pl.Callback):
         increase_log_steps: bool = True,
         log_images_kwargs: dict[str, Any] | None = None,
         disabled: bool = False,
+        frequency_base: int = 2,
+        nrow: int | None = None,
         # Published config files may give these, which have no effect: pictures are always clamped
         # and in TensorBoard's range, and come after a step.
         clamp: bool = True,
@@ -39,7 +41,9 @@ class ImageLogger(pl.Callback):
     ):
         check_count("ImageLogger: batch_frequency", batch_frequency)
         self.batch_frequency, self.max_images, self.disabled = batch_frequency, max_images, disabled
-        self.first_batches = {2**n for n in range(20) if 2**n < batch_frequency} if increase_log_steps else set()
+        check_count("ImageLogger: frequency_base", frequency_base, least=2)
+        self.first_batches = {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency} if increase_log_steps else set()
+        self.nrow = nrow
         self.options = dict(log_images_kwargs or {})
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -64,7 +68,7 @@ class ImageLogger(pl.Callback):
             pictures = module.log_images(batch, max_images=self.max_images, **self.options)
         module.train(was_training)
         for name, images in pictures.items():
-            grid = make_grid(images.float().clamp(-1, 1), nrow=len(images), padding=2, pad_value=1.0)
+            grid = make_grid(images.float().clamp(-1, 1), nrow=self.nrow or len(images), padding=2, pad_value=1.0)
             # Not trainer.log_dir: that is a broadcast, and the other processes are not here.
             save_image(tensor_to_image(grid), Path(trainer.default_root_dir) / "images" / f"{name}_{done:08d}.png")
             for logger in trainer.loggers:

@@ -90,5 +90,5 @@ class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
         optimizer = build_optimizer(torch.optim.AdamW, self.trained_parameters(), self, lr=self.learning_rate)
         if self.scheduler_config is None:
             return optimizer
-        schedule = instantiate_from_config(self.scheduler_config).schedule
+        schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
         return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
