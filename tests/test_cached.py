@@ -71,6 +71,13 @@ def same_arrays(a: Path, b: Path) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_photos_may_be_scaled_to_a_side_of_their_own(cache: Path, recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert precompute(recipe, output=tmp_path / "other", photo_short_side=48) == 0
+    one, other = arrays(cache), arrays(tmp_path / "other")
+    same = {name: np.array_equal(one[name], other[name]) for name in one}
+    assert one.keys() == other.keys() and all(equal == name.startswith("paintings") for name, equal in same.items())
+
+
 # What a cache holds
 
 

@@ -202,7 +202,7 @@ def test_on_a_gpu_the_share_of_its_matrix_rate_is_logged(diffusion_config: Path,
 
 
 def test_a_config_with_the_published_keys_trains_and_leaves_the_checkpoints_it_asks_for(pictures: dict[str, Path], tmp_path: Path) -> None:
-    logger = {"batch_frequency": 2, "max_images": 2, "clamp": True, "rescale": True, "increase_log_steps": False, "log_on_batch_idx": True}
+    logger = {"batch_frequency": 2, "max_images": 2, "clamp": True, "rescale": True, "increase_log_steps": False, "log_on_batch_idx": True, "nrow": 8}
     data = {"target": "main.DataModuleFromConfig", "params": {**hybrid_data(pictures)["params"], "batch_size": 1}}
     lightning = {
         "modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": {"save_top_k": 1}},
@@ -321,6 +321,7 @@ def test_pictures_stand_side_by_side(first_stage: Path) -> None:
     [
         ({"batch_frequency": 5}, [1, 2, 4, 5, 10]),
         ({"batch_frequency": 5, "increase_log_steps": False}, [5, 10]),
+        ({"batch_frequency": 11, "frequency_base": 3, "nrow": 1}, [1, 3, 9, 11]),
         ({"batch_frequency": 5, "disabled": True}, []),
     ],
 )
