@@ -1,5 +1,6 @@
 """The training command's config files, options and trainer: what is merged, what is chosen, what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldm.errors import ConfigError, UserError
 from ldm.training.command_line import gpu_numbers, parse_args
 from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
+from ldm.training.run_folder import run_folder
 from ldm.training.trainer import Recipe
 
 # Config files
@@ -107,6 +109,40 @@ def test_a_config_needs_a_model_and_data(tmp_path: Path, missing: str) -> None:
 
 
 # Options
+
+
+@pytest.mark.parametrize(
+    "given, overrides",
+    [
+        ("--max_epochs 5 --accumulate_grad_batches 2 --precision 16", ["max_epochs=5", "accumulate_grad_batches=2", "precision=16"]),
+        ("--max-steps=7 a.b=1 --fast_dev_run --no-test", ["max_steps=7", "fast_dev_run=true"]),
+        ("--deterministic a.b=1 --benchmark true --scale_lr False --no-test True", ["deterministic=true", "benchmark=true"]),
+        ("--max_epochs -1 --benchmark -n n", ["max_epochs=-1", "benchmark=true"]),
+    ],
+)
+def test_lightnings_flags_set_the_trainers_options(given: str, overrides: list[str]) -> None:
+    args = parse_args(["-b", "a.yaml", *given.split(), "-l", "DIR", "-f", "_x", "-n", "n", "-s", "3"])
+    found = [text.removeprefix("lightning.trainer.") for text in args.overrides if text != "a.b=1"]
+    assert sorted(found) == sorted(overrides) and args.base == ["a.yaml"] and ("a.b=1" in args.overrides) == ("a.b=1" in given)
+    assert run_folder(args, None) == Path("DIR/n_x") and args.seed == 3
+
+
+@pytest.mark.parametrize(
+    "given, problem",
+    [
+        ("-p project", "--project: give --logdir DIR and --name NAME, or --resume DIR"),
+        ("--debug", "--debug: run `python -m pdb main.py"),
+        ("--scale_lr", "--scale_lr: give the learning rate itself as model.learning_rate=VALUE"),
+        ("--no-test maybe", "--no_test: expected true or false, got 'maybe'"),
+        ("--resume_from_checkpoint x.ckpt", "--resume_from_checkpoint: give --resume FILE"),
+        ("--progress_bar_refresh_rate=0", "enable_progress_bar=false"),
+        ("--callbacks x", "--callbacks: give lightning.callbacks"),
+        ("--weights_save_path=x", "--weights_save_path: give --logdir DIR"),
+    ],
+)
+def test_published_flags_without_a_meaning_are_refused_by_what_replaces_them(given: str, problem: str) -> None:
+    with pytest.raises(UserError, match=re.escape(problem)):
+        parse_args(["--base", "a.yaml", *given.split()])
 
 
 def test_the_published_command_line_means_what_it_did(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The training command's options; those of the published command line keep working."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli import ArgumentParser
 from ldm.errors import UserError
+from ldm.training.published_flags import translated
 
 DEFAULT_SEED = 23
 EPILOG = """examples:
@@ -13,6 +15,7 @@ EPILOG = """examples:
   python main.py --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
   python main.py --resume logs/mini                           go on after a stop, with the same settings
   torchrun --nproc-per-node 4 main.py --base configs/kl16_content12.yaml      four GPUs of one machine
+  python main.py --base configs/mini.yaml --max_epochs 5      Lightning's Trainer flags set lightning.trainer
 
 Ctrl-C and SIGTERM write a checkpoint after the step in progress and stop; SIGUSR1 writes one and goes on.
 Watch a run with: tensorboard --logdir logs
@@ -25,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("-n", "--name", help="name of the run's folder (default: that of the last config file)")
-    parser.add_argument("--logdir", "--basedir", default="logs", metavar="DIR", help="folder for all runs (default: logs)")
+    parser.add_argument("-l", "--logdir", "--basedir", default="logs", metavar="DIR", help="folder for all runs (default: logs)")
     parser.add_argument(
         "-r", "--resume", metavar="DIR|FILE", help="go on from a run's folder (with its own config, unless --base is given) or from one checkpoint"
     )
@@ -33,9 +36,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="run one training and one validation step, report, write nothing")
     parser.add_argument("--gpus", metavar="0,1", help="GPU numbers (default: whatever Lightning finds)")
     parser.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes under this dotted prefix")
-    parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)  # of the published command line
+    parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)  # of the published command line,
+    parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)  # which has more: published_flags.py
     # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(translated(sys.argv[1:] if argv is None else argv))
     taken = [item for item in args.base if "=" in item and not Path(item).is_file()]
     args.base = [item for item in args.base if item not in taken]
     args.overrides = taken + args.overrides

@@ -20,11 +20,11 @@ except ImportError:  # Windows: two runs in one folder go unnoticed
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
     """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError."""
-    if checkpoint is not None and args.name is None and checkpoint.resolve().parent.name == "checkpoints":
+    if checkpoint is not None and args.name is None and not args.postfix and checkpoint.resolve().parent.name == "checkpoints":
         return checkpoint.resolve().parent.parent
     if not args.base and args.name is None:
         raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
-    return Path(args.logdir) / (args.name or Path(args.base[-1]).stem)
+    return Path(args.logdir) / ((args.name or Path(args.base[-1]).stem) + args.postfix)
 
 
 def check_free(folder: Path, checkpoint: Path | None) -> None:

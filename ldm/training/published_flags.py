@@ -1,0 +1,85 @@
+"""Flags that the published training command took and this one does not: mapped to what they mean here, or refused by a line that says so."""
+
+import inspect
+import re
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+
+from ldm.errors import UserError
+
+# Those of Lightning 1.6's Trainer that its present one no longer has, and what to do instead.
+_GONE = {
+    "resume_from_checkpoint": "give --resume FILE",
+    "num_processes": "give lightning.trainer.devices=N, or start with torchrun",
+    "tpu_cores": "give lightning.trainer.accelerator and lightning.trainer.devices",
+    "ipus": "give lightning.trainer.accelerator and lightning.trainer.devices",
+    "auto_select_gpus": "name the GPUs with --gpus",
+    "replace_sampler_ddp": "leave it out: the loaders share the samples themselves",
+    "progress_bar_refresh_rate": "give lightning.trainer.enable_progress_bar=false to have no bar",
+    "process_position": "leave it out",
+    "weights_summary": "give lightning.trainer.enable_model_summary=false to have none",
+    "checkpoint_callback": "give lightning.trainer.enable_checkpointing=false to have none",
+    "weights_save_path": "give --logdir DIR",
+    "terminate_on_nan": "leave it out: a loss that is no number always ends the run",
+    "flush_logs_every_n_steps": "leave it out",
+    "log_gpu_memory": "leave it out: TensorBoard has the peak memory",
+    "track_grad_norm": "leave it out",
+    "prepare_data_per_node": "leave it out",
+    "move_metrics_to_cpu": "leave it out",
+    "multiple_trainloader_mode": "leave it out",
+    "amp_backend": "give lightning.trainer.precision=16-mixed or bf16-mixed",
+    "amp_level": "give lightning.trainer.precision=16-mixed or bf16-mixed",
+    "auto_lr_find": "give model.learning_rate=VALUE",
+    "auto_scale_batch_size": "give data.params.batch_size=N",
+    "stochastic_weight_avg": "leave it out: the weights are averaged anyway (use_ema)",
+}
+# The command's own.
+_REFUSED = {
+    "-p": "--project: give --logdir DIR and --name NAME, or --resume DIR",
+    "--project": "--project: give --logdir DIR and --name NAME, or --resume DIR",
+    "-d": "--debug: run `python -m pdb main.py ...`",
+    "--debug": "--debug: run `python -m pdb main.py ...`",
+}
+_TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
+_OURS = {"default_root_dir": "give --logdir DIR", "callbacks": "give lightning.callbacks.NAME.target=CLASS", "logger": "give lightning.logger"}
+
+
+def translated(argv: Sequence[str]) -> list[str]:
+    """The arguments with Trainer flags as overrides (`--max_epochs 5` as lightning.trainer.max_epochs=5), and without those that say
+    what is done anyway. Raises UserError for flags that have another name now, or none."""
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    result, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        flag, given, value = argument.partition("=")
+        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+        if flag in _REFUSED:
+            raise UserError(_REFUSED[flag])
+        if name in _GONE or name in _OURS:
+            raise UserError(f"--{name}: {_GONE.get(name) or _OURS[name]}")
+        if name in ("no_test", "scale_lr"):
+            _check_switch(name, value if given else _value(rest))
+        elif name in known:
+            result.append(f"lightning.trainer.{name}={value if given else _value(rest)}")
+        else:
+            result.append(argument)
+    return result
+
+
+def _value(rest: list[str]) -> str:
+    """The flag's value, taken off the arguments after it; true where there is none."""
+    return rest.pop(0) if rest and not _is_option(rest[0]) else "true"
+
+
+def _is_option(text: str) -> bool:
+    """Whether this is another option or an override, no value."""
+    return bool(re.match(r"-\D", text)) or ("=" in text and "." in text.partition("=")[0])
+
+
+def _check_switch(name: str, value: str) -> None:
+    """--no-test says what is always so; --scale_lr only what it is when it is off."""
+    if value.lower() not in (*_TRUE, *_FALSE):
+        raise UserError(f"--{name}: expected true or false, got {value!r}")
+    if name == "scale_lr" and value.lower() in _TRUE:
+        raise UserError("--scale_lr: give the learning rate itself as model.learning_rate=VALUE; it is never multiplied")
