@@ -54,10 +54,7 @@ class Recipe:
             *([LearningRateMonitor()] if given.get("logger", True) else []),
             StepSeeds(seed, explicit_seed),
             NonFiniteGuard(),
-            *(instantiate_from_config(node) for node in self.section("callbacks").values()),
-            *self._model_checkpoints(checkpoints),
-            # Behind the others, whose state it writes.
-            _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
+            *self.callbacks(checkpoints),
             throughput.last,
         ]
         options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **given}
@@ -66,6 +63,15 @@ class Recipe:
         return make_trainer(
             {"default_root_dir": run_folder, "logger": self._loggers(run_folder), "plugins": [DurableCheckpointIO()], **options, "callbacks": callbacks}
         )
+
+    def callbacks(self, checkpoints: Path) -> list[pl.Callback]:
+        """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a dry run asks for that alone."""
+        return [
+            *(instantiate_from_config(node) for node in self.section("callbacks").values()),
+            *self._model_checkpoints(checkpoints),
+            # Behind the others, whose state it writes.
+            _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
+        ]
 
     # Devices and number format
 
