@@ -22,7 +22,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "effort": {"type": float, "default": 1.0, "metavar": "E", "help": "for fine: times as many gradient steps (default: 1)"},
     "content_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (default: 1)"},
     "style_scale": {"type": float, "default": 1.0, "metavar": "S", "help": "guidance by the style: more is more painterly, 0 ignores it (default: 1)"},
-    "detail": {"type": float, "metavar": "D", "help": "how much of the photo's finest detail, which the model's first stage cannot hold, is put back, 0 to 1 (default: 0.5, but for fast with the published model 0)"},
+    "detail": {"type": float, "metavar": "D", "help": "how much of the photo's finest detail, which the model's first stage cannot hold, is put back, 0 to 1 (default: 0.35; for fast 0.5, with the published model 0)"},
     "strength": {"type": float, "default": 1.0, "metavar": "S", "help": "below 1: paint over the photo, keeping more of it and of its colours (default: 1)"},
     "preserve_color": {"action": "store_true", "help": "keep the photo's colours, take the result's brightness only"},
     "size": {"type": lambda text: parse_size(text), "default": 512, "metavar": "N|WxH", "help": "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped (default: %(default)s)"},

@@ -17,7 +17,7 @@ class Look:
     """What a look sets.
 
     step_share: of the sampler's default number of steps. brush: gradient steps towards the painting's own paint at pictures of
-    256 pixels (shorter side); fewer at larger ones, more at smaller ones, see `brush_steps`. detail: None is what the
+    256 pixels (shorter side); fewer at larger ones, up to twice as many at smaller ones, see `brush_steps`. detail: None is what the
     model's config says.
     """
 
@@ -27,7 +27,7 @@ class Look:
 
     def brush_steps(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
-        return max(2, round(self.brush * 256 / side)) if self.brush else 0
+        return max(2, round(self.brush * 256 / max(side, 128))) if self.brush else 0
 
 
 LOOKS = {

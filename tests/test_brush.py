@@ -80,6 +80,7 @@ def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[t
 def test_larger_pictures_get_fewer_steps_but_some() -> None:
     steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].brush_steps)]
     assert steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].brush and steps[-1] >= 2
+    assert LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush  # a panorama is not small
 
 
 def test_enlarging_gives_back_the_references_detail() -> None:
