@@ -159,7 +159,7 @@ def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> 
 
 
 def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
-    assert [Settings(effort=effort).brush.brush_steps(256) for effort in (0.5, 1, 3)] == [10, 20, 60]
+    assert [Settings(effort=effort).brush.brush_steps(256) for effort in (0.5, 1, 3)] == [10, 21, 63]
     assert Settings(effort=1e-6).brush.brush == 1  # the least there is, but still the fine look
     assert Settings(look="fast", effort=3).brush.brush_steps(256) == 0
 
