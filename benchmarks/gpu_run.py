@@ -28,20 +28,20 @@ import torch
 
 from ldm.benchmarking.measuring import machine, psnr
 from ldm.benchmarking.models import fill_zero_weights
-from ldm.cli import ArgumentParser, run
+from ldm.cli import ArgumentParser, own_environment, own_files, run
 from ldm.device import autocast, choose_device
 from ldm.errors import UserError
-from ldm.files import check_folder, written_whole
+from ldm.files import ROOT, check_folder, written_whole
 from ldm.images import image_to_tensor
 from ldm.inference import build_for_inference
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline import StyleTransferPipeline
 
-ROOT = Path(__file__).resolve().parents[1]
 SECONDS = {"check": 60, "speed": 180, "training": 90, "bundled": 3600}  # at most
 PART_BYTES = 15 * 2**20
 SPARE = 20  # seconds to write what there is
 MEANT_FOR_CUDA = ("fp32", "bf16", "fp16")
+TINY = ["--config", "configs/mini.yaml", "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1", "--repeats", "1"]
 PHOTO, PAINTING = ROOT / "data/contents/astronaut.jpg", ROOT / "data/styles/van_gogh_wheat_field_with_cypresses.jpg"
 
 
@@ -92,9 +92,9 @@ def check(args: argparse.Namespace, seconds: float) -> None:
     device = choose_device(args.device)
     result: dict[str, object] = {"machine": machine(device)}
     formats = MEANT_FOR_CUDA if device.type == "cuda" else MEANT_FOR_CUDA[:2]
-    reference = painted("cpu", "fp32", args)
+    (reference,) = painted("cpu", "fp32", args, times=1)
     for precision in formats:
-        one, again = (painted(device, precision, args) for _ in range(2))
+        one, again = painted(device, precision, args, times=2)
         result[f"bundled model, {precision}"] = {
             "PSNR of a fast picture": float(psnr(one, reference)),
             "the same twice": bool(torch.equal(one, again)),
@@ -113,9 +113,11 @@ def check(args: argparse.Namespace, seconds: float) -> None:
     print(json.dumps(result, indent=1), flush=True)
 
 
-def painted(device: torch.device | str, precision: str, args: argparse.Namespace) -> torch.Tensor:
+def painted(device: torch.device | str, precision: str, args: argparse.Namespace, times: int) -> list[torch.Tensor]:
+    """The same picture (1, 3, H, W), painted that many times by one pipeline."""
     pipeline = StyleTransferPipeline.from_pretrained(device=str(device), precision=precision)
-    return image_to_tensor(pipeline(PHOTO, PAINTING, look="fast", size=64 if args.rehearse else 256, steps=2 if args.rehearse else None))[None]
+    settings = {"look": "fast", "size": 64 if args.rehearse else 256, "steps": 2 if args.rehearse else None}
+    return [image_to_tensor(pipeline(PHOTO, PAINTING, **settings))[None] for _ in range(times)]
 
 
 def random_inputs(model: DualCondModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -135,15 +137,13 @@ def prediction(model: DualCondModel, inputs: tuple[torch.Tensor, ...], precision
 
 
 def speed(args: argparse.Namespace, seconds: float) -> None:
-    tiny = ["--config", "configs/mini.yaml", "--rows", "1", "4", "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1", "--repeats", "1"]
     full = ["--rows", *map(str, range(1, 11)), "--repeats", "5"]
-    benchmark("speed", [*(tiny if args.rehearse else full), "--published-steps", "1" if args.rehearse else "10"], args, seconds)
+    benchmark("speed", [*TINY, "--rows", "1", "4", "--published-steps", "1"] if args.rehearse else full, args, seconds)
 
 
 def training(args: argparse.Namespace, seconds: float) -> None:
-    tiny = ["--config", "configs/mini.yaml", "--rows", "14", "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1", "--repeats", "1"]
     full = ["--rows", *map(str, range(11, 18)), "--training-batch-sizes", "16", "128", "--repeats", "5"]
-    benchmark("training", tiny if args.rehearse else full, args, seconds)
+    benchmark("training", [*TINY, "--rows", "14"] if args.rehearse else full, args, seconds)
 
 
 def benchmark(name: str, options: list[str], args: argparse.Namespace, seconds: float) -> None:
@@ -189,9 +189,8 @@ def unpacked(packed: Path, name: str, output: Path) -> Path:
 
 def called(command: list[str], seconds: float) -> str:
     """Run a program of this project; what it printed. Raises UserError where it fails, SubprocessError where its time is over."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [str(ROOT / each) if each.startswith(("scripts/", "configs/")) else each for each in command]
-    with subprocess.Popen([sys.executable, *arguments], env=environment, text=True, stdout=subprocess.PIPE, start_new_session=True) as process:
+    call = {"env": own_environment(), "text": True, "stdout": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen([sys.executable, *own_files(command)], **call) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
         except BaseException:  # what it has started ends with it, else it would hold the GPU

@@ -4,10 +4,11 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from ldm.errors import UserError
+from ldm.files import ROOT
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -40,6 +41,16 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def own_files(command: Sequence[str]) -> list[str]:
+    """A command with this project's own files in it, such as main.py or scripts/stylize.py, by their full paths."""
+    return [str(ROOT / each) if each == "main.py" or each.startswith(("scripts/", "configs/")) else each for each in command]
+
+
+def own_environment() -> dict[str, str]:
+    """The environment in which a program started from here finds this project, and all that this one finds."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _one_line(message: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Where this project's own files lie, and writing a file whole or not at all."""
 
 import os
 import tempfile
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ldm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # of the clone: configs, checkpoints and scripts lie there
 
 
 def check_folder(folder: Path, path: Path | None = None) -> None:

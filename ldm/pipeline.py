@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
+from ldm.files import ROOT
 from ldm.graphs import Recorder
 from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
 from ldm.inference import build_for_inference, load_for_inference
@@ -37,7 +38,6 @@ from ldm.util import near
 
 __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
 
-ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels

@@ -19,7 +19,6 @@ On a CPU of N cores, --processes N trains up to half as fast again as one proces
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,14 +28,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.cli import ArgumentParser, run
+from ldm.cli import ArgumentParser, own_environment, own_files, run
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.pipeline import resolve_checkpoint
 from ldm.training.budget import FINISHED
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -158,21 +155,15 @@ def compute_latents(args: argparse.Namespace) -> None:
 
 def call(command: list[str], processes: int = 1) -> None:
     """Run a program of this project and wait for it. Raises UserError where it fails; it has said why."""
-    program = str(ROOT / command[0])
-    options = [str(ROOT / each) if each.startswith("configs/") else each for each in command[1:]]
     start = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else [])]
     threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}
-    with subprocess.Popen([*start, program, *options], env={**threads, **os.environ, "PYTHONPATH": _path()}) as process:
+    with subprocess.Popen([*start, *own_files(command)], env={**threads, **own_environment()}) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the terminal has told it, too: it writes its checkpoint first
             code = process.wait()
     if code not in (0, 130):
         raise UserError(f"{command[0]} ended with exit code {code}, see above; mend that and give the same command again")
-
-
-def _path() -> str:
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 if __name__ == "__main__":

@@ -24,16 +24,6 @@ FINE = {"size": 64, "steps": 1, "effort": 0.2}
 FAST = {"look": "fast", "size": 64, "steps": 1}
 
 
-@pytest.fixture(scope="module")
-def net() -> vgg16:
-    return narrow_vgg16()
-
-
-@pytest.fixture(scope="module")
-def pipeline(net: vgg16) -> StyleTransferPipeline:
-    return StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net)
-
-
 @pytest.fixture
 def brush(net: vgg16) -> Brush:
     return Brush(net, torch.device("cpu"), "fp32")
@@ -42,11 +32,6 @@ def brush(net: vgg16) -> Brush:
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
     return picture(72, 64, seed=1)
-
-
-@pytest.fixture(scope="module")
-def painting() -> Image.Image:
-    return picture(80, 104, seed=2)
 
 
 def tensor(image: Image.Image) -> Tensor:

@@ -1,5 +1,6 @@
 """The command line: scripts/stylize.py and scripts/demo.py. Bad input is exit code 2, one clear line, nothing written."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 from pipeline_builders import ROOT, assert_refused, everything_in, model_config, narrow_vgg16, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
 
 from ldm.checkpoint import save_safetensors
-from ldm.cli import run
+from ldm.cli import own_environment, own_files, run
 from ldm.errors import UserError
 from ldm.images import load_image
 from ldm.pipeline import StyleTransferPipeline
@@ -276,3 +277,12 @@ def test_a_programs_own_exit_code_is_kept(returned: int | None, code: int) -> No
 def test_errors_of_the_program_itself_are_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("given, expected", [(None, [str(ROOT)]), ("/some/wheels", [str(ROOT), "/some/wheels"])])
+def test_a_program_started_from_here_finds_what_this_one_does(given: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if given:
+        monkeypatch.setenv("PYTHONPATH", given)
+    assert own_environment()["PYTHONPATH"].split(os.pathsep) == expected
+    assert own_files(["main.py", "--name", "x", "configs/mini.yaml"]) == [str(ROOT / "main.py"), "--name", "x", str(ROOT / "configs/mini.yaml")]

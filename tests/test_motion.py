@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import assert_refused, narrow_vgg16, picture, pixels, run_program, script, tiny_model, write_model
+from pipeline_builders import assert_refused, picture, pixels, run_program, script, tiny_model, write_model
 
 from ldm.errors import UserError
 from ldm.images import load_image
@@ -17,21 +17,6 @@ from ldm.pipeline import StyleTransferPipeline
 from ldm.video import Frame
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
-
-
-@pytest.fixture(scope="module")
-def net() -> vgg16:
-    return narrow_vgg16()
-
-
-@pytest.fixture(scope="module")
-def pipeline(net: vgg16) -> StyleTransferPipeline:
-    return StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net)
-
-
-@pytest.fixture(scope="module")
-def painting() -> Image.Image:
-    return picture(80, 104, seed=2)
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:
