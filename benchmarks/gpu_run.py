@@ -3,8 +3,8 @@
     python benchmarks/gpu_run.py --output gpu --minutes 9                      # the parts check, speed and training
     python benchmarks/gpu_run.py --output gpu --minutes 9 --parts bundled --pictures packed
 
-  check      is what the GPU computes right: every number format against float32 on the CPU, the same seed twice
-  speed      the table of docs/performance.md: whole pictures by every way (scripts/benchmark.py --suite gpu)
+  check      is what the GPU computes right: golden numbers, every number format against float32 on the CPU, the same seed twice
+  speed      the tables of docs/performance.md: whole pictures by every way (scripts/benchmark.py --suite gpu)
   training   the same for training steps
   bundled    goes on training the bundled model, on pictures from benchmarks/pack_pictures.py, in all the time that is left
 
@@ -14,35 +14,26 @@ sizes, on a CPU too.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ldm.benchmarking.measuring import machine, psnr
-from ldm.benchmarking.models import fill_zero_weights
 from ldm.cli import ArgumentParser, own_environment, own_files, run
-from ldm.device import autocast, choose_device
 from ldm.errors import UserError
-from ldm.files import ROOT, check_folder, written_whole
-from ldm.images import image_to_tensor
-from ldm.inference import build_for_inference
-from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.pipeline import StyleTransferPipeline
+from ldm.files import check_folder, written_whole
 
-SECONDS = {"check": 60, "speed": 180, "training": 90, "bundled": 3600}  # at most
+SECONDS = {"check": 60, "speed": 210, "training": 90, "bundled": 3600}  # at most
+TABLES_SECONDS = 60
 PART_BYTES = 15 * 2**20
 SPARE = 20  # seconds to write what there is
-MEANT_FOR_CUDA = ("fp32", "bf16", "fp16")
-TINY = ["--config", "configs/mini.yaml", "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1", "--repeats", "1"]
-PHOTO, PAINTING = ROOT / "data/contents/astronaut.jpg", ROOT / "data/styles/van_gogh_wheat_field_with_cypresses.jpg"
+MINI = ("--config", "configs/mini.yaml")
+TINY = (*MINI, "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1")
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,74 +75,73 @@ def main() -> int:
     return 1 if failed else 0
 
 
-# Is it right
+# Is it right, and how fast
 
 
 def check(args: argparse.Namespace, seconds: float) -> None:
-    """Writes check.json: relative errors and PSNR of every number format against float32 on the CPU."""
-    device = choose_device(args.device)
-    result: dict[str, object] = {"machine": machine(device)}
-    formats = MEANT_FOR_CUDA if device.type == "cuda" else MEANT_FOR_CUDA[:2]
-    (reference,) = painted("cpu", "fp32", args, times=1)
-    for precision in formats:
-        one, again = painted(device, precision, args, times=2)
-        result[f"bundled model, {precision}"] = {
-            "PSNR of a fast picture": float(psnr(one, reference)),
-            "the same twice": bool(torch.equal(one, again)),
-        }
-    config = "configs/mini.yaml" if args.rehearse else "configs/kl16_content12.yaml"
-    torch.manual_seed(0)
-    model = build_for_inference(ROOT / config, DualCondModel).eval().requires_grad_(False)
-    fill_zero_weights(model.model)
-    inputs = random_inputs(model)
-    expected = prediction(model, inputs, "fp32")
-    model.to(device)
-    for precision in formats:
-        got = prediction(model, inputs, precision)
-        result[f"{Path(config).name}, random weights, {precision}"] = {"relative error of a prediction": float((got - expected).norm() / expected.norm())}
-    write_json(args.output / "check.json", result)
-    print(json.dumps(result, indent=1), flush=True)
+    """Writes check.json, see benchmarks/gpu_check.py."""
+    options = ["--output", str(args.output / "check.json"), "--device", args.device, *(["--tiny"] if args.rehearse else [])]
+    called(["benchmarks/gpu_check.py", *options], seconds)
 
 
-def painted(device: torch.device | str, precision: str, args: argparse.Namespace, times: int) -> list[torch.Tensor]:
-    """The same picture (1, 3, H, W), painted that many times by one pipeline."""
-    pipeline = StyleTransferPipeline.from_pretrained(device=str(device), precision=precision)
-    settings = {"look": "fast", "size": 64 if args.rehearse else 256, "steps": 2 if args.rehearse else None}
-    return [image_to_tensor(pipeline(PHOTO, PAINTING, **settings))[None] for _ in range(times)]
+@dataclass(frozen=True)
+class Table:
+    """Results of scripts/benchmark.py --suite gpu: their name, options of all runs, and those of each run, the most valuable first."""
+
+    name: str
+    options: Sequence[str]
+    runs: Sequence[str]
 
 
-def random_inputs(model: DualCondModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = (1, model.channels, model.image_size, model.image_size)
-    x, content = torch.randn(shape), torch.randn(shape)
-    return x, torch.tensor([500]), content, torch.rand(1, model.null_style_vector.weight.shape[1])
-
-
-@torch.no_grad()
-def prediction(model: DualCondModel, inputs: tuple[torch.Tensor, ...], precision: str) -> torch.Tensor:
-    x, t, content, style = (value.to(model.device) for value in inputs)
-    with autocast(model.device, precision):
-        return model.apply_model(x, t, model.condition(content, style)).float().cpu()
-
-
-# How fast is it
+# The numbers are those of the suite's rows: 1 is the published way, 7 and 8 compile the networks, 11 and on train, the last one compiled.
+SPEED = (
+    Table("speed", (), ("--sizes 256 --batch-sizes 1 64 --rows 1 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 1 --rows 8 7")),
+    Table("speed-mini", MINI, ("--sizes 256 --batch-sizes 1 64 --rows 2 6 9", "--sizes 256 --batch-sizes 1 --rows 8")),
+    Table("speed", (), ("--batch-sizes 1 8 --rows 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 64 --rows 7")),
+)
+TRAINING = (
+    Table("training", (), ("--training-batch-sizes 16 --rows 11 12 13 14 15 16", "--training-batch-sizes 128 --rows 16", "--training-batch-sizes 16 --rows 17")),
+)
+TINY_SPEED = (Table("speed", TINY, ("--rows 1 4",)),)
+TINY_TRAINING = (Table("training", TINY, ("--rows 14",)),)
 
 
 def speed(args: argparse.Namespace, seconds: float) -> None:
-    full = ["--rows", *map(str, range(1, 11)), "--repeats", "5"]
-    benchmark("speed", [*TINY, "--rows", "1", "4", "--published-steps", "1"] if args.rehearse else full, args, seconds)
+    """The published model's tables into speed.txt, the bundled model's into speed-mini.txt."""
+    measure(TINY_SPEED if args.rehearse else SPEED, range(1, 11), args, seconds)
 
 
 def training(args: argparse.Namespace, seconds: float) -> None:
-    full = ["--rows", *map(str, range(11, 18)), "--training-batch-sizes", "16", "128", "--repeats", "5"]
-    benchmark("training", [*TINY, "--rows", "14"] if args.rehearse else full, args, seconds)
+    """Tables into training.txt."""
+    measure(TINY_TRAINING if args.rehearse else TRAINING, range(11, 18), args, seconds)
 
 
-def benchmark(name: str, options: list[str], args: argparse.Namespace, seconds: float) -> None:
-    """A suite's tables into NAME.txt; its numbers, one by one, into NAME/."""
-    command = ["scripts/benchmark.py", "--suite", "gpu", "--device", args.device, "--output", str(args.output / name), *options]
-    output = called(command, seconds)
-    with written_whole(args.output / f"{name}.txt") as aside:
-        aside.write_text(output)
+def measure(tables: Sequence[Table], rows: Sequence[int], args: argparse.Namespace, seconds: float) -> None:
+    """All runs, as far as the time goes; then, in any case, the tables of what there is. Raises UserError for the first run that failed."""
+    end, failed = time.monotonic() + seconds, []
+    try:
+        for table, run_options in [(table, options) for table in tables for options in table.runs]:
+            try:
+                called([*suite(table, args), *run_options.split()], end - time.monotonic())
+            except UserError as error:  # the next may work all the same
+                failed.append(error)
+    finally:
+        for table in {table.name: table for table in tables}.values():
+            write_tables(table, rows, args)
+    if failed:
+        raise failed[0]
+
+
+def write_tables(table: Table, rows: Sequence[int], args: argparse.Namespace) -> None:
+    if (args.output / table.name / "limits.json").is_file():
+        output = called([*suite(table, args), "--rows", *map(str, rows), "--tables-only"], TABLES_SECONDS)
+        with written_whole(args.output / f"{table.name}.txt") as aside:
+            aside.write_text(output)
+
+
+def suite(table: Table, args: argparse.Namespace) -> list[str]:
+    few = ["--repeats", "1", "--published-steps", "1"] if args.rehearse else ["--repeats", "5"]
+    return ["scripts/benchmark.py", "--suite", "gpu", "--device", args.device, "--output", str(args.output / table.name), *few, *table.options]
 
 
 # The bundled model
@@ -211,11 +201,6 @@ def _end_all(process: subprocess.Popen) -> None:
             return
         except subprocess.TimeoutExpired:
             pass
-
-
-def write_json(path: Path, content: object) -> None:
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ OPTIONS = {
         "published_steps": 10,
         "rows": None,
         "output": Path("outputs/gpu"),
+        "tables_only": False,
     },
 }
 AT_LEAST_ONE = ("batch_size", "steps", "repeats", "pictures")
@@ -80,7 +81,9 @@ def parse_args() -> argparse.Namespace:
     gpu.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="pictures painted at once (default: 1 8 64)")
     gpu.add_argument("--training-batch-sizes", type=int, nargs="+", metavar="N", help="of a training step (default: 16 64 256)")
     gpu.add_argument("--output", type=Path, metavar="DIR", help="folder for the results (default: outputs/gpu)")
+    gpu.add_argument("--tables-only", action="store_true", default=None, help="measure nothing, print what --output has")
     parser.add_argument("--one-row", type=int, help=argparse.SUPPRESS)  # how the parent process calls a row,
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # or several,
     parser.add_argument("--results", help=argparse.SUPPRESS)  # and where it wants the picture
     return with_defaults(parser.parse_args())
 

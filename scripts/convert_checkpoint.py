@@ -2,12 +2,15 @@
 
     python scripts/convert_checkpoint.py checkpoints/artfusion/last.ckpt checkpoints/artfusion/artfusion.safetensors
     python scripts/convert_checkpoint.py checkpoints/artfusion/last.ckpt artfusion-fp16.safetensors --half
+    python scripts/convert_checkpoint.py mymodel/cross/checkpoints/last.ckpt mymodel.safetensors --half --leave-out vgg.
 
 Optimiser states, the live weights that the EMA replaces, and the networks of the training losses are left out.
-Such a file belongs to a model built with `use_ema: false`; it cannot continue a training run.
+Such a file belongs to a model built with `use_ema: false`; it cannot continue a training run. The third leaves out VGG16 as well, for a
+model whose config says where that is (`vgg_ckpt_path`).
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +28,7 @@ def main() -> None:
     report = describe(args.input)
     if report.nonfinite:
         raise CheckpointError(f"{args.input}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
-    weights, tensors = choose_weights(read_state_dict(args.input), args.keep_live)
+    weights, tensors = choose_weights(without(args.leave_out, read_state_dict(args.input)), args.keep_live)
     save_safetensors(tensors, args.output, metadata(args.input, report, weights), args.half)
     print(
         f"{args.output}: {human_size(args.output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
@@ -39,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument("--half", action="store_true", help="store weights as float16, the noise schedule not")
     parser.add_argument("--keep-live", action="store_true", help="keep the live weights and drop the EMA")
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="PREFIX", help="leave out tensors whose names begin so")
     parser.add_argument("--force", action="store_true", help="overwrite the output file")
     return parser.parse_args()
 
@@ -50,6 +54,14 @@ def check_output(path: Path, force: bool) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}; create it first")
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; add --force to overwrite it")
+
+
+def without(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Raises UserError for a prefix that no name has."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in state_dict):
+            raise UserError(f"--leave-out {prefix}: no name begins so; `python scripts/verify_checkpoint.py` lists them")
+    return {name: value for name, value in state_dict.items() if not name.startswith(tuple(prefixes))}
 
 
 def choose_weights(state_dict: dict[str, Tensor], keep_live: bool) -> tuple[str, dict[str, Tensor]]:

@@ -11,7 +11,6 @@ mymodel/model.safetensors:
 
   first      the first stage: a light autoencoder
   decoder    its decoder alone, for brush work
-  style      the style network, taught by VGG16
   diffusion  the model itself, on latents that are computed before it begins (minutes, which --hours does not count)
   cross      the same on photos in the styles of paintings, judged by VGG16
 
@@ -30,6 +29,7 @@ from omegaconf import OmegaConf
 
 from ldm.cli import ArgumentParser, own_environment, own_files, run
 from ldm.data.pictures import find_pictures
+from ldm.device import choose_device
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.pipeline import resolve_checkpoint
@@ -38,19 +38,18 @@ from ldm.training.budget import FINISHED
 
 @dataclass(frozen=True)
 class Phase:
-    """config: in configs/. share: of the time. no_schedule: the config value that takes the model's own schedule away."""
+    """config: in configs/. share: of the time. on_gpu: options of its data there, where a batch of the config's would leave it idle."""
 
     config: str
     share: float
-    no_schedule: str = "scheduler_config"
+    on_gpu: Mapping[str, int]
 
 
 PHASES = {
-    "first": Phase("mini_first_stage.yaml", 0.15),
-    "decoder": Phase("mini_decoder.yaml", 0.05),
-    "style": Phase("mini_style.yaml", 0.1, no_schedule="total_steps"),
-    "diffusion": Phase("mini_cached.yaml", 0.2),
-    "cross": Phase("mini_cross.yaml", 0.5),
+    "first": Phase("mini_first_stage.yaml", 0.2, {"batch_size": 64, "num_workers": 8}),
+    "decoder": Phase("mini_decoder.yaml", 0.05, {"batch_size": 48, "num_workers": 8}),
+    "diffusion": Phase("mini_cached.yaml", 0.25, {"batch_size": 256}),
+    "cross": Phase("mini_cross.yaml", 0.5, {"batch_size": 32, "num_workers": 8}),
 }
 
 
@@ -80,7 +79,7 @@ def main() -> int:
             return 130
     if phases[-1] in ("diffusion", "cross"):
         result = args.output / "model.safetensors"
-        call(["scripts/convert_checkpoint.py", weights_of(phases[-1], args), str(result), "--half", "--force"])
+        call(["scripts/convert_checkpoint.py", weights_of(phases[-1], args), str(result), "--half", "--leave-out", "vgg.", "--force"])
     return 0
 
 
@@ -122,16 +121,17 @@ def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "diffusion": {"cache": str((args.output / "cache").resolve())},
         "cross": {"style_root": paintings, "content_root": photos},
     }.get(name, {"roots": [photos, paintings]})
-    model: dict[str, Any] = {PHASES[name].no_schedule: None}
+    model: dict[str, Any] = {"scheduler_config": None}
     if name == "decoder":
         model["ckpt_path"] = weights_of("first", args)
     if name in ("diffusion", "cross"):
-        model |= {"first_stage_config": {"params": {"ckpt_path": first_stage(args)}}, "vgg_ckpt_path": weights_of("style", args)}
+        model["first_stage_config"] = {"params": {"ckpt_path": first_stage(args)}}
     if name == "cross":
         model["ckpt_path"] = weights_of("diffusion", args)
+    loader = PHASES[name].on_gpu if choose_device("auto").type == "cuda" else {}
     return {
         "model": {"params": model},
-        "data": {"params": {"train": {"params": data}}},
+        "data": {"params": {"train": {"params": data}, **loader}},
         "lightning": {"trainer": {"max_steps": -1, "max_epochs": -1}, "callbacks": {"budget": budget}},
     }
 
@@ -148,7 +148,7 @@ def first_stage(args: argparse.Namespace) -> str:
 
 
 def compute_latents(args: argparse.Namespace) -> None:
-    parts = [f"model.params.first_stage_config.params.ckpt_path={first_stage(args)}", f"model.params.vgg_ckpt_path={weights_of('style', args)}"]
+    parts = [f"model.params.first_stage_config.params.ckpt_path={first_stage(args)}"]
     folders = ["--paintings", str(args.paintings), "--photos", str(args.photos), "--output", str(args.output / "cache")]
     call(["scripts/precompute_latents.py", "--config", "configs/mini.yaml", *folders, *parts], args.processes)
 

@@ -453,6 +453,46 @@ def test_a_stopped_run_goes_on_where_it_was(gpu_tables: tuple[Path, str], progra
     assert measured == [gpu.ALL_ROWS[5].name] and result.read_text() == kept and capsys.readouterr().out == before
 
 
+def test_tables_alone_measure_nothing(gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu, "measure_in_processes", lambda *args: pytest.fail("measured"))
+    assert program(*gpu_options(files, gpu_tables[0]), *GPU_ROWS, "--tables-only") == 0
+    assert capsys.readouterr().out == gpu_tables[1]
+    assert program(*gpu_options(files, tmp_path), "--tables-only") == 2
+    assert "no results yet; measure first" in capsys.readouterr().err
+
+
+def test_rows_that_compile_nothing_share_a_process_on_a_gpu() -> None:
+    rows = range(len(gpu.ALL_ROWS))
+    assert gpu.processes_for(rows, torch.device("cpu")) == [[n] for n in rows]
+    assert gpu.processes_for(rows, torch.device("cuda")) == [[0, 1, 2, 3, 4, 5, 8, 9], [10, 11, 12, 13, 14, 15], [6], [7], [16]]
+    assert gpu.processes_for([6, 1, 0], torch.device("cuda")) == [[1, 0], [6]]
+
+
+def test_rows_in_one_process_have_models_of_their_own(gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Each row changes its model, so one shared would give the last row's numbers."""
+    monkeypatch.setattr(gpu, "processes_for", lambda rows, device: [list(rows)])
+    monkeypatch.setattr(gpu, "measure_limits", lambda device: {"fp32": 1e9, "bf16": 1e9, "bytes": 1e9})
+    assert program(*gpu_options(files, tmp_path), *GPU_ROWS) == 0
+    apart, together = tables_in(gpu_tables[1]), tables_in(capsys.readouterr().out)
+    assert apart[0] == together[0] and apart[3].keys() == together[3].keys()
+    assert [cells[-1] for cells in apart[3].values()] == [cells[-1] for cells in together[3].values()]  # the losses
+
+
+def test_a_row_that_fails_leaves_the_others_their_numbers(program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    called = []
+
+    def in_own_process(*arguments: str) -> dict[str, float] | None:
+        called.append(arguments[2:])
+        return None if "4" in arguments else {}
+
+    monkeypatch.setattr(gpu, "in_own_process", in_own_process)
+    monkeypatch.setattr(gpu, "processes_for", lambda rows, device: [list(rows)[:3], list(rows)[3:]])
+    monkeypatch.setattr(gpu, "measure_limits", lambda device: {})
+    assert program(*gpu_options(files, tmp_path), "--rows", 3, 4, 5, 6) == 2
+    assert called == [("3", "4", "5"), ("3",), ("4",), ("5",), ("6",)]
+    assert "row 4 failed" in capsys.readouterr().err
+
+
 def test_results_of_other_options_are_not_mixed(gpu_tables: tuple[Path, str], program: Program, files: Path, capsys) -> None:
     assert program(*gpu_options(files, gpu_tables[0]), "--seed", 1, "--rows", 2) == 2
     assert "has results of another machine or of other options" in capsys.readouterr().err

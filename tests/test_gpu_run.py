@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pipeline_builders import ROOT, assert_refused, picture, picture_folder, program_file, run_program
 
+from ldm.benchmarking import gpu
 from ldm.errors import UserError
 
 
@@ -87,9 +88,10 @@ def test_the_whole_run_is_rehearsed(gpu_run: ModuleType, pack: ModuleType, folde
     assert run_program(gpu_run.main, call, monkeypatch) == 0
     assert all((tmp_path / "out" / f"{name}.done").exists() for name in parts)
     checked = json.loads((tmp_path / "out/check.json").read_text())
-    assert checked["bundled model, fp32"] == {"PSNR of a fast picture": float("inf"), "the same twice": True}
-    assert checked["bundled model, bf16"]["PSNR of a fast picture"] > 30 and checked["bundled model, bf16"]["the same twice"]
-    assert 0 < checked["mini.yaml, random weights, bf16"]["relative error of a prediction"] < 0.05
+    assert checked["fast picture of 64 px, fp32: PSNR"] == checked["fine picture of 64 px, fp32: PSNR"] == float("inf")
+    assert checked["fast picture of 64 px, bf16: PSNR"] > 30 and checked["fine picture of 64 px, bf16: the same twice"] is True
+    assert checked["golden prediction, fp32: relative error"] < 1e-5 and checked["golden guided run, fp32: relative error"] < 1e-4
+    assert 1e-4 < checked["golden prediction, bf16: relative error"] < 0.05
     assert "DPM-Solver++" not in (tmp_path / "out/training.txt").read_text() and "bf16" in (tmp_path / "out/speed.txt").read_text()
     weights = b"".join((tmp_path / f"out/weights.part-{n}").read_bytes() for n in range(2))
     assert weights == (tmp_path / "out/training-bundled/model.safetensors").read_bytes()
@@ -107,6 +109,49 @@ def test_a_part_that_fails_does_not_stop_the_next(gpu_run: ModuleType, tmp_path:
     assert run_program(gpu_run.main, ["--output", tmp_path, "--parts", "check", "speed"], monkeypatch) == 1
     assert done == ["speed"] and "check: RuntimeError: no such kernel" in capsys.readouterr().out
     assert (tmp_path / "speed.done").exists() and not (tmp_path / "check.done").exists()
+
+
+def suite_calls(gpu_run: ModuleType, monkeypatch: pytest.MonkeyPatch, output: Path, failing: str | None = None, slow: str | None = None) -> list[str]:
+    """Stands for scripts/benchmark.py: the calls, of which one fails and one takes all the time that is left."""
+    calls = []
+
+    def called(command: list[str], seconds: float) -> str:
+        folder = Path(command[command.index("--output") + 1])
+        calls.append(" ".join(command[command.index("--output") + 1 :]).replace(f"{output}/", ""))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "limits.json").touch()
+        if failing and failing in calls[-1] and "--tables-only" not in command:
+            raise UserError("row 9 failed")
+        if slow and slow in calls[-1] and "--tables-only" not in command:
+            raise subprocess.TimeoutExpired(command, seconds)
+        return f"tables of {folder.name}"
+
+    monkeypatch.setattr(gpu_run, "called", called)
+    return calls
+
+
+def test_a_run_of_the_tables_that_fails_leaves_the_others(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = suite_calls(gpu_run, monkeypatch, tmp_path, failing="--rows 8 7")
+    assert run_program(gpu_run.main, ["--output", tmp_path, "--parts", "speed", "--device", "cpu"], monkeypatch) == 1
+    runs = sum(len(table.runs) for table in gpu_run.SPEED)
+    assert len(calls) == runs + 2 and all("--tables-only" in call for call in calls[runs:]) and not (tmp_path / "speed.done").exists()
+    assert (tmp_path / "speed.txt").read_text() == "tables of speed" and (tmp_path / "speed-mini.txt").read_text() == "tables of speed-mini"
+
+
+def test_tables_are_written_of_what_there_was_time_for(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    calls = suite_calls(gpu_run, monkeypatch, tmp_path, slow="speed-mini")
+    assert run_program(gpu_run.main, ["--output", tmp_path, "--parts", "speed", "training", "--device", "cpu"], monkeypatch) == 1
+    assert "speed: TimeoutExpired" in capsys.readouterr().out and (tmp_path / "training.done").exists() and not (tmp_path / "speed.done").exists()
+    assert [call.split()[0] for call in calls[:5]] == ["speed", "speed", "speed-mini", "speed", "speed-mini"] and "--tables-only" in calls[3]
+
+
+def test_the_rows_of_the_tables_are_those_of_the_suite(gpu_run: ModuleType) -> None:
+    named = {int(word) for table in (*gpu_run.SPEED, *gpu_run.TRAINING) for run in table.runs for word in run.split("--rows")[1].split()}
+    assert named == set(range(1, len(gpu.ALL_ROWS) + 1))
+    compiled = [n + 1 for n, row in enumerate(gpu.ALL_ROWS) if gpu.compiles(row)]
+    alone = [run for table in (*gpu_run.SPEED, *gpu_run.TRAINING) for run in table.runs if {int(word) for word in run.split("--rows")[1].split()} <= set(compiled)]
+    others = [run for table in (*gpu_run.SPEED, *gpu_run.TRAINING) for run in table.runs if run not in alone]
+    assert not any(int(word) in compiled for run in others for word in run.split("--rows")[1].split())
 
 
 def test_a_part_out_of_time_ends_with_all_that_it_started(gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 """Training by the clock, and the program that trains the bundled model in all its phases."""
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from pipeline_builders import ROOT, assert_refused, picture_folder, run_program, script
 from pytorch_lightning import LightningModule
@@ -117,36 +119,46 @@ def settings(sitting: Sitting, phase: str) -> dict[str, Any]:
 def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) -> None:
     sitting, train_bundled = program
     assert train_bundled() == 0
-    assert sitting.runs == ["first", "decoder", "style", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
-    last_of = {name: str(sitting.output / name / "checkpoints/last.ckpt") for name in ("first", "decoder", "style", "diffusion", "cross")}
+    assert sitting.runs == ["first", "decoder", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
+    last_of = {name: str(sitting.output / name / "checkpoints/last.ckpt") for name in ("first", "decoder", "diffusion", "cross")}
     assert settings(sitting, "decoder")["model"]["params"]["ckpt_path"] == last_of["first"]
     cross = settings(sitting, "cross")
-    parts = {"first_stage_config": {"params": {"ckpt_path": last_of["decoder"]}}, "vgg_ckpt_path": last_of["style"], "ckpt_path": last_of["diffusion"]}
+    parts = {"first_stage_config": {"params": {"ckpt_path": last_of["decoder"]}}, "ckpt_path": last_of["diffusion"]}
     assert cross["model"]["params"] == {"scheduler_config": None, **parts}
     assert cross["data"]["params"]["train"]["params"] == {"style_root": str(folders["paintings"]), "content_root": str(folders["photos"])}
     hours = [settings(sitting, name)["lightning"]["callbacks"]["budget"]["params"]["hours"] for name in last_of]
-    assert hours == pytest.approx([1.5, 0.5, 1, 2, 5]) and settings(sitting, "style")["model"]["params"] == {"total_steps": None}
-    assert sitting.commands[-1] == ["scripts/convert_checkpoint.py", last_of["cross"], str(sitting.output / "model.safetensors"), "--half", "--force"]
+    assert hours == pytest.approx([2, 0.5, 2.5, 5]) and settings(sitting, "first")["model"]["params"] == {"scheduler_config": None}
+    result = [last_of["cross"], str(sitting.output / "model.safetensors")]
+    assert sitting.commands[-1] == ["scripts/convert_checkpoint.py", *result, "--half", "--leave-out", "vgg.", "--force"]
 
 
 def test_what_is_not_trained_comes_from_the_bundled_weights(program: Any) -> None:
     sitting, train_bundled = program
-    assert train_bundled("--phases", "cross", "style") == 0
-    assert sitting.runs == ["style", "cross", "scripts/convert_checkpoint.py"]
-    bundled, own = str(ROOT / "checkpoints/mini/model.safetensors"), str(sitting.output / "style/checkpoints/last.ckpt")
+    assert train_bundled("--phases", "cross", "decoder") == 0
+    assert sitting.runs == ["decoder", "cross", "scripts/convert_checkpoint.py"]
+    bundled, own = str(ROOT / "checkpoints/mini/model.safetensors"), str(sitting.output / "decoder/checkpoints/last.ckpt")
     params = settings(sitting, "cross")["model"]["params"]
-    assert (params["ckpt_path"], params["vgg_ckpt_path"], params["first_stage_config"]["params"]["ckpt_path"]) == (bundled, own, bundled)
-    assert settings(sitting, "cross")["lightning"]["callbacks"]["budget"]["params"]["hours"] == pytest.approx(10 * 0.5 / 0.6)
+    assert (params["ckpt_path"], params["first_stage_config"]["params"]["ckpt_path"]) == (bundled, own)
+    assert settings(sitting, "cross")["lightning"]["callbacks"]["budget"]["params"]["hours"] == pytest.approx(10 * 0.5 / 0.55)
+
+
+def test_a_gpu_gets_batches_of_its_own_size(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sitting, train_bundled = program
+    module = script("train_bundled")
+    assert train_bundled("--phases", "cross") == 0 and settings(sitting, "cross")["data"]["params"].keys() == {"train"}
+    args = Namespace(hours=1, phases=["cross"], photos=Path("photos"), paintings=Path("paintings"), output=sitting.output, start="mini")
+    monkeypatch.setattr(module, "choose_device", lambda name: torch.device("cuda"))
+    assert module.settings_of("cross", args)["data"]["params"] | {"train": None} == {"train": None, **module.PHASES["cross"].on_gpu}
 
 
 def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.CaptureFixture) -> None:
     sitting, train_bundled = program
-    sitting.stop_in = "style"
-    assert train_bundled() == 130 and sitting.runs == ["first", "decoder", "style"]
-    assert "stopped in the phase 'style'; the same command goes on from there" in capsys.readouterr().err
+    sitting.stop_in = "decoder"
+    assert train_bundled() == 130 and sitting.runs == ["first", "decoder"]
+    assert "stopped in the phase 'decoder'; the same command goes on from there" in capsys.readouterr().err
     sitting.stop_in = None
     assert train_bundled() == 0
-    assert sitting.runs[3:] == ["style again", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
+    assert sitting.runs[2:] == ["decoder again", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
 
 
 @pytest.mark.parametrize(
@@ -175,4 +187,4 @@ def test_a_phase_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", script("train_bundled").PHASES)
 def test_every_phase_has_its_config_and_takes_away_a_schedule_that_is_there(name: str) -> None:
     phase = script("train_bundled").PHASES[name]
-    assert phase.no_schedule in merged_config([str(ROOT / "configs" / phase.config)], []).model.params
+    assert "scheduler_config" in merged_config([str(ROOT / "configs" / phase.config)], []).model.params

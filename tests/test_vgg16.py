@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ldm.errors import UserError
 from ldm.evaluation.metrics import load_vgg
 from ldm.images import image_to_tensor, load_image, resize_short_side
-from ldm.models.style_distillation import StyleDistiller
 from ldm.modules.losses import lpips as networks
 from ldm.modules.losses.lpips import BUNDLED_VGG16, LPIPS, ScalingLayer, VggOutputs, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import FeatureLoss, StyleTransferLoss, VggFeatures
+from ldm.pipeline import StyleTransferPipeline
 
 CARD = (ROOT / "checkpoints/vgg16/README.md").read_text()
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
@@ -102,11 +102,12 @@ def test_the_judge_of_style_transfer_is_it(net: vgg16, monkeypatch: pytest.Monke
     assert torch.equal(loss.features.get_buffer("weight1_1"), net.slice1[0].weight)
 
 
-def test_the_style_networks_teacher_is_it(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_models_style_network_is_it(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_network(monkeypatch)
-    distiller = StyleDistiller(vgg_channels=[1, 1, 1, 1, 1])
-    distiller.on_fit_start()
-    assert_bundled(distiller.teacher, net)
+    pipeline = StyleTransferPipeline.from_pretrained(device="cpu")
+    assert_bundled(pipeline.model.vgg, net)
+    leading = pipeline.brush.features.get_buffer("weight1_1")
+    assert torch.equal(leading, net.slice1[0].weight.to(leading.dtype))
 
 
 def test_a_file_of_ones_own_is_read_instead(tmp_path: Path) -> None:

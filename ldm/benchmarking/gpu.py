@@ -1,9 +1,10 @@
 """Everything that a GPU is measured by: its own limits, how exact every fast path is, whole pictures, training steps.
 
-Each row runs in a process of its own, and each of its numbers is written to --output as soon as it is there: a run that is
-stopped goes on where it was.
+Each row runs in a process of its own, but on a GPU, where starting takes longer than measuring, those that compile nothing share one.
+Each number is written to --output as soon as it is there: a run that is stopped goes on where it was.
 """
 
+import copy
 import json
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -111,17 +112,47 @@ class Results:
 def main(args: Namespace) -> None:
     check(args)
     results = Results(args)
-    if args.one_row is not None:
-        measure_row(args.one_row, results, args)
-        print("{}")
-        return
-    limits = results.or_measured("limits", partial(measure_limits, choose_device(args.device)))
     chosen = range(len(ALL_ROWS)) if args.rows is None else places(args.rows, len(ALL_ROWS))
     chosen = [n for n in chosen if can_run(ALL_ROWS[n], args)]
-    for n in tqdm(chosen, unit="row"):
-        if in_own_process("--one-row", str(n)) is None:
-            raise row_failed(n)
+    if args.here:
+        measure_rows(chosen, results, args)
+        print("{}")
+        return
+    if not args.tables_only:
+        results.or_measured("limits", partial(measure_limits, choose_device(args.device)))
+        measure_in_processes(chosen, args)
+    limits = results.get("limits")
+    if limits is None:
+        raise UserError(f"{args.output}: no results yet; measure first, without --tables-only")
     print_tables(chosen, results, limits, args)
+
+
+def measure_in_processes(chosen: Sequence[int], args: Namespace) -> None:
+    """Rows that fail together are tried one by one, and the others measured all the same. Raises UserError for the first that fails alone."""
+    failed = []
+    groups = processes_for(chosen, choose_device(args.device))
+    for group in tqdm(groups, unit="process"):
+        if not measured_together(group):
+            failed += [n for n in group if len(group) == 1 or not measured_together([n])]
+    if failed:
+        raise row_failed(failed[0])
+
+
+def measured_together(rows: Sequence[int]) -> bool:
+    return in_own_process("--here", "--rows", *(str(n + 1) for n in rows)) is not None
+
+
+def processes_for(rows: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Which rows share a process: on a GPU, whose peak memory can be reset, those of painting and those of training that do not compile."""
+    if device.type != "cuda":
+        return [[n] for n in rows]
+    light = [n for n in rows if not compiles(ALL_ROWS[n])]
+    shared = [[n for n in light if isinstance(ALL_ROWS[n], kind)] for kind in (SamplingRow, TrainingWay)]
+    return [*filter(None, shared), *([n] for n in rows if n not in light)]
+
+
+def compiles(row: SamplingRow | TrainingWay) -> bool:
+    return row.compile if isinstance(row, SamplingRow) else row.options.get("compile", False)
 
 
 def check(args: Namespace) -> None:
@@ -147,11 +178,23 @@ def measure_limits(device: torch.device) -> Result:
     return {"fp32": matrix_rate(device, torch.float32), "bf16": matrix_rate(device, torch.bfloat16), "bytes": copy_bandwidth(device)}
 
 
-def measure_row(number: int, results: Results, args: Namespace) -> None:
-    if number < len(PAINTING_ROWS):
-        measure_painting(number, results, args)
-    else:
-        measure_training(number, results, args)
+def measure_rows(rows: Sequence[int], results: Results, args: Namespace) -> None:
+    """In this process. The models that the rows copy stay on the CPU, so that the GPU's memory is the row's own."""
+    painting, training = ([n for n in rows if isinstance(ALL_ROWS[n], kind)] for kind in (SamplingRow, TrainingWay))
+    if painting:
+        model = load_model(args, torch.device("cpu"))
+        for number in painting:
+            measure_painting(number, own_copy(model, painting, args), results, args)
+    if training:
+        torch.manual_seed(0)
+        model = training_module().build(args.config)
+        for number in training:
+            measure_training(number, model, results, args)
+
+
+def own_copy(model: DualCondModel, rows: Sequence[int], args: Namespace) -> DualCondModel:
+    """The model for one of these rows, on the device; a single row may have the model itself."""
+    return (copy.deepcopy(model) if len(rows) > 1 else model).to(choose_device(args.device))
 
 
 # Painting
@@ -162,10 +205,9 @@ def shapes(args: Namespace) -> list[tuple[int, int]]:
     return [(batch, size) for size in args.sizes for batch in args.batch_sizes]
 
 
-def measure_painting(number: int, results: Results, args: Namespace) -> None:
-    row, device = PAINTING_ROWS[number], choose_device(args.device)
+def measure_painting(number: int, model: DualCondModel, results: Results, args: Namespace) -> None:
+    row = PAINTING_ROWS[number]
     exact_float32()
-    model = load_model(args, device)
     for size in args.sizes:
         results.or_measured(f"work-{size}", lambda size=size: count_work(model, task_of(model, 1, size, args)))
     adapt(model, row)
@@ -238,22 +280,27 @@ def without_peak_before(device: torch.device) -> Iterator[None]:
 # Training
 
 
-def measure_training(number: int, results: Results, args: Namespace) -> None:
-    # Lightning is not loaded by the rows of painting.
-    training, way = import_module("ldm.benchmarking.training"), TRAINING_ROWS[number - len(PAINTING_ROWS)]
+def training_module() -> Any:
+    """Only where it is needed: the rows of painting do not load Lightning."""
+    return import_module("ldm.benchmarking.training")
+
+
+def measure_training(number: int, model: DualCondModel, results: Results, args: Namespace) -> None:
+    training, way = training_module(), TRAINING_ROWS[number - len(PAINTING_ROWS)]
     for batch in args.training_batch_sizes:
-        here = Namespace(config=args.config, device=args.device, batch_size=batch, steps=args.repeats)
+        here = Namespace(device=args.device, batch_size=batch, steps=args.repeats)
         row = training.TrainingRow(way.name, **way.options)
-        results.or_measured(f"row-{number + 1}-{batch}", partial(time_training, training, row, here))
+        results.or_measured(f"row-{number + 1}-{batch}", partial(time_training, training, row, model, here))
 
 
-def time_training(training: Any, row: Any, args: Namespace) -> Result:
+def time_training(training: Any, row: Any, model: DualCondModel, args: Namespace) -> Result:
     """What `training.measure` tells, and the operations that the step of one picture takes, recomputing not counted."""
+    device = choose_device(args.device)
     try:
-        with without_peak_before(choose_device(args.device)):
-            result = training.measure(row, args)
-        once = Namespace(**{**vars(args), "batch_size": 1, "steps": 1})
-        work = count_flops(partial(training.measure, replace(row, compile=False, recompute=False), once))
+        with without_peak_before(device):
+            result = training.measure(row, copy.deepcopy(model).to(device), args)
+        once = Namespace(batch_size=1, steps=1)
+        work = count_flops(partial(training.measure, replace(row, compile=False, recompute=False), copy.deepcopy(model).to(device), once))
         return result | {"work": work / (training.WARM_UP + once.steps)}
     except UserError as error:
         if "memory" not in str(error):

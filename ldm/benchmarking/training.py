@@ -51,7 +51,8 @@ ROWS = (
 
 def main(args: Namespace) -> None:
     if args.one_row is not None:
-        print(json.dumps(measure(ROWS[args.one_row], args)))
+        torch.manual_seed(0)
+        print(json.dumps(measure(ROWS[args.one_row], build(args.config).to(choose_device(args.device)), args)))
         return
     chosen = range(len(ROWS)) if args.rows is None else places(args.rows, len(ROWS))
     print_table([(ROWS[n].name, measured(n)) for n in tqdm(chosen, unit="row")], args)
@@ -64,11 +65,11 @@ def measured(row: int) -> dict[str, float]:
     return result
 
 
-def measure(row: TrainingRow, args: Namespace) -> dict[str, float]:
-    """Median seconds of a step, peak memory in bytes, loss of the first step."""
-    device = choose_device(args.device)
+def measure(row: TrainingRow, model: DualCondLDM, args: Namespace) -> dict[str, float]:
+    """Median seconds of a step, peak memory in bytes, loss of the first step. The model is changed."""
+    device = model.device
     torch.manual_seed(0)
-    model = build(args.config).to(device).train()
+    model.train()
     for block in model.modules():
         if isinstance(block, SelfAttention):
             block.use_checkpoint = row.recompute

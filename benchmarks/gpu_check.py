@@ -1,0 +1,141 @@
+"""Is what this machine's device computes right? Against the published model's golden numbers, and against float32 on the CPU.
+
+    python benchmarks/gpu_check.py --output check.json
+
+For every number format: the published model's prediction and a guided run of four steps, on the weights and inputs of tests/golden; a picture
+by the bundled model in either look, painted twice. Each number is in the file as soon as it is known. With --tiny the reduced golden model and
+small pictures.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from ldm.benchmarking.measuring import exact_float32, machine, psnr
+from ldm.cli import ArgumentParser, run
+from ldm.device import autocast, choose_device
+from ldm.files import ROOT, check_folder, written_whole
+from ldm.images import image_to_tensor
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.pipeline import StyleTransferPipeline
+from ldm.util import instantiate_from_config
+
+sys.path.insert(0, str(ROOT / "tests"))
+from golden_rules import GOLDEN, apply_rule  # noqa: E402 - no part of any package
+
+FORMATS = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}
+TWO_WAY = (0.6, 2.0)  # the content and the style scale of the golden run
+PHOTO, PAINTING = ROOT / "data/contents/astronaut.jpg", ROOT / "data/styles/van_gogh_wheat_field_with_cypresses.jpg"
+
+
+class Findings:
+    """What has been found, in a JSON file, each as soon as it is."""
+
+    def __init__(self, path: Path):
+        self.path, self.values = path, {}
+
+    def add(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        with written_whole(self.path) as aside:
+            aside.write_text(json.dumps(self.values, indent=1))
+        print(f"{name}: {value}", flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="the JSON file to write")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--tiny", action="store_true", help="the reduced model and small pictures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = choose_device(args.device)
+    check_folder(args.output.parent)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    exact_float32()
+    findings = Findings(args.output)
+    findings.add("machine", machine(device))
+    for look in ("fast", "fine"):
+        check_look(look, device, findings, size=64 if args.tiny else 256)
+    check_golden(device, findings, args.tiny)
+
+
+def formats(device: torch.device) -> tuple[str, ...]:
+    return FORMATS.get(device.type, FORMATS["cpu"])
+
+
+# The published model
+
+
+def check_golden(device: torch.device, findings: Findings, tiny: bool) -> None:
+    """Relative errors, the published arrays being right."""
+    model, data = golden_model(tiny)
+    model.to(device)
+    for precision in formats(device):
+        with torch.no_grad(), autocast(device, precision):
+            found = {"prediction": (prediction(model, data), data["unet_out"]), "guided run": (guided_run(model, data, 6 if tiny else 4), data["ddim_two_way_0.6_2"])}
+        for name, (actual, expected) in found.items():
+            wanted = torch.from_numpy(expected)
+            findings.add(f"golden {name}, {precision}: relative error", float((actual.float().cpu() - wanted).norm() / wanted.norm()))
+
+
+def golden_model(tiny: bool) -> tuple[DualCondModel, Any]:
+    config = OmegaConf.load(GOLDEN / "tiny.yaml" if tiny else ROOT / "configs/kl16_content12.yaml").model
+    config.params.first_stage_config.params.ckpt_path = None
+    model = apply_rule(instantiate_from_config(config)).eval().requires_grad_(False)
+    return model, np.load(GOLDEN / ("tiny.npz" if tiny else "kl16_content12_full.npz"))
+
+
+def golden_inputs(model: DualCondModel, data: Any) -> list[Tensor]:
+    """The start x_T, and both conditions."""
+    return [torch.from_numpy(data[name]).to(model.device) for name in ("x_T", "content_features", "style_features")]
+
+
+def prediction(model: DualCondModel, data: Any) -> Tensor:
+    x, content, style = golden_inputs(model, data)
+    return model.apply_model(x, torch.from_numpy(data["t"]).to(model.device), model.condition(content, style))
+
+
+def guided_run(model: DualCondModel, data: Any, steps: int) -> Tensor:
+    x, content, style = golden_inputs(model, data)
+    without = [model.condition(torch.zeros_like(content), style), model.condition(content, model.null_style(len(x)))]
+    options = {"unconditional_guidance_scale": TWO_WAY[0], "unconditional_conditioning": without[0]}
+    options |= {"unconditional_guidance_scale_2": TWO_WAY[1], "unconditional_conditioning_2": without[1]}
+    return DDIMSampler(model).sample(steps, len(x), x.shape[1:], model.condition(content, style), x_T=x, verbose=False, **options)[0]
+
+
+# The bundled model
+
+
+def check_look(look: str, device: torch.device, findings: Findings, size: int) -> None:
+    """PSNR of a picture, float32 on the CPU being right; whether the second is the first, bit for bit; seconds of the second."""
+    settings = {"look": look, "size": size}
+    expected = painted(StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32"), settings)
+    for precision in formats(device):
+        pipeline = StyleTransferPipeline.from_pretrained(device=str(device), precision=precision)
+        one, began = painted(pipeline, settings), time.perf_counter()
+        again, seconds = painted(pipeline, settings), time.perf_counter() - began
+        kind = f"{look} picture of {size} px, {precision}"
+        findings.add(f"{kind}: PSNR", float(psnr(one, expected)))
+        findings.add(f"{kind}: the same twice", bool(torch.equal(one, again)))
+        findings.add(f"{kind}: seconds", round(seconds, 3))
+
+
+def painted(pipeline: StyleTransferPipeline, settings: dict[str, Any]) -> Tensor:
+    """(1, 3, H, W) in [-1, 1], on the CPU."""
+    return image_to_tensor(pipeline(PHOTO, PAINTING, **settings))[None]
+
+
+if __name__ == "__main__":
+    run(main)
