@@ -138,6 +138,17 @@ def test_names_in_a_state_count_more_than_any_order() -> None:
     assert [float(fitted["state"][number]["exp_avg"].mean()) for number in range(6)] == pytest.approx([moment(name) for name in weights])
 
 
+def test_other_optimisers_keep_what_they_like() -> None:
+    layer = nn.Linear(2, 3)
+    optimizer = SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"][1]["momentum_buffer"] = None
+    (fitted,) = fitted_states(layer, [optimizer], [state], ["weight", "bias"])
+    assert torch.equal(fitted["state"][0]["momentum_buffer"], layer.weight.grad) and fitted["state"][1] == {"momentum_buffer": None}
+
+
 # Going on
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from ldm.checkpoint import first_of
 from ldm.errors import CheckpointError
@@ -71,7 +71,9 @@ def _fitted(module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], i
         if lacking:
             raise CheckpointError(f"is no {type(optimizer).__name__}: it has no {first_of(lacking)}")
         weights = dict(zip(names_of(module, group["params"]), group["params"], strict=True))
-        number_in_file = _numbers(weights, saved, state["state"], in_file)
+        # What other optimisers keep need not have a weight's shape.
+        to_check = state["state"] if isinstance(optimizer, (Adam, AdamW)) else {}
+        number_in_file = _numbers(weights, saved, to_check, in_file)
         for number, name in enumerate(weights, begin):
             if number_in_file[name] in state["state"]:
                 moments[number] = {key: _own(value) for key, value in state["state"][number_in_file[name]].items()}
