@@ -1,6 +1,6 @@
 """Training checkpoints on disk: whole or not at all, and never with a value that is not a number."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ from ldm.files import written_whole
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes aside, flushes to disk, then renames: a kill at any moment leaves the old checkpoint or the new one."""
+    """Writes aside, flushes to disk, then renames: a kill at any moment leaves the old checkpoint or the new one.
+
+    `resumed` gives the checkpoint that a run goes on from, which has been read and checked by then.
+    """
+
+    def __init__(self, resumed: Callable[[], dict[str, Any]] | None = None):
+        self.resumed = resumed
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        return super().load_checkpoint(path, *args, **options) if self.resumed is None else self.resumed()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises CheckpointError, with what was at `path` untouched."""

@@ -23,7 +23,7 @@ def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
     if checkpoint is not None and args.name is None and not args.postfix and checkpoint.resolve().parent.name == "checkpoints":
         return checkpoint.resolve().parent.parent
     if not args.base and args.name is None:
-        raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder")
+        raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder of this project")
     return Path(args.logdir) / ((args.name or Path(args.base[-1]).stem) + args.postfix)
 
 

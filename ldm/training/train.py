@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from torch import Tensor
 
-from ldm.checkpoint import load_strict, read_state_dict
-from ldm.errors import CheckpointError, ConfigError
+from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.command_line import DEFAULT_SEED, parse_args
 from ldm.training.config import merged_config
 from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
+from ldm.training.resume import Resumed
 from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, run_folder
 from ldm.training.trainer import Recipe
 from ldm.util import allowing_targets, instantiate_from_config
@@ -37,7 +36,6 @@ _NOISE = (
     ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
-_OTHER_WEIGHTS = "only a checkpoint of the same model can be resumed; to start from other weights, give model.params.ckpt_path=FILE"
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
@@ -45,33 +43,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the training command. Raises UserError for bad input before any work starts."""
     args = parse_args(argv)
     _quieten()
-    checkpoint = find_checkpoint(args.resume) if args.resume else None
-    folder = run_folder(args, checkpoint)
+    resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
+    own = resumed.path if resumed and resumed.is_ours else None  # a run of the published code keeps its folder to itself
+    folder = run_folder(args, own)
     config = merged_config(args.base or [kept_config(folder)], args.overrides)
-    resumed = _weights(checkpoint) if checkpoint else None
     seed = DEFAULT_SEED if args.seed is None else args.seed
     pl.seed_everything(seed, verbose=False)
     with allowing_targets(args.allow_target):
         model, data = build(config, seed)
-        if resumed is not None:  # Lightning loads it again, with its optimisers, but explains less
-            load_strict(model, resumed, where=f"--resume {checkpoint}", advice=_OTHER_WEIGHTS)
+        if resumed:
+            resumed.fit_to(model, seed)
         recipe = Recipe(config, model, data, args.gpus)
         apply_performance(model, recipe.section("performance"))
         if args.dry_run:
             return dry_run(recipe)
-        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None)
-        check_free(folder, checkpoint)
+        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=resumed and resumed.take)
+        if resumed:
+            resumed.check_end(trainer)
+        check_free(folder, own)
         trainer.callbacks.insert(0, KeepConfig(config, folder))
         with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
-            _fit(trainer, model, data, checkpoint)
-
-
-def _weights(checkpoint: Path) -> dict[str, Tensor]:
-    try:
-        return read_state_dict(checkpoint)
-    except CheckpointError as error:
-        reason = str(error).partition("; download")[0]  # advice for files that others made
-        raise CheckpointError(f"{reason}; name another checkpoint of the run, such as one of {checkpoint.parent}/best-*.ckpt") from error
+            _fit(trainer, model, data, resumed and resumed.path)
 
 
 def _quieten() -> None:
@@ -83,8 +75,7 @@ def _quieten() -> None:
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
     try:
-        # Our own checkpoint, written by the same command; weights_only keeps a stranger's file harmless.
-        trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
         end = "finished"
     except StoppedBySignal:
         end = "stopped"

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ldm.training.command_line import gpu_numbers
 from ldm.training.config import check_keys
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
+from ldm.training.moments import NamedMoments
 from ldm.training.reproducible import StepSeeds
 from ldm.training.throughput import Throughput
 from ldm.util import check_count, instantiate_from_config, to_plain
@@ -44,8 +46,10 @@ class Recipe:
     def section(self, key: str) -> dict[str, Any]:
         return _as_section(self.lightning.get(key), f"lightning.{key}")
 
-    def trainer(self, run_folder: Path, seed: int, explicit_seed: bool = False) -> pl.Trainer:
-        """The trainer of a run that writes into `run_folder`."""
+    def trainer(
+        self, run_folder: Path, seed: int, explicit_seed: bool = False, resumed: Callable[[], dict[str, Any]] | None = None
+    ) -> pl.Trainer:
+        """The trainer of a run that writes into `run_folder`; `resumed` gives the checkpoint that it goes on from."""
         checkpoints = run_folder / "checkpoints"
         given = self.trainer_options()
         throughput = Throughput()
@@ -54,14 +58,16 @@ class Recipe:
             *([LearningRateMonitor()] if given.get("logger", True) else []),
             StepSeeds(seed, explicit_seed),
             NonFiniteGuard(),
+            NamedMoments(),
             *self.callbacks(checkpoints),
             throughput.last,
         ]
         options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **given}
         if options.get("enable_progress_bar", True):
             callbacks.append(ProgressLine())
+        files = DurableCheckpointIO(resumed)
         return make_trainer(
-            {"default_root_dir": run_folder, "logger": self._loggers(run_folder), "plugins": [DurableCheckpointIO()], **options, "callbacks": callbacks}
+            {"default_root_dir": run_folder, "logger": self._loggers(run_folder), "plugins": [files], **options, "callbacks": callbacks}
         )
 
     def callbacks(self, checkpoints: Path) -> list[pl.Callback]:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.modules.encoders.modules import ClassEmbedder
-from ldm.optimizers import build_optimizer, clip_gradients
+from ldm.optimizers import build_optimizer, clip_gradients, published_order
 from ldm.util import instantiate_from_config
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(torch.optim.AdamW, self.trained_parameters(), self, lr=self.learning_rate)
+        optimizer = build_optimizer(torch.optim.AdamW, published_order(self, self.trained_parameters()), self, lr=self.learning_rate)
         if self.scheduler_config is None:
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
