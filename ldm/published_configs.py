@@ -22,7 +22,7 @@ OUT_OF_SCOPE = (
     ("ldm.modules.encoders.modules.BERT", _BERT),
     ("ldm.modules.encoders.modules.TransformerEmbedder", _BERT),
     ("ldm.models.diffusion.plms.", "PLMS sampling is out of scope; ldm.models.diffusion.ddim.DDIMSampler samples"),
-    ("ldm.models.diffusion.classifier.", "guidance by a classifier of noisy latents is out of scope; train with `cond_drop` and guide against the null condition"),
+    ("ldm.models.diffusion.classifier.", "guidance by a classifier is out of scope; train with `cond_drop` and guide against the null condition"),
     *((f"{package}.", _DATA) for package in ("ldm.data.imagenet", "ldm.data.lsun", "ldm.data.openimages", "taming.data")),
     ("taming.", "of taming-transformers only the loss and the quantiser of vector-quantised first stages are here"),
 )

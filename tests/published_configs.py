@@ -44,8 +44,8 @@ VQ8 = halves(4, VQ8_MULT, (32,))
 NO_ATTENTION = {"attn_type": "none"}
 
 
-def unet(side: int, channels: int, width: int, attention: list[int], mult: list[int], in_channels: int | None = None, **changes: Any) -> dict[str, Any]:
-    sizes = {"image_size": side, "in_channels": in_channels or channels, "out_channels": channels, "model_channels": width}
+def unet(side: int, channels: int, width: int, attention: list[int], mult: list[int], **changes: Any) -> dict[str, Any]:
+    sizes = {"image_size": side, "in_channels": channels, "out_channels": channels, "model_channels": width}
     params = {**sizes, "attention_resolutions": attention, "num_res_blocks": 2, "channel_mult": mult, **changes}
     return {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": params}
 

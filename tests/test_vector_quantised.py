@@ -17,7 +17,10 @@ from ldm.modules.vqvae.quantize import VectorQuantizer
 
 CODES, WIDTH = 7, 4
 PARAMS = {"ddconfig": {**HALVES, "double_z": False}, "lossconfig": {"target": "torch.nn.Identity"}, "n_embed": CODES, "embed_dim": WIDTH}
-LOSS = {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": {"disc_start": 2, "perceptual_weight": 0.0, "disc_num_layers": 1}}
+LOSS = {
+    "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+    "params": {"disc_start": 2, "perceptual_weight": 0.0, "disc_num_layers": 1},
+}
 
 
 def vq_model(kind: type[VQModel] = VQModel, **changes: Any) -> VQModel:

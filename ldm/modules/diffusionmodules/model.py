@@ -32,7 +32,7 @@ from ldm.published_configs import with_published_keys
     use_spatial_transformer=(False, "it is modulated; ldm.modules.diffusionmodules.openaimodel.UNetModel attends to its context"),
     transformer_depth=(1, "it has no spatial transformer"),
     n_embed=(None, "it predicts latents, not the indices of their codes"),
-    legacy=(True, "in published code it changes nothing"),
+    legacy=(True, "it has no effect; leave it out"),
 )
 class UNetModel(UNetTree):
     """Noise (or x0) prediction from a noisy latent and an embedding of time and context.
