@@ -20,23 +20,25 @@ from ldm.errors import CheckpointError
 from ldm.files import written_whole
 
 __all__ = [
-    "ARTFUSION", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "fingerprint", "human_size",
+    "TRAINING_ONLY", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "fingerprint", "human_size",
     "inference_only", "is_ema_name", "load_strict", "part_of", "read_state_dict", "save_safetensors",
 ]  # fmt: skip
 
-ARTFUSION = "ArtFusion checkpoint"
 # (what a file is, prefixes that must each begin one of its names); the first that fits, wins.
 _KINDS = (
-    (ARTFUSION, ("model.diffusion_model.", "null_style_vector.weight")),
+    ("ArtFusion checkpoint", ("model.diffusion_model.", "null_style_vector.weight")),
     ("Stable Diffusion 1", ("model.diffusion_model.", "cond_stage_model.transformer.text_model.")),
+    ("class-conditional latent diffusion", ("model.diffusion_model.", "cond_stage_model.embedding.weight")),
     ("latent diffusion", ("model.diffusion_model.", "cond_stage_model.")),
+    ("latent diffusion without a condition stage of its own", ("model.diffusion_model.", "first_stage_model.")),
+    ("VQ first stage", ("encoder.", "decoder.", "quantize.embedding.weight")),
     ("KL first stage", ("encoder.", "decoder.", "quant_conv.")),
     # Of torchvision's networks only VGG16 has a convolution at 26.
     ("VGG16 features", ("features.0.", "features.26.")),
 )
 
 _FIT_ADVICE = "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"
-_TRAINING_ONLY = ("loss.", "first_stage_model.loss.")
+TRAINING_ONLY = ("loss.", "first_stage_model.loss.")
 _EMA_COUNTERS = ("_ema.decay", "_ema.num_updates")
 
 # Top-level buffers: float16 rounds betas near 1e-5 and alphas_cumprod near 1 too coarsely to sample with.
@@ -119,7 +121,7 @@ def is_ema_name(name: str) -> bool:
 
 def inference_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live weights and buffers: without EMA entries and without the networks of the training losses."""
-    return {n: value for n, value in state_dict.items() if not is_ema_name(n) and not n.startswith(_TRAINING_ONLY)}
+    return {n: value for n, value in state_dict.items() if not is_ema_name(n) and not n.startswith(TRAINING_ONLY)}
 
 
 def bake_ema(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

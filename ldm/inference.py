@@ -17,6 +17,7 @@ WITHOUT_TRAINING = {
     "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": "ldm.models.diffusion.dual_cond.DualCondModel",
     "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.diffusion.latent_diffusion.LatentDiffusionModel",
     "ldm.models.autoencoder.AutoencoderKL": "ldm.models.first_stage.KLAutoencoder",
+    "ldm.models.autoencoder.VQModelInterface": "ldm.models.first_stage.VQLatents",
 }
 
 Model = TypeVar("Model", bound=LatentDiffusionModel)
@@ -36,11 +37,12 @@ def build_for_inference(config_path: str | Path, kind: type[Model], allow_target
     config: dict[str, Any] = to_plain(load_config(config_path))
     try:
         params = config["model"]["params"]
-        first_stage = params["first_stage_config"]["params"]
-    except (KeyError, TypeError) as error:
+        first_stage = params["first_stage_config"].get("params") or {}
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{config_path}: not the config of {kind.what} (no {error})") from error
     params |= {"ckpt_path": None, "use_ema": False}
-    first_stage["ckpt_path"] = None
+    if "ckpt_path" in first_stage:
+        first_stage["ckpt_path"] = None
     for node in (config["model"], params["first_stage_config"]):
         node["target"] = WITHOUT_TRAINING.get(node.get("target"), node.get("target"))
     model = instantiate_from_config(config["model"], allow_targets)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.errors import ConfigError, UserError
+from ldm.published_configs import our_target
 
 TRUSTED_PREFIXES = ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
 # Its one class parses arguments that name any code at all.
@@ -79,6 +80,8 @@ def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
 def get_obj_from_str(target: str) -> Any:
     """The object that a trusted dotted path names. Raises ConfigError, see the module's text."""
     trusted, allowed = TRUSTED_PREFIXES, _allowed_prefixes.get()
+    if isinstance(target, str) and not target.startswith(allowed):
+        target = our_target(target)
     if not isinstance(target, str) or not target.startswith(trusted + allowed):
         raise ConfigError(
             f"target {target!r} is not under {', '.join(trusted + allowed)}; if you trust that code, allow its "

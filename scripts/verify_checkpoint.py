@@ -2,9 +2,11 @@
 
     python scripts/verify_checkpoint.py checkpoints/artfusion/last.ckpt
     python scripts/verify_checkpoint.py checkpoints/vae/kl-f16.ckpt
+    python scripts/verify_checkpoint.py models/ldm/cin256-v2/model.ckpt
     python scripts/verify_checkpoint.py my_model.ckpt --config configs/my_model.yaml
 
-Without --config, a file of the published ArtFusion's size is compared with configs/kl16_content12.yaml.
+Without --config, a file of the size of a published model is compared with that one's config: configs/kl16_content12.yaml (ArtFusion),
+configs/latent-diffusion/cin256-v2.yaml (classes of ImageNet), configs/kl16_first_stage.yaml and configs/vq4_first_stage.yaml.
 Exit code: 0 whole and fitting, 1 readable but not fitting or with NaN or infinite values, 2 unreadable.
 """
 
@@ -15,13 +17,21 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpoint import (
-    ARTFUSION, Mismatch, Report, compare, describe, file_hash, human_size, is_ema_name, read_state_dict,
+    TRAINING_ONLY, Mismatch, Report, compare, describe, file_hash, human_size, is_ema_name, read_state_dict,
 )  # fmt: skip
 from ldm.cli import ArgumentParser, run
 from ldm.errors import ConfigError
 from ldm.util import instantiate_from_config, load_config, to_plain
 
-PUBLISHED_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "kl16_content12.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONV = "model.diffusion_model.input_blocks.0.0.weight"
+# (config, shapes that tell its model from others)
+PUBLISHED = (
+    ("kl16_content12.yaml", {CONV: (384, 28, 3, 3), "null_style_vector.weight": (1, 2944)}),
+    ("latent-diffusion/cin256-v2.yaml", {CONV: (192, 3, 3, 3), "cond_stage_model.embedding.weight": (1001, 512)}),
+    ("kl16_first_stage.yaml", {"encoder.conv_in.weight": (128, 3, 3, 3), "quant_conv.weight": (32, 32, 1, 1)}),
+    ("vq4_first_stage.yaml", {"quantize.embedding.weight": (8192, 3), "encoder.mid.attn_1.q.weight": (512, 512, 1, 1)}),
+)
 
 
 def main() -> int:
@@ -30,7 +40,7 @@ def main() -> int:
     print(f"{args.file}: {report.kind}")
     print_report(report, file_hash(args.file))
     tensors = read_state_dict(args.file)
-    config = args.config or published_config(report, tensors)
+    config = args.config or published_config(tensors)
     fits = config is None or print_comparison(config, tensors, report.has_ema)
     return 0 if fits and not report.nonfinite else 1
 
@@ -55,13 +65,10 @@ def print_report(report: Report, digest: str) -> None:
         print("  whole, all values finite")
 
 
-def published_config(report: Report, tensors: dict[str, Tensor]) -> Path | None:
-    """The published config if the file is an ArtFusion model of that width."""
-    if report.kind != ARTFUSION:
-        return None
-    first_conv = tensors.get("model.diffusion_model.input_blocks.0.0.weight")
-    width = load_config(PUBLISHED_CONFIG).model.params.unet_config.params.model_channels
-    return PUBLISHED_CONFIG if first_conv is not None and first_conv.shape[0] == width else None
+def published_config(tensors: dict[str, Tensor]) -> Path | None:
+    """The config of the published model that the file seems to be."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    return next((CONFIGS / config for config, own in PUBLISHED if own.items() <= shapes.items()), None)
 
 
 def print_comparison(config: Path, tensors: dict[str, Tensor], has_ema: bool) -> bool:
@@ -69,7 +76,7 @@ def print_comparison(config: Path, tensors: dict[str, Tensor], has_ema: bool) ->
     node = to_plain(load_config(config)).get("model")
     if node is None:
         raise ConfigError(f"config {config}: it has no `model`")
-    mismatch = compare(instantiate_from_config(without_ckpt_paths(node)), tensors)
+    mismatch = compare(instantiate_from_config(without_ckpt_paths(node)), tensors, TRAINING_ONLY)  # which is never loaded
     if not has_ema:
         mismatch = forgive_missing_ema(mismatch)
     print(f"  against {config.name}: {mismatch or 'every name and shape fits'}")

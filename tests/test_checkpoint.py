@@ -322,7 +322,10 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
     "names, kind",
     [
         ([CONV, "null_style_vector.weight", "vgg.slice1.0.weight"], "ArtFusion checkpoint"),
-        ([CONV, "cond_stage_model.embedding.weight"], "latent diffusion"),
+        ([CONV, "cond_stage_model.embedding.weight"], "class-conditional latent diffusion"),
+        ([CONV, "cond_stage_model.transformer.wte.weight"], "latent diffusion"),
+        ([CONV, "first_stage_model.quant_conv.bias"], "latent diffusion without a condition stage of its own"),
+        (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "quantize.embedding.weight"], "VQ first stage"),
         ([CONV, "cond_stage_model.transformer.text_model.final_layer_norm.weight"], "Stable Diffusion 1"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "loss.w"], "KL first stage"),
         (["features.0.weight", "features.26.bias", "classifier.0.bias"], "VGG16 features"),

@@ -280,7 +280,7 @@ def test_what_the_optimisers_train(trainable, count):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"trainable": "encoder"}, "'all' or 'decoder', got 'encoder'"),
+        ({"trainable": "encoder"}, "trainable must be one of all, decoder, got 'encoder'"),
         ({"ddconfig": {"ch": 8}}, "needs `z_channels`"),
         ({"ddconfig": {**HALVES, "chanels": 3}}, "chanels"),
         ({"ddconfig": {**LIGHT, "encoder_target": "ldm.modules.vae.model.Encoder"}}, "Encoder has no parameter 'widths'"),

@@ -458,7 +458,7 @@ def test_contradictory_options(options, message):
         untrained_unet(**options)
 
 
-@pytest.mark.parametrize("option", ["num_classes", "use_spatial_transformer", "num_head_chanels"])
+@pytest.mark.parametrize("option", ["use_label_emb", "num_head_chanels"])
 def test_unknown_options_are_named(option):
     with pytest.raises(TypeError, match=option):
         untrained_unet(**{option: 1})

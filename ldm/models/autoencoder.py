@@ -1,22 +1,29 @@
-"""Training the KL first stage; the autoencoder itself is in `first_stage`, so that inference starts without Lightning."""
+"""First stages that train; the autoencoders themselves are in `first_stage`, so that inference starts without Lightning."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.errors import ConfigError
-from ldm.models.first_stage import KLAutoencoder
-from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
+from ldm.models.first_stage import KLAutoencoder, VQAutoencoder, VQLatents
+from ldm.modules.losses.contperceptual import FirstStageLoss, LPIPSWithDiscriminator
+from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from ldm.optimizers import build_optimizer
 from ldm.util import instantiate_from_config
 
 
-class AutoencoderKL(KLAutoencoder, pl.LightningModule):
-    """The first stage with its training loop; parameters are KLAutoencoder's."""
+class FirstStageTraining(pl.LightningModule):
+    """The training loop of a first stage, beside which it stands among a class's bases."""
+
+    loss_class: type[FirstStageLoss]
+
+    def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
+        """(reconstruction, what the loss takes of its latent); `draw` from the latent's distribution, if it has one."""
+        raise NotImplementedError
 
     @property
     def automatic_optimization(self) -> bool:
@@ -27,15 +34,15 @@ class AutoencoderKL(KLAutoencoder, pl.LightningModule):
         return batch[self.image_key].permute(0, 3, 1, 2).float()
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and not isinstance(self.loss, LPIPSWithDiscriminator):
-            raise ConfigError("to train a first stage, its lossconfig must be ldm.modules.losses.contperceptual.LPIPSWithDiscriminator")
+        wanted = self.loss_class
+        if stage == "fit" and not isinstance(self.loss, wanted):
+            raise ConfigError(f"to train a first stage of this kind, its lossconfig must be {wanted.__module__}.{wanted.__name__}")
 
     def on_fit_start(self) -> None:
         self.loss.load_weights()
 
     def configure_optimizers(self) -> Any:
-        halves = (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
-        weights = [p for part in halves for p in part.parameters() if p.requires_grad]
+        weights = [p for part in self.parts for p in part.parameters() if p.requires_grad]
         groups = [weights] + ([self.loss.discriminator.parameters()] if self.loss.discriminator is not None else [])
         optimizers = [build_optimizer(torch.optim.Adam, group, self, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
         if self.scheduler_config is None:
@@ -47,8 +54,8 @@ class AutoencoderKL(KLAutoencoder, pl.LightningModule):
         step = self.global_step
         x = self.get_input(batch)
         # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
-        recon, posterior = self(x)
-        loss, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, step, self.decoder.last_layer)
+        recon, latent = self.reconstruct(x)
+        loss, parts = self.loss.autoencoder_loss(x, recon.float(), latent, step, self.decoder.last_layer)
         self._step(0, loss)
         if self.loss.discriminates(step):
             disc_loss, disc_parts = self.loss.discriminator_loss(x, recon.float())
@@ -69,8 +76,8 @@ class AutoencoderKL(KLAutoencoder, pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         x = self.get_input(batch)
-        recon, posterior = self(x, sample_posterior=False)
-        _, parts = self.loss.autoencoder_loss(x, recon.float(), posterior, self.global_step, self.decoder.last_layer)
+        recon, latent = self.reconstruct(x, draw=False)
+        _, parts = self.loss.autoencoder_loss(x, recon.float(), latent, self.global_step, self.decoder.last_layer)
         mse = (x - recon.float().clamp(-1, 1)).square().mean(dim=(1, 2, 3))
         psnr = (10 * torch.log10(4 / mse)).mean()  # pixels span 2
         self.log_dict({f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True)
@@ -80,7 +87,50 @@ class AutoencoderKL(KLAutoencoder, pl.LightningModule):
     def log_images(self, batch: Mapping[str, Tensor], max_images: int = 8) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger."""
         x = self.get_input(batch)[:max_images]
-        return {"inputs": x, "reconstructions": self(x, sample_posterior=False)[0]}
+        return {"inputs": x, "reconstructions": self.reconstruct(x, draw=False)[0]}
+
+
+class AutoencoderKL(KLAutoencoder, FirstStageTraining):
+    """The KL first stage with its training loop; parameters are KLAutoencoder's."""
+
+    loss_class = LPIPSWithDiscriminator
+
+    def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
+        return self(x, sample_posterior=draw)
+
+
+class VQModel(VQAutoencoder, FirstStageTraining):
+    """The vector-quantised first stage with its training loop; parameters are VQAutoencoder's."""
+
+    loss_class = VQLPIPSWithDiscriminator
+
+    def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
+        recon, loss, indices = self(x, return_pred_indices=True)
+        return recon, (loss, indices)
+
+
+class VQModelInterface(VQLatents, VQModel):
+    """A VQModel as the first stage of a diffusion model: its latents are quantised in decoding only."""
+
+
+class IdentityFirstStage(nn.Module):
+    """The first stage of a diffusion of the pictures themselves; with `vq_interface`, `quantize` answers as a quantiser does."""
+
+    def __init__(self, vq_interface: bool = False):
+        super().__init__()
+        self.vq_interface = vq_interface
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor, force_not_quantize: bool = False) -> Tensor:
+        return x
+
+    def quantize(self, x: Tensor) -> Any:
+        return (x, None, (None, None, None)) if self.vq_interface else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def _as_list(one_or_more: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The KL first stage: pictures to latents and back."""
+"""First stages: pictures to latents and back. Without Lightning, so that inference starts fast; `autoencoder` trains them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,26 +8,28 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import ConfigError
 from ldm.modules.distributions import DiagonalGaussianDistribution
-from ldm.util import instantiate_from_config
+from ldm.modules.vqvae.quantize import CODEBOOK_KEYS, VectorQuantizer
+from ldm.published_configs import with_published_keys
+from ldm.util import check_choice, instantiate_from_config
 
 
-class KLAutoencoder(nn.Module):
-    """Pictures (N, 3, H, W) in [-1, 1] to a Gaussian over latents (N, embed_dim, H / f, W / f), and back.
+@with_published_keys(colorize_nlabels=(None, "pictures have three channels; a SpatialRescaler takes segmentation maps"))
+class FirstStage(nn.Module):
+    """What all have: pictures (N, 3, H, W) in [-1, 1], two halves, a 1x1 conv on either side of the latent (N, embed_dim, H / f, W / f).
 
-    Without Lightning, so that inference starts fast; `autoencoder.AutoencoderKL` adds the training loop.
     `ddconfig` holds the halves: either the parameters of the published Encoder and Decoder themselves, or
     `encoder_target`, `decoder_target` and `params` for both, with `encoder_params` / `decoder_params` for one.
-    `ckpt_path` is a published `kl-f16.ckpt` or our own file; `trainable` "decoder" freezes encoder and latent.
+    `ckpt_path` is a published file, such as `kl-f16.ckpt`, or our own; `trainable` "decoder" freezes encoder and latent.
     `adam_betas` are the published ones, for adversarial training; without it (0.9, 0.99) learns much faster.
     """
+
+    double_z: bool  # whether the encoder gives a mean and a variance for each channel
 
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
         lossconfig: Mapping[str, Any],
         embed_dim: int,
-        ckpt_path: str | None = None,
-        ignore_keys: Sequence[str] = (),
         image_key: str = "image",
         monitor: str | None = None,
         trainable: str = "all",
@@ -36,20 +38,28 @@ class KLAutoencoder(nn.Module):
         scheduler_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        if trainable not in ("all", "decoder"):
-            raise ConfigError(f"AutoencoderKL: trainable must be 'all' or 'decoder', got {trainable!r}")
+        check_choice("trainable", trainable, ("all", "decoder"))
         self.image_key, self.trainable, self.monitor, self.learning_rate = image_key, trainable, monitor, learning_rate
         self.adam_betas, self.scheduler_config = tuple(adam_betas), scheduler_config
-        self.encoder, self.decoder, z_channels = build_halves(ddconfig)
+        self.encoder, self.decoder, z_channels = build_halves(ddconfig, self.double_z)
         self.loss = instantiate_from_config(lossconfig)
         self.embed_dim, self.has_weights = embed_dim, False
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        moments = 1 + self.double_z
+        self.quant_conv = nn.Conv2d(moments * z_channels, moments * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """All that the reconstruction depends on, in the published optimiser's order."""
+        return self.encoder, self.decoder, self.quant_conv, self.post_quant_conv
+
+    def begin(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> None:
+        """Load weights and freeze what is not trained, once all parts are there."""
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys)
-        if trainable == "decoder":
-            self.encoder.requires_grad_(False)
-            self.quant_conv.requires_grad_(False)
+        if self.trainable == "decoder":
+            for part in self.parts:
+                part.requires_grad_(part in (self.decoder, self.post_quant_conv))
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights, strictly but for the loss's, which inference never uses. Raises CheckpointError.
@@ -59,11 +69,29 @@ class KLAutoencoder(nn.Module):
         load_strict(self, part_of(read_state_dict(path), "first_stage_model."), ignore_keys=(*ignore_keys, "loss."), where=str(path))
         self.has_weights = True
 
-    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
-        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
-
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))
+
+
+class KLAutoencoder(FirstStage):
+    """Pictures to a Gaussian over latents, and back."""
+
+    double_z = True
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        **options: Any,
+    ):
+        super().__init__(ddconfig, lossconfig, embed_dim, **options)
+        self.begin(ckpt_path, ignore_keys)
+
+    def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """(reconstruction, posterior) of pictures."""
@@ -71,13 +99,73 @@ class KLAutoencoder(nn.Module):
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
 
 
-def build_halves(ddconfig: Mapping[str, Any]) -> tuple[nn.Module, nn.Module, int]:
+@with_published_keys(
+    **CODEBOOK_KEYS,
+    batch_resize_range=(None, "pictures keep the size that the data set gives them"),
+    lr_g_factor=(1.0, "both optimisers have one learning rate"),
+    use_ema=(False, "a first stage keeps no moving averages"),
+)
+class VQAutoencoder(FirstStage):
+    """Pictures to latents of `n_embed` learned vectors of `embed_dim` (Esser et al. 2021), and back."""
+
+    double_z = False
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        **options: Any,
+    ):
+        super().__init__(ddconfig, lossconfig, embed_dim, **options)
+        self.n_embed = n_embed
+        self.quantize = VectorQuantizer(n_embed, embed_dim)
+        self.begin(ckpt_path, ignore_keys)
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        return self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """What the quantiser makes of the latent: (quantised, loss, (None, None, indices))."""
+        return self.quantize(self.encode_to_prequant(x))
+
+    def encode_to_prequant(self, x: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x))
+
+    def decode_code(self, code: Tensor) -> Tensor:
+        """Pictures of maps of indices (N, h, w)."""
+        return self.decode(self.quantize.embed_code(code))
+
+    def forward(self, x: Tensor, return_pred_indices: bool = False) -> tuple[Tensor, ...]:
+        """(reconstruction, the quantiser's loss), and the indices if asked for."""
+        quantised, loss, (_, _, indices) = self.quantize(self.encode_to_prequant(x))
+        recon = self.decode(quantised)
+        return (recon, loss, indices) if return_pred_indices else (recon, loss)
+
+
+class VQLatents(VQAutoencoder):
+    """One whose latents are quantised in decoding only, so that a diffusion model's are continuous."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encode_to_prequant(x)
+
+    def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
+        return super().decode(h if force_not_quantize else self.quantize(h)[0])
+
+
+def build_halves(ddconfig: Mapping[str, Any], double_z: bool = True) -> tuple[nn.Module, nn.Module, int]:
     """(encoder, decoder, z_channels) from either form of a first stage's `ddconfig`."""
     if "params" not in ddconfig:
         ddconfig = {"params": ddconfig}
     params = dict(ddconfig["params"])
     if "z_channels" not in params:
-        raise ConfigError("AutoencoderKL: ddconfig needs `z_channels`")
+        raise ConfigError("first stage: ddconfig needs `z_channels`")
+    if params.get("double_z", True) != double_z:
+        raise ConfigError(f"first stage: ddconfig needs `double_z: {str(double_z).lower()}` for a {'KL' if double_z else 'vector-quantised'} latent")
     halves = []
     for half in ("encoder", "decoder"):
         target = ddconfig.get(f"{half}_target", f"ldm.modules.vae.model.{half.capitalize()}")

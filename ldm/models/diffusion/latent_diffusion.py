@@ -249,7 +249,8 @@ class LatentDiffusionModel(GaussianDiffusion):
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).sample()
+            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            return z if isinstance(z, Tensor) else z.sample()
 
     def set_scale(self, z: Tensor) -> None:
         """Scale so that these unscaled latents, with those of all other processes, get std 1."""

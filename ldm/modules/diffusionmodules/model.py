@@ -22,8 +22,18 @@ from ldm.modules.diffusionmodules.adaln import (
 from ldm.modules.diffusionmodules.blocks import mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero_init
+from ldm.published_configs import with_published_keys
 
 
+@with_published_keys(
+    use_fp16=(False, "lightning.trainer.precision sets the number format"),
+    num_classes=(None, "its conditions are content and style; ldm.modules.diffusionmodules.openaimodel.UNetModel takes labels"),
+    num_heads_upsample=(-1, "all levels have the heads that num_heads or num_head_channels gives"),
+    use_spatial_transformer=(False, "it is modulated; ldm.modules.diffusionmodules.openaimodel.UNetModel attends to its context"),
+    transformer_depth=(1, "it has no spatial transformer"),
+    n_embed=(None, "it predicts latents, not the indices of their codes"),
+    legacy=(True, "it has no effect; leave it out"),
+)
 class UNetModel(UNetTree):
     """Noise (or x0) prediction from a noisy latent and an embedding of time and context.
 

@@ -13,6 +13,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import RecomputedBlock, ResBlock, SelfAttention, mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import GroupNorm32, conv_nd, timestep_embedding, zero_init
+from ldm.published_configs import with_published_keys
 
 NUM_NORM_GROUPS = 32
 
@@ -41,6 +42,11 @@ class AttentionBlock(RecomputedBlock, SelfAttention):
         return (flat + self.proj_out(self.attend(self.qkv(self.norm(flat))))).reshape(x.shape)
 
 
+@with_published_keys(
+    use_fp16=(False, "lightning.trainer.precision sets the number format"),
+    num_heads_upsample=(-1, "all levels have the heads that num_heads or num_head_channels gives"),
+    n_embed=(None, "it predicts latents, not the indices of their codes"),
+)
 class UNetModel(UNetTree):
     """Prediction from a noisy latent, its time step, and a context or a label.
 

@@ -1,4 +1,4 @@
-"""Condition stages: class labels, and CLIP's view of texts and pictures.
+"""Condition stages: class labels, maps, and CLIP's view of texts and pictures.
 
 A stage that knows `null_input(n)`, what stands for "nothing in particular" n times, can be trained with `cond_drop` and
 sampled under classifier-free guidance.
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_reading import first_of
 from ldm.errors import ConfigError, UserError
+from ldm.util import check_choice
 
 # Mean and standard deviation of CLIP's training pictures, in [0, 1] (Radford et al. 2021).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -90,6 +91,36 @@ class FrozenCLIPImageEmbedder(nn.Module):
     def null_input(self, n: int) -> Tensor:
         """Grey, (n, 3, 1, 1): pictures of one pixel, which go with those of any size."""
         return torch.zeros(n, 3, 1, 1, device=self.mean.device)
+
+
+class SpatialRescaler(nn.Module):
+    """Maps (N, in_channels, H, W), such as segmentations, rescaled by `multiplier` `n_stages` times.
+
+    `method` is one of torch's interpolation. With `out_channels` a 1x1 conv follows.
+    """
+
+    def __init__(
+        self,
+        n_stages: int = 1,
+        method: str = "bilinear",
+        multiplier: float = 0.5,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        bias: bool = False,
+    ):
+        super().__init__()
+        check_choice("SpatialRescaler: method", method, ("nearest", "bilinear", "bicubic", "area"))
+        self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
+        if out_channels is not None:
+            self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.n_stages):
+            x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
+        return self.channel_mapper(x) if hasattr(self, "channel_mapper") else x
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self(x)
 
 
 def from_hub(class_name: str, version: str) -> Any:

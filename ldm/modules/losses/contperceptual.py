@@ -1,4 +1,4 @@
-"""The first stage's losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021, Rombach et al. 2022)."""
+"""The first stages' losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021, Rombach et al. 2022)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.discriminator import NLayerDiscriminator
 from ldm.modules.losses.lpips import LPIPS
+from ldm.published_configs import with_published_keys
 from ldm.util import instantiate_from_config
 
 
@@ -17,26 +18,28 @@ class DummyLoss(nn.Module):
     """Takes the loss's place in a first stage that is never trained."""
 
 
-class LPIPSWithDiscriminator(nn.Module):
-    """Loss of both optimisers of an AutoencoderKL.
+@with_published_keys(
+    use_actnorm=(False, "the discriminator has batch norm"),
+    disc_conditional=(False, "the discriminator sees the picture alone"),
+)
+class FirstStageLoss(nn.Module):
+    """What the losses of first stages share: reconstruction and perceptual distance, discriminator, their balance.
 
-    Sums over pixels and channels, means over the batch. `disc_start` counts optimiser steps of the autoencoder;
-    before it the discriminator takes no part. `gradient_weight` adds the L1 distance of horizontal and vertical
-    pixel differences. The perceptual part is LPIPS (see there for the two paths), or what `perceptual_config` names: a
-    module of (pictures, reconstructions) like ldm.modules.losses.style_transfer.FeatureLoss. Its weights are read by
-    `load_weights`.
+    `disc_start` counts optimiser steps of the autoencoder; before it the discriminator takes no part. `gradient_weight`
+    adds the L1 distance of horizontal and vertical pixel differences. The perceptual part is LPIPS (see there for the two
+    paths), or what `perceptual_config` names: a module of (pictures, reconstructions) like
+    ldm.modules.losses.style_transfer.FeatureLoss. Its weights are read by `load_weights`.
     """
 
     def __init__(
         self,
         disc_start: int,
-        logvar_init: float = 0.0,
-        kl_weight: float = 1.0,
         pixelloss_weight: float = 1.0,
         gradient_weight: float = 0.0,
         perceptual_weight: float = 1.0,
         disc_num_layers: int = 3,
         disc_in_channels: int = 3,
+        disc_ndf: int = 64,
         disc_factor: float = 1.0,
         disc_weight: float = 1.0,
         disc_loss: str = "hinge",
@@ -50,17 +53,23 @@ class LPIPSWithDiscriminator(nn.Module):
             raise ValueError(f"disc_loss must be one of {', '.join(losses)}, got {disc_loss!r}")
         self.disc_loss = losses[disc_loss]
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
-        self.kl_weight, self.pixel_weight, self.gradient_weight = kl_weight, pixelloss_weight, gradient_weight
-        self.perceptual_weight = perceptual_weight
-        self.logvar = nn.Parameter(torch.tensor(logvar_init))
+        self.pixel_weight, self.gradient_weight, self.perceptual_weight = pixelloss_weight, gradient_weight, perceptual_weight
         # differs: a part with weight 0 is not built; the published code builds and computes all of them.
         self.perceptual_loss = None
         if perceptual_weight > 0:
             built = LPIPS(vgg_ckpt_path, lin_ckpt_path) if perceptual_config is None else instantiate_from_config(perceptual_config)
             self.perceptual_loss = built.eval()
-        self.discriminator = NLayerDiscriminator(disc_in_channels, n_layers=disc_num_layers) if disc_factor > 0 else None
+        self.discriminator = NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers) if disc_factor > 0 else None
 
-    def train(self, mode: bool = True) -> "LPIPSWithDiscriminator":
+    def nll(self, rec: Tensor) -> Tensor:
+        """One number of the distances (N, 3, H, W)."""
+        raise NotImplementedError
+
+    def prior(self, latent: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(what keeps the latent in order, weighed; values to log)."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "FirstStageLoss":
         super().train(mode)
         if self.perceptual_loss is not None:
             self.perceptual_loss.eval()  # a fixed measure: its dropout never acts
@@ -75,15 +84,12 @@ class LPIPSWithDiscriminator(nn.Module):
         """Whether the adversarial part acts at this optimiser step of the autoencoder."""
         return self.discriminator is not None and step >= self.disc_start
 
-    def autoencoder_loss(
-        self, x: Tensor, recon: Tensor, posterior: DiagonalGaussianDistribution, step: int, last_layer: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1]."""
+    def autoencoder_loss(self, x: Tensor, recon: Tensor, latent: Any, step: int, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1], `latent` what `prior` takes."""
         rec = self.reconstruction(x, recon)
-        nll = (rec / self.logvar.exp() + self.logvar).sum() / len(x)
-        kl = posterior.kl().sum() / len(x)
-        loss = nll + self.kl_weight * kl
-        parts = {"rec_loss": rec.mean(), "nll_loss": nll, "kl_loss": kl}
+        nll, (prior, parts) = self.nll(rec), self.prior(latent)
+        loss = nll + prior
+        parts = {"rec_loss": rec.mean(), "nll_loss": nll, **parts}
         if self.discriminates(step):
             g_loss = -self.discriminator(recon).mean()
             weight = self.adaptive_weight(nll, g_loss, last_layer)
@@ -114,6 +120,22 @@ class LPIPSWithDiscriminator(nn.Module):
         loss = self.disc_factor * self.disc_loss(real, fake)
         parts = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return loss, {name: value.detach() for name, value in parts.items()}
+
+
+class LPIPSWithDiscriminator(FirstStageLoss):
+    """Loss of both optimisers of an AutoencoderKL: sums over pixels and channels, means over the batch."""
+
+    def __init__(self, disc_start: int, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any):
+        super().__init__(disc_start, **options)
+        self.kl_weight = kl_weight
+        self.logvar = nn.Parameter(torch.tensor(logvar_init))
+
+    def nll(self, rec: Tensor) -> Tensor:
+        return (rec / self.logvar.exp() + self.logvar).sum() / len(rec)
+
+    def prior(self, latent: DiagonalGaussianDistribution) -> tuple[Tensor, dict[str, Tensor]]:
+        kl = latent.kl().sum() / len(latent.mean)
+        return self.kl_weight * kl, {"kl_loss": kl}
 
 
 def gradient_l1(x: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The two halves of the KL autoencoder of latent diffusion (Rombach et al. 2022), as published for KL-f16.
+"""The two halves of the autoencoders of latent diffusion (Rombach et al. 2022), as published for KL-f4 to f32 and VQ-f4 to f16.
 
 Shapes: x (N, 3, H, W) in [-1, 1]; z (N, z_channels, H / f, W / f) with f = 2 ** (len(ch_mult) - 1).
-Parameter names are those of the published `kl-f16.ckpt`.
+Parameter names are those of the published files, such as `kl-f16.ckpt`.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ldm.published_configs import with_published_keys
+from ldm.util import check_choice
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -99,21 +102,34 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, channels: int, dropout: float, attention: bool):
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels)
+        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
         self.block_2 = ResnetBlock(channels, channels, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
+def _attends(attn_type: str) -> bool:
+    check_choice("attn_type", attn_type, ("vanilla", "none"))
+    return attn_type == "vanilla"
+
+
+# Options of the published halves, both of which are built from the same parameters.
+_as_published = with_published_keys(
+    use_linear_attn=(False, "attention over all positions is the only kind"),
+    give_pre_end=(False, "the decoder's result is a picture"),
+)
+
+
+@_as_published
 class Encoder(nn.Module):
     """Picture (N, in_channels, H, W) to moments (N, 2 * z_channels, H / f, W / f) (`double_z`) or latent.
 
     `attn_resolutions` are picture sides, counted from `resolution`, at which attention stands; the sides of the
-    picture given may differ, as the network is fully convolutional.
+    picture given may differ, as the network is fully convolutional. `attn_type` "none" leaves attention out, in the middle too.
     """
 
     def __init__(
@@ -130,19 +146,22 @@ class Encoder(nn.Module):
         resolution: int,
         z_channels: int,
         double_z: bool = True,
+        attn_type: str = "vanilla",
+        tanh_out: bool = False,
     ):
         super().__init__()
         self.factor = 2 ** (len(ch_mult) - 1)  # sides of the picture to those of the latent
-        del out_ch  # the decoder's; both halves are built from the same parameters
+        del out_ch, tanh_out  # the decoder's; both halves are built from the same parameters
+        attends = _attends(attn_type)
         widths = [ch, *(ch * m for m in ch_mult)]
         self.conv_in = conv3(in_channels, ch)
         self.down = nn.ModuleList()
         for i, (width_in, width) in enumerate(zip(widths, widths[1:])):
-            level = _Level([width_in] + [width] * num_res_blocks, dropout, resolution >> i in attn_resolutions)
+            level = _Level([width_in] + [width] * num_res_blocks, dropout, attends and resolution >> i in attn_resolutions)
             if i < len(ch_mult) - 1:
                 level.downsample = Downsample(width, with_conv=resamp_with_conv)
             self.down.append(level)
-        self.mid = _Middle(widths[-1], dropout)
+        self.mid = _Middle(widths[-1], dropout, attends)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = conv3(widths[-1], 2 * z_channels if double_z else z_channels)
 
@@ -155,6 +174,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
+@_as_published
 class Decoder(nn.Module):
     """Latent (N, z_channels, h, w) to picture (N, out_ch, h * f, w * f), not clipped."""
 
@@ -172,18 +192,20 @@ class Decoder(nn.Module):
         resolution: int,
         z_channels: int,
         double_z: bool = True,
+        attn_type: str = "vanilla",
         tanh_out: bool = False,
     ):
         super().__init__()
         del in_channels, double_z  # the encoder's; both halves are built from the same parameters
         self.tanh_out = tanh_out
+        attends = _attends(attn_type)
         widths = [ch * m for m in ch_mult]
         self.conv_in = conv3(z_channels, widths[-1])
-        self.mid = _Middle(widths[-1], dropout)
+        self.mid = _Middle(widths[-1], dropout, attends)
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
             width_in = widths[min(i + 1, len(widths) - 1)]
-            level = _Level([width_in] + [width] * (num_res_blocks + 1), dropout, resolution >> i in attn_resolutions)
+            level = _Level([width_in] + [width] * (num_res_blocks + 1), dropout, attends and resolution >> i in attn_resolutions)
             if i > 0:
                 level.upsample = Upsample(width, with_conv=resamp_with_conv)
             self.up.append(level)
