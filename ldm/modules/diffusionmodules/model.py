@@ -126,6 +126,7 @@ class StyleUNetModel(UNetModel):
     def __init__(self, in_channels: int, content_in_dim: int, content_refined_dim: int | None = None, **options: Any):
         content_refined_dim = content_refined_dim or content_in_dim
         super().__init__(in_channels=in_channels + content_refined_dim, **options)
+        self.content_in_dim, self.content_refined_dim = content_in_dim, content_refined_dim
         self.refines_content = content_in_dim != content_refined_dim
         if self.refines_content:
             self.content_in = nn.Sequential(
