@@ -26,8 +26,9 @@ class ImageLogger(pl.Callback):
     that) save the pictures that the model draws of the batch, as PNG and to TensorBoard.
 
     The pictures draw their randomness aside, so they do not change the training. Only the first process makes them;
-    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default. `log_images_kwargs` go to the model's `preview`;
-    to `log_images` where it has no other, or where they are options of the published pictures, which take much longer to draw.
+    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default.
+    `log_images_kwargs` go to the model's `preview`; to its `log_images` where that is the model's own, or where they are options
+    of the published pictures, which take much longer to draw.
     """
 
     def __init__(

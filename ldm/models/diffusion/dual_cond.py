@@ -141,9 +141,9 @@ class DualCondModel(LatentDiffusionModel):
 
     # First stage
 
-    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+    def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior's mode, or of an unscaled latent."""
-        z = posterior if isinstance(posterior, Tensor) else posterior.mode()
+        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.mode()
         return (z - over_positions(self.shift_values[None], z)) * over_positions(self.scale_factors[None], z)
 
     def unscaled(self, z: Tensor) -> Tensor:

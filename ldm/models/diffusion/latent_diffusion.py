@@ -185,9 +185,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
     def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution | Tensor:
         return self.first_stage_model.encode(x)
 
-    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+    def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior (drawn from it) or of an unscaled latent."""
-        z = posterior if isinstance(posterior, Tensor) else posterior.sample()
+        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.sample()
         return self.scale_factor * z
 
     def unscaled(self, z: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after. return_original_cond: the
         condition stage's input comes last, None without such a stage.
         """
-        batch = {key: (value.to(self.device) if isinstance(value, Tensor) else value)[:bs] for key, value in batch.items()}
+        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        if bs is not None:
+            batch = {key: value[:bs] for key, value in batch.items()}
         batch |= {own: batch[given] for own, given in ((self.first_stage_key, k), (self.cond_stage_key, cond_key)) if given not in (None, own)}
         encoded = self.encode_batch(batch)
         if self.cond_stage_model is None:

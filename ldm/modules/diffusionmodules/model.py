@@ -22,6 +22,9 @@ from ldm.modules.diffusionmodules.adaln import (
 from ldm.modules.diffusionmodules.blocks import mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero_init
+from ldm.modules.vae.model import Decoder, Encoder
+
+__all__ = ["Decoder", "Encoder", "StyleUNetModel", "TimestepEmbedder", "UNetModel", "modulate"]  # the halves as latent-diffusion has them here
 
 
 class UNetModel(UNetTree):
