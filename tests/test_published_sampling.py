@@ -84,6 +84,12 @@ def test_without_a_codebook_not_quantising_means_nothing(dual: DualCondLDM) -> N
     assert torch.equal(dual.decode_first_stage(z, False, True), dual.differentiable_decode_first_stage(z))
 
 
+def test_a_first_stage_may_give_the_latents_themselves(quantised: LatentDiffusion) -> None:
+    x = batch([0, 1])["image"].permute(0, 3, 1, 2)
+    z = quantised.unscaled_latents(batch([0, 1]))
+    assert torch.equal(z, quantised.first_stage_model.encode(x)) and torch.equal(quantised.get_input(batch([0, 1]), "image")[0], 0.5 * z)
+
+
 def nearest(model: LatentDiffusion, z: Tensor) -> Tensor:
     return model.scale_factor * model.first_stage_model.quantize(z / model.scale_factor)[0]
 

@@ -18,15 +18,20 @@ class LitEma(nn.Module):
             raise ValueError(f"EMA decay must be between 0 and 1, got {decay}")
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_upates else -1, dtype=torch.int))
-        self.m_name2s_name: dict[str, str] = {}
+        self.shadow_names: dict[str, str] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self.m_name2s_name[name] = name.replace(".", "")
-                self.register_buffer(self.m_name2s_name[name], parameter.detach().clone())
-        if len(set(self.m_name2s_name.values())) != len(self.m_name2s_name):
+                self.shadow_names[name] = name.replace(".", "")
+                self.register_buffer(self.shadow_names[name], parameter.detach().clone())
+        if len(set(self.shadow_names.values())) != len(self.shadow_names):
             raise ValueError("EMA: two parameters have the same name once the dots are left out")
         self._stored: list[list[Tensor]] = []
         self._updates: int | None = None  # `num_updates`, known without asking the device
+
+    @property
+    def m_name2s_name(self) -> dict[str, str]:
+        """`shadow_names`, as the published code calls them."""
+        return self.shadow_names
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
@@ -75,4 +80,4 @@ class LitEma(nn.Module):
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         live, shadows = dict(model.named_parameters()), dict(self.named_buffers(recurse=False))
-        return [shadows[s] for s in self.m_name2s_name.values()], [live[name].data for name in self.m_name2s_name]
+        return [shadows[s] for s in self.shadow_names.values()], [live[name].data for name in self.shadow_names]
