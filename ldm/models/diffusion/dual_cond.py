@@ -156,8 +156,8 @@ class DualCondModel(LatentDiffusionModel):
         if "latent" in batch:
             return batch["latent"].float()
         with torch.no_grad():
-            posterior = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-        return posterior if isinstance(posterior, Tensor) else posterior.mode()
+            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            return z if isinstance(z, Tensor) else z.mode()
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was

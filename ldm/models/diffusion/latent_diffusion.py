@@ -276,8 +276,8 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            posterior = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-        return posterior if isinstance(posterior, Tensor) else posterior.sample()
+            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            return z if isinstance(z, Tensor) else z.sample()
 
     def set_scale(self, z: Tensor) -> None:
         """Scale so that these unscaled latents, with those of all other processes, get std 1."""
