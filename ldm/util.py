@@ -33,6 +33,15 @@ _CALL_ERRORS = re.compile(r"missing \d+ required|multiple values for|unexpected 
 # Models build their parts by calling the factory again, so what the caller allowed has to reach the inner calls.
 _allowed_prefixes: ContextVar[tuple[str, ...]] = ContextVar("allowed_prefixes", default=())
 
+# The published module's other names. They need torch, which takes a second to import.
+_HELPERS = ("count_params", "default", "exists", "isimage", "ismap", "log_txt_as_img", "mean_flat")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HELPERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("ldm.published_helpers"), name)
+
 
 def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> Any:
     """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword arguments.
@@ -77,9 +86,9 @@ def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
         _allowed_prefixes.reset(token)
 
 
-def get_obj_from_str(target: str) -> Any:
-    """The object that a trusted dotted path names. Raises ConfigError, see the module's text."""
-    trusted, allowed = TRUSTED_PREFIXES, _allowed_prefixes.get()
+def get_obj_from_str(string: str, reload: bool = False) -> Any:
+    """The object that a trusted dotted path names, with `reload` from its module read anew. Raises ConfigError, see the module's text."""
+    target, trusted, allowed = string, TRUSTED_PREFIXES, _allowed_prefixes.get()
     if isinstance(target, str) and not target.startswith(allowed):
         target = our_target(target)
     if not isinstance(target, str) or not target.startswith(trusted + allowed):
@@ -87,7 +96,7 @@ def get_obj_from_str(target: str) -> Any:
             f"target {target!r} is not under {', '.join(trusted + allowed)}; if you trust that code, allow its "
             "prefix with --allow-target PREFIX (in Python: instantiate_from_config(config, ['PREFIX']))"
         )
-    obj = _resolve(target)
+    obj = _resolve(target, reload)
     # A module also holds the names that it imported; those must not be a way around the list.
     if not target.startswith(allowed or ("\0",)) and not (inspect.isclass(obj) and _defined_under(obj, trusted)):
         raise ConfigError(f"target {target!r} is not a class defined under {', '.join(trusted)}")
@@ -98,12 +107,14 @@ def _defined_under(obj: type, prefixes: tuple[str, ...]) -> bool:
     return f"{obj.__module__}.".startswith((*prefixes, "__main__.")) and obj.__module__ != REFUSED_MODULE
 
 
-def _resolve(target: str) -> Any:
+def _resolve(target: str, reload: bool) -> Any:
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(f"target {target!r}: {error}") from error
+    if reload:
+        importlib.reload(module)
     if not hasattr(module, name):
         raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{near(name, dir(module))}")
     return getattr(module, name)

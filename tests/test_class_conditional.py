@@ -263,7 +263,7 @@ def test_the_first_stage_as_condition_stage() -> None:
     network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**UNET, "in_channels": 2 * CHANNELS}}
     model = class_ldm(unet_config=network, cond_stage_config="__is_first_stage__", cond_stage_key="sketch", conditioning_key="concat", cond_stage_trainable=False)
     sketch = rnd("sketch", 2, 32, 32, 3).tanh()
-    _, c = model.get_input({**batch([0, 1]), "sketch": sketch})
+    _, c = model.latents_and_condition({**batch([0, 1]), "sketch": sketch})
     assert_same(c, model.first_stage_model.encode(sketch.permute(0, 3, 1, 2)).mode())
     assert model.apply_model(latents("x"), T, c).shape == (2, CHANNELS, SIDE, SIDE)
     assert not {id(p) for p in model.trained_parameters()} & {id(p) for p in model.first_stage_model.parameters()}
@@ -326,7 +326,7 @@ def test_bad_conditions_are_named() -> None:
     with pytest.raises(ValueError, match="label 5 is not one of 0 to 4"):
         model.get_learned_conditioning({"class_label": torch.tensor([0, 5])})
     with pytest.raises(ConfigError, match="no 'class_label' .*only image, path"):
-        model.get_input({"image": batch([0])["image"], "path": ["x"]})
+        model.latents_and_condition({"image": batch([0])["image"], "path": ["x"]})
     with pytest.raises(ConfigError, match="no condition stage"):
         LatentDiffusion(**options(cond_stage_config="__is_unconditional__", cond_stage_trainable=False, conditioning_key=None)).get_learned_conditioning(1)
 

@@ -345,7 +345,6 @@ def test_callbacks_count_steps_upwards(model):
     "options, message",
     [
         ({"cond": conditions(3)[0]}, "the batch is of 2, but a condition is for 3"),
-        ({"unconditional_conditioning": conditions(1)[1]}, "the batch is of 2, but a condition is for 1"),
         ({"unconditional_conditioning_2": conditions(4)[2]}, "the batch is of 2, but a condition is for 4"),
         ({"cond": {"c1": latents("c1", 2), "c2": latents("c2", 3)}}, r"different batches: \[2, 3\]"),
         ({"x_T": latents("x_T", 3)}, r"x_T has shape \(3, 4, 8, 8\), expected \(2, 4, 8, 8\)"),

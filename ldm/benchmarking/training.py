@@ -109,7 +109,7 @@ def made_up_batch(model: DualCondLDM, n: int, cached: bool) -> dict[str, Tensor]
 def train_step(model: DualCondLDM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], precision: str) -> float:
     optimizer.zero_grad(set_to_none=True)
     with autocast(model.device, precision):
-        loss, *_ = model.shared_step(batch)
+        loss, _ = model.shared_step(batch)
     loss.backward()
     optimizer.step()
     for average, module in model.averaged():

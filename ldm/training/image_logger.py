@@ -2,25 +2,33 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from ldm.images import save_image, tensor_to_image
+from ldm.models.diffusion.published_pictures import PublishedPictures
 from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 
+# What only the published pictures have.
+PUBLISHED_OPTIONS = set(inspect.signature(PublishedPictures.log_images).parameters) - {"self", "batch", "ddim_steps"}
+
 
 class ImageLogger(pl.Callback):
     """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ..., the powers of `frequency_base`, before
-    that) save the pictures that the model's `log_images(batch, max_images=...)` returns, as PNG and to TensorBoard.
+    that) save the pictures that the model draws of the batch, as PNG and to TensorBoard.
 
     The pictures draw their randomness aside, so they do not change the training. Only the first process makes them;
-    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default. `log_images_kwargs` go to the model's `log_images`.
+    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default.
+    `log_images_kwargs` go to the model's `preview`; to its `log_images` where that is the model's own, or where they are options
+    of the published pictures, which take much longer to draw.
     """
 
     def __init__(
@@ -47,10 +55,18 @@ class ImageLogger(pl.Callback):
         self.options = dict(log_images_kwargs or {})
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        known = inspect.signature(module.log_images).parameters
-        for name in [name for name in self.options if name not in known]:
+        known = inspect.signature(self.drawing_of(module)).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        for name in [name for name in self.options if not (takes_any or name in known)]:
             log.warning("ImageLogger: log_images_kwargs.%s has no effect here; there are %s", name, ", ".join(known))
             del self.options[name]
+
+    def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
+        """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""
+        is_own = getattr(type(module), "log_images", None) is not PublishedPictures.log_images
+        if is_own or set(self.options) & PUBLISHED_OPTIONS:
+            return module.log_images
+        return module.preview
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
@@ -65,7 +81,9 @@ class ImageLogger(pl.Callback):
         module.eval()
         devices = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
-            pictures = module.log_images(batch, max_images=self.max_images, **self.options)
+            draw = self.drawing_of(module)
+            count = {name: self.max_images for name in ("max_images", "N") if name in inspect.signature(draw).parameters}
+            pictures = draw(batch, **{**count, **self.options})
         module.train(was_training)
         for name, images in pictures.items():
             grid = make_grid(images.float().clamp(-1, 1), nrow=self.nrow or len(images), padding=2, pad_value=1.0)

@@ -90,7 +90,7 @@ class CrossPairLDM(DualCondLDM):
         super().on_fit_start()
         self.loss.load_weights(self.device, torch.bfloat16 if self.trainer.precision.startswith("bf16") else torch.float32)
 
-    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
+    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         photos, paintings = _pictures(batch)
         n, half, prefix = len(photos), (len(photos) + 1) // 2, "train" if self.training else "val"
         of_photos = self._photos(batch.get("photo_row"), lambda rows: self.of_photos(photos[rows]), n)
@@ -114,7 +114,7 @@ class CrossPairLDM(DualCondLDM):
             values["identity"] = F.mse_loss(own, single)
             loss = loss + self.identity_weight * values["identity"]
         values["loss"] = loss
-        return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}, n
+        return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}
 
     @torch.no_grad()
     def of_photos(self, photos: Tensor) -> dict[str, Tensor]:
@@ -196,11 +196,11 @@ class CrossPairLDM(DualCondLDM):
         # The same noise and time steps every time, and training's random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.ema_scope():
             torch.manual_seed(batch_idx)
-            _, parts, n = self.shared_step(batch)
-        self.log_dict(parts, batch_size=n, sync_dist=True)
+            _, parts = self.shared_step(batch)
+        self.log_dict(parts, batch_size=len(batch["photo"]), sync_dist=True)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
+    def preview(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in its painting's style."""
         batch = first_samples(batch, max_images)
         photos, paintings = _pictures(batch)

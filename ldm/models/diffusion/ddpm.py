@@ -12,16 +12,27 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
+from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel
+from ldm.models.diffusion.published import disabled_train, uniform_on_device
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.optimizers import build_optimizer, clip_gradients, published_order
 from ldm.util import instantiate_from_config
 
+__all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion", "disabled_train", "uniform_on_device"]
+
 log = logging.getLogger(__name__)
 
+NO_FIRST_STAGE = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 
-class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
-    """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style transfer."""
+
+class DDPM(LatentDiffusionModel, pl.LightningModule):
+    """The training loop of every diffusion model here. By itself, without a first stage, it learns pictures themselves.
+
+    differs: its methods have LatentDiffusion's signatures, with a condition, which is None.
+    """
+
+    def __init__(self, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any] = NO_FIRST_STAGE, *args: Any, **options: Any):
+        super().__init__(unet_config, first_stage_config, *args, **options)
 
     def on_fit_start(self) -> None:
         if not (self._scale_is_known or getattr(self.first_stage_model, "has_weights", True)):
@@ -31,7 +42,8 @@ class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
             self.cond_stage_model.check_classes(data.classes)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        loss, parts, n = self.shared_step(batch)
+        loss, parts = self.shared_step(batch)
+        n = len(next(iter(batch.values())))
         self.log_dict(parts, batch_size=n)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
         return loss
@@ -92,3 +104,10 @@ class LatentDiffusion(LatentDiffusionModel, pl.LightningModule):
             return optimizer
         schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
         return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
+
+
+class LatentDiffusion(DDPM):
+    """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style transfer."""
+
+    def __init__(self, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any], *args: Any, **options: Any):
+        super().__init__(unet_config, first_stage_config, *args, **options)

@@ -141,26 +141,23 @@ class DualCondModel(LatentDiffusionModel):
 
     # First stage
 
-    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+    def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior's mode, or of an unscaled latent."""
-        z = posterior if isinstance(posterior, Tensor) else posterior.mode()
+        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.mode()
         return (z - over_positions(self.shift_values[None], z)) * over_positions(self.scale_factors[None], z)
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
+    def unscaled(self, z: Tensor) -> Tensor:
         # differs: the published code unscales the caller's tensor in place.
-        z = z / over_positions(self.scale_factors[None], z) + over_positions(self.shift_values[None], z)
-        return self.first_stage_model.decode(z)
+        return z / over_positions(self.scale_factors[None], z) + over_positions(self.shift_values[None], z)
 
     # Diffusion
-
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        return self.model(x_noisy, t, **cond)
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         if "latent" in batch:
             return batch["latent"].float()
         with torch.no_grad():
-            return self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()).mode()
+            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            return z if isinstance(z, Tensor) else z.mode()
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was
@@ -187,7 +184,7 @@ class DualCondModel(LatentDiffusionModel):
         return self.condition(content, self.null_where_off(style, batch[self.style_flag_key]))
 
     @torch.no_grad()
-    def log_images(
+    def preview(
         self,
         batch: Mapping[str, Tensor],
         max_images: int = 4,
@@ -203,7 +200,7 @@ class DualCondModel(LatentDiffusionModel):
         n = min(max_images, len(batch[self.style_flag_key]))
         on = torch.ones(n, dtype=torch.bool, device=self.device)
         with self.ema_scope():
-            z, c = self.get_input({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on})
+            z, c = self.latents_and_condition({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on})
             content, style = c["c1"], c["c2"].roll(1, dims=0)
             mixed, noise = self.condition(content, style), torch.randn_like(z)
             no_content, no_style = self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(n))

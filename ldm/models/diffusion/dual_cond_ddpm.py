@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.dual_cond import MIN_STD, DualCondModel
+from ldm.models.diffusion.dual_cond import MIN_STD, DualConditionDiffusionWrapper, DualCondModel
+
+__all__ = ["DualCondLDM", "DualConditionDiffusionWrapper"]
 
 
 class DualCondLDM(DualCondModel, LatentDiffusion):

@@ -3,18 +3,16 @@
 Shapes: x_0, x_t (N, channels, h, w); t (N,) time steps, int64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ldm.errors import ConfigError
 from ldm.models.diffusion.guidance import Condition
-from ldm.models.diffusion.samplers import keep_region, standard_normal, start_of, step_noise
+from ldm.models.diffusion.samplers import Denoiser, keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.util import check_choice
@@ -61,19 +59,30 @@ class GaussianDiffusion(nn.Module):
         self.parameterization, self.loss_type, self.min_snr_gamma = parameterization, loss_type, min_snr_gamma
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.v_posterior, self.learn_logvar = v_posterior, learn_logvar
-        if given_betas is None:
-            given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        self._register_schedule(np.asarray(given_betas, dtype=np.float64), logvar_init)
-
-    def _register_schedule(self, betas: NDArray[np.float64], logvar_init: float) -> None:
-        for name, table in diffusion_tables(betas, self.v_posterior, self.parameterization).items():
-            self.register_buffer(name, table, persistent=name != "lvlb_weights")
-        self.num_timesteps = len(betas)
+        self.register_schedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         logvar = torch.full((self.num_timesteps,), float(logvar_init))
         if self.learn_logvar:
             self.logvar = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=self.saves_logvar)
+
+    def register_schedule(
+        self,
+        given_betas: Sequence[float] | NDArray | None = None,
+        beta_schedule: str = "linear",
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+    ) -> None:
+        """Set the noise schedule and all tables that follow from it, on the device where they were."""
+        if given_betas is None:
+            given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        device = self.betas.device if hasattr(self, "betas") else None
+        betas = np.asarray(given_betas, dtype=np.float64)
+        for name, table in diffusion_tables(betas, self.v_posterior, self.parameterization).items():
+            self.register_buffer(name, table.to(device), persistent=name != "lvlb_weights")
+        self.num_timesteps, self.linear_start, self.linear_end = len(betas), linear_start, linear_end
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +136,7 @@ class GaussianDiffusion(nn.Module):
         """(loss, values to log, under `train/` or `val/`)."""
         noise = torch.randn_like(x_start) if noise is None else noise
         prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t)).mean(dim=(1, 2, 3))
+        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t), mean=False).mean(dim=(1, 2, 3))
         logvar = self.logvar[t]
         weighted = simple if self.min_snr_gamma is None else simple * self.min_snr_weight(t)
         loss = self.l_simple_weight * (weighted / logvar.exp() + logvar).mean()
@@ -139,9 +148,9 @@ class GaussianDiffusion(nn.Module):
         prefix = "train" if self.training else "val"
         return loss, {f"{prefix}/{name}": value.detach() for name, value in parts.items()}
 
-    def get_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Element by element."""
-        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(prediction, target, reduction="none")
+    def get_loss(self, pred: Tensor, target: Tensor, mean: bool = True) -> Tensor:
+        """The mean of all elements' losses, or each of them."""
+        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(pred, target, reduction="mean" if mean else "none")
 
     def min_snr_weight(self, t: Tensor) -> Tensor:
         """(N,) min(SNR, gamma), as a weight of the predicted quantity's error: over SNR for eps, over SNR + 1 for v."""
@@ -152,53 +161,29 @@ class GaussianDiffusion(nn.Module):
     # Sampling
 
     @torch.no_grad()
-    def sample(
+    def ancestral_steps(
         self,
-        cond: Condition,
-        batch_size: int = 16,
-        return_intermediates: bool = False,
-        x_T: Tensor | None = None,
-        verbose: bool = True,
-        timesteps: int | None = None,
+        predict_start: Denoiser,
+        x: Tensor,
+        total: int,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
         mask: Tensor | None = None,
         x0: Tensor | None = None,
-        shape: Sequence[int] | None = None,
-        temperature: float = 1.0,
-        callback: Callable[[int], None] | None = None,
-        img_callback: Callable[[Tensor, int], None] | None = None,
-        log_every_t: int | None = None,
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Ancestral sampling over the lowest `timesteps` time steps, all of them by default: latents of `shape`.
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Ancestral sampling over the lowest `total` time steps: (time step, x_{t-1}, the x_0 predicted from x_t), one by one.
 
-        `shape` is (batch_size, channels, h, w). mask, x0: keep x0 where mask is 1.
+        predict_start(x_t, t): x_0. mask, x0: keep x0 where mask is 1.
         """
-        if shape is None:
-            shape = (batch_size, self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape
-        total = self.num_timesteps if timesteps is None else timesteps
-        if not 1 <= total <= self.num_timesteps:
-            raise ConfigError(f"timesteps must be between 1 and {self.num_timesteps}, got {timesteps}")
-        if mask is not None and x0 is None:
-            raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
-        every = log_every_t or self.log_every_t
-        x = torch.randn(tuple(shape), device=self.betas.device) if x_T is None else x_T
-        intermediates = [x]
-        for i in tqdm(range(total - 1, -1, -1), desc="sampling", disable=not verbose):
+        for i in range(total - 1, -1, -1):
             t = torch.full((len(x),), i, device=x.device, dtype=torch.long)
-            x = self.p_sample(x, cond, t, temperature)
+            start = predict_start(x, t)
+            x = self.ancestral_step(start, x, t, step_noise(x, standard_normal, temperature, noise_dropout))
             if mask is not None:
                 x = keep_region(x, self.q_sample(x0, t), mask)
-            if i % every == 0 or i == total - 1:
-                intermediates.append(x)
-            if callback:
-                callback(i)
-            if img_callback:
-                img_callback(x, i)
-        return (x, intermediates) if return_intermediates else x
+            yield i, x, start
 
-    @torch.no_grad()
-    def p_sample(self, x: Tensor, c: Condition, t: Tensor, temperature: float = 1.0) -> Tensor:
-        """x_{t-1} from x_t; no noise is added at time step 0."""
-        start = self.start_from(self.apply_model(x, t, c), x, t)
+    def ancestral_step(self, start: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_{t-1} from x_t and the x_0 predicted from it; no noise is added at time step 0."""
         mean, _, log_variance = self.q_posterior(start, x, t)
-        noise = step_noise(x, standard_normal, temperature)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise

@@ -3,11 +3,14 @@
 A guidance object is a plain denoiser `(x, t) -> noise`; the samplers do not know of it.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Condition = Any  # a tensor, a dict or list of tensors, all with the batch first; or None
 
@@ -71,11 +74,31 @@ def concatenate(conditions: list[Condition]) -> Condition:
 
 def batch_size(condition: Condition) -> int | None:
     """The batch size of a condition, None if it has none. Raises ValueError if its parts differ in it."""
+    sizes = {len(part) for part in parts_of(condition)}
+    if len(sizes) > 1:
+        raise ValueError(f"the parts of a condition are for different batches: {sorted(sizes)}")
+    return sizes.pop() if sizes else None
+
+
+def fitted(condition: Condition, n: int) -> Condition:
+    """A condition for n samples: parts for a single one are repeated, with a warning, and others are left as they are."""
+    if n == 1 or not any(len(part) == 1 for part in parts_of(condition)):
+        return condition
+    log.warning("a condition for a single sample is used for all %d", n)
+    return over_parts(lambda part: part.expand(n, *part.shape[1:]) if len(part) == 1 else part, condition)
+
+
+def over_parts(function: Callable[[Tensor], Tensor], condition: Condition) -> Condition:
+    """A condition of the same structure, with `function` done to each of its tensors."""
     if isinstance(condition, dict):
-        condition = list(condition.values())
+        return {key: over_parts(function, part) for key, part in condition.items()}
     if isinstance(condition, (list, tuple)):
-        sizes = {batch_size(part) for part in condition} - {None}
-        if len(sizes) > 1:
-            raise ValueError(f"the parts of a condition are for different batches: {sorted(sizes)}")
-        return sizes.pop() if sizes else None
-    return None if condition is None else len(condition)
+        return [over_parts(function, part) for part in condition]
+    return None if condition is None else function(condition)
+
+
+def parts_of(condition: Condition) -> list[Tensor]:
+    """The tensors of a condition, in their order."""
+    parts: list[Tensor] = []
+    over_parts(lambda part: parts.append(part) or part, condition)
+    return parts

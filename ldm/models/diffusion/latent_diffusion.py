@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_strict, read_state_dict
+from ldm.checkpoint import is_ema_name, load_strict, part_of, read_state_dict
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.gaussian import GaussianDiffusion
 from ldm.models.diffusion.guidance import Condition
+from ldm.models.diffusion.published import PublishedNames
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.util import check_choice, check_fractions, instantiate_from_config
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 
 
-class LatentDiffusionModel(GaussianDiffusion):
+class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
     """What every latent diffusion model here shares, without Lightning; `ddpm.LatentDiffusion` adds the training loop.
 
     Parameters beyond GaussianDiffusion's:
@@ -91,46 +92,58 @@ class LatentDiffusionModel(GaussianDiffusion):
         self.model = (model_class or DiffusionWrapper)(unet_config, conditioning_key)
         if use_ema:
             self.model_ema = LitEma(self.model)
-        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
-        self._add_condition_stage(cond_stage_config, cond_stage_trainable, cond_stage_forward, cond_drop)
+        self.instantiate_first_stage(first_stage_config)
+        self.cond_stage_trainable, self.cond_stage_forward, self.cond_drop = cond_stage_trainable, cond_stage_forward, cond_drop
+        self.instantiate_cond_stage(cond_stage_config)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
-    def _add_condition_stage(self, config: str | Mapping[str, Any], trainable: bool, method: str | None, drop: float) -> None:
-        self.cond_stage_trainable, self.cond_stage_forward, self.cond_drop = trainable, method, drop
+    def instantiate_first_stage(self, config: Mapping[str, Any]) -> None:
+        """Build the frozen autoencoder."""
+        self.first_stage_model = instantiate_from_config(config).eval().requires_grad_(False)
+
+    def instantiate_cond_stage(self, config: str | Mapping[str, Any]) -> None:
+        """Build the condition stage, frozen unless it is to learn. Raises ConfigError."""
+        method = self.cond_stage_forward
         if isinstance(config, str):
             check_choice("cond_stage_config", config, ("__is_first_stage__", "__is_adaptive__", "__is_unconditional__"))
-            if trainable:
+            if self.cond_stage_trainable:
                 raise ConfigError(f"cond_stage_trainable: {config} has nothing to train")
             self.cond_stage_model = self.first_stage_model if config == "__is_first_stage__" else None
         else:
             self.cond_stage_model = instantiate_from_config(config)
-            if not trainable:
+            if not self.cond_stage_trainable:
                 self.cond_stage_model.eval().requires_grad_(False)
         if method is not None and not callable(getattr(self.cond_stage_model, method, None)):
             raise ConfigError(f"cond_stage_forward: the condition stage has no method {method!r}")
-        check_fractions(cond_drop=drop)
-        if drop and not hasattr(self.cond_stage_model, "null_input"):
+        check_fractions(cond_drop=self.cond_drop)
+        if self.cond_drop and not hasattr(self.cond_stage_model, "null_input"):
             raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
 
-    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
-        """Load weights strictly (with `only_unet`, the network's alone). Raises CheckpointError.
+    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> None:
+        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError.
 
         From a file without moving averages, as made for inference, these start at the weights.
         """
         state = read_state_dict(path)
         averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
-        has_averages = not only_unet and any(name.startswith(averages) for name in state)
-        if only_unet:
-            unet = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
-            load_strict(self.model, unet, ignore_keys, where=str(path))
+        has_averages = not only_model and any(name.startswith(averages) for name in state)
+        if only_model:
+            load_strict(self.model, part_of(state, "model."), ignore_keys, where=str(path))
         else:
-            left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages))
+            left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages or self._averages_in(state, path)))
             load_strict(self, state, left_out, where=str(path))
             self._scale_is_known = True
         if not has_averages:
             for average, module in self.averaged():
                 average.start_at(module)
+
+    def _averages_in(self, state: Mapping[str, Tensor], path: str) -> tuple[str, ...]:
+        """Prefixes of a file's moving averages, for which this model has no place."""
+        prefixes = {f"{name.partition('.')[0]}." for name in state if is_ema_name(name)}
+        if prefixes:
+            log.warning("%s: its averaged weights are left out, as the model has use_ema: false", path)
+        return tuple(prefixes)
 
     def optional_keys(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Prefixes of names that a whole checkpoint may have or lack."""
@@ -169,17 +182,28 @@ class LatentDiffusionModel(GaussianDiffusion):
 
     # First stage
 
-    def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
+    def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution | Tensor:
         return self.first_stage_model.encode(x)
 
-    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+    def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior (drawn from it) or of an unscaled latent."""
-        z = posterior if isinstance(posterior, Tensor) else posterior.sample()
+        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.sample()
         return self.scale_factor * z
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), about [-1, 1], from scaled latents."""
-        return self.first_stage_model.decode(z / self.scale_factor)
+    def unscaled(self, z: Tensor) -> Tensor:
+        """What the first stage decodes, of scaled latents."""
+        return z / self.scale_factor
+
+    def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
+        """Pictures (N, 3, H, W), about [-1, 1], from scaled latents.
+
+        A first stage with a codebook moves these to its nearest codes first, unless `force_not_quantize`. predict_cids: z tells
+        its codes, see `latent_of_codes`.
+        """
+        if predict_cids:
+            z = self.latent_of_codes(z)
+        options = {"force_not_quantize": True} if self.has_codes and (predict_cids or force_not_quantize) else {}
+        return self.first_stage_model.decode(self.unscaled(z), **options)
 
     # Conditions
 
@@ -217,22 +241,25 @@ class LatentDiffusionModel(GaussianDiffusion):
 
     # Diffusion
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
-        if cond is None:
-            return self.model(x_noisy, t)
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None, return_ids: bool = False) -> Tensor:
+        """The network's prediction; of one that returns several things, the first, or with `return_ids` all."""
         if not isinstance(cond, Mapping):
             parts = list(cond) if isinstance(cond, (list, tuple)) else [cond]
-            cond = {"c_concat" if self.model.conditioning_key == "concat" else "c_crossattn": parts}
-        return self.model(x_noisy, t, **cond)
+            cond = {} if cond is None else {"c_concat" if self.model.conditioning_key == "concat" else "c_crossattn": parts}
+        prediction = self.model(x_noisy, t, **cond)
+        return prediction[0] if isinstance(prediction, tuple) and not return_ids else prediction
 
     # Training
 
-    def forward(self, x: Tensor, c: Condition = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) of latents x at random time steps."""
-        t = torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
-        return self.p_losses(x, c, t)
+    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of a batch at random time steps."""
+        x, c = self.latents_and_condition(batch)
+        return self.p_losses(x, c, self.random_time_steps(len(x)))
 
-    def get_input(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
+    def random_time_steps(self, n: int) -> Tensor:
+        return torch.randint(0, self.num_timesteps, (n,), device=self.device)
+
+    def latents_and_condition(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
         """(scaled latents, condition) of a batch."""
         encoded = self.encode_batch(batch)
         return encoded[0], self.condition_of(batch, *encoded)
@@ -256,17 +283,13 @@ class LatentDiffusionModel(GaussianDiffusion):
         """Scale so that these unscaled latents, with those of all other processes, get std 1."""
         self.scale_factor.fill_(1 / self.gathered(z).std())
 
-    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
-        x, c = self.get_input(batch)
-        return *self(x, c), len(x)
-
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Tensor]:
+    def preview(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the averaged weights.
 
         Where the condition stage has a null input, samples under guidance too, from the same noise.
         """
-        x, c = self.get_input(first_samples(batch, max_images))
+        x, c = self.latents_and_condition(first_samples(batch, max_images))
         runs: dict[str, dict[str, Any]] = {"samples": {}}
         if hasattr(self.cond_stage_model, "null_input"):
             runs[f"guidance_{guidance_scale:g}"] = {"unconditional_guidance_scale": guidance_scale, "unconditional_conditioning": self.null_condition(len(x))}
@@ -288,7 +311,11 @@ class LatentDiffusionModel(GaussianDiffusion):
     ) -> tuple[Tensor, Any]:
         """(latents, intermediates) by DDIM or ancestral sampling; `options` go to the sampler."""
         if not ddim:
+            if options.pop("eta", 1.0) != 1.0:
+                raise ValueError("eta is DDIM's: ancestral sampling has the noise of eta 1, leave it out")
             return self.sample(cond, batch_size, return_intermediates=True, **options)
+        if "quantize_denoised" in options:  # its name in the other sampler
+            options["quantize_x0"] = options.pop("quantize_denoised")
         x_T = options.get("x_T")
         shape = (self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape[1:]
         return DDIMSampler(self).sample(ddim_steps, batch_size, shape, cond, **{"verbose": False, **options})

@@ -22,11 +22,18 @@ def standard_normal(like: Tensor) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
 
+def repeated_normal(like: Tensor) -> Tensor:
+    """One picture's noise for the whole batch."""
+    return standard_normal(like[:1]).expand(like.shape)
+
+
 def ddim_step(
-    x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float, noise: Tensor
+    x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float, noise: Tensor, quantize: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(x_{t-1}, predicted x_0), equation 12 of Song et al. (2021); the alphas are cumulative products."""
+    """(x_{t-1}, predicted x_0), equation 12 of Song et al. (2021); the alphas are cumulative products. `quantize`: done to x_0."""
     pred_x0 = start_of(x, eps, alpha)
+    if quantize is not None:
+        pred_x0 = quantize(pred_x0)
     direction = max(1 - alpha_prev - sigma**2, 0.0) ** 0.5 * eps
     return alpha_prev**0.5 * pred_x0 + direction + sigma * noise, pred_x0
 

@@ -26,13 +26,15 @@ def adaln(emb_channels: int, out_channels: int) -> nn.Sequential:
 class TimestepEmbedder(nn.Module):
     """Time steps (N,) to (N, hidden_size)."""
 
+    timestep_embedding = staticmethod(timestep_embedding)
+
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256):
         super().__init__()
         self.frequency_embedding_size = frequency_embedding_size
         self.mlp = mlp(frequency_embedding_size, hidden_size)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, self.frequency_embedding_size).type(self.mlp[0].weight.dtype))
+        return self.mlp(self.timestep_embedding(t, self.frequency_embedding_size).type(self.mlp[0].weight.dtype))
 
 
 class AdaLNBlock(EmbedBlock):

@@ -22,7 +22,10 @@ from ldm.modules.diffusionmodules.adaln import (
 from ldm.modules.diffusionmodules.blocks import mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero_init
+from ldm.modules.vae.model import Decoder, Encoder
 from ldm.published_configs import with_published_keys
+
+__all__ = ["Decoder", "Encoder", "StyleUNetModel", "TimestepEmbedder", "UNetModel", "modulate"]  # the halves as latent-diffusion has them here
 
 
 @with_published_keys(
@@ -136,6 +139,7 @@ class StyleUNetModel(UNetModel):
     def __init__(self, in_channels: int, content_in_dim: int, content_refined_dim: int | None = None, **options: Any):
         content_refined_dim = content_refined_dim or content_in_dim
         super().__init__(in_channels=in_channels + content_refined_dim, **options)
+        self.content_in_dim, self.content_refined_dim = content_in_dim, content_refined_dim
         self.refines_content = content_in_dim != content_refined_dim
         if self.refines_content:
             self.content_in = nn.Sequential(

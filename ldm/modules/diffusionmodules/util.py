@@ -1,10 +1,12 @@
 """Small functions that the diffusion networks and samplers share.
 
-`make_beta_schedule`, `make_ddim_timesteps` and `make_ddim_sampling_parameters` are re-exported from
-`ldm.modules.diffusionmodules.schedule`, since this is where the published code keeps them.
+`make_beta_schedule`, `make_ddim_timesteps`, `make_ddim_sampling_parameters` and what `_PUBLISHED` names come from other modules,
+since this is where the published code keeps them.
 """
 
+import importlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,28 @@ from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_
 
 __all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
 
+_PUBLISHED = (
+    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "mean_flat", "noise_like", "normalization",
+    "scale_module", "zero_module",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLISHED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("ldm.modules.diffusionmodules.published"), name)
+
 
 MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """(N, dim) sinusoids of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column."""
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, repeat_only: bool = False) -> Tensor:
+    """(N, dim) sinusoids of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column.
+
+    repeat_only: the time steps themselves, dim times.
+    """
+    if repeat_only:
+        return t[:, None].repeat(1, dim)
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies
@@ -27,13 +45,13 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN (Peebles & Xie 2023): x (N, C, ...) with shift and scale (N, C) broadcast over positions."""
+    """adaLN (Peebles & Xie 2023): x (N, C, ...) with shift and scale (N, C), or (N, C, 1, ...), broadcast over positions."""
     return torch.addcmul(over_positions(shift, x), x, over_positions(1 + scale, x))
 
 
 def over_positions(vector: Tensor, x: Tensor) -> Tensor:
     """(N, C) with as many trailing axes as x has."""
-    return vector.reshape(*vector.shape, *(1,) * (x.ndim - 2))
+    return vector.reshape(*vector.shape, *(1,) * (x.ndim - vector.ndim))
 
 
 class GroupNorm32(nn.GroupNorm):

@@ -1,6 +1,6 @@
 """VGG16 features and the LPIPS distance built on them (Zhang et al. 2018).
 
-Constructing any of these never needs weights or the network: weights are read when `load_weights` is called.
+Constructing any of these never needs weights or the network: weights are read when `load_weights` is called, or asked for.
 """
 
 import logging
@@ -42,9 +42,10 @@ class vgg16(nn.Module):
 
     forward: scaled pictures (N, 3, H, W), H and W >= 16, to the activations relu1_2, 2_2, 3_3, 4_3 and 5_3.
     `channels` are the widths of the slices; narrower ones make a light network of the same shape.
+    pretrained: `load_weights` at once. differs: the published class does by default.
     """
 
-    def __init__(self, requires_grad: bool = False, channels: Sequence[int] = VGG_CHANNELS):
+    def __init__(self, requires_grad: bool = False, pretrained: bool = False, channels: Sequence[int] = VGG_CHANNELS):
         super().__init__()
         self.channels = tuple(channels)
         self.has_weights = False
@@ -61,6 +62,8 @@ class vgg16(nn.Module):
                 index, width_in = index + 2, width
             self.add_module(f"slice{number}", layers)
         self.requires_grad_(requires_grad)
+        if pretrained:
+            self.load_weights()
 
     @property
     def slices(self) -> list[nn.Sequential]:

@@ -1,0 +1,94 @@
+"""Latent-diffusion's names that our model does not need itself, with their published signatures, thin over what it has."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.diffusion.guidance import Condition
+from ldm.models.diffusion.published_pictures import PublishedPictures
+from ldm.models.diffusion.published_sampling import PublishedSampling
+
+
+class PublishedNames(PublishedPictures, PublishedSampling):
+    """Methods of a LatentDiffusionModel."""
+
+    # As the published constructor leaves them.
+    clip_denoised, bbox_tokenizer = False, None
+    num_timesteps_cond, shorten_cond_schedule = 1, False
+
+    @property
+    def restarted_from_ckpt(self) -> bool:
+        return self._scale_is_known
+
+    @property
+    def use_scheduler(self) -> bool:
+        return self.scheduler_config is not None
+
+    def make_cond_schedule(self) -> None:
+        """Set `cond_ids`, the time step to which the condition is noised at each time step: without effect at the one
+        `num_timesteps_cond` that there is."""
+        last = self.num_timesteps - 1
+        self.cond_ids = torch.full((self.num_timesteps,), last, dtype=torch.long)
+        self.cond_ids[: self.num_timesteps_cond] = torch.linspace(0, last, self.num_timesteps_cond).round().long()
+
+    @torch.no_grad()
+    def get_input(
+        self,
+        batch: Mapping[str, Any],
+        k: str,
+        return_first_stage_outputs: bool = False,
+        force_c_encode: bool = False,
+        cond_key: str | None = None,
+        return_original_cond: bool = False,
+        bs: int | None = None,
+    ) -> list[Any]:
+        """[scaled latents, condition] of a batch's first `bs` samples, with the pictures (N, H, W, 3) under `k`.
+
+        A condition stage that learns has its input in the condition's place, for `forward` to encode; not with `force_c_encode`.
+        cond_key: where that input is, instead of under `cond_stage_key`.
+        return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after. return_original_cond: the
+        condition stage's input comes last, None without such a stage.
+        """
+        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        if bs is not None:
+            batch = {key: value[:bs] for key, value in batch.items()}
+        batch |= {own: batch[given] for own, given in ((self.first_stage_key, k), (self.cond_stage_key, cond_key)) if given not in (None, own)}
+        encoded = self.encode_batch(batch)
+        if self.cond_stage_model is None:
+            c, original = self.condition_of(batch, *encoded), None
+        else:
+            c = original = self.condition_input(batch)
+            if force_c_encode or not self.cond_stage_trainable:
+                c = self.get_learned_conditioning(original)
+        out = [encoded[0], c]
+        if return_first_stage_outputs:
+            out += [batch[self.first_stage_key].permute(0, 3, 1, 2).float(), self.decode_first_stage(encoded[0])]
+        return [*out, original] if return_original_cond else out
+
+    def forward(self, x: Tensor, c: Condition = None, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
+        if self.cond_stage_trainable:
+            c = self.get_learned_conditioning(c)
+        return self.p_losses(x, c, self.random_time_steps(len(x)), *args, **kwargs)
+
+    def differentiable_decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
+        """`decode_first_stage`, which keeps gradients as well."""
+        return self.decode_first_stage(z, predict_cids, force_not_quantize)
+
+    def latent_of_codes(self, z: Tensor) -> Tensor:
+        """Scaled latents of the first stage's codes: of their numbers (N, h, w), or of their scores (N, n_embed, h, w)."""
+        self.check_codes("predict_cids")
+        numbers = z.argmax(dim=1) if z.ndim == 4 else z.long()
+        return self.get_first_stage_encoding(self.first_stage_model.quantize.embedding(numbers).permute(0, 3, 1, 2))
+
+
+def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """What the published code puts in place of a frozen module's `train`."""
+    return self
+
+
+def uniform_on_device(r1: float, r2: float, shape: Sequence[int], device: torch.device | str) -> Tensor:
+    """Uniform numbers between r1 and r2."""
+    return (r1 - r2) * torch.rand(*shape, device=device) + r2
