@@ -106,7 +106,7 @@ def test_a_model_with_a_vector_quantised_first_stage_trains() -> None:
     z = model.unscaled_latents(batch)
     assert torch.equal(z, model.first_stage_model.encode_to_prequant(batch["image"].permute(0, 3, 1, 2)))
     model.set_scale(z)
-    assert_same(model.get_input(batch)[0], z / z.std())
+    assert_same(model.get_input(batch, model.first_stage_key)[0], z / z.std())
     model.shared_step(batch)[0].backward()
     assert model.cond_stage_model.embedding.weight.grad.any() and all(p.grad is None for p in model.first_stage_model.parameters())
 
