@@ -34,8 +34,8 @@ class CrossPairLDM(DualCondLDM):
     A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
     scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
 
-    The judge is the bundled VGG16; `vgg_ckpt_path` names the style network's file, as in every DualCondLDM. What is judged has the
-    photo's details put back (`detail`), as finished pictures have.
+    The judge is the bundled VGG16, whatever file of the style network `vgg_ckpt_path` names. What is judged has the photo's details
+    put back (`detail`), as finished pictures have.
 
     Nothing in these losses says which parts of a picture get which of the painting's colours. What does is a picture in its own style,
     whose right answer is known: itself (the identity loss of Park & Lee 2019, here on latents).

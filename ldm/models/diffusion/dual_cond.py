@@ -28,8 +28,8 @@ class DualCondModel(LatentDiffusionModel):
     style_dim: width of the style vector, twice the sum of the style network's channels.
     scale_factors, shift_values: per channel, z = (posterior mode - shift) * scale; 1 and 0 by default.
     vgg_channels: widths of the style network, VGG16's by default; narrower ones need weights of their own.
-    vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them. By default torchvision's
-        download, which the published model was trained with.
+    vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them; "bundled": the one that comes
+        along. By default torchvision's download, which the published model was trained with.
     detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put back into the pictures
         painted of it; `ldm.settings.Settings` may say otherwise. 0, the default, is the published way.
     """

@@ -77,11 +77,13 @@ class vgg16(nn.Module):
         return VggOutputs(*features)
 
     def load_weights(self, path: str | Path | None = None) -> None:
-        """Read weights from a file (VGG16 under torchvision's names, or a checkpoint of ours that has one), or torchvision's
-        download if none is given: the weights of the published models. Teachers and judges read `teacher_file`.
+        """Read weights from a file (VGG16 under torchvision's names, or a checkpoint of ours that has one), "bundled" being the
+        one that comes along, or torchvision's download if none is given: the weights of the published models. Teachers and
+        judges read `teacher_file`.
 
         Raises UserError where neither can be had.
         """
+        path = teacher_file() if path == "bundled" else path
         state = _download_vgg16() if path is None else read_state_dict(path)
         for part in ("vgg.", "student."):
             state = part_of(state, part)
