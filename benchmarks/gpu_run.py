@@ -28,7 +28,7 @@ from ldm.cli import ArgumentParser, own_environment, own_files, run
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 
-SECONDS = {"check": 60, "speed": 210, "training": 90, "bundled": 3600}  # at most
+SECONDS = {"check": 90, "speed": 210, "training": 90, "bundled": 3600}  # at most
 TABLES_SECONDS = 60
 PART_BYTES = 15 * 2**20
 SPARE = 20  # seconds to write what there is

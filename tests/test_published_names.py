@@ -339,11 +339,11 @@ def test_an_embedders_sinusoid() -> None:
 
 
 def test_objects_of_names_may_be_read_anew() -> None:
-    before = get_obj_from_str("ldm.modules.losses.lpips.ScalingLayer")
+    before, module = get_obj_from_str("ldm.modules.losses.lpips.ScalingLayer"), dict(vars(lpips))
     try:
         assert get_obj_from_str("ldm.modules.losses.lpips.ScalingLayer", reload=True) is not before
     finally:
-        lpips.ScalingLayer = before
+        vars(lpips).update(module)  # else no class of it would be another test's
     assert get_obj_from_str(string="ldm.modules.ema.LitEma", reload=False) is LitEma
 
 
