@@ -165,6 +165,11 @@ def test_the_option_to_train_changes_nothing(options: list[str]) -> None:
     assert parse_args([*options, "--base", "a.yaml"]).base == ["a.yaml"]
 
 
+@pytest.mark.parametrize("option", ["-t", "--train"])
+def test_the_option_to_train_leaves_the_next_flag_its_value(option: str) -> None:
+    assert parse_args(["--base", "a.yaml", option, "--max_epochs", "1"]).overrides == ["lightning.trainer.max_epochs=1"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -58,7 +58,9 @@ def translated(argv: Sequence[str]) -> list[str]:
             raise UserError(_REFUSED[flag])
         if name in _GONE or name in _OURS:
             raise UserError(f"--{name}: {_GONE.get(name) or _OURS[name]}")
-        if name in ("no_test", "scale_lr"):
+        if argument in ("-t", "--train"):
+            result += [argument, _value(rest)]  # else it would take the override that the next flag becomes
+        elif name in ("no_test", "scale_lr"):
             _check_switch(name, value if given else _value(rest))
         elif name in known:
             result.append(f"lightning.trainer.{name}={value if given else _value(rest)}")
