@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from ldm.benchmarking.measuring import exact_float32, machine, psnr
@@ -24,13 +23,11 @@ from ldm.cli import ArgumentParser, run
 from ldm.device import autocast, choose_device
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.images import image_to_tensor
-from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline import StyleTransferPipeline
-from ldm.util import instantiate_from_config
 
 sys.path.insert(0, str(ROOT / "tests"))
-from golden_rules import GOLDEN, apply_rule  # noqa: E402 - no part of any package
+from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model  # noqa: E402 - no part of any package
 
 FORMATS = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}
 TWO_WAY = (0.6, 2.0)  # the content and the style scale of the golden run
@@ -80,39 +77,19 @@ def formats(device: torch.device) -> tuple[str, ...]:
 
 def check_golden(device: torch.device, findings: Findings, tiny: bool) -> None:
     """Relative errors, the published arrays being right."""
-    model, data = golden_model(tiny)
-    model.to(device)
+    model, data = (tiny_model() if tiny else full_model()), np.load(GOLDEN / ("tiny.npz" if tiny else "kl16_content12_full.npz"))
+    model.to(device).requires_grad_(False)
     for precision in formats(device):
         with torch.no_grad(), autocast(device, precision):
-            found = {"prediction": (prediction(model, data), data["unet_out"]), "guided run": (guided_run(model, data, 6 if tiny else 4), data["ddim_two_way_0.6_2"])}
+            found = {"prediction": (prediction(model, data), data["unet_out"]), "guided run": (sample(model, data, 6 if tiny else 4, *TWO_WAY), data["ddim_two_way_0.6_2"])}
         for name, (actual, expected) in found.items():
             wanted = torch.from_numpy(expected)
             findings.add(f"golden {name}, {precision}: relative error", float((actual.float().cpu() - wanted).norm() / wanted.norm()))
 
 
-def golden_model(tiny: bool) -> tuple[DualCondModel, Any]:
-    config = OmegaConf.load(GOLDEN / "tiny.yaml" if tiny else ROOT / "configs/kl16_content12.yaml").model
-    config.params.first_stage_config.params.ckpt_path = None
-    model = apply_rule(instantiate_from_config(config)).eval().requires_grad_(False)
-    return model, np.load(GOLDEN / ("tiny.npz" if tiny else "kl16_content12_full.npz"))
-
-
-def golden_inputs(model: DualCondModel, data: Any) -> list[Tensor]:
-    """The start x_T, and both conditions."""
-    return [torch.from_numpy(data[name]).to(model.device) for name in ("x_T", "content_features", "style_features")]
-
-
 def prediction(model: DualCondModel, data: Any) -> Tensor:
-    x, content, style = golden_inputs(model, data)
-    return model.apply_model(x, torch.from_numpy(data["t"]).to(model.device), model.condition(content, style))
-
-
-def guided_run(model: DualCondModel, data: Any, steps: int) -> Tensor:
-    x, content, style = golden_inputs(model, data)
-    without = [model.condition(torch.zeros_like(content), style), model.condition(content, model.null_style(len(x)))]
-    options = {"unconditional_guidance_scale": TWO_WAY[0], "unconditional_conditioning": without[0]}
-    options |= {"unconditional_guidance_scale_2": TWO_WAY[1], "unconditional_conditioning_2": without[1]}
-    return DDIMSampler(model).sample(steps, len(x), x.shape[1:], model.condition(content, style), x_T=x, verbose=False, **options)[0]
+    x, t = (torch.from_numpy(data[name]).to(model.device) for name in ("x_T", "t"))
+    return model.apply_model(x, t, conditions(model, data)[0])
 
 
 # The bundled model

@@ -21,7 +21,7 @@ from ldm.files import written_whole
 
 __all__ = [
     "TRAINING_ONLY", "Mismatch", "Report", "bake_ema", "compare", "describe", "file_hash", "fingerprint", "human_size",
-    "inference_only", "is_ema_name", "load_strict", "part_of", "read_state_dict", "save_safetensors",
+    "inference_only", "is_ema_name", "load_strict", "part_of", "read_state_dict", "save_safetensors", "without",
 ]  # fmt: skip
 
 # (what a file is, prefixes that must each begin one of its names); the first that fits, wins.
@@ -71,8 +71,8 @@ class Mismatch:
 def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = ()) -> Mismatch:
     """How names and shapes of a state dict differ from a module's, leaving out names with the given prefixes."""
     prefixes = _prefixes(ignore_keys)
-    expected = _without(module.state_dict(), prefixes)
-    given = _without(state_dict, prefixes)
+    expected = without(module.state_dict(), prefixes)
+    given = without(state_dict, prefixes)
     return Mismatch(
         missing=[name for name in expected if name not in given],
         unexpected=[name for name in given if name not in expected],
@@ -94,7 +94,7 @@ def load_strict(
     Raises CheckpointError, with the module untouched, if anything differs or nothing is left to load.
     """
     prefixes = _prefixes(ignore_keys)
-    given = _without(state_dict, prefixes)
+    given = without(state_dict, prefixes)
     mismatch = compare(module, given, prefixes)
     if mismatch:
         raise CheckpointError(f"{where} does not fit {type(module).__name__}; {advice}: {mismatch}")
@@ -103,7 +103,8 @@ def load_strict(
     module.load_state_dict(given, strict=False)  # not strict, as what ignore_keys leave out is missing
 
 
-def _without(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+def without(state_dict: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors whose names do not begin with any of these."""
     return {name: value for name, value in state_dict.items() if not name.startswith(prefixes)}
 
 

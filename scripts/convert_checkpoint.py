@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.checkpoint import (
-    Report, bake_ema, describe, file_hash, human_size, inference_only, read_state_dict, save_safetensors,
+    Report, bake_ema, describe, file_hash, human_size, inference_only, read_state_dict, save_safetensors, without,
 )  # fmt: skip
 from ldm.cli import ArgumentParser, run
 from ldm.errors import CheckpointError, UserError
@@ -28,7 +28,7 @@ def main() -> None:
     report = describe(args.input)
     if report.nonfinite:
         raise CheckpointError(f"{args.input}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
-    weights, tensors = choose_weights(without(args.leave_out, read_state_dict(args.input)), args.keep_live)
+    weights, tensors = choose_weights(leaving_out(args.leave_out, read_state_dict(args.input)), args.keep_live)
     save_safetensors(tensors, args.output, metadata(args.input, report, weights), args.half)
     print(
         f"{args.output}: {human_size(args.output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
@@ -56,12 +56,12 @@ def check_output(path: Path, force: bool) -> None:
         raise UserError(f"{path}: exists already; add --force to overwrite it")
 
 
-def without(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def leaving_out(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Raises UserError for a prefix that no name has."""
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in state_dict):
             raise UserError(f"--leave-out {prefix}: no name begins so; `python scripts/verify_checkpoint.py` lists them")
-    return {name: value for name, value in state_dict.items() if not name.startswith(tuple(prefixes))}
+    return without(state_dict, tuple(prefixes))
 
 
 def choose_weights(state_dict: dict[str, Tensor], keep_live: bool) -> tuple[str, dict[str, Tensor]]:

@@ -5,20 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_rules import GOLDEN, apply_rule, assert_close, rnd
-from omegaconf import OmegaConf
+from golden_rules import GOLDEN, assert_close, conditions, full_model, rnd, sample, tiny_model
 from torch import Tensor
 
-from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
-from ldm.util import instantiate_from_config
 
 ONE_PASS, WHOLE_RUN = 1e-4, 1e-3
 FLAG = torch.tensor([True, False])
-
-
-def tiny_model():
-    return apply_rule(instantiate_from_config(OmegaConf.load(GOLDEN / "tiny.yaml").model)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +21,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def full():
-    config = OmegaConf.load(GOLDEN.parents[1] / "configs/kl16_content12.yaml").model
-    config.params.first_stage_config.params.ckpt_path = None
-    return apply_rule(instantiate_from_config(config)).eval(), np.load(GOLDEN / "kl16_content12_full.npz")
-
-
-def conditions(data) -> tuple[dict, dict, dict]:
-    """Both conditions, null content, null style."""
-    c1, c2 = (torch.from_numpy(data[f"{name}_features"]) for name in ("content", "style"))
-    return {"c1": c1, "c2": c2}, {"c1": torch.zeros_like(c1), "c2": c2}, {"c1": c1, "c2": None}
-
-
-def sample(model, data, steps: int, scale_1: float = 1.0, scale_2: float = 1.0, eta: float = 0.0, seed: int = 0) -> Tensor:
-    both, null_content, null_style = conditions(data)
-    null_style["c2"] = model.null_style(len(both["c2"]))
-    x_T = torch.from_numpy(data["x_T"])
-    torch.manual_seed(seed)
-    return DDIMSampler(model).sample(
-        steps, len(x_T), x_T.shape[1:], both, x_T=x_T, eta=eta, verbose=False,
-        unconditional_guidance_scale=scale_1, unconditional_conditioning=null_content,
-        unconditional_guidance_scale_2=scale_2, unconditional_conditioning_2=null_style,
-    )[0]  # fmt: skip
+    return full_model(), np.load(GOLDEN / "kl16_content12_full.npz")
 
 
 SAMPLING = {
@@ -115,7 +88,7 @@ def check_conditions(model, data, content: Tensor, style: Tensor) -> None:
 
 @torch.no_grad()
 def check_network(model, data) -> None:
-    both, _, _ = conditions(data)
+    both, _, _ = conditions(model, data)
     x, t = torch.from_numpy(data["x_T"]), torch.from_numpy(data["t"])
     assert_close(model.apply_model(x, t, both), data["unet_out"], ONE_PASS, "unet")
     with model.ema_scope():

@@ -143,8 +143,11 @@ class DualCondModel(LatentDiffusionModel):
 
     def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior's mode, or of an unscaled latent."""
-        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.mode()
+        z = self.latent_of(encoder_posterior)
         return (z - over_positions(self.shift_values[None], z)) * over_positions(self.scale_factors[None], z)
+
+    def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+        return posterior if isinstance(posterior, Tensor) else posterior.mode()
 
     def unscaled(self, z: Tensor) -> Tensor:
         # differs: the published code unscales the caller's tensor in place.
@@ -153,11 +156,7 @@ class DualCondModel(LatentDiffusionModel):
     # Diffusion
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        if "latent" in batch:
-            return batch["latent"].float()
-        with torch.no_grad():
-            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-            return z if isinstance(z, Tensor) else z.mode()
+        return batch["latent"].float() if "latent" in batch else super().unscaled_latents(batch)
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was

@@ -187,8 +187,11 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The scaled latent of a posterior (drawn from it) or of an unscaled latent."""
-        z = encoder_posterior if isinstance(encoder_posterior, Tensor) else encoder_posterior.sample()
-        return self.scale_factor * z
+        return self.scale_factor * self.latent_of(encoder_posterior)
+
+    def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+        """The unscaled latent: drawn from a posterior, or as a first stage without one gives it."""
+        return posterior if isinstance(posterior, Tensor) else posterior.sample()
 
     def unscaled(self, z: Tensor) -> Tensor:
         """What the first stage decodes, of scaled latents."""
@@ -276,8 +279,7 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            z = self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
-            return z if isinstance(z, Tensor) else z.sample()
+            return self.latent_of(self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()))
 
     def set_scale(self, z: Tensor) -> None:
         """Scale so that these unscaled latents, with those of all other processes, get std 1."""

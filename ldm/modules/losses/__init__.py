@@ -1,3 +1,10 @@
-from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
+from typing import Any
 
-__all__ = ["LPIPSWithDiscriminator"]
+
+def __getattr__(name: str) -> Any:
+    """The published package's own name. What trains is not loaded with the other modules of this package, which painting uses."""
+    if name != "LPIPSWithDiscriminator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
+
+    return LPIPSWithDiscriminator
