@@ -38,6 +38,16 @@ def our_target(target: str) -> str:
     return MOVED.get(target, target)
 
 
+def out_of_scope(target: str) -> type:
+    """A class by the published name `target`, for scripts that import it beside what they use. Building one raises ConfigError."""
+
+    def refuse(self: Any, *args: Any, **options: Any) -> None:
+        our_target(target)
+
+    module, _, name = target.rpartition(".")
+    return type(name, (), {"__init__": refuse, "__module__": module, "__doc__": "Out of scope: building one says what to use instead."})
+
+
 def with_published_keys(**keys: tuple[Any, str]) -> Callable[[Class], Class]:
     """Let a class's constructor take published options of which only one value exists here: name=(value, why no other).
 

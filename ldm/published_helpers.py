@@ -47,6 +47,14 @@ def ismap(x: Any) -> bool:
     return isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] > 3
 
 
+def to_rgb(x: Tensor) -> Tensor:
+    """Maps (N, C, h, w), such as segmentations, as pictures (N, 3, h, w) in [-1, 1]: every channel in a colour, the same each time."""
+    colours = torch.randn(3, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.device)
+    mixed = torch.einsum("rc,nchw->nrhw", colours, x.float())
+    low, high = mixed.aminmax()
+    return 2 * (mixed - low) / (high - low).clamp_min(1e-12) - 1
+
+
 def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> Tensor:
     """(N, 3, H, W) pictures in [-1, 1] of texts, black on white; `wh` is (W, H), and `size` the letters' in pixels."""
     pictures = []

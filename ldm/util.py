@@ -62,6 +62,13 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
             raise ConfigError(f"{name} cannot be built from its `params`: {error}") from error
 
 
+def check_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> None:
+    """What `instantiate_from_config` checks before it builds. Raises ConfigError."""
+    name, params = _target_and_params(to_plain(config))
+    with allowing_targets(allow_targets):
+        _check_params(name, get_obj_from_str(name), params)
+
+
 def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")

@@ -92,9 +92,9 @@ def half_mask() -> Tensor:
     return torch.cat([torch.ones(1, 1, SIDE, SIDE // 2), torch.zeros(1, 1, SIDE, SIDE // 2)], dim=-1)
 
 
-def fit(model: pl.LightningModule, pictures: Tensor, folder: Path, **options) -> None:
-    """Train on pictures (N, H, W, 3), one by one."""
-    batches = torch.utils.data.DataLoader([{"image": picture} for picture in pictures])
+def fit(model: pl.LightningModule, pictures: Tensor, folder: Path, batch_size: int = 1, **options) -> None:
+    """Train on pictures (N, H, W, 3) in their order."""
+    batches = torch.utils.data.DataLoader([{"image": picture} for picture in pictures], batch_size)
     pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, **options,

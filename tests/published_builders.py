@@ -60,7 +60,7 @@ class Quantised(nn.Module):
         return z[:, :3].repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
-def class_ldm(quantised: bool = False, **changes: Any) -> LatentDiffusion:
+def class_ldm(quantised: bool = False, kind: type[LatentDiffusion] = LatentDiffusion, **changes: Any) -> LatentDiffusion:
     """The class-conditional model of the first note: four classes and the null class."""
     options = {
         **LATENT, "unet_config": CROSS_UNET, "cond_stage_config": EMBEDDER, "cond_stage_key": "class_label", "cond_stage_trainable": True,
@@ -69,7 +69,7 @@ def class_ldm(quantised: bool = False, **changes: Any) -> LatentDiffusion:
     if quantised:
         options["first_stage_config"] = {"target": f"{__name__}.Quantised"}
     with allowing_targets([__name__]):
-        return apply_rule(LatentDiffusion(**{**options, **changes})).eval()
+        return apply_rule(kind(**{**options, **changes})).eval()
 
 
 def batch(labels: list[int]) -> dict[str, Any]:

@@ -263,7 +263,7 @@ def test_the_first_stage_as_condition_stage() -> None:
     network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**UNET, "in_channels": 2 * CHANNELS}}
     model = class_ldm(unet_config=network, cond_stage_config="__is_first_stage__", cond_stage_key="sketch", conditioning_key="concat", cond_stage_trainable=False)
     sketch = rnd("sketch", 2, 32, 32, 3).tanh()
-    _, c = model.latents_and_condition({**batch([0, 1]), "sketch": sketch})
+    _, c = model.get_input({**batch([0, 1]), "sketch": sketch}, "image")
     assert_same(c, model.first_stage_model.encode(sketch.permute(0, 3, 1, 2)).mode())
     assert model.apply_model(latents("x"), T, c).shape == (2, CHANNELS, SIDE, SIDE)
     assert not {id(p) for p in model.trained_parameters()} & {id(p) for p in model.first_stage_model.parameters()}
@@ -303,10 +303,10 @@ def test_some_training_samples_go_without_their_class() -> None:
     torch.manual_seed(0)
     labels = [0, 1, 2, 3] * 100
     data = {"class_label": torch.tensor(labels)}
-    model.train().condition_of(data, latents("x"))
+    model.train().get_learned_conditioning(model.condition_input(data))
     dropped = seen[0] == CLASSES - 1
     assert 0.15 < dropped.float().mean() < 0.35 and torch.equal(seen[0][~dropped], data["class_label"][~dropped])
-    model.eval().condition_of(data, latents("x"))
+    model.eval().get_learned_conditioning(model.condition_input(data))
     assert torch.equal(seen[1], data["class_label"])
 
 
@@ -326,7 +326,7 @@ def test_bad_conditions_are_named() -> None:
     with pytest.raises(ValueError, match="label 5 is not one of 0 to 4"):
         model.get_learned_conditioning({"class_label": torch.tensor([0, 5])})
     with pytest.raises(ConfigError, match="no 'class_label' .*only image, path"):
-        model.latents_and_condition({"image": batch([0])["image"], "path": ["x"]})
+        model.get_input({"image": batch([0])["image"], "path": ["x"]}, "image")
     with pytest.raises(ConfigError, match="no condition stage"):
         LatentDiffusion(**options(cond_stage_config="__is_unconditional__", cond_stage_trainable=False, conditioning_key=None)).get_learned_conditioning(1)
 

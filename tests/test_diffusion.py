@@ -548,7 +548,7 @@ def test_flat_and_smallest_pictures_give_finite_conditions_and_loss(dual):
     flags = {"style_flag": torch.ones(2, dtype=torch.bool), "content_flag": torch.ones(2, dtype=torch.bool)}
     flat = torch.stack([torch.full((32, 32, 3), 0.3), torch.full((32, 32, 3), -1.0)])
     with torch.no_grad():
-        z, cond = dual.latents_and_condition({"image": flat, **flags})
+        z, cond = dual.get_input({"image": flat, **flags}, "image")
         loss, _ = dual(z, cond)
     assert all(v.isfinite().all() for v in (z, cond["c1"], cond["c2"], loss))
 

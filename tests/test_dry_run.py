@@ -9,6 +9,8 @@ import pytest
 from pipeline_builders import FIRST_STAGE, picture_folder
 from training_builders import LOSS, diffusion_node, files_below, hybrid_data, logger_node, picture_data, recipe, train
 
+from ldm.errors import ConfigError
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -79,3 +81,22 @@ def test_whatever_the_trainer_is_told_a_dry_run_is_two_steps_and_a_validation(fo
 def test_a_dry_run_of_a_wrong_config_fails_as_the_run_would(folder: Path) -> None:
     with pytest.raises(ValueError, match="did you mean max_epochs"):
         train(diffusion(folder), "--dry-run", "lightning.trainer.max_epoch=3")
+
+
+@pytest.mark.parametrize(
+    "override, problem",
+    [
+        ("lightning.callbacks.images.params.log_images_kwargs.ddim_step=5", "did you mean ddim_steps"),
+        ("lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dirr: x}}", "no parameter 'save_dirr'; did you mean save_dir"),
+        ("lightning.modelcheckpoint.params.save_top=1", "did you mean save_top_k"),
+        ("lightning.trainer.weights_summary=full", "lightning.trainer.weights_summary: give"),
+    ],
+)
+def test_a_dry_run_finds_every_key_that_is_wrong(folder: Path, override: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        train(diffusion(folder), "--dry-run", override)
+
+
+def test_a_dry_run_builds_no_logger_which_may_reach_out_to_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.__init__", lambda self, save_dir: pytest.fail("built"))
+    train(diffusion(folder), "--dry-run", "lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dir: x}}")

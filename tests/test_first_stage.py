@@ -420,6 +420,49 @@ def test_training_counts_the_autoencoders_steps_alone(tmp_path, monkeypatch, lim
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("n, steps", [(4, 2), (5, 3)], ids=["whole", "a rest"])
+def test_gradients_of_several_batches_make_a_step(tmp_path, monkeypatch, n, steps):
+    monkeypatch.setattr(AutoencoderKL, "reconstruct", lambda self, x, draw=True: self(x, sample_posterior=False))
+    models = [autoencoder(lossconfig=loss_config(disc_factor=0.0), learning_rate=1e-3) for _ in range(2)]
+    data = pictures(n=n).permute(0, 2, 3, 1)
+    models[0].own_options = {**models[0].own_options, "accumulate_grad_batches": 2}
+    for model, batch_size in zip(models, (1, 2)):
+        before = model.decoder.conv_out.weight.detach().clone()
+        fit(model, data[: 2 * (n // 2)] if batch_size == 2 else data, tmp_path, batch_size)
+        assert not torch.equal(model.decoder.conv_out.weight, before)
+    assert models[0].global_step == steps
+    if n % 2 == 0:
+        assert_same(models[0].decoder.conv_out.weight, models[1].decoder.conv_out.weight, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_both_optimisers_wait_for_as_many_batches(tmp_path):
+    model = autoencoder(lossconfig=loss_config(disc_start=1))
+    model.own_options = {**model.own_options, "accumulate_grad_batches": 2}
+    fit(model, pictures(n=6).permute(0, 2, 3, 1), tmp_path)
+    assert [{int(state["step"]) for state in optimizer.optimizer.state.values()} for optimizer in model.optimizers()] == [{3}, {2}]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("limit, moves", [(None, True), (1e-14, False)])
+def test_gradients_are_clipped_before_a_step(tmp_path, limit, moves):
+    model = autoencoder(lossconfig=loss_config(disc_factor=0.0), learning_rate=1e-2)
+    before = model.decoder.conv_out.weight.detach().clone()
+    model.own_options = {**model.own_options, "gradient_clip_val": limit}
+    fit(model, pictures(n=2).permute(0, 2, 3, 1), tmp_path)
+    assert ((model.decoder.conv_out.weight - before).abs().max() > 1e-3) == moves
+
+
+def test_the_autoencoders_loss_leaves_the_discriminator_alone():
+    loss, model = make_loss(disc_start=0).eval(), TinyDecoder()
+    with loss.discriminator_fixed():
+        value, parts = model.loss(loss)
+        value.backward()
+    assert "g_loss" in parts and model.last.weight.grad.any()
+    assert all(p.grad is None and p.requires_grad for p in loss.discriminator.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_training_needs_a_loss(tmp_path):
     with pytest.raises(ConfigError, match="LPIPSWithDiscriminator"):
         fit(autoencoder(lossconfig=DUMMY), pictures().permute(0, 2, 3, 1), tmp_path)
@@ -650,7 +693,7 @@ def test_uniform_linear_weights(monkeypatch):
 
 def test_missing_linear_weights_are_told_before_any_download(tmp_path, monkeypatch):
     monkeypatch.setattr(vgg16, "load_weights", lambda self, path: pytest.fail("read VGG16"))
-    with pytest.raises(UserError, match="`lin_ckpt_path`, or 'uniform'"):
+    with pytest.raises(UserError, match="or uniform .* model.params.lossconfig.params.lin_ckpt_path=FILE"):
         LPIPS().load_weights()
     incomplete = {name: value for name, value in lin_names("lin{}.model.1.weight").items() if "lin3" not in name}
     with pytest.raises(UserError, match="no weights of LPIPS layer lin3"):

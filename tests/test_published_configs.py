@@ -117,7 +117,7 @@ def test_a_masked_picture_as_condition_by_the_first_stage() -> None:
     assert model.cond_stage_model is model.first_stage_model
     masked, mask = rnd("masked", 1, 3, 32, 32).tanh(), torch.ones(1, 1, 8, 8)
     c = model.cond_stage_model.encode(masked)
-    assert_same(model.condition_of({"masked_image": masked.permute(0, 2, 3, 1)}, c), c)
+    assert_same(model.get_learned_conditioning(model.condition_input({"masked_image": masked.permute(0, 2, 3, 1)})), c)
     assert sampled(model, torch.cat([c, mask], dim=1), 1, side=8).shape == (1, 3, 8, 8)
 
 
@@ -125,7 +125,7 @@ def test_a_masked_picture_as_condition_by_the_first_stage() -> None:
 @torch.no_grad()
 def test_maps_as_conditions(node: dict[str, Any], shape: tuple[int, ...], size: int) -> None:
     model = narrow(node)
-    c = model.condition_of({node["params"]["cond_stage_key"]: rnd("condition", 2, *shape)}, torch.empty(2, 3, size, size))
+    c = model.get_learned_conditioning(model.condition_input({node["params"]["cond_stage_key"]: rnd("condition", 2, *shape)}))
     assert model.model.conditioning_key == "concat" and c.shape == (2, 3, size, size)
     assert sampled(model, c, 2, side=size).shape == (2, 3, size, size)
 

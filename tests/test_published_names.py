@@ -17,7 +17,7 @@ from pipeline_builders import narrow_vgg16
 from published_builders import EMBEDDER, SHAPE, STEPS, WIDTH, Identity, batch, class_ldm, dual_batch, seeded
 from torch import nn
 
-from ldm.errors import CheckpointError
+from ldm.errors import CheckpointError, ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import DDPM, DiffusionWrapper, LatentDiffusion, disabled_train, uniform_on_device
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM, DualConditionDiffusionWrapper
@@ -218,6 +218,34 @@ def test_an_input_is_taken_from_any_key(classes: LatentDiffusion) -> None:
     assert torch.equal(z, seeded(classes.get_input, given, "image")[0]) and labels.tolist() == [2, 0]
 
 
+def test_training_and_its_pictures_go_through_what_a_subclass_overrides(tmp_path: Path) -> None:
+    calls = []
+
+    class Own(LatentDiffusion):
+        def get_input(self, batch: dict[str, Any], k: str, **options: Any) -> list[Any]:
+            calls.append("get_input")
+            return super().get_input({"image": batch["mine"], "class_label": torch.zeros(len(batch["mine"]), dtype=torch.long)}, k, **options)
+
+        def forward(self, x: torch.Tensor, c: Any, *args: Any, **options: Any) -> Any:
+            calls.append("forward")
+            return super().forward(x, c, *args, **options)
+
+    model = class_ldm(kind=Own)
+    given = {"mine": batch([0, 1])["image"]}
+    model.training_step = lambda batch, index: model.shared_step(batch)[0]  # without a trainer to log to
+    model.training_step(given, 0).backward()
+    assert calls == ["get_input", "forward"] and model.cond_stage_model.embedding.weight.grad.any()
+    model.log_dict = lambda values, **options: calls.append(set(values))
+    calls.clear()
+    model.validation_step(given, 0)
+    own, averaged = {"val/loss_simple", "val/loss_vlb", "val/loss"}, {"val/loss_simple_ema", "val/loss_vlb_ema", "val/loss_ema"}
+    assert calls == ["get_input", "forward"] * 2 + [own | averaged]
+    calls.clear()
+    model.preview(given, max_images=1, ddim_steps=1)
+    model.log_images(given, N=2, sample=False, plot_progressive_rows=False)
+    assert calls == ["get_input"] * 2
+
+
 def test_a_step_gives_loss_and_values(classes: LatentDiffusion) -> None:
     loss, values = seeded(classes.shared_step, batch([1, 2]))
     by_hand, same = seeded(lambda: classes(*classes.get_input(batch([1, 2]), classes.first_stage_key)))
@@ -257,6 +285,56 @@ def test_averages_are_left_out_of_a_model_that_has_none(classes: LatentDiffusion
     with caplog.at_level(logging.WARNING):
         model.init_from_ckpt(tmp_path / "model.ckpt", ignore_keys=[])
     assert "averaged weights are left out" in caplog.text and model.restarted_from_ckpt
+
+
+def test_averages_of_which_a_state_has_none_start_at_its_weights(dual: DualCondLDM) -> None:
+    state = {name: value.clone() for name, value in dual.state_dict().items()}
+    bare = {name: value for name, value in state.items() if "_ema." not in name}
+    model = tiny_ldm(timesteps=STEPS)
+    model.load_state_dict({name: value + 1 if name.startswith("model.") else value for name, value in bare.items()}, strict=False)
+    with model.ema_scope():
+        assert all(torch.equal(weight, bare[f"model.{name}"] + 1) for name, weight in model.model.named_parameters())
+    model.load_state_dict(state)
+    average = next(iter(dual.model_ema.shadow_names.values()))
+    for harmless in ({name: value for name, value in bare.items() if name.startswith("vgg.")}, {}):
+        model.load_state_dict(harmless, strict=False)
+        assert torch.equal(getattr(model.model_ema, average), getattr(dual.model_ema, average))
+
+
+def test_names_out_of_scope_can_be_imported_beside_others() -> None:
+    from ldm.models.diffusion.plms import PLMSSampler
+    from ldm.modules.encoders.modules import BERTEmbedder, TransformerEmbedder
+
+    for name, reason in ((PLMSSampler, "PLMS sampling is out of scope"), (BERTEmbedder, "BERT text"), (TransformerEmbedder, "BERT text")):
+        with pytest.raises(ConfigError, match=reason):
+            name(1, n_embed=2)
+
+
+def test_input_is_never_split(classes: LatentDiffusion) -> None:
+    assert not hasattr(classes, "split_input_params")
+    with pytest.raises(ConfigError, match="split input is out of scope; .*tile"):
+        classes.split_input_params = {"ks": (128, 128)}
+
+
+def test_maps_are_shown_in_colours(classes: LatentDiffusion) -> None:
+    maps = torch.eye(5)[None].permute(0, 2, 1)[..., None].expand(1, 5, 5, 3)  # one channel in each row
+    shown = classes.to_rgb(maps)
+    assert shown.shape == (1, 3, 5, 3) and shown.min() == -1 and shown.max() == 1
+    assert len({tuple(colour) for colour in shown[0, :, :, 0].T.tolist()}) == 5 and torch.equal(shown, classes.to_rgb(maps))
+
+
+def test_the_prior_in_bits() -> None:
+    model, x = unconditional_ldm(timesteps=4), latents("x")
+    abar = model.alphas_cumprod[-1]
+    expected = normal_kl(abar.sqrt() * x, (1 - abar).log(), torch.tensor(0.0), torch.tensor(0.0)).mean(dim=(1, 2, 3)) / math.log(2)
+    assert_same(model._prior_bpd(x), expected)
+
+
+def test_a_first_stage_of_codes_is_told_to_give_latents() -> None:
+    model = class_ldm()
+    model.first_stage_model.encode = lambda x: (x, None, (None, None, None))
+    with pytest.raises(ConfigError, match="gives codes, not latents; its target must be VQModelInterface"):
+        model.shared_step(batch([0]))
 
 
 # ArtFusion: the model's parts, and the notebook's cell that shows styles without a content

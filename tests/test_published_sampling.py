@@ -381,6 +381,11 @@ def test_the_image_logger_draws_what_a_model_draws_itself() -> None:
 
     model = Own(**tiny_options())
     callback = ImageLogger(log_images_kwargs={"colour": "red"})
-    callback.on_fit_start(None, model)
+    callback.check_model(model)
     assert callback.drawing_of(model).__func__ is Own.log_images and callback.options == {"colour": "red"}
     assert Own.log_images is not PublishedPictures.log_images
+
+
+def test_options_that_no_picture_has_are_refused(dual: DualCondLDM) -> None:
+    with pytest.raises(ConfigError, match="log_images_kwargs.ddim_step is unknown; did you mean ddim_steps"):
+        ImageLogger(log_images_kwargs={"ddim_step": 5}).check_model(dual)

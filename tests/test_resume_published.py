@@ -299,6 +299,20 @@ def test_a_published_run_keeps_its_folder_to_itself(config: Path, tmp_path: Path
     assert everything_in(old) == before and (tmp_path / "logs/recipe/checkpoints/last.ckpt").exists()
 
 
+def test_a_published_run_goes_on_with_the_configs_of_its_folder(config: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    old = tmp_path / "2023_kl16"
+    write(lightning_1_6(built(config)), old / "checkpoints/last.ckpt")
+    recipe = OmegaConf.load(config)
+    trainer = {"accelerator": "ddp", "resume_from_checkpoint": str(old / "checkpoints/last.ckpt")}  # as the published command writes it
+    (old / "configs").mkdir()
+    OmegaConf.save({"model": recipe.model, "data": recipe.data}, old / "configs/2023-project.yaml")
+    OmegaConf.save({"lightning": OmegaConf.merge(recipe.lightning, {"trainer": trainer})}, old / "configs/2023-lightning.yaml")
+    before = everything_in(old)
+    main(["--resume", str(old), "--logdir", str(tmp_path / "logs"), "--allow-target", "test_resume_published", "--max_steps", "13"])
+    assert everything_in(old) == before
+    assert torch.load(tmp_path / "logs/2023-project/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
+
+
 def test_an_optimiser_computes_in_its_own_way_after_loading(tmp_path: Path) -> None:
     """A file says nothing of one fused kernel, or was written without."""
     module = nn.Linear(2, 2)
@@ -388,6 +402,10 @@ def moments_of_two_optimisers(checkpoint: dict[str, Any]) -> None:
     checkpoint["optimizer_states"] *= 2
 
 
+def without_states(checkpoint: dict[str, Any]) -> None:
+    checkpoint["optimizer_states"] = []
+
+
 def no_state_at_all(checkpoint: dict[str, Any]) -> None:
     checkpoint["optimizer_states"] = ["moments"]
 
@@ -425,6 +443,7 @@ def another_schedule(checkpoint: dict[str, Any]) -> None:
         (without_second_moments, "its optimiser has no exp_avg_sq for model.diffusion_model."),
         (of_another_optimiser, "its optimiser is no AdamW: it has no betas, eps"),
         (moments_of_two_optimisers, "its optimiser is one of 2, this model has 1"),
+        (without_states, "its optimiser has no state"),
         (no_state_at_all, "its optimiser is none of PyTorch's"),
         (weights_alone, "weights alone, without an optimiser's state; only a checkpoint of the same model can be resumed"),
         (of_another_model, "does not fit DualCondLDM"),

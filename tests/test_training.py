@@ -231,6 +231,13 @@ def test_a_resumed_run_may_get_a_name_of_its_own(diffusion: Path, tmp_path: Path
     assert last(tmp_path / "branch")["global_step"] == 3 and files_below(diffusion) == before
 
 
+def test_a_start_that_is_refused_while_resuming_leaves_no_folder(diffusion: Path, tmp_path: Path) -> None:
+    config = next(diffusion.glob("config_*.yaml"))
+    with pytest.raises(UserError, match="leave --seed out"):
+        main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path / "logs"), "--base", str(config), "--seed", "5"])
+    assert not (tmp_path / "logs/branch").exists()
+
+
 @pytest.mark.parametrize("content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")])
 def test_a_checkpoint_that_cannot_resume_is_refused(diffusion_config: Path, tmp_path: Path, content: bytes | None, problem: str) -> None:
     if content is not None:
@@ -370,8 +377,8 @@ def test_a_wrong_config_is_a_user_error(diffusion_config: Path, tmp_path: Path, 
 def test_a_gpu_that_is_not_there_is_a_user_error(diffusion_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(UserError, match="the trainer cannot be set up"):
-        train(diffusion_config, "--gpus", "0")
+    with pytest.raises(UserError, match="the trainer cannot be set up.* leave out --gpus"):
+        train(diffusion_config, "--gpus", "0,")
 
 
 def test_a_missing_config_is_one_line_and_exit_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

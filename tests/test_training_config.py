@@ -10,12 +10,13 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_builders import save_config
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from training_builders import lightning_recipe
 
 from ldm.device import has_bf16
 from ldm.errors import ConfigError, UserError
-from ldm.training.command_line import gpu_numbers, parse_args
+from ldm.training.command_line import gpu_devices, parse_args
 from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
 from ldm.training.run_folder import run_folder
@@ -204,15 +205,20 @@ def test_a_wrong_option_is_a_user_error(options: list[str], problem: str) -> Non
         parse_args(["--base", "a.yaml", *options])
 
 
-@pytest.mark.parametrize("text, numbers", [("0", [0]), ("0,", [0]), ("0,1", [0, 1]), ("2,5,", [2, 5])])
-def test_gpus_are_numbers_with_commas(text: str, numbers: list[int]) -> None:
-    assert gpu_numbers(text) == numbers
+@pytest.mark.parametrize(
+    "given, devices", [("0,", [0]), ("0,1", [0, 1]), ("2,5,", [2, 5]), ([0, 2], [0, 2]), ("2", 2), (3, 3), ("-1", -1), (-1, -1)], ids=repr
+)
+def test_gpus_are_numbers_with_commas_or_a_count_as_in_lightning_1_6(given: object, devices: int | list[int]) -> None:
+    assert gpu_devices(given) == devices
 
 
-@pytest.mark.parametrize("text", ["first", "", ",", "0,-1", "1.5"])
-def test_what_is_no_gpu_number_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--gpus takes numbers such as 0,1; got"):
-        gpu_numbers(text)
+@pytest.mark.parametrize(
+    "text, problem",
+    [*((text, "--gpus takes numbers such as 0,1") for text in ("first", "", ",", "0,-1", "1.5")), ("0", "--gpus 0 is no GPU, .*`--gpus 0,` for the first")],
+)
+def test_what_is_no_gpu_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        gpu_devices(text)
 
 
 # The trainer
@@ -222,6 +228,43 @@ def test_what_is_no_gpu_number_is_refused(text: str) -> None:
 def test_published_configs_may_name_gpus_and_the_option_wins(option: str | None) -> None:
     options = lightning_recipe(option, trainer={"gpus": "0,"}).trainer_options()
     assert options["devices"] == ([0] if option is None else [2, 3]) and "gpus" not in options
+
+
+@pytest.mark.parametrize("key", ["accelerator", "distributed_backend"])
+def test_what_the_published_command_set_itself_is_taken_for_what_it_means_now(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = lightning_recipe(trainer={key: "ddp", "devices": 2}).trainer_options()
+    assert key not in options and isinstance(options["strategy"], DDPStrategy)
+
+
+@pytest.mark.parametrize(
+    "key, value, advice",
+    [
+        ("progress_bar_refresh_rate", 20, "give lightning.trainer.enable_progress_bar=false"),
+        ("weights_summary", "full", "give lightning.trainer.enable_model_summary=false"),
+        ("terminate_on_nan", True, "leave it out: a loss that is no number always ends the run"),
+        ("replace_sampler_ddp", False, "leave it out: the loaders share the samples"),
+        ("amp_level", "O2", "give lightning.trainer.precision="),
+        ("checkpoint_callback", True, "give lightning.trainer.enable_checkpointing=false"),
+        ("resume_from_checkpoint", "a.ckpt", "give --resume FILE"),
+        ("accelerator", "ddp_spawn", "give lightning.trainer.strategy=ddp"),
+        ("distributed_backend", "horovod", "give lightning.trainer.strategy=ddp"),
+        ("callbacks", [], "give lightning.callbacks.NAME.target=CLASS"),
+    ],
+)
+def test_keys_of_an_older_lightning_name_what_replaced_them(key: str, value: object, advice: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"lightning.trainer.{key}: {advice}")):
+        lightning_recipe(trainer={key: value}).trainer_options()
+
+
+class OptimisesItself(pl.LightningModule):
+    automatic_optimization = False
+
+
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 1.0}], ids=str)
+def test_what_lightning_does_not_do_for_a_model_is_refused_before_it_trains(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"lightning.trainer.{next(iter(options))}: OptimisesItself optimises by itself .*leave it out"):
+        lightning_recipe(None, OptimisesItself(), trainer=options)
+    assert lightning_recipe(None, OptimisesItself(), trainer={"accumulate_grad_batches": 1}).trainer_options()["log_every_n_steps"] == 20
 
 
 @pytest.mark.parametrize("fast, expected", [(True, "bf16-mixed"), (False, "32-true")])
@@ -274,10 +317,13 @@ def test_checkpoints_of_the_best_and_of_every_n_steps_are_asked_for(tmp_path: Pa
 
 
 @pytest.mark.parametrize("validates, monitored", [(False, True), (True, False)])
-def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, validates: bool, monitored: bool) -> None:
-    recipe = lightning_recipe(None, Monitored() if monitored else None, trainer={"accelerator": "cpu"}, modelcheckpoint={"save_top_k": 2})
-    recipe.data.datasets |= {"validation": []} if validates else {}
-    assert not [c for c in recipe.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
+def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture, validates: bool, monitored: bool) -> None:
+    model = Monitored() if monitored else None
+    for options, told in (({}, 0), ({"save_top_k": 2}, 1)):
+        recipe = lightning_recipe(None, model, trainer={"accelerator": "cpu"}, modelcheckpoint=options)
+        recipe.data.datasets |= {"validation": []} if validates else {}
+        assert not [c for c in recipe.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
+        assert caplog.text.count("lightning.modelcheckpoint has no effect") == told
 
 
 @pytest.mark.parametrize("section", ["trainer", "callbacks", "logger", "performance", "modelcheckpoint", "modelcheckpoint_step", "last"])
@@ -297,6 +343,7 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
         ({"trainer": {"accumulate_grad_batches": 0}}, "lightning.trainer.accumulate_grad_batches must be a whole number from 1 on"),
         ({"trainer": {"val_check_interval": 0}}, "lightning.trainer.val_check_interval must be above 0"),
         ({"modelcheckpoint_step": {"params": {"every_n_train_step": 3}}}, "did you mean every_n_train_steps"),
+        ({"modelcheckpoint": {"params": {"save_top_kk": 3}}}, "did you mean save_top_k"),
         ({"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}}, "lightning.modelcheckpoint_step: .*mutually exclusive"),
         ({"last": {"every_n_train_step": 3}}, "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps"),
         ({"callbacks": {"x": {"target": "os.system"}}}, "'os.system' is not under"),
@@ -377,7 +424,6 @@ def test_unknown_performance_options_are_refused(matmul_precision: None, options
 @pytest.mark.parametrize(
     "lightning, problem",
     [
-        ({"trainer": {"callbacks": []}}, "callbacks belong under `lightning.callbacks`"),
         ({"last": {"every_n_train_steps": 0}}, "lightning.last.every_n_train_steps must be a whole number from 1 on"),
         ({"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}}, "batch_frequency must be a whole number from 1 on"),
         ({"modelcheckpoint_step": {"params": {}, "every_n_train_steps": 5}}, "unknown config key 'every_n_train_steps'; `lightning.modelcheckpoint_step` has target, params"),

@@ -19,7 +19,7 @@ PREFETCHED_BATCHES = 4  # by each worker
 
 
 class DataModuleFromConfig(pl.LightningDataModule):
-    """`train` and `validation` are config nodes of data sets.
+    """`train` and `validation` are config nodes of data sets; `test` and `predict` are not built, as nothing here runs them.
 
     Order and random choices follow from `seed` (the training command sets it), see `ldm.data.order`; a data set that
     cannot be indexed keeps its own. Pictures that cannot be read are named in the log once; when they are more than
@@ -35,7 +35,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
         shuffle_val_dataloader: bool = False,
         max_unreadable_share: float = 0.1,
         seed: int = 0,
-        wrap: bool = False,  # of published config files; it never had an effect on samples
+        # Of published config files; they never had an effect on training.
+        wrap: bool = False,
+        test: Mapping[str, Any] | None = None,
+        predict: Mapping[str, Any] | None = None,
+        shuffle_test_loader: bool = False,
+        use_worker_init_fn: bool = False,
     ):
         super().__init__()
         check_count("batch_size", batch_size)

@@ -12,14 +12,20 @@ from ldm.errors import ConfigError
 from ldm.models.first_stage import KLAutoencoder, VQAutoencoder, VQLatents
 from ldm.modules.losses.contperceptual import FirstStageLoss, LPIPSWithDiscriminator
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
-from ldm.optimizers import build_optimizer
+from ldm.optimizers import build_optimizer, clip_gradients
+from ldm.published_helpers import to_rgb
 from ldm.util import instantiate_from_config
 
 
 class FirstStageTraining(pl.LightningModule):
-    """The training loop of a first stage, beside which it stands among a class's bases."""
+    """The training loop of a first stage, beside which it stands among a class's bases.
+
+    own_options: the options of the trainer that Lightning leaves to models with optimisers of their own, as `ldm.training.trainer.Recipe`
+        sets them: how many batches' gradients are added up for a step, and how they are clipped before it.
+    """
 
     loss_class: type[FirstStageLoss]
+    own_options: Mapping[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
         """(reconstruction, what the loss takes of its latent); `draw` from the latent's distribution, if it has one."""
@@ -51,28 +57,41 @@ class FirstStageTraining(pl.LightningModule):
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        step = self.global_step
+        step, batches = self.global_step, self.own_options["accumulate_grad_batches"]
         x = self.get_input(batch)
         # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
         recon, latent = self.reconstruct(x)
-        loss, parts = self.loss.autoencoder_loss(x, recon.float(), latent, step, self.decoder.last_layer)
-        self._step(0, loss)
-        if self.loss.discriminates(step):
+        adversarial = self.loss.discriminates(step)
+        with self.loss.discriminator_fixed():
+            loss, parts = self.loss.autoencoder_loss(x, recon.float(), latent, step, self.decoder.last_layer)
+            self.manual_backward(loss / batches)
+        if adversarial:
             disc_loss, disc_parts = self.loss.discriminator_loss(x, recon.float())
-            self._step(1, disc_loss)
+            self.manual_backward(disc_loss / batches)
             parts |= disc_parts
+        if self.trainer.is_last_batch or (batch_idx + 1) % batches == 0:
+            for which in range(1 + adversarial):
+                self._step(which)
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         self.log("train/loss", parts["rec_loss"], prog_bar=True, logger=False, batch_size=len(x))
 
-    def _step(self, which: int, loss: Tensor) -> None:
+    def _step(self, which: int) -> None:
         optimizer = _as_list(self.optimizers())[which]
         if which > 0:  # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        self._clip(optimizer.optimizer)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if self.scheduler_config is not None:
             _as_list(self.lr_schedulers())[which].step()
+
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        value, algorithm = self.own_options["gradient_clip_val"], self.own_options["gradient_clip_algorithm"]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if value and scaler is not None:
+            scaler.unscale_(optimizer)
+        if value:
+            clip_gradients(self, optimizer, value, algorithm)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         x = self.get_input(batch)
@@ -82,6 +101,10 @@ class FirstStageTraining(pl.LightningModule):
         psnr = (10 * torch.log10(4 / mse)).mean()  # pixels span 2
         self.log_dict({f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True)
         self.log("val/psnr", psnr, prog_bar=True, batch_size=len(x), sync_dist=True)
+
+    def to_rgb(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) as pictures (N, 3, H, W) in [-1, 1]."""
+        return to_rgb(x)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Tensor], max_images: int = 8) -> dict[str, Tensor]:

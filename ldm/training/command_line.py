@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm.cli import ArgumentParser
 from ldm.errors import UserError
@@ -34,7 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("-s", "--seed", type=int, help=f"seed of everything random (default: {DEFAULT_SEED}, or that of the resumed run)")
     parser.add_argument("--dry-run", action="store_true", help="run one training and one validation step, report, write nothing")
-    parser.add_argument("--gpus", metavar="0,1", help="GPU numbers (default: whatever Lightning finds)")
+    parser.add_argument("--gpus", metavar="0,1", help="GPU numbers with commas (`0,` is the first), or how many (default: whatever Lightning finds)")
     parser.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes under this dotted prefix")
     parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)  # of the published command line,
     parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)  # which has more: published_flags.py
@@ -56,9 +57,17 @@ def _check(args: argparse.Namespace, parser: ArgumentParser) -> None:
         raise UserError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
 
 
-def gpu_numbers(gpus: str) -> list[int]:
-    """[0, 1] from "0,1" or the published "0,1,". Raises UserError."""
-    numbers = [n for n in gpus.split(",") if n]
-    if not numbers or not all(n.isdecimal() for n in numbers):
-        raise UserError(f"--gpus takes numbers such as 0,1; got {gpus!r}")
-    return [int(n) for n in numbers]
+def gpu_devices(gpus: Any) -> int | list[int]:
+    """What Lightning 1.6 takes `gpus` for: numbers where there is a comma or a list, "0,1" or "0,"; else how many, -1 being all.
+    Raises UserError."""
+    text = ",".join(map(str, gpus)) + "," if isinstance(gpus, (list, tuple)) else str(gpus)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if text.strip() == "-1":
+        return -1
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UserError(f"--gpus takes numbers such as 0,1 (or 0, for the first GPU), how many, or -1 for all; got {gpus!r}")
+    if "," in text:
+        return [int(part) for part in parts]
+    if parts == ["0"]:
+        raise UserError("--gpus 0 is no GPU, as in Lightning 1.6: give `--gpus 0,` for the first one, or --accelerator cpu to train without")
+    return int(parts[0])

@@ -32,6 +32,7 @@ class _Measure(pl.Callback):
 def dry_run(recipe: Recipe) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed and memory."""
     recipe.callbacks(Path("checkpoints"))  # for what is wrong with them; none of them runs
+    recipe.check_loggers()
     measure = _Measure()
     options = {**recipe.trainer_options(), "max_steps": 2, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     # At the end of these two batches comes the validation step.

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ldm.errors import ConfigError
 from ldm.images import save_image, tensor_to_image
 from ldm.models.diffusion.published_pictures import PublishedPictures
-from ldm.util import check_count
+from ldm.util import check_count, near
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +55,13 @@ class ImageLogger(pl.Callback):
         self.nrow = nrow
         self.options = dict(log_images_kwargs or {})
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def check_model(self, module: pl.LightningModule) -> None:
+        """Raises ConfigError for options that the model's pictures do not have."""
         known = inspect.signature(self.drawing_of(module)).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        for name in [name for name in self.options if not (takes_any or name in known)]:
-            log.warning("ImageLogger: log_images_kwargs.%s has no effect here; there are %s", name, ", ".join(known))
-            del self.options[name]
+        for name in self.options:
+            if not (takes_any or name in known):
+                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{near(name, known)}; there are {', '.join(known)}")
 
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
         """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""

@@ -44,6 +44,8 @@ def fitted_states(module: nn.Module, optimizers: Sequence[Optimizer], states: An
     """
     if not isinstance(states, Sequence) or not all(_is_state(state) for state in states):
         raise CheckpointError("is none of PyTorch's")
+    if not states:
+        raise CheckpointError("has no state")
     if len(states) != len(optimizers):
         raise CheckpointError(f"is one of {len(states)}, this model has {len(optimizers)}")
     in_file = {name: position for position, name in enumerate(names_in_file)}

@@ -1,12 +1,14 @@
-"""Flags that the published training command took and this one does not: mapped to what they mean here, or refused by a line that says so."""
+"""What the published training command took and this one does not, as flags or in a config: mapped to what it means here, or refused by a
+line that says so."""
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
 
 # Those of Lightning 1.6's Trainer that its present one no longer has, and what to do instead.
 _GONE = {
@@ -41,6 +43,7 @@ _REFUSED = {
     "-d": "--debug: run `python -m pdb main.py ...`",
     "--debug": "--debug: run `python -m pdb main.py ...`",
 }
+_STRATEGIES = ("dp", "ddp2", "ddp_spawn", "ddp_cpu", "ddp_sharded", "horovod")  # which were accelerators
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
 _OURS = {"default_root_dir": "give --logdir DIR", "callbacks": "give lightning.callbacks.NAME.target=CLASS", "logger": "give lightning.logger"}
 
@@ -67,6 +70,21 @@ def translated(argv: Sequence[str]) -> list[str]:
         else:
             result.append(argument)
     return result
+
+
+def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's `lightning.trainer` without the keys of Lightning 1.6 that say what is done anyway. Raises ConfigError for those that
+    have another name now, or none."""
+    options = dict(given)
+    for key in ("accelerator", "distributed_backend"):  # the published command itself sets the first to ddp
+        if options.get(key) == "ddp":
+            del options[key]  # what several devices get anyway
+        elif options.get(key) in _STRATEGIES or (key == "distributed_backend" and key in options):
+            raise ConfigError(f"lightning.trainer.{key}: give lightning.trainer.strategy=ddp, which is what several GPUs get anyway")
+    for key in options:
+        if key in _GONE or key == "callbacks":
+            raise ConfigError(f"lightning.trainer.{key}: {_GONE.get(key) or _OURS[key]}")
+    return options
 
 
 def _value(rest: list[str]) -> str:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ldm.checkpoint import first_of, load_strict
 from ldm.checkpoint_reading import read_checkpoint
+from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, UserError
 from ldm.optimizers import names_of
 from ldm.training.moments import fitted_states
@@ -77,8 +78,14 @@ class Resumed:
             if lacking:
                 log.warning("%s: no moments for %d of %d weights (%s); theirs start at zero", self.path, len(lacking), len(names), first_of(lacking))
 
-    def check_end(self, trainer: pl.Trainer) -> None:
-        """Raises UserError for a checkpoint from behind the end of the run that is to go on."""
+    def check_beginning(self, trainer: pl.Trainer, data: pl.LightningDataModule) -> None:
+        """Raises UserError where the run that is to go on has another seed or other batches, or has its end before the checkpoint.
+        Lightning would find that out after its loggers have begun to write."""
+        data.trainer = trainer  # as it is going to be
+        seeds = next(callback for callback in trainer.callbacks if isinstance(callback, StepSeeds))
+        for part, name, held in ((seeds, seeds.state_key, self._state.get("callbacks") or {}), (data, type(data).__qualname__, self._state)):
+            if name in held and isinstance(part, (StepSeeds, DataModuleFromConfig)):
+                part.load_state_dict(held[name])
         epoch, end = self._state.get("epoch", 0), trainer.max_epochs
         if end not in (None, -1) and epoch > end:
             raise UserError(f"--resume {self.path}: is at epoch {epoch}, behind lightning.trainer.max_epochs={end}; give a later end")

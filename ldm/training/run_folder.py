@@ -42,6 +42,18 @@ def kept_config(folder: Path) -> Path:
     return kept[-1]
 
 
+def published_configs(checkpoint: Path) -> list[str]:
+    """The config files of the run of a checkpoint, where the published command keeps them, in its order of merging."""
+    return sorted(map(str, (checkpoint.resolve().parent.parent / "configs").glob("*.yaml")))
+
+
+def without_resumed(config: DictConfig) -> DictConfig:
+    """A published run that was resumed itself has the checkpoint of then in its kept config."""
+    if trainer := OmegaConf.select(config, "lightning.trainer"):
+        trainer.pop("resume_from_checkpoint", None)
+    return config
+
+
 class KeepConfig(pl.Callback):
     """Writes the config into the run's folder once training has begun, so that a refused start leaves nothing."""
 
@@ -61,7 +73,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
+    lock = folder / ".running"
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
@@ -69,6 +82,11 @@ def alone_in(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME") from error
         except OSError:  # a file system without locks
             pass
-        yield
+        try:
+            yield
+        finally:
+            if [*folder.iterdir()] == [lock]:  # a refused start leaves nothing
+                lock.unlink()
+                folder.rmdir()
     finally:
         os.close(handle)

@@ -18,7 +18,7 @@ from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
 from ldm.training.resume import Resumed
-from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, run_folder
+from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, published_configs, run_folder, without_resumed
 from ldm.training.trainer import Recipe
 from ldm.util import allowing_targets, instantiate_from_config
 
@@ -45,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quieten()
     resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
     own = resumed.path if resumed and resumed.is_ours else None  # a run of the published code keeps its folder to itself
+    if resumed and not args.base and not own:
+        args.base = published_configs(resumed.path)
     folder = run_folder(args, own)
     config = merged_config(args.base or [kept_config(folder)], args.overrides)
+    if resumed:
+        config = without_resumed(config)
     seed = DEFAULT_SEED if args.seed is None else args.seed
     pl.seed_everything(seed, verbose=False)
     with allowing_targets(args.allow_target):
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return dry_run(recipe)
         trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=resumed and resumed.take)
         if resumed:
-            resumed.check_end(trainer)
+            resumed.check_beginning(trainer, data)
         check_free(folder, own)
         trainer.callbacks.insert(0, KeepConfig(config, folder))
         with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():

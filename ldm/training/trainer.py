@@ -20,19 +20,21 @@ from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import DurableCheckpointIO
-from ldm.training.command_line import gpu_numbers
+from ldm.training.command_line import gpu_devices
 from ldm.training.config import check_keys
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
+from ldm.training.published_flags import present_options
 from ldm.training.reproducible import StepSeeds
 from ldm.training.throughput import Throughput
-from ldm.util import check_count, instantiate_from_config, to_plain
+from ldm.util import check_config, check_count, instantiate_from_config, to_plain
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_KEYS = ("modelcheckpoint", "modelcheckpoint_step", "modelcheckpoint_epoch")
-LIGHTNING_KEYS = ("trainer", *CHECKPOINT_KEYS, "last", "callbacks", "logger", "performance")
+# What Lightning does only for models with one optimiser, and the values that ask for nothing.
+_FOR_ONE_OPTIMISER = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+LIGHTNING_KEYS = ("trainer", "modelcheckpoint", "modelcheckpoint_step", "modelcheckpoint_epoch", "last", "callbacks", "logger", "performance")
 
 
 class Recipe:
@@ -42,6 +44,8 @@ class Recipe:
         self.model, self.data, self.gpus = model, data, gpus
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
+        if not model.automatic_optimization:
+            model.own_options = self._own_options()
 
     def section(self, key: str) -> dict[str, Any]:
         return _as_section(self.lightning.get(key), f"lightning.{key}")
@@ -72,8 +76,12 @@ class Recipe:
 
     def callbacks(self, checkpoints: Path) -> list[pl.Callback]:
         """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a dry run asks for that alone."""
+        own = [instantiate_from_config(node) for node in self.section("callbacks").values()]
+        for callback in own:
+            if hasattr(callback, "check_model"):
+                callback.check_model(self.model)
         return [
-            *(instantiate_from_config(node) for node in self.section("callbacks").values()),
+            *own,
             *self._model_checkpoints(checkpoints),
             # Behind the others, whose state it writes.
             _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
@@ -83,14 +91,13 @@ class Recipe:
 
     def trainer_options(self) -> dict[str, Any]:
         """Lightning's options, the ones that nobody gave chosen for the machine."""
-        options: dict[str, Any] = {"log_every_n_steps": 20, **self.section("trainer")}
-        if "callbacks" in options:
-            raise ConfigError("callbacks belong under `lightning.callbacks`, by name, not under `lightning.trainer`")
+        options: dict[str, Any] = {"log_every_n_steps": 20, **present_options(self.section("trainer"))}
         _check_numbers(options)
         in_config = options.pop("gpus", None)  # published configs may say it too
         gpus = in_config if self.gpus is None else self.gpus
         if gpus is not None:
-            options |= {"accelerator": "gpu", "devices": gpu_numbers(",".join(map(str, gpus)) if isinstance(gpus, list) else str(gpus))}
+            options |= {"accelerator": "gpu", "devices": gpu_devices(gpus)}
+        options = {key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())}
         if _processes_from_outside() > 1:  # torchrun has started them; Lightning alone would train each on its own
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
@@ -102,6 +109,15 @@ class Recipe:
             on_cpu = options.get("accelerator") == "cpu"
             options["precision"] = "bf16-mixed" if has_bf16(choose_device("cpu" if on_cpu else "auto")) else "32-true"
         return options
+
+    def _own_options(self) -> dict[str, Any]:
+        """The options that Lightning refuses for a model with optimisers of its own. Raises ConfigError where the model does neither."""
+        given = {key: value for key, value in self.section("trainer").items() if key in _FOR_ONE_OPTIMISER and value != _FOR_ONE_OPTIMISER[key]}
+        own = getattr(self.model, "own_options", {})
+        for key in given:
+            if key not in own:
+                raise ConfigError(f"lightning.trainer.{key}: {type(self.model).__name__} optimises by itself and does not see to it; leave it out")
+        return {**own, **given}
 
     def _ddp(self) -> DDPStrategy:
         # The averaged weights are buffers, equal everywhere: broadcasting them every step would double the traffic.
@@ -115,39 +131,51 @@ class Recipe:
 
     def _model_checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
         """The best by the model's `monitor`, where there is a validation set; every n steps or epochs where asked for."""
-        monitor = getattr(self.model, "monitor", None)
+        found = [self._best_checkpoint(folder)]
+        for key in ("modelcheckpoint_step", "modelcheckpoint_epoch"):
+            if options := self._checkpoint_options(key):
+                found.append(_model_checkpoint(key, folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}))
+        return [callback for callback in found if callback is not None]
+
+    def _best_checkpoint(self, folder: Path) -> ModelCheckpoint | None:
+        options = self._checkpoint_options("modelcheckpoint")
+        watched = options.get("monitor", getattr(self.model, "monitor", None))
         validates = "validation" in getattr(self.data, "datasets", {"validation": None})
-        found = []
-        for key in CHECKPOINT_KEYS:
-            options = self.section(key)
-            if "params" in options:
-                check_keys(options, ("target", "params"), f"`lightning.{key}`")
-                options = _as_section(options["params"], f"lightning.{key}.params")
-            if key == "modelcheckpoint":
-                if monitor is None or not validates:
-                    continue
-                mode = getattr(self.model, "monitor_mode", "min")
-                options = {"monitor": monitor, "mode": mode, "save_top_k": 3, "filename": "best-{epoch}-{step}", **options}
-            elif not options:
-                continue
-            else:
-                options = {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
-            # KeepLast writes last.ckpt.
-            options = {"dirpath": folder, "auto_insert_metric_name": True, "enable_version_counter": False, **options, "save_last": None}
-            found.append(_built(ModelCheckpoint, options, f"lightning.{key}"))
-        return found
+        if options and not (watched and validates):
+            lacking = "the data has no `validation`" if watched else "the model has no `monitor`"
+            log.warning("lightning.modelcheckpoint has no effect: %s, by which the best could be told", lacking)
+        mode = getattr(self.model, "monitor_mode", "min")
+        options = {"mode": mode, "save_top_k": 3, "filename": "best-{epoch}-{step}", **options, "monitor": watched or "loss"}
+        built = _model_checkpoint("modelcheckpoint", folder, options)  # in any case, for what is wrong with its options
+        return built if watched and validates else None
+
+    def _checkpoint_options(self, key: str) -> dict[str, Any]:
+        options = self.section(key)
+        if "params" not in options:
+            return options
+        check_keys(options, ("target", "params"), f"`lightning.{key}`")
+        return _as_section(options["params"], f"lightning.{key}.params")
 
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
         # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of its own.
         loggers: list[Logger] = [TensorBoardLogger(run_folder, name="", version=""), CSVLogger(run_folder, name="csv")]
-        extra = self.section("logger")
-        for node in [extra] if "target" in extra else extra.values():
+        for node in self._logger_nodes():
             try:
                 loggers.append(instantiate_from_config(node))
             except ModuleNotFoundError as error:
                 raise ConfigError(f"lightning.logger: {node['target']} needs a package that is not installed: {error}") from error
         return loggers
+
+
+    def _logger_nodes(self) -> list[Any]:
+        extra = self.section("logger")
+        return [extra] if "target" in extra else list(extra.values())
+
+    def check_loggers(self) -> None:
+        """Raises ConfigError for those that cannot be built, without building them, which may reach out to a server."""
+        for node in self._logger_nodes():
+            check_config(node)
 
 
 class ProgressLine(TQDMProgressBar):
@@ -181,7 +209,8 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     try:
         return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
-        raise ConfigError(f"the trainer cannot be set up: {error}") from error
+        advice = "; leave out --gpus and lightning.trainer.accelerator to train on what there is" if "gpu backend" in str(error) else ""
+        raise ConfigError(f"the trainer cannot be set up: {error}{advice}") from error
 
 
 def _processes_from_outside() -> int:
@@ -195,6 +224,12 @@ def _several(options: dict[str, Any]) -> bool:
         devices = 1 if options.get("accelerator") == "cpu" else torch.cuda.device_count()
     count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 1
     return count > 1 or int(options.get("num_nodes", 1)) > 1
+
+
+def _model_checkpoint(key: str, folder: Path, options: dict[str, Any]) -> ModelCheckpoint:
+    # KeepLast writes last.ckpt.
+    options = {"dirpath": folder, "auto_insert_metric_name": True, "enable_version_counter": False, **options, "save_last": None}
+    return _built(ModelCheckpoint, options, f"lightning.{key}")
 
 
 def _built(kind: type, options: dict[str, Any], where: str) -> Any:

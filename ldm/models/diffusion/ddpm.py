@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel
+from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel, samples_in
 from ldm.models.diffusion.published import disabled_train, uniform_on_device
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.optimizers import build_optimizer, clip_gradients, published_order
@@ -43,7 +43,7 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, parts = self.shared_step(batch)
-        n = len(next(iter(batch.values())))
+        n = samples_in(batch)
         self.log_dict(parts, batch_size=n)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=n)
         return loss
@@ -54,14 +54,12 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
         # random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
-            encoded = self.encode_batch(batch)
-            x = encoded[0]
-            noise, t = torch.randn_like(x), torch.randint(0, self.num_timesteps, (len(x),), device=x.device)
-            _, parts = self.p_losses(x, self.condition_of(batch, *encoded), t, noise)
+            _, parts = self.shared_step(batch)
+            torch.manual_seed(batch_idx)
             with self.ema_scope():  # where the condition may be another too
-                _, averaged = self.p_losses(x, self.condition_of(batch, *encoded), t, noise)
+                _, averaged = self.shared_step(batch)
         parts |= {f"{name}_ema": value for name, value in averaged.items()}
-        self.log_dict(parts, batch_size=len(x), sync_dist=True)
+        self.log_dict(parts, batch_size=samples_in(batch), sync_dist=True)
 
     def on_train_start(self) -> None:
         measures = self.first_measures()

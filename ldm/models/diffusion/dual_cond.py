@@ -146,8 +146,8 @@ class DualCondModel(LatentDiffusionModel):
         z = self.latent_of(encoder_posterior)
         return (z - over_positions(self.shift_values[None], z)) * over_positions(self.scale_factors[None], z)
 
-    def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
-        return posterior if isinstance(posterior, Tensor) else posterior.mode()
+    def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
+        return posterior.mode()
 
     def unscaled(self, z: Tensor) -> Tensor:
         # differs: the published code unscales the caller's tensor in place.
@@ -199,7 +199,7 @@ class DualCondModel(LatentDiffusionModel):
         n = min(max_images, len(batch[self.style_flag_key]))
         on = torch.ones(n, dtype=torch.bool, device=self.device)
         with self.ema_scope():
-            z, c = self.latents_and_condition({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on})
+            z, c = self.get_input({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on}, self.first_stage_key)[:2]
             content, style = c["c1"], c["c2"].roll(1, dims=0)
             mixed, noise = self.condition(content, style), torch.randn_like(z)
             no_content, no_style = self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(n))

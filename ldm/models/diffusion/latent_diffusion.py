@@ -121,22 +121,31 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
             raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> None:
-        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError.
-
-        From a file without moving averages, as made for inference, these start at the weights.
-        """
+        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError. Averages: see `load_state_dict`."""
         state = read_state_dict(path)
-        averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
-        has_averages = not only_model and any(name.startswith(averages) for name in state)
         if only_model:
             load_strict(self.model, part_of(state, "model."), ignore_keys, where=str(path))
-        else:
-            left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages or self._averages_in(state, path)))
-            load_strict(self, state, left_out, where=str(path))
-            self._scale_is_known = True
-        if not has_averages:
-            for average, module in self.averaged():
-                average.start_at(module)
+            self._start_averages()
+            return
+        averages = self._names_of_averages()
+        has_averages = any(name.startswith(averages) for name in state)
+        left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages or self._averages_in(state, path)))
+        load_strict(self, state, left_out, where=str(path))
+        self._scale_is_known = True
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in PyTorch; but from a network's weights without moving averages, as made for inference, these start at the weights."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        if any(name.startswith("model.") for name in state_dict) and not any(name.startswith(self._names_of_averages()) for name in state_dict):
+            self._start_averages()
+        return result
+
+    def _names_of_averages(self) -> tuple[str, ...]:
+        return tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
+
+    def _start_averages(self) -> None:
+        for average, module in self.averaged():
+            average.start_at(module)
 
     def _averages_in(self, state: Mapping[str, Tensor], path: str) -> tuple[str, ...]:
         """Prefixes of a file's moving averages, for which this model has no place."""
@@ -191,7 +200,12 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The unscaled latent: drawn from a posterior, or as a first stage without one gives it."""
-        return posterior if isinstance(posterior, Tensor) else posterior.sample()
+        if isinstance(posterior, tuple):
+            raise ConfigError(f"first_stage_config: {type(self.first_stage_model).__name__} gives codes, not latents; its target must be VQModelInterface")
+        return posterior if isinstance(posterior, Tensor) else self.of_posterior(posterior)
+
+    def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
+        return posterior.sample()
 
     def unscaled(self, z: Tensor) -> Tensor:
         """What the first stage decodes, of scaled latents."""
@@ -255,17 +269,20 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
     # Training
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) of a batch at random time steps."""
-        x, c = self.latents_and_condition(batch)
-        return self.p_losses(x, c, self.random_time_steps(len(x)))
+        """(loss, values to log) of a batch, by `get_input` and `forward`, which a class made from this one may override."""
+        x, c, *_ = self.get_input(batch, self.first_stage_key)
+        return self(x, c)
+
+    def forward(self, x: Tensor, c: Any = None, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
+        return self.p_losses(x, self.to_condition(c), self.random_time_steps(len(x)), *args, **kwargs)
+
+    def to_condition(self, c: Any) -> Condition:
+        """The condition of what `get_input` gave for it: that itself, or the input of a condition stage that learns."""
+        return self.get_learned_conditioning(c) if self.cond_stage_trainable else c
 
     def random_time_steps(self, n: int) -> Tensor:
         return torch.randint(0, self.num_timesteps, (n,), device=self.device)
-
-    def latents_and_condition(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Condition]:
-        """(scaled latents, condition) of a batch."""
-        encoded = self.encode_batch(batch)
-        return encoded[0], self.condition_of(batch, *encoded)
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What the frozen networks make of a batch of channels-last pictures: the scaled latents, first of all."""
@@ -274,8 +291,8 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
             return (self.get_first_stage_encoding(self.encode_first_stage(x)),)
 
     def condition_of(self, batch: Mapping[str, Tensor], x: Tensor) -> Condition:
-        """The condition, by the present weights, of what `encode_batch` gave."""
-        return None if self.cond_stage_model is None else self.get_learned_conditioning(self.condition_input(batch))
+        """The condition of a model without a condition stage, by the present weights, of a batch and what `encode_batch` gave: here none."""
+        return None
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
@@ -291,7 +308,8 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
         Where the condition stage has a null input, samples under guidance too, from the same noise.
         """
-        x, c = self.latents_and_condition(first_samples(batch, max_images))
+        x, c, *_ = self.get_input(first_samples(batch, max_images), self.first_stage_key)
+        c = self.to_condition(c)
         runs: dict[str, dict[str, Any]] = {"samples": {}}
         if hasattr(self.cond_stage_model, "null_input"):
             runs[f"guidance_{guidance_scale:g}"] = {"unconditional_guidance_scale": guidance_scale, "unconditional_conditioning": self.null_condition(len(x))}
@@ -354,3 +372,7 @@ class DiffusionWrapper(nn.Module):
 def first_samples(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
     """The first n samples of a batch of tensors and lists."""
     return {key: value[:n] for key, value in batch.items()}
+
+
+def samples_in(batch: Mapping[str, Any]) -> int:
+    return len(next(iter(batch.values())))

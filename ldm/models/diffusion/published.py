@@ -6,9 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.guidance import Condition
+from ldm.errors import ConfigError
 from ldm.models.diffusion.published_pictures import PublishedPictures
 from ldm.models.diffusion.published_sampling import PublishedSampling
+
+
+_NO_SPLIT = "split_input_params: split input is out of scope; `--tile` (in Python: StylePipeline's `tile`) bounds memory"
 
 
 class PublishedNames(PublishedPictures, PublishedSampling):
@@ -23,6 +26,14 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return self._scale_is_known
 
     @property
+    def split_input_params(self) -> Any:
+        raise AttributeError(_NO_SPLIT)
+
+    @split_input_params.setter
+    def split_input_params(self, value: Any) -> None:
+        raise ConfigError(_NO_SPLIT)
+
+    @property
     def use_scheduler(self) -> bool:
         return self.scheduler_config is not None
 
@@ -33,7 +44,6 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         self.cond_ids = torch.full((self.num_timesteps,), last, dtype=torch.long)
         self.cond_ids[: self.num_timesteps_cond] = torch.linspace(0, last, self.num_timesteps_cond).round().long()
 
-    @torch.no_grad()
     def get_input(
         self,
         batch: Mapping[str, Any],
@@ -47,6 +57,7 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         """[scaled latents, condition] of a batch's first `bs` samples, with the pictures (N, H, W, 3) under `k`.
 
         A condition stage that learns has its input in the condition's place, for `forward` to encode; not with `force_c_encode`.
+        differs: the null style of a dual-conditional model keeps its gradient; nothing else has one.
         cond_key: where that input is, instead of under `cond_stage_key`.
         return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after. return_original_cond: the
         condition stage's input comes last, None without such a stage.
@@ -61,17 +72,13 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         else:
             c = original = self.condition_input(batch)
             if force_c_encode or not self.cond_stage_trainable:
-                c = self.get_learned_conditioning(original)
+                with torch.no_grad():
+                    c = self.get_learned_conditioning(original)
         out = [encoded[0], c]
         if return_first_stage_outputs:
-            out += [batch[self.first_stage_key].permute(0, 3, 1, 2).float(), self.decode_first_stage(encoded[0])]
+            with torch.no_grad():
+                out += [batch[self.first_stage_key].permute(0, 3, 1, 2).float(), self.decode_first_stage(encoded[0])]
         return [*out, original] if return_original_cond else out
-
-    def forward(self, x: Tensor, c: Condition = None, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
-        if self.cond_stage_trainable:
-            c = self.get_learned_conditioning(c)
-        return self.p_losses(x, c, self.random_time_steps(len(x)), *args, **kwargs)
 
     def differentiable_decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
         """`decode_first_stage`, which keeps gradients as well."""

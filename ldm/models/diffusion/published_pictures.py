@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.published_helpers import isimage, log_txt_as_img
+from ldm.published_helpers import isimage, ismap, log_txt_as_img, to_rgb
 
 
 class PublishedPictures:
@@ -31,16 +31,19 @@ class PublishedPictures:
     ) -> dict[str, Tensor]:
         """The published pictures of a batch's first N samples, by the averaged weights: (N, 3, H, W) each; rows are one grid (3, H, W).
 
-        `inputs`, `reconstruction` and, where it can be shown, `conditioning`, always. `sample`: `samples` by DDIM, or by ancestral
+        `inputs`, `reconstruction` and, where it can be shown, `conditioning` (maps: `original_conditioning`), always. `sample`: `samples` by DDIM, or by ancestral
         sampling with `ddim_steps` None; then too: `quantize_denoised`: `samples_x0_quantized`, if the first stage has codes;
         `inpaint`: `mask`, `samples_inpainting` of its inside (0), `samples_outpainting` of the rest; `plot_denoise_rows`: `denoise_row`.
         `plot_diffusion_rows`: `diffusion_row` of `n_row` samples. `plot_progressive_rows`: `progressive_row`, which takes all time steps.
         return_keys: give these only. split: has no effect. This costs minutes; while training, `preview` is drawn instead.
         """
-        z, c, x, reconstruction, original = self.get_input(batch, self.first_stage_key, True, True, return_original_cond=True, bs=N)
+        wanted = {"return_first_stage_outputs": True, "force_c_encode": True, "return_original_cond": True}
+        z, c, x, reconstruction, original = self.get_input(batch, self.first_stage_key, **wanted, bs=N)
         pictures = {"inputs": x, "reconstruction": reconstruction}
         if (shown := self._condition_shown(batch, x, c, original)) is not None:
             pictures["conditioning"] = shown
+        if ismap(original):
+            pictures["original_conditioning"] = to_rgb(original)
         if plot_diffusion_rows:
             pictures["diffusion_row"] = self.row_of(self._diffused(z[:n_row]))
         with self.ema_scope("Plotting"):
@@ -85,6 +88,11 @@ class PublishedPictures:
 
         steps = torch.stack([self.decode_first_stage(z) for z in latents], dim=1)
         return make_grid(steps.flatten(0, 1), nrow=steps.shape[1])
+
+    @torch.no_grad()
+    def to_rgb(self, x: Tensor) -> Tensor:
+        """Maps (N, C, h, w) as pictures (N, 3, h, w) in [-1, 1]."""
+        return to_rgb(x)
 
     def _condition_shown(self, batch: Mapping[str, Any], x: Tensor, c: Any, original: Any) -> Tensor | None:
         """The condition as pictures: decoded, written, or as it is; None where it is none of these."""

@@ -3,6 +3,7 @@
 Scripts written for the published code call these; nothing here computes anything of its own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,12 @@ class PublishedSampling:
         """(mean, variance, log variance) of q(x_t | x_0)."""
         log_variance = self._at(self.log_one_minus_alphas_cumprod, t, x_start)
         return self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start, 1.0 - self._at(self.alphas_cumprod, t, x_start), log_variance
+
+    def _prior_bpd(self, x_start: Tensor) -> Tensor:
+        """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence, in bits per dimension."""
+        last = torch.full((len(x_start),), self.num_timesteps - 1, device=x_start.device)
+        mean, variance, log_variance = self.q_mean_variance(x_start, last)
+        return 0.5 * (variance + mean.square() - 1 - log_variance).mean(dim=(1, 2, 3)) / math.log(2)
 
     def p_mean_variance(
         self,

@@ -14,10 +14,14 @@ from torch import Tensor, nn
 
 from ldm.checkpoint_reading import first_of
 from ldm.errors import ConfigError, UserError
+from ldm.published_configs import out_of_scope
 from ldm.util import check_choice
 
 # Mean and standard deviation of CLIP's training pictures, in [0, 1] (Radford et al. 2021).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+BERTEmbedder, TransformerEmbedder = (out_of_scope(f"ldm.modules.encoders.modules.{name}") for name in ("BERTEmbedder", "TransformerEmbedder"))
 
 
 class ClassEmbedder(nn.Module):

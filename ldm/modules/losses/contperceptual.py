@@ -1,6 +1,7 @@
 """The first stages' losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021, Rombach et al. 2022)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,6 +84,18 @@ class FirstStageLoss(nn.Module):
     def discriminates(self, step: int) -> bool:
         """Whether the adversarial part acts at this optimiser step of the autoencoder."""
         return self.discriminator is not None and step >= self.disc_start
+
+    @contextmanager
+    def discriminator_fixed(self) -> Iterator[None]:
+        """Within it no gradient reaches the discriminator's weights."""
+        weights = [] if self.discriminator is None else [p for p in self.discriminator.parameters() if p.requires_grad]
+        try:
+            for weight in weights:
+                weight.requires_grad_(False)
+            yield
+        finally:
+            for weight in weights:
+                weight.requires_grad_(True)
 
     def autoencoder_loss(self, x: Tensor, recon: Tensor, latent: Any, step: int, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1], `latent` what `prior` takes."""

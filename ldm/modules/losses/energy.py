@@ -26,6 +26,7 @@ HALO = 64  # pixels around a window that its features see: relu5_1 looks 66 pixe
 WINDOW = 768  # side of the largest part of a picture whose features are held at once
 _LUMA = (0.299, 0.587, 0.114)
 _TINY = 1e-6
+_BLOCK = 256  # positions, at least, that are added up at once
 
 Grams = Mapping[str, Tensor]  # of each of STYLE_LAYERS, (C, C) or (R, C, C): mean over positions
 Sums = dict[str, Tensor]  # named sums over the positions of a part of the pictures; those of all parts add up
@@ -50,13 +51,14 @@ class _ConvRelu(torch.autograd.Function):
 class _GramSum(torch.autograd.Function):
     """(N, C, C) products of every two channels of rows (N, positions, C), summed over positions, in float32.
 
-    The products are exact and added up in float32 in blocks; only a block's sum is rounded to the features' own format.
+    The products are exact and added up in float32 in blocks; only a block's sum is rounded to the features' own format. Small maps have
+    fewer blocks, each of which costs a whole matrix of every two channels.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        blocks = next(count for count in (16, 8, 4, 2, 1) if rows.shape[1] % count == 0)
+        blocks = next(count for count in (16, 8, 4, 2, 1) if count == 1 or (rows.shape[1] % count == 0 and rows.shape[1] >= count * _BLOCK))
         parts = rows.unflatten(1, (blocks, -1)).flatten(0, 1)
         return (parts.mT @ parts).float().unflatten(0, (-1, blocks)).sum(dim=1)
 

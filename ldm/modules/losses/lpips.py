@@ -151,7 +151,10 @@ class LPIPS(nn.Module):
         if self.net.has_weights:
             return
         if self.lin_ckpt_path is None:
-            raise UserError("LPIPS needs its linear weights: give their file as `lin_ckpt_path`, or 'uniform'")
+            raise UserError(
+                "LPIPS needs its linear weights: give their file (vgg.pth of the LPIPS authors), or uniform for weights of one, as "
+                "`lin_ckpt_path`; in the config of a first stage that is model.params.lossconfig.params.lin_ckpt_path=FILE"
+            )
         if self.lin_ckpt_path == "uniform":
             for layer in self._lins:
                 layer.model[-1].weight.data.fill_(1.0 / len(VGG_CHANNELS))
