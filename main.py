@@ -1,18 +1,11 @@
-"""Train a model from config files.
-
-    python main.py --base configs/kl16_content12.yaml
-    python main.py --base configs/mini.yaml --name my-model lightning.trainer.max_epochs=5
-
-Several --base files merge from left to right; `key.sub=value` overrides come last.
-"""
+"""The command `artfusion train`, in a clone, and what published scripts import of `main`."""
 
 import importlib
 from typing import Any
 
-from ldm.cli import run
+from ldm.cli.main import run_command
 
-# Published config files name these under `main`. They are imported when asked for, as that takes seconds, in which
-# Ctrl-C should end the command as well as later.
+# Imported when asked for, as that takes seconds, in which Ctrl-C should end the command as well as later.
 _ELSEWHERE = {
     "DataModuleFromConfig": "ldm.data.datamodule",
     "ImageLogger": "ldm.training.image_logger",
@@ -31,11 +24,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_ELSEWHERE])
 
 
-def main() -> None:
-    from ldm.training.train import main
-
-    main()
-
-
 if __name__ == "__main__":
-    run(main)
+    run_command("train")

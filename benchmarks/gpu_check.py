@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.benchmarking.measuring import exact_float32, machine, psnr
-from ldm.cli import ArgumentParser, run
+from ldm.cli.program import ArgumentParser, run
 from ldm.device import autocast, choose_device
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.images import image_to_tensor

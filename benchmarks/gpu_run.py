@@ -4,7 +4,7 @@
     python benchmarks/gpu_run.py --output gpu --minutes 9 --parts bundled --pictures packed
 
   check      is what the GPU computes right: golden numbers, every number format against float32 on the CPU, the same seed twice
-  speed      the tables of docs/performance.md: whole pictures by every way (scripts/benchmark.py --suite gpu)
+  speed      the tables of docs/performance.md: whole pictures by every way (artfusion benchmark --suite gpu)
   training   the same for training steps
   bundled    goes on training the bundled model, on pictures from benchmarks/pack_pictures.py, in all the time that is left
 
@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.cli import ArgumentParser, own_environment, own_files, run
+from ldm.cli.program import ArgumentParser, own_environment, run
 from ldm.errors import UserError
-from ldm.files import check_folder, written_whole
+from ldm.files import ROOT, check_folder, written_whole
 
 SECONDS = {"check": 90, "speed": 210, "training": 90, "bundled": 3600}  # at most
 TABLES_SECONDS = 60
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=SECONDS, default=["check", "speed", "training"], metavar="PART", help="some of check, speed, training, bundled (default: all but bundled)")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="for bundled: photos.zip and paintings.zip, or folders of these names")
     parser.add_argument("--start", default="mini", metavar="mini|FILE", help="for bundled: the weights to go on from")
-    parser.add_argument("--phases", nargs="+", default=["cross"], metavar="PHASE", help="for bundled: as of scripts/train_bundled.py (default: cross)")
+    parser.add_argument("--phases", nargs="+", default=["cross"], metavar="PHASE", help="for bundled: as of artfusion train-bundled (default: cross)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--rehearse", action="store_true", help="everything in tiny sizes")
     return parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> int:
 def check(args: argparse.Namespace, seconds: float) -> None:
     """Writes check.json, see benchmarks/gpu_check.py."""
     options = ["--output", str(args.output / "check.json"), "--device", args.device, *(["--tiny"] if args.rehearse else [])]
-    called(["benchmarks/gpu_check.py", *options], seconds)
+    called([str(ROOT / "benchmarks/gpu_check.py"), *options], seconds)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def write_tables(table: Table, rows: Sequence[int], args: argparse.Namespace) ->
 
 def suite(table: Table, args: argparse.Namespace) -> list[str]:
     few = ["--repeats", "1", "--published-steps", "1"] if args.rehearse else ["--repeats", "5"]
-    return ["scripts/benchmark.py", "--suite", "gpu", "--device", args.device, "--output", str(args.output / table.name), *few, *table.options]
+    return ["-m", "ldm", "benchmark", "--suite", "gpu", "--device", args.device, "--output", str(args.output / table.name), *few, *table.options]
 
 
 # The bundled model
@@ -152,7 +152,7 @@ def bundled(args: argparse.Namespace, seconds: float) -> None:
     pictures = {name: unpacked(args.pictures, name, args.output) for name in ("photos", "paintings")}
     hours = max(seconds - (0 if args.rehearse else 60), 10) / 3600  # starting and ending take their time, too
     folder = args.output / "training-bundled"
-    command = ["scripts/train_bundled.py", "--output", str(folder), "--hours", f"{hours:.5f}", "--start", args.start, "--phases", *args.phases]
+    command = ["-m", "ldm", "train-bundled", "--output", str(folder), "--hours", f"{hours:.5f}", "--start", args.start, "--phases", *args.phases]
     for name, path in pictures.items():
         command += [f"--{name}", str(path)]
     called(command, seconds + SPARE / 2)
@@ -180,7 +180,7 @@ def unpacked(packed: Path, name: str, output: Path) -> Path:
 def called(command: list[str], seconds: float) -> str:
     """Run a program of this project; what it printed. Raises UserError where it fails, SubprocessError where its time is over."""
     call = {"env": own_environment(), "text": True, "stdout": subprocess.PIPE, "start_new_session": True}
-    with subprocess.Popen([sys.executable, *own_files(command)], **call) as process:
+    with subprocess.Popen([sys.executable, *command], **call) as process:
         try:
             output, _ = process.communicate(timeout=seconds)
         except BaseException:  # what it has started ends with it, else it would hold the GPU

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.cli import ArgumentParser, run
+from ldm.cli.program import ArgumentParser, run
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole

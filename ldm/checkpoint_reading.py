@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.errors import CheckpointError
+from ldm.files import own_or
 
 
 class _Inert:
@@ -78,6 +79,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors by name, what else the file says at its top level)."""
+    path = own_or(path)
     head = _head(path)
     _refuse_stray_download(path, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import ROOT
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.diffusion.samplers import PerPictureNoise
 from ldm.modules.encoders.modules import ClassEmbedder
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs/class_conditional.yaml"
+CONFIG = ROOT / "configs/class_conditional.yaml"
 
 
 def check_classes(model: LatentDiffusionModel, labels: Iterable[int]) -> None:

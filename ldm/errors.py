@@ -1,5 +1,8 @@
 """Errors that a user can mend: the command-line programs show their message as one line and exit with 2."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Input that cannot be used. The message says what is wrong, where, and what to do, in one line."""
@@ -15,3 +18,9 @@ class ConfigError(UserError):
 
 class NonFiniteError(UserError):
     """A loss or gradient in training is not finite."""
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """The end of a message about a name that there is not: those of `names` that are like it, if any."""
+    like = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
+    return f"; did you mean {' or '.join(like)}?" if like else ""

@@ -8,7 +8,17 @@ from pathlib import Path
 
 from ldm.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]  # of the clone: configs, checkpoints and scripts lie there
+PACKAGE = Path(__file__).resolve().parent
+# Where configs/, checkpoints/ and data/ lie: in the package where a wheel was installed, else beside it, in the clone.
+ROOT = PACKAGE / "bundled" if (PACKAGE / "bundled").is_dir() else PACKAGE.parent
+
+
+def own_or(path: str | Path) -> Path:
+    """The path; or, where there is no such file, this project's own of that name, such as configs/mini.yaml."""
+    path = Path(path)
+    own = ROOT / path
+    is_ours = not path.is_absolute() and path.parts[:1] in (("configs",), ("checkpoints",)) and own.is_file()
+    return own if is_ours and not path.exists() else path
 
 
 def check_folder(folder: Path, path: Path | None = None) -> None:

@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from ldm.checkpoint import file_hash
 from ldm.data.pictures import find_pictures
-from ldm.errors import UserError
+from ldm.errors import UserError, did_you_mean
 from ldm.images import at_most, check_output, read_metadata, save_image
 from ldm.pipeline import StyleTransferPipeline
 from ldm.styles import Style, StyleMix, StyleRegions, read_picture
-from ldm.util import near
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def check_template(output: str) -> None:
     for _, name, _, _ in _parsed(output):
         if name is not None and name not in FIELDS:
             raise UserError(
-                f"--output {output}: there is no field {{{name}}}{near(name, FIELDS)}; fields are {', '.join(FIELDS)}; "
+                f"--output {output}: there is no field {{{name}}}{did_you_mean(name, FIELDS)}; fields are {', '.join(FIELDS)}; "
                 "write {{ and }} for braces in a name"
             )
 

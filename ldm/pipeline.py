@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.device import choose_device, choose_precision, memory_errors
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError, UserError, did_you_mean
 from ldm.files import ROOT
 from ldm.graphs import Recorder
 from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
@@ -34,7 +34,6 @@ from ldm.painter import Batch, Painter
 from ldm.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
 from ldm.styles import ASPECT_TOLERANCE, Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
 from ldm.tiles import UNCUT
-from ldm.util import near
 
 __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
 
@@ -228,7 +227,7 @@ def settings_from(options: dict[str, Any]) -> Settings:
     names = [field.name for field in fields(Settings)]
     for name in options:
         if name not in names:
-            raise UserError(f"there is no setting {name!r}{near(name, names)}")
+            raise UserError(f"there is no setting {name!r}{did_you_mean(name, names)}")
     return Settings(**options)
 
 

@@ -5,10 +5,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, did_you_mean
 
-# Published configs of vector-quantised first stages name another package's classes; these are ours.
+# Published configs name classes of the training script, and those of vector-quantised first stages another package's; these are ours.
 MOVED = {
+    "main.DataModuleFromConfig": "ldm.data.datamodule.DataModuleFromConfig",
+    "main.ImageLogger": "ldm.training.image_logger.ImageLogger",
     "taming.modules.losses.vqperceptual.DummyLoss": "ldm.modules.losses.contperceptual.DummyLoss",
     "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
     "taming.modules.losses.lpips.LPIPS": "ldm.modules.losses.lpips.LPIPS",
@@ -21,6 +23,7 @@ _DATA = "the published data sets are out of scope; ldm.data.classes.ClassFolders
 OUT_OF_SCOPE = (
     ("ldm.modules.encoders.modules.BERT", _BERT),
     ("ldm.modules.encoders.modules.TransformerEmbedder", _BERT),
+    ("main.", "of the training script there are main.DataModuleFromConfig and main.ImageLogger"),
     ("ldm.models.diffusion.plms.", "PLMS sampling is out of scope; ldm.models.diffusion.ddim.DDIMSampler samples"),
     ("ldm.models.diffusion.classifier.", "guidance by a classifier is out of scope; train with `cond_drop` and guide against the null condition"),
     *((f"{package}.", _DATA) for package in ("ldm.data.imagenet", "ldm.data.lsun", "ldm.data.openimages", "taming.data")),
@@ -34,7 +37,7 @@ def our_target(target: str) -> str:
     """The name here of a published target. Raises ConfigError for what is out of scope."""
     for beginning, reason in () if target in MOVED else OUT_OF_SCOPE:
         if target.startswith(beginning):
-            raise ConfigError(f"target {target!r}: {reason}")
+            raise ConfigError(f"target {target!r}: {reason}{did_you_mean(target, MOVED)}")
     return MOVED.get(target, target)
 
 

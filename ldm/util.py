@@ -5,7 +5,6 @@ defined there. Code of your own is allowed by naming its prefix: `instantiate_fr
 in Python, `--allow-target my.package` on the command line.
 """
 
-import difflib
 import importlib
 import inspect
 import re
@@ -18,10 +17,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError, UserError, did_you_mean
+from ldm.files import own_or
 from ldm.published_configs import our_target
 
-TRUSTED_PREFIXES = ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+TRUSTED_PREFIXES = ("ldm.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
 # Its one class parses arguments that name any code at all.
 REFUSED_MODULE = "pytorch_lightning.cli"
 # The learning rate of a `model` node is for the training command.
@@ -74,7 +74,7 @@ def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
         raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
     unknown = [key for key in config if key not in NODE_KEYS]
     if unknown:
-        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{near(unknown[0], NODE_KEYS)}")
+        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], NODE_KEYS)}")
     params = to_plain(config.get("params")) or {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigError(f"`params` of {config['target']} must be names with values, got {_short(params)}")
@@ -123,7 +123,7 @@ def _resolve(target: str, reload: bool) -> Any:
     if reload:
         importlib.reload(module)
     if not hasattr(module, name):
-        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{near(name, dir(module))}")
+        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{did_you_mean(name, dir(module))}")
     return getattr(module, name)
 
 
@@ -131,7 +131,7 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
     accepted, required, open_ended = _parameters(target)
     unknown = [name for name in params if name not in accepted]
     if unknown and not open_ended:
-        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{near(unknown[0], accepted)}")
+        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{did_you_mean(unknown[0], accepted)}")
     missing = [name for name in required if name not in params]
     if missing:
         raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
@@ -174,7 +174,7 @@ def to_plain(config: Any) -> Any:
 
 def load_config(path: str | Path) -> Any:
     """The OmegaConf tree of a YAML file. Raises UserError if it cannot be read or is not YAML."""
-    path = Path(path)
+    path = own_or(path)
     if not path.is_file():
         raise UserError(f"config {path}: no such file")
     try:
@@ -196,11 +196,6 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ConfigError unless the value is a whole number from `least` on."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
-
-
-def near(name: Any, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _short(value: Any) -> str:

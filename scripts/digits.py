@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.class_sampling import CONFIG, sample_classes
-from ldm.cli import ArgumentParser, run
+from ldm.cli.program import ArgumentParser, run
 from ldm.device import DEVICES, choose_device
 from ldm.errors import UserError
 from ldm.images import save_image, tensor_to_image

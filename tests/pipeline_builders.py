@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 from ldm.checkpoint import save_safetensors
-from ldm.cli import run
+from ldm.cli.commands import COMMANDS
+from ldm.cli.program import run
 from ldm.modules.losses.lpips import vgg16
 from ldm.util import instantiate_from_config
 
@@ -134,8 +136,9 @@ def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), s
 
 
 def script(name: str) -> ModuleType:
-    """A file of scripts/ as a module, its `main` not run."""
-    return program_file(ROOT / "scripts" / f"{name}.py")
+    """What a file of scripts/ runs, as a module of its own."""
+    module = next((command.module for command in COMMANDS.values() if command.script == f"scripts/{name}.py"), None)
+    return program_file(ROOT / "scripts" / f"{name}.py" if module is None else Path(find_spec(module).origin))
 
 
 def program_file(path: Path) -> ModuleType:

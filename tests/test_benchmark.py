@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: what the rows run, what the tables say, and what is refused."""
+"""artfusion benchmark: what the rows run, what the tables say, and what is refused."""
 
 import io
 import json
@@ -279,21 +279,21 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
     calls = []
 
     def called(command: list[Any], **options: Any) -> subprocess.CompletedProcess:
-        assert Path(command[3]).is_file() and Path(command[5]).is_file()
+        assert Path(command[5]).is_file() and Path(command[7]).is_file()
         calls.append([*map(str, command)])
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", called)
     args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=3)
     assert sampling.measure_process(args, 32, "fast")["seconds"] >= 0
-    assert len(calls) == 4 and calls[0][:2] == [sys.executable, str(ROOT / "scripts/stylize.py")]
-    assert calls[0][2::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == ["fast", "32"]
+    assert len(calls) == 4 and calls[0][:4] == [sys.executable, "-m", "ldm", "stylize"]
+    assert calls[0][4::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == ["fast", "32"]
 
 
 def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"))
     args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=1)
-    with pytest.raises(ValueError, match="^scripts/stylize.py failed: error: no weights$"):
+    with pytest.raises(ValueError, match="^artfusion stylize failed: error: no weights$"):
         sampling.measure_process(args, 32, "fast")
 
 
@@ -323,7 +323,7 @@ def test_sampling_is_measured_without_lightning() -> None:
 
 @pytest.mark.slow
 def test_rows_run_in_processes_of_their_own(files: Path) -> None:
-    command = [sys.executable, ROOT / "scripts/benchmark.py", "--suite", "sampling", *painting_options(files), "--repeats", "1", "--rows", "2", "3"]
+    command = [sys.executable, "-m", "ldm", "benchmark", "--suite", "sampling", *painting_options(files), "--repeats", "1", "--rows", "2", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert list(table_in(done.stdout)) == [ROWS[1].name, ROWS[2].name]
 

@@ -1,4 +1,4 @@
-"""scripts/precompute_latents.py and the data sets that read what it wrote."""
+"""artfusion cache and the data sets that read what it wrote."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ ROWS = 4  # of a picture: two crops and their mirror images
 
 
 def make_recipe(root: Path, paintings: int = 4, photos: int = 3) -> dict[str, Any]:
-    """Options of scripts/precompute_latents.py for a tiny model and a few pictures, `output` left out."""
+    """Options of artfusion cache for a tiny model and a few pictures, `output` left out."""
     save_safetensors(tiny_model(use_ema=False).state_dict(), root / "tiny.safetensors")
     config = model_config(vgg_ckpt_path=str(root / "tiny.safetensors"))
     config["params"]["first_stage_config"]["params"]["ckpt_path"] = str(root / "tiny.safetensors")
@@ -145,7 +145,7 @@ def test_a_stopped_run_goes_on_to_the_same_arrays(cache: Path, recipe: dict[str,
         stop.setattr(PictureFolder, "read", after(3, error))
         precompute(recipe, output=tmp_path / "cache")
     assert [path.name for path in sorted((tmp_path / "cache").glob("*_0000?.json"))] == ["paintings_00000.json"]
-    with pytest.raises(UserError, match="1 of 2 shards of paintings are done; run scripts/precompute_latents.py again to finish"):
+    with pytest.raises(UserError, match="1 of 2 shards of paintings are done; run artfusion cache again to finish"):
         CachedHybridTrain(str(tmp_path / "cache"))
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("paintings_00000*")}
     assert precompute(recipe, output=tmp_path / "cache") == 0
@@ -293,7 +293,7 @@ def test_new_pictures_need_a_new_cache(cache: Path, recipe: dict[str, Any], tmp_
 
 def test_a_cache_of_an_older_layout_is_refused(cache: Path, tmp_path: Path) -> None:
     old = edited(cache, tmp_path / "cache", lambda meta: meta.pop("format"))
-    with pytest.raises(UserError, match="a latent cache of an older layout; make it anew with scripts/precompute_latents.py"):
+    with pytest.raises(UserError, match="a latent cache of an older layout; make it anew with artfusion cache"):
         CachedHybridTrain(str(old))
 
 

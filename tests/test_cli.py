@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline_builders import ROOT, assert_refused, everything_in, model_config, narrow_vgg16, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
 
 from ldm.checkpoint import save_safetensors
-from ldm.cli import own_environment, own_files, run
+from ldm.cli.program import own_command, own_environment, run
 from ldm.errors import UserError
 from ldm.images import load_image
 from ldm.pipeline import StyleTransferPipeline
@@ -285,4 +285,4 @@ def test_a_program_started_from_here_finds_what_this_one_does(given: str | None,
     if given:
         monkeypatch.setenv("PYTHONPATH", given)
     assert own_environment()["PYTHONPATH"].split(os.pathsep) == expected
-    assert own_files(["main.py", "--name", "x", "configs/mini.yaml"]) == [str(ROOT / "main.py"), "--name", "x", str(ROOT / "configs/mini.yaml")]
+    assert own_command("checkpoint verify", "x.ckpt", before=["-m", "pdb"]) == [sys.executable, "-m", "pdb", "-m", "ldm", "checkpoint", "verify", "x.ckpt"]

@@ -346,4 +346,4 @@ def test_what_cannot_be_resolved_is_a_config_error(tmp_path: Path, text: str) ->
 
 
 def test_the_list_of_trusted_prefixes() -> None:
-    assert TRUSTED_PREFIXES == ("ldm.", "main.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+    assert TRUSTED_PREFIXES == ("ldm.", "torch.nn.", "torch.optim.", "pytorch_lightning.")

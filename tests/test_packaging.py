@@ -1,27 +1,29 @@
 """What a stranger gets: packages that install, commands that exist, small files, configs that build."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from pipeline_builders import ROOT, script
+from pipeline_builders import ROOT
 from torch import nn
 
 import main
+from ldm.cli.commands import COMMANDS
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import UserError
 from ldm.images import load_image
 from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
-from ldm.training.train import main as train_main
 from ldm.training.trainer import Recipe
 from ldm.util import get_obj_from_str, instantiate_from_config
 
@@ -31,9 +33,9 @@ else:
     import tomli as tomllib  # pytest brings it
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = [command.script for command in COMMANDS.values() if command.script]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
-DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "main.py", "scripts/*.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
+DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "ldm/cli/*.py", "ldm/training/command_line.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
 
 # What a package is imported as, where that is not its name.
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pytorch-lightning": "pytorch_lightning", "torch-fidelity": "torch_fidelity"}
@@ -114,48 +116,57 @@ def test_continuous_integration_runs_what_a_developer_runs() -> None:
     assert re.findall(r"^(demo|test):", (ROOT / "Makefile").read_text(), re.MULTILINE) == ["demo", "test"]
 
 
-def program_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
-    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    monkeypatch.setattr("sys.argv", [f"artfusion {command}", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        (train_main if name == "main" else script(name).main)()
+        importlib.import_module(COMMANDS[command].module).main()
     assert stopped.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["main", *SCRIPTS])
-def test_every_program_explains_itself(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    text = program_help(name, monkeypatch, capsys)
-    assert f"usage: {name}.py" in text and f"python {'main.py' if name == 'main' else f'scripts/{name}.py'}" in text
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    text = help_of(command, monkeypatch, capsys)
+    assert f"usage: artfusion {command}" in text and text.count(f"artfusion {command}") >= 2  # an example
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself_with_its_own_name(script: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    assert f"usage: {Path(script).name}" in done.stdout and f"python {script} " in done.stdout
+
+
+def test_the_commands_of_scripts_are_those_in_the_folder() -> None:
+    assert {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")} - {"scripts/digits.py"} == {*SCRIPTS} - {"main.py"}
 
 
 def commands_in(document: Path) -> list[tuple[str, list[str]]]:
-    """(program, its arguments) of every `python scripts/...` and `python main.py` in a document."""
+    """(command, its arguments) of every `artfusion ...` in a document, those by `torchrun -m ldm` too."""
     text = document.read_text().replace("\\\n", " ")
-    found = re.findall(r"python3? (main\.py|scripts/\S+\.py)([^\n`]*)", text)
-    return [(program, shlex.split(arguments.partition("#")[0], posix=True)) for program, arguments in found]
+    names = "|".join(sorted(COMMANDS, key=len, reverse=True))
+    found = re.findall(rf"(?:artfusion|-m ldm) ({names})((?: [^\n`]*)?)(?=[\n`]|$)", text)
+    return [(command, shlex.split(re.split(r" # |  {5,}", arguments)[0], posix=True)) for command, arguments in found]
 
 
 def test_documents_show_commands() -> None:
     """So that the two tests below cannot pass by finding nothing."""
-    shown = {program for document in DOCUMENTS for program, _ in commands_in(document)}
-    assert shown >= {"main.py", *(f"scripts/{name}.py" for name in SCRIPTS)}
-    assert {program for program, _ in commands_in(ROOT / "README.md")} >= {"main.py", "scripts/stylize.py"}
+    assert {command for document in DOCUMENTS for command, _ in commands_in(document)} == {*COMMANDS}
+    assert {command for command, _ in commands_in(ROOT / "README.md")} >= {"train", "stylize"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_name_existing_files(document: Path) -> None:
-    for program, arguments in commands_in(document):
-        named = [program, *(argument for argument in arguments if argument.startswith("configs/") and "my_" not in argument)]
+    for _, arguments in commands_in(document):
+        named = [argument for argument in arguments if argument.startswith("configs/") and "my_" not in argument]
         assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_commands_in_documents_have_options_that_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    helps = {f"scripts/{name}.py": program_help(name, monkeypatch, capsys) for name in SCRIPTS}
-    helps["main.py"] = program_help("main", monkeypatch, capsys)
+    helps = {command: help_of(command, monkeypatch, capsys) for command in COMMANDS}
     for document in DOCUMENTS:
-        for program, arguments in commands_in(document):
+        for command, arguments in commands_in(document):
             options = [argument for argument in arguments if argument.startswith("--")]
-            assert [o for o in options if not re.search(rf"{o}\b", helps[program])] == [], (document.name, program)
+            assert [o for o in options if not re.search(rf"{o}\b", helps[command])] == [], (document.name, command)
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.suffix == ".md"], ids=lambda path: str(path.relative_to(ROOT)))
@@ -238,8 +249,13 @@ def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Pa
     assert set(data.datasets) == {"train", "validation"}
 
 
+class Drawing(pl.LightningModule):
+    def log_images(self, batch: Any, **options: Any) -> dict[str, torch.Tensor]:
+        return {}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path) -> None:
-    recipe = Recipe(config_of(name, "lightning.trainer.accelerator=cpu"), pl.LightningModule(), DataModuleFromConfig(batch_size=1))
+    recipe = Recipe(config_of(name, "lightning.trainer.accelerator=cpu"), Drawing(), DataModuleFromConfig(batch_size=1))
     assert isinstance(recipe.trainer(tmp_path, seed=0), pl.Trainer)
     apply_performance(recipe.model, recipe.section("performance"))

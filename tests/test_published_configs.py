@@ -1,7 +1,6 @@
 """latent-diffusion's published config files: each builds in full size, or says in one line what is out of scope."""
 
 import copy
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from published_configs import BERT, IMAGENET_V2, INPAINTING, PUBLISHED, UPSCALIN
 from torch import Tensor, nn
 
 from ldm.checkpoint import compare
+from ldm.cli.verify import published_config
 from ldm.errors import ConfigError
 from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.autoencoder import VQModel
@@ -152,7 +152,7 @@ def test_our_file_describes_the_published_model() -> None:
 
 
 def test_the_published_weights_are_told_by_their_shapes() -> None:
-    find = runpy.run_path(str(ROOT / "scripts/verify_checkpoint.py"))["published_config"]
+    find = published_config
     config = load_config(ROOT / "configs/vq4_first_stage.yaml")
     first_stage = on_meta(to_plain(config).pop("model"))
     assert find(first_stage.state_dict()).name == "vq4_first_stage.yaml"

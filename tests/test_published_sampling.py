@@ -389,3 +389,5 @@ def test_the_image_logger_draws_what_a_model_draws_itself() -> None:
 def test_options_that_no_picture_has_are_refused(dual: DualCondLDM) -> None:
     with pytest.raises(ConfigError, match="log_images_kwargs.ddim_step is unknown; did you mean ddim_steps"):
         ImageLogger(log_images_kwargs={"ddim_step": 5}).check_model(dual)
+    with pytest.raises(ConfigError, match="Identity has no `log_images`"):
+        ImageLogger().check_model(torch.nn.Identity())

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from pipeline_builders import picture, pixels, run_program, script, write_model
 
+from ldm.cli.commands import COMMANDS
 from ldm.images import load_image
 from ldm.pipeline import StyleTransferPipeline
 
 PROGRAMS = ["stylize", "guidance_grid", "sample_styles", "interpolate_styles"]
+COMMAND = {Path(command.script).stem: name for name, command in COMMANDS.items() if command.script}
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +82,15 @@ def test_help_explains_every_option(name: str, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args))
     assert run_program(script(name).main, ["--help"], monkeypatch) == 0
     text = capsys.readouterr().out
-    assert f"python scripts/{name}.py --" in text  # an example
+    assert f"artfusion {COMMAND[name]} " in text  # an example
     for action in parsers[0]._actions:
-        assert action.help and action.option_strings[-1] in text, action
+        assert action.help and (action.option_strings or [action.metavar])[-1] in text, action
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_examples_of_the_help_are_accepted(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = script(name)
-    examples = [line.split("#")[0].replace("'", "").split()[2:] for line in module.__doc__.splitlines() if line.startswith("    python ")]
+    examples = [line.split("#")[0].replace("'", "").split()[2:] for line in module.__doc__.splitlines() if line.startswith("    artfusion ")]
     assert examples
     for example in examples:
         monkeypatch.setattr("sys.argv", ["program", *example])

@@ -88,7 +88,7 @@ class Sitting:
 
     def __call__(self, command: list[str], processes: int = 1) -> None:
         self.commands.append(command)
-        if command[0] == "main.py":
+        if command[0] == "train":
             run = Path(command[command.index("--resume") + 1]) if "--resume" in command else self.output / command[command.index("--name") + 1]
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run / "checkpoints/last.ckpt").touch()
@@ -119,7 +119,7 @@ def settings(sitting: Sitting, phase: str) -> dict[str, Any]:
 def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) -> None:
     sitting, train_bundled = program
     assert train_bundled() == 0
-    assert sitting.runs == ["first", "decoder", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
+    assert sitting.runs == ["first", "decoder", "cache", "diffusion", "cross", "checkpoint convert"]
     last_of = {name: str(sitting.output / name / "checkpoints/last.ckpt") for name in ("first", "decoder", "diffusion", "cross")}
     assert settings(sitting, "decoder")["model"]["params"]["ckpt_path"] == last_of["first"]
     cross = settings(sitting, "cross")
@@ -129,13 +129,13 @@ def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) ->
     hours = [settings(sitting, name)["lightning"]["callbacks"]["budget"]["params"]["hours"] for name in last_of]
     assert hours == pytest.approx([2, 0.5, 2.5, 5]) and settings(sitting, "first")["model"]["params"] == {"scheduler_config": None}
     result = [last_of["cross"], str(sitting.output / "model.safetensors")]
-    assert sitting.commands[-1] == ["scripts/convert_checkpoint.py", *result, "--half", "--leave-out", "vgg.", "--force"]
+    assert sitting.commands[-1] == ["checkpoint convert", *result, "--half", "--leave-out", "vgg.", "--force"]
 
 
 def test_what_is_not_trained_comes_from_the_bundled_weights(program: Any) -> None:
     sitting, train_bundled = program
     assert train_bundled("--phases", "cross", "decoder") == 0
-    assert sitting.runs == ["decoder", "cross", "scripts/convert_checkpoint.py"]
+    assert sitting.runs == ["decoder", "cross", "checkpoint convert"]
     bundled, own = str(ROOT / "checkpoints/mini/model.safetensors"), str(sitting.output / "decoder/checkpoints/last.ckpt")
     params = settings(sitting, "cross")["model"]["params"]
     assert (params["ckpt_path"], params["first_stage_config"]["params"]["ckpt_path"]) == (bundled, own)
@@ -158,7 +158,7 @@ def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.Ca
     assert "stopped in the phase 'decoder'; the same command goes on from there" in capsys.readouterr().err
     sitting.stop_in = None
     assert train_bundled() == 0
-    assert sitting.runs[2:] == ["decoder again", "scripts/precompute_latents.py", "diffusion", "cross", "scripts/convert_checkpoint.py"]
+    assert sitting.runs[2:] == ["decoder again", "cache", "diffusion", "cross", "checkpoint convert"]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_bad_input_is_refused_before_anything_is_made(program: Any, wrong: list[
 
 def test_a_phase_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     module = script("train_bundled")
-    with pytest.raises(module.UserError, match="main.py ended with exit code 2, see above"):
-        module.call(["main.py", "--no-such-option"])
+    with pytest.raises(module.UserError, match="artfusion train ended with exit code 2, see above"):
+        module.call(["train", "--no-such-option"])
 
 
 @pytest.mark.parametrize("name", script("train_bundled").PHASES)

@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures: training steps, whole pictures, how fast the samplers converge."""
+"""What artfusion benchmark measures: training steps, whole pictures, how fast the samplers converge."""

@@ -93,7 +93,7 @@ def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:
 
 def print_tables(whole: list[tuple[int, Result]], ways: list[dict[str, Way]], args: Namespace) -> None:
     where = machine(choose_device(args.device))
-    print(f"scripts/stylize.py, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n")
+    print(f"artfusion stylize, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n")
     rows = [[f"{size} x {size}", f"{result['seconds']:.1f}", f"{result['bytes'] / 1e9:.2f} GB"] for size, result in whole]
     print(markdown_table(["picture", "seconds", "peak memory"], rows))
     print(f"\nOne size, {args.size} x {args.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ldm.cli.program import own_command, own_environment
 from ldm.errors import UserError
 
 
@@ -53,11 +54,11 @@ def exact_float32() -> None:
 
 
 def in_own_process(*arguments: str) -> dict[str, float] | None:
-    """What this very program prints with these arguments added; None if it fails, which it has then explained.
+    """What this very command prints with these arguments added; None if it fails, which it has then explained.
 
     Peak memory and compiled code of one row must not be another's.
     """
-    done = subprocess.run([sys.executable, *sys.argv, *arguments], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(own_command("benchmark", *sys.argv[1:], *arguments), env=own_environment(), stdout=subprocess.PIPE, text=True)
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,7 +1,6 @@
 """Whole pictures in the fast look, from the published way to paint them to ours, step by step."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,13 +18,14 @@ from tqdm import tqdm
 from ldm.benchmarking import ways
 from ldm.benchmarking.measuring import Stopwatch, exact_float32, in_own_process, machine, places, psnr, row_failed
 from ldm.benchmarking.models import RANDOM, check_painting, load_model, read_task
+from ldm.cli.program import own_command, own_environment
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory
 from ldm.errors import UserError
 from ldm.graphs import Recorder
 from ldm.images import load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.pipeline import BUNDLED, ROOT, compile_networks
+from ldm.pipeline import BUNDLED, compile_networks
 from ldm.settings import Settings
 from ldm.tables import markdown_table
 
@@ -72,7 +72,7 @@ ROWS = (
     SamplingRow("ours, scales 1 and 1 (no null branches)", precision="auto", channels_last=True, scales=(1.0, 1.0)),
     SamplingRow("ours, guidance from 0.2 to 0.8 of the way", precision="auto", channels_last=True, interval=(0.2, 0.8)),
     SamplingRow("ours, batch of 8", precision="auto", channels_last=True, batch=8),
-    SamplingRow("whole process: scripts/stylize.py --look fast", way="process"),
+    SamplingRow("whole process: artfusion stylize --look fast", way="process"),
 )
 REFERENCES = {
     scales: SamplingRow(f"converged, scales {scales[0]:g} and {scales[1]:g}", scales=scales, converged=True)
@@ -178,13 +178,13 @@ def measure_process(args: Namespace, size: int, look: str) -> Result:
         load_square(find_pictures(args.contents)[0], size).save(content)
         files = {"--content": content, "--style": find_pictures(args.styles)[0], "--output": Path(folder) / "result.png"}
         options = {**files, "--look": look, "--size": str(size)}
-        command = [sys.executable, ROOT / "scripts/stylize.py", *(part for option in options.items() for part in option)]
+        command = own_command("stylize", *(str(part) for option in options.items() for part in option))
         for _ in range(1 + args.repeats):
             watch = Stopwatch(torch.device("cpu"))
-            done = subprocess.run(command, env=os.environ | hidden, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(command, env=own_environment() | hidden, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             seconds.append(watch.seconds())
             if done.returncode:
-                raise UserError(f"scripts/stylize.py failed: {' '.join(done.stderr.splitlines()[-1:])}")
+                raise UserError(f"artfusion stylize failed: {' '.join(done.stderr.splitlines()[-1:])}")
     return {"seconds": statistics.median(seconds[1:]), "bytes": peak_memory(device, children=True)}
 
 

@@ -32,9 +32,9 @@ class LatentCache:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.meta = _read_json(self.folder / "cache.json", f"{self.folder}: no latent cache there; make one with scripts/precompute_latents.py")
+        self.meta = _read_json(self.folder / "cache.json", f"{self.folder}: no latent cache there; make one with artfusion cache")
         if self.meta.get("format") != _FORMAT:
-            raise UserError(f"{self.folder}: a latent cache of an older layout; make it anew with scripts/precompute_latents.py")
+            raise UserError(f"{self.folder}: a latent cache of an older layout; make it anew with artfusion cache")
 
     @classmethod
     def create(
@@ -76,7 +76,7 @@ class LatentCache:
             done = sum(self.is_done(kind, shard) for shard in self.shards(kind))
             if done < len(self.shards(kind)):
                 raise UserError(
-                    f"{self.folder}: {done} of {len(self.shards(kind))} shards of {kind} are done; run scripts/precompute_latents.py again to finish"
+                    f"{self.folder}: {done} of {len(self.shards(kind))} shards of {kind} are done; run artfusion cache again to finish"
                 )
 
     def unreadable(self, kind: str) -> list[str]:
@@ -117,7 +117,7 @@ class CachedHybridTrain(HybridDraws):
             if mark != theirs[name]:
                 raise ConfigError(
                     f"{self.store.folder}: made with other weights of the {name} than the config's; make the cache anew "
-                    "with scripts/precompute_latents.py, or give the config the weights that it was made with"
+                    "with artfusion cache, or give the config the weights that it was made with"
                 )
 
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import ArgumentParser
+from ldm.cli.program import ArgumentParser
 from ldm.errors import UserError
 from ldm.training.published_flags import translated
 
 DEFAULT_SEED = 23
 EPILOG = """examples:
-  python main.py --base configs/mini.yaml data.params.train.params.style_root=PAINTINGS data.params.train.params.content_root=PHOTOS
-  python main.py --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
-  python main.py --resume logs/mini                           go on after a stop, with the same settings
-  torchrun --nproc-per-node 4 main.py --base configs/kl16_content12.yaml      four GPUs of one machine
-  python main.py --base configs/mini.yaml --max_epochs 5      Lightning's Trainer flags set lightning.trainer
+  artfusion train --base configs/mini.yaml data.params.train.params.style_root=PAINTINGS data.params.train.params.content_root=PHOTOS
+  artfusion train --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
+  artfusion train --resume logs/mini                           go on after a stop, with the same settings
+  torchrun --nproc-per-node 4 -m ldm train --base configs/kl16_content12.yaml      four GPUs of one machine
+  artfusion train --base configs/mini.yaml --max_epochs 5      Lightning's Trainer flags set lightning.trainer
 
 Ctrl-C and SIGTERM write a checkpoint after the step in progress and stop; SIGUSR1 writes one and goes on.
 Watch a run with: tensorboard --logdir logs
@@ -25,7 +25,7 @@ Watch a run with: tensorboard --logdir logs
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises UserError for options that do not exist or do not fit together."""
-    parser = ArgumentParser("Train a model from config files.", prog="main.py", epilog=EPILOG)
+    parser = ArgumentParser("Train a model from config files.", epilog=EPILOG)
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("-n", "--name", help="name of the run's folder (default: that of the last config file)")

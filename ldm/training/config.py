@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.errors import ConfigError
-from ldm.util import get_obj_from_str, load_config, near
+from ldm.errors import ConfigError, did_you_mean
+from ldm.util import get_obj_from_str, load_config
 
 TOP_KEYS = ("model", "data", "lightning")
 
@@ -33,7 +33,7 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
     """Raises ConfigError for a key that the section does not have."""
     for key in section:
         if key not in known:
-            raise ConfigError(f"unknown config key {key!r}{near(key, known)}; {where} has {', '.join(known)}")
+            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, known)}; {where} has {', '.join(known)}")
 
 
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:

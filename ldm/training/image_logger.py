@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, did_you_mean
 from ldm.images import save_image, tensor_to_image
 from ldm.models.diffusion.published_pictures import PublishedPictures
-from ldm.util import check_count, near
+from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +56,14 @@ class ImageLogger(pl.Callback):
         self.options = dict(log_images_kwargs or {})
 
     def check_model(self, module: pl.LightningModule) -> None:
-        """Raises ConfigError for options that the model's pictures do not have."""
+        """Raises ConfigError for a model that draws nothing, and for options that its pictures do not have."""
+        if not hasattr(module, "log_images"):
+            raise ConfigError(f"ImageLogger: {type(module).__name__} has no `log_images` to draw its pictures; take the callback out")
         known = inspect.signature(self.drawing_of(module)).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         for name in self.options:
             if not (takes_any or name in known):
-                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{near(name, known)}; there are {', '.join(known)}")
+                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{did_you_mean(name, known)}; there are {', '.join(known)}")
 
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
         """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""

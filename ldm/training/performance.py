@@ -7,9 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, did_you_mean
 from ldm.training.config import check_keys
-from ldm.util import near
 
 PRECISIONS = ("highest", "high", "medium")
 NETWORKS = (
@@ -41,5 +40,5 @@ def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Modul
         return [parts[name] for name in NETWORKS if wanted and name in parts]
     for name in wanted:
         if name not in parts:
-            raise ConfigError(f"lightning.performance.compile: the model has no part {name!r}{near(name, parts)}")
+            raise ConfigError(f"lightning.performance.compile: the model has no part {name!r}{did_you_mean(name, parts)}")
     return [parts[name] for name in wanted]

@@ -40,8 +40,8 @@ _GONE = {
 _REFUSED = {
     "-p": "--project: give --logdir DIR and --name NAME, or --resume DIR",
     "--project": "--project: give --logdir DIR and --name NAME, or --resume DIR",
-    "-d": "--debug: run `python -m pdb main.py ...`",
-    "--debug": "--debug: run `python -m pdb main.py ...`",
+    "-d": "--debug: run `python -m pdb -m ldm train ...`",
+    "--debug": "--debug: run `python -m pdb -m ldm train ...`",
 }
 _STRATEGIES = ("dp", "ddp2", "ddp_spawn", "ddp_cpu", "ddp_sharded", "horovod")  # which were accelerators
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_strict, part_of, read_state_dict
 from ldm.errors import UserError
+from ldm.files import ROOT
 
 log = logging.getLogger(__name__)
 
 # Oxford's weights, beside the package: not torchvision's, on which the published models were trained.
-BUNDLED_VGG16 = Path(__file__).resolve().parents[3] / "checkpoints/vgg16/vgg16_features.safetensors"
+BUNDLED_VGG16 = ROOT / "checkpoints/vgg16/vgg16_features.safetensors"
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 _CONVS_PER_SLICE = (2, 2, 3, 3, 3)
 
@@ -124,7 +125,7 @@ def _download_vgg16() -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:  # the last: a file with the wrong check sum
         raise UserError(
             f"the VGG16 weights could not be downloaded ({error}); fetch {VGG16_Weights.IMAGENET1K_V1.url} on a machine "
-            "with network and give its path as `vgg_ckpt_path`, to scripts/evaluate.py as --vgg-weights"
+            "with network and give its path as `vgg_ckpt_path`, to artfusion evaluate as --vgg-weights"
         ) from error
 
 

@@ -5,17 +5,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm.errors import UserError
-from ldm.files import ROOT
+from ldm.cli.commands import COMMANDS
+from ldm.files import PACKAGE
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
 
-    def __init__(self, description: str | None = None, **options: Any):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    def __init__(self, description: str | None = None, epilog: str | None = None, **options: Any):
+        texts = {"description": description and _as_called(description), "epilog": epilog and _as_called(epilog)}
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help shows all options")
@@ -43,14 +46,23 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
     sys.exit(code)
 
 
-def own_files(command: Sequence[str]) -> list[str]:
-    """A command with this project's own files in it, such as main.py or scripts/stylize.py, by their full paths."""
-    return [str(ROOT / each) if each == "main.py" or each.startswith(("scripts/", "configs/")) else each for each in command]
+def own_command(name: str, *arguments: str, before: Sequence[str] = ()) -> list[str]:
+    """What starts a sub-command of `artfusion` with this Python; `before`: a module that starts it in turn, with its arguments."""
+    return [sys.executable, *before, "-m", "ldm", *name.split(), *arguments]
 
 
 def own_environment() -> dict[str, str]:
     """The environment in which a program started from here finds this project, and all that this one finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def _as_called(text: str) -> str:
+    """A text's examples of `artfusion`, as scripts of a clone where one of these was called."""
+    if Path(sys.argv[0]).suffix != ".py":
+        return text
+    for name, command in COMMANDS.items():
+        text = text.replace(f"artfusion {name} ", f"python {command.script} ") if command.script else text
+    return text
 
 
 def _one_line(message: str) -> str:

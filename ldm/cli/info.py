@@ -1,0 +1,34 @@
+"""What a report of a problem needs: versions, devices, and where the bundled files are.
+
+    artfusion info
+"""
+
+import platform
+from importlib import metadata
+
+import torch
+
+from ldm import __version__
+from ldm.cli.program import ArgumentParser
+from ldm.device import choose_device, choose_precision
+from ldm.files import ROOT
+from ldm.pipeline import resolve_checkpoint
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "pillow", "safetensors")
+
+
+def main() -> None:
+    ArgumentParser(__doc__).parse_args()
+    device = choose_device("auto")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    for name, value in {
+        "artfusion": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "packages": ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES),
+        "processors": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "GPUs": ", ".join(gpus) or "none",
+        "paints on": f"{device.type}, in {choose_precision('auto', device)}",
+        "bundled files": ROOT,
+        "bundled model": resolve_checkpoint("mini", None)[0].relative_to(ROOT),
+    }.items():
+        print(f"{name + ':':<15} {value}")

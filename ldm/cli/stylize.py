@@ -1,0 +1,173 @@
+"""Paint photos in the style of paintings.
+
+One picture (photo__painting.png here, or the file that is named third), more freely, and over the photo instead of from scratch:
+
+    artfusion stylize photo.jpg painting.jpg
+    artfusion stylize photo.jpg painting.jpg result.png
+    artfusion stylize --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.5 --style-scale 1.5 --detail 0
+    artfusion stylize --content photo.jpg --style painting.jpg --output near.png --strength 0.6 --preserve-color
+
+Every photo in every style: results/CONTENT__STYLE.png. Started again after a stop, it does what is missing:
+
+    artfusion stylize --content photos/ --style klimt.jpg turner.jpg --output results/
+    artfusion stylize --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
+
+Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo left as it is:
+
+    artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
+    artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
+    artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
+
+Ctrl-C leaves a single picture as far as it came, and of several all that are done.
+
+Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see the message; 130, stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ldm.checkpoint import file_hash
+from ldm.cli.program import ArgumentParser
+from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
+from ldm.errors import UserError
+from ldm.images import load_image, save_image
+from ldm.many import (
+    METADATA_KEY,
+    ManyPainter,
+    Task,
+    check_inputs_survive,
+    describe,
+    distinct_names,
+    expand,
+    folder_of_results,
+    is_finished,
+    plan,
+    read_styles,
+    share_of,
+)
+from ldm.pipeline import PaintingStopped, StyleTransferPipeline
+from ldm.settings import Settings
+from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    several = {"nargs": "+", "action": "extend"}
+    parser.add_argument("pictures", nargs="*", metavar="PHOTO PAINTING [RESULT]", help="one photo in one style, in place of the next three options")
+    parser.add_argument("--content", **several, metavar="PATH", help="what to paint: picture files, folders, or quoted globs")
+    parser.add_argument("--style", **several, metavar="PATH", help="how to paint it: likewise; every content is painted in every style")
+    parser.add_argument("--output", metavar="PATH", help="a file (.png, .jpg, ...), a folder, or a name with {content} and {style} in it")
+    parser.add_argument("--style-weights", type=float, nargs="+", metavar="W", help="mix all styles into one with these weights")
+    parser.add_argument("--mask", nargs="+", action="extend", metavar="FILE", help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest")
+    parser.add_argument("--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is")
+    parser.add_argument("--overwrite", action="store_true", help="paint pictures again that are there already, made the same way")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures of the fast look painted together (default: 8); fewer take less memory")
+    add_settings_options(parser)
+    add_model_options(parser)
+    args = parser.parse_args()
+    if args.pictures:
+        _take_pictures(args, parser)
+    lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
+    if lacking:
+        parser.error(f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)")
+    return args
+
+
+def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
+    """What is given without options as what those would say."""
+    if len(args.pictures) > 3 or len(args.pictures) < 2 or args.content or args.style or (args.output and len(args.pictures) == 3):
+        parser.error(f"{' '.join(args.pictures)}: without options give a photo, a painting and, if you like, the result's file; else --content, --style and --output")
+    content, style, *result = args.pictures
+    args.content, args.style = [content], [style]
+    args.output = result[0] if result else args.output or f"{Path(content).stem}__{Path(style).stem}.png"
+
+
+def main() -> int:
+    args = parse_args()
+    settings = settings_of(args)
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
+    contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
+    tasks = plan(contents, styles, args.output, settings)
+    check_masks(args, tasks)
+    share = share_of(tasks)
+    if len(tasks) == 1:
+        return paint_one(share, args, settings)
+    return paint_many(share, args, settings)
+
+
+def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
+    """Every style with the name that its results get: single pictures, or all of them mixed or by region."""
+    paths = expand(args.style, folder_of_results(args.output))
+    if args.style_weights is not None and args.mask is not None:
+        raise UserError("--style-weights and --mask do not go together; give one of them")
+    together = "+".join(path.stem for path in paths)
+    if args.style_weights is not None:
+        mix = StyleMix(paths, args.style_weights)
+        mix.shares()  # raises if they do not fit
+        return [(together, mix)]
+    if args.mask is not None:
+        regions = StyleRegions(paths, args.mask)
+        regions.check()
+        return [(together, regions)]
+    return list(zip(distinct_names(paths), paths))
+
+
+def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
+    """Raises UserError, before the model is read, for a mask that cannot be, or that a result would replace."""
+    masks = [*(args.mask or ()), *([args.keep] if args.keep is not None else ())]
+    read = PictureReader()
+    for path in masks:
+        read.mask(path)
+    check_inputs_survive([task.output for task in tasks], masks)
+
+
+def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline) -> dict[str, Any]:
+    """What a result's metadata say, besides its own content and style."""
+    kept = None if args.keep is None else file_hash(args.keep)
+    extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
+    settings = {**settings, "detail": pipeline.painter.detail(Settings(**settings))}
+    return provenance(args, settings, pipeline.painter.precision) | {name: value for name, value in extra.items() if value is not None}
+
+
+def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept as far as it came."""
+    for task in tasks:  # none in all but the first of several processes
+        content = load_image(task.content)
+        PictureReader().style(task.style)
+        pipeline = load_pipeline(args)
+        about = description(args, settings, pipeline)
+        try:
+            picture = pipeline(content, task.style, keep=args.keep, progress=True, **settings)
+        except PaintingStopped as stopped:
+            picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
+        save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, about)})
+        if "stopped" in about:
+            print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
+            return 130
+        print(task.output)
+    return 0
+
+
+def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Every task that is not done yet; what fails is listed at the end."""
+    pipeline = load_pipeline(args)
+    about = description(args, settings, pipeline)
+    todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
+    chosen = Settings(**settings)
+    styles, problems = read_styles(todo, chosen.style_side(pipeline.painter.native_size))
+    # Fine pictures are painted one by one, so each is written before the next is begun.
+    painter = ManyPainter(pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings)
+    doable = [task for task in todo if task.style_name in styles]
+    try:
+        painter.paint(doable)
+    except KeyboardInterrupt:
+        print(f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest", file=sys.stderr)
+        return 130
+    failed = len(todo) - len(doable) + painter.failed
+    print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
+    for line in (*problems, *painter.failures):
+        print(f"failed: {line}", file=sys.stderr)
+    return 1 if failed else 0

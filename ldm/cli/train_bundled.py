@@ -1,0 +1,166 @@
+"""Train the bundled model, or one like it, on two folders of pictures: all phases in order, in as many hours as there are.
+
+    artfusion train-bundled --photos PHOTOS --paintings PAINTINGS --output mymodel --hours 24
+    artfusion train-bundled --photos PHOTOS --paintings PAINTINGS --output better --hours 6 --phases cross
+
+The second goes on from the bundled weights. Started again after Ctrl-C or a crash, the same command does what is left. Each phase is a run
+of `artfusion train` in a folder of its own below --output, with losses and pictures in it (tensorboard --logdir mymodel); the result is
+mymodel/model.safetensors:
+
+    artfusion stylize --checkpoint mymodel/model.safetensors --config configs/mini.yaml --content photo.jpg --style painting.jpg --output result.png
+
+  first      the first stage: a light autoencoder
+  decoder    its decoder alone, for brush work
+  diffusion  the model itself, on latents that are computed before it begins (minutes, which --hours does not count)
+  cross      the same on photos in the styles of paintings, judged by VGG16
+
+On a CPU of N cores, --processes N trains up to half as fast again as one process with N threads.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ldm.cli.program import ArgumentParser, own_command, own_environment
+from ldm.data.pictures import find_pictures
+from ldm.device import choose_device
+from ldm.errors import UserError
+from ldm.files import ROOT, check_folder, written_whole
+from ldm.pipeline import resolve_checkpoint
+from ldm.training.budget import FINISHED
+
+
+@dataclass(frozen=True)
+class Phase:
+    """config: in configs/. share: of the time. on_gpu: options of its data there, where a batch of the config's would leave it idle."""
+
+    config: str
+    share: float
+    on_gpu: Mapping[str, int]
+
+
+PHASES = {
+    "first": Phase("mini_first_stage.yaml", 0.2, {"batch_size": 64, "num_workers": 8}),
+    "decoder": Phase("mini_decoder.yaml", 0.05, {"batch_size": 48, "num_workers": 8}),
+    "diffusion": Phase("mini_cached.yaml", 0.25, {"batch_size": 256}),
+    "cross": Phase("mini_cross.yaml", 0.5, {"batch_size": 32, "num_workers": 8}),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--photos", required=True, type=Path, metavar="DIR", help="folder of photos, of any depth")
+    parser.add_argument("--paintings", required=True, type=Path, metavar="DIR", help="folder of paintings, of any depth")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the runs and of the result")
+    parser.add_argument("--hours", required=True, type=float, metavar="H", help="of training, all phases together")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE", help=f"some of {', '.join(PHASES)} (default: all)")
+    parser.add_argument("--start", default="mini", metavar="mini|FILE", help="weights of what is not trained here (default: the bundled ones)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of one thread each on a CPU, or one on each GPU (default: 1)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    check(args)
+    phases = [name for name in PHASES if name in args.phases]
+    for name in phases:
+        if (args.output / name / FINISHED).exists():
+            continue
+        if name == "diffusion":
+            compute_latents(args)
+        if not train(name, args):
+            print(f"stopped in the phase {name!r}; the same command goes on from there", file=sys.stderr)
+            return 130
+    if phases[-1] in ("diffusion", "cross"):
+        result = args.output / "model.safetensors"
+        call(["checkpoint convert", weights_of(phases[-1], args), str(result), "--half", "--leave-out", "vgg.", "--force"])
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for what cannot be, before anything is made."""
+    if not 0 < args.hours < 1e5:
+        raise UserError(f"--hours must be above 0, got {args.hours}")
+    if args.processes < 1:
+        raise UserError(f"--processes must be at least 1, got {args.processes}")
+    for folder in (args.photos, args.paintings):
+        find_pictures(folder)
+    start = resolve_checkpoint(args.start, None)[0]
+    if not start.is_file():
+        raise UserError(f"--start {args.start}: no such file")
+    check_folder(args.output)
+
+
+def train(name: str, args: argparse.Namespace) -> bool:
+    """Train a phase to its end; whether it came there. Raises UserError where it failed."""
+    folder = args.output / name
+    if (folder / "checkpoints/last.ckpt").exists():
+        options = ["--resume", str(folder)]
+    else:
+        settings = args.output / f"{name}.yaml"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(settings) as aside:
+            OmegaConf.save(OmegaConf.create(settings_of(name, args)), aside)
+        options = ["--base", str(ROOT / "configs" / PHASES[name].config), str(settings), "--name", name, "--logdir", str(args.output)]
+    call(["train", *options], args.processes)
+    return (folder / FINISHED).exists()
+
+
+def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What a phase's run has beyond its config file."""
+    hours = args.hours * PHASES[name].share / sum(PHASES[each].share for each in args.phases)
+    budget = {"target": "ldm.training.budget.TimeBudget", "params": {"hours": hours}}
+    photos, paintings = str(args.photos.resolve()), str(args.paintings.resolve())
+    data: Mapping[str, Any] = {
+        "diffusion": {"cache": str((args.output / "cache").resolve())},
+        "cross": {"style_root": paintings, "content_root": photos},
+    }.get(name, {"roots": [photos, paintings]})
+    model: dict[str, Any] = {"scheduler_config": None}
+    if name == "decoder":
+        model["ckpt_path"] = weights_of("first", args)
+    if name in ("diffusion", "cross"):
+        model["first_stage_config"] = {"params": {"ckpt_path": first_stage(args)}}
+    if name == "cross":
+        model["ckpt_path"] = weights_of("diffusion", args)
+    loader = PHASES[name].on_gpu if choose_device("auto").type == "cuda" else {}
+    return {
+        "model": {"params": model},
+        "data": {"params": {"train": {"params": data}, **loader}},
+        "lightning": {"trainer": {"max_steps": -1, "max_epochs": -1}, "callbacks": {"budget": budget}},
+    }
+
+
+def weights_of(phase: str, args: argparse.Namespace) -> str:
+    """The file of the weights that a phase ends with: its own, or, where it is not trained, those to start from."""
+    if phase in args.phases:
+        return str((args.output / phase / "checkpoints/last.ckpt").resolve())
+    return str(resolve_checkpoint(args.start, None)[0].resolve())
+
+
+def first_stage(args: argparse.Namespace) -> str:
+    return weights_of("decoder" if "decoder" in args.phases else "first", args)
+
+
+def compute_latents(args: argparse.Namespace) -> None:
+    parts = [f"model.params.first_stage_config.params.ckpt_path={first_stage(args)}"]
+    folders = ["--paintings", str(args.paintings), "--photos", str(args.photos), "--output", str(args.output / "cache")]
+    call(["cache", "--config", str(ROOT / "configs/mini.yaml"), *folders, *parts], args.processes)
+
+
+def call(command: list[str], processes: int = 1) -> None:
+    """Run a sub-command of `artfusion` and wait for it. Raises UserError where it fails; it has said why."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}
+    with subprocess.Popen(own_command(*command, before=several), env={**threads, **own_environment()}) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the terminal has told it, too: it writes its checkpoint first
+            code = process.wait()
+    if code not in (0, 130):
+        raise UserError(f"artfusion {command[0]} ended with exit code {code}, see above; mend that and give the same command again")

@@ -1,0 +1,140 @@
+"""Paint a clip in the style of a painting: a video file, a GIF, or a folder with a picture for each frame.
+
+    artfusion video --content clip.mp4 --style painting.jpg --output out.mp4
+    artfusion video --content clip.mp4 --style painting.jpg --output trial.mp4 --frames 8
+    artfusion video --content frames/ --style painting.jpg --output painted/
+
+The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours for a whole clip.
+Every frame begins from the same noise, and a fine one is painted only where the clip moves, so what stands still in the clip
+stands still in the result. What moves still flickers, with some seeds much more than with others: a --strength below 1 (such
+as 0.7) keeps more of the clip and flickers less.
+
+A video keeps its frames' times and its sound, if the output's format takes it; an odd last row or column of pixels is cut
+off, except for GIF and folders. Frames go to a folder as PNG files, one by one: started again after a stop, the program
+leaves those that it painted in the same way, and in the fine look goes on from them.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ldm.cli.program import ArgumentParser
+from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
+from ldm.errors import UserError
+from ldm.images import load_image
+from ldm.many import METADATA_KEY
+from ldm.motion import steadily_painted
+from ldm.video import (
+    DEFAULT_RATE,
+    Clip,
+    Frame,
+    at_least_one,
+    can_keep_sound,
+    check_target,
+    finished_frames,
+    is_video,
+    open_clip,
+    painted,
+    write_frames,
+    write_video,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--content", required=True, metavar="CLIP", help="what to paint: a video file, or a folder of frames")
+    parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
+    parser.add_argument("--output", required=True, metavar="CLIP", help="where the result goes: .mp4, .mov, .mkv, .webm, .gif, or a folder")
+    parser.add_argument("--start", type=at_least(0), default=0, metavar="N", help="leave out the first N frames (default: 0)")
+    parser.add_argument("--frames", type=at_least(1), metavar="N", help="paint only N frames, for a trial (default: all)")
+    parser.add_argument("--fps", type=frames_per_second, metavar="N", help=f"of a folder of frames, made a video (default: {DEFAULT_RATE})")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="frames painted together in the fast look; fewer take less memory (default: 8)")
+    add_settings_options(parser, defaults={"look": "fast", "size": 256})
+    add_model_options(parser)
+    return parser.parse_args()
+
+
+def at_least(least: int) -> partial[int]:
+    return partial(_whole_number, least)
+
+
+def _whole_number(least: int, text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number between {least} and 999999999, got {text!r}")
+    return int(text)
+
+
+def frames_per_second(text: str) -> Fraction:
+    """`25`, `23.976` or `24000/1001`."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 1000, got {text!r}")
+    return rate.limit_denominator(1001)
+
+
+def main() -> None:
+    args = parse_args()
+    settings = settings_of(args)
+    target, style = check_target(args.output, args.content), load_image(args.style)
+    clip = open_clip(args.content, args.fps)
+    about = {} if is_video(target) else description(args, settings)
+    there = finished_frames(target, about) if about else frozenset()
+    frames = chosen_frames(clip, args, there)
+    if frames is not None:
+        paint = partial(load_pipeline(args), style=style, batch_size=args.batch_size, **settings)
+        if args.look == "fast":
+            results = painted(frames, paint, args.batch_size)
+        else:  # goes through all frames, since each is compared with those before
+            results = steadily_painted(clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there))
+        write(target, clip, results, number_to_paint(clip, args, there), about)
+    print(target)
+
+
+def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image | None:
+    """The frame as an earlier run painted it, if one did."""
+    return load_image(folder / name) if name in there else None
+
+
+def description(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
+    """A frame's metadata, which say how it was made. Raises UserError where there is no checkpoint."""
+    names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
+    about = names | provenance(args, settings, args.precision)
+    return {"Software": "ArtFusion", METADATA_KEY: json.dumps(about, sort_keys=True)}
+
+
+def stop_of(args: argparse.Namespace) -> int | None:
+    return None if args.frames is None else args.start + args.frames
+
+
+def chosen_frames(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> Iterator[Frame] | None:
+    """The frames to paint, the first of them read; None if all are painted already. Raises UserError if there are none at all."""
+    frames = at_least_one(clip.frames(args.start, stop_of(args), there))
+    if frames is None and at_least_one(clip.frames(args.start, args.start + 1)) is None:
+        raise UserError(f"{clip.path}: no frame{f' {args.start}' if args.start else 's'} in it")
+    return frames
+
+
+def number_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> int | None:
+    """How many frames that is, for the progress bar; None if the clip does not tell."""
+    if clip.count is None:
+        return args.frames
+    return sum(clip.name(number) not in there for number in range(clip.count)[args.start : stop_of(args)])
+
+
+def write(target: Path, clip: Clip, frames: Iterator[Frame], count: int | None, about: dict[str, str]) -> None:
+    sound = is_video(target) and can_keep_sound(clip, target)
+    bar = tqdm(frames, "painting", count, unit="frame")
+    if is_video(target):
+        write_video(target, iter(bar), clip, sound)
+    else:
+        write_frames(target, bar, about)
