@@ -6,19 +6,24 @@ BIN := $(VENV)/bin
 .PHONY: demo test gpu clean
 
 demo: $(VENV)/installed
-	$(BIN)/python scripts/demo.py --output outputs/demo.png
+	$(BIN)/artfusion demo --output outputs/demo.png
 
-test: $(VENV)/installed
+test: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
 
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_run.py --output outputs/gpu --minutes 9
 
+# What painting and training need, and what the tests need on top of it.
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): PyTorch and its libraries are a few GB, which takes some minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -qq --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install -qq --editable '.[test]'
 	touch $@
 

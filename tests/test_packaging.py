@@ -78,6 +78,13 @@ def test_everything_imported_is_declared() -> None:
     assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
 
 
+def test_what_most_need_comes_with_the_package_itself_and_nothing_before_it_is_asked_for() -> None:
+    code = "import sys, ldm; assert 'torch' not in sys.modules; from ldm import Settings, StyleMix, StyleRegions, StyleTransferPipeline"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'StyleMixx'"):
+        importlib.import_module("ldm").StyleMixx
+
+
 def test_the_licence_is_there() -> None:
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["license"] == "MIT" and text.startswith("MIT License") and "Permission is hereby granted, free of charge" in text
