@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ldm.benchmarking.measuring import exact_float32, machine, psnr
-from ldm.cli.program import ArgumentParser, run
 from ldm.device import autocast, choose_device
 from ldm.files import ROOT, check_folder, written_whole
-from ldm.images import image_to_tensor
+from ldm.media.images import image_to_tensor
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.pipeline import StyleTransferPipeline
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.program import ArgumentParser, run
 
 sys.path.insert(0, str(ROOT / "tests"))
 from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model  # noqa: E402 - no part of any package

@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.cli.program import ArgumentParser, own_environment, run
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
+from ldm.program import ArgumentParser, own_environment, run
 
 SECONDS = {"check": 90, "speed": 210, "training": 90, "bundled": 3600}  # at most
 TABLES_SECONDS = 60

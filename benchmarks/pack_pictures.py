@@ -14,11 +14,11 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.cli.program import ArgumentParser, run
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.images import load_image, resize_short_side
+from ldm.media.images import load_image, resize_short_side
+from ldm.program import ArgumentParser, run
 
 QUALITIES = (85, 75, 65, 55, 45, 35)
 SAMPLED = 60  # pictures that tell how large all will be

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.class_sampling import CONFIG, sample_classes
-from ldm.cli.program import ArgumentParser, run
 from ldm.device import DEVICES, choose_device
 from ldm.errors import UserError
-from ldm.images import save_image, tensor_to_image
-from ldm.inference import load_for_inference
+from ldm.media.images import save_image, tensor_to_image
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
+from ldm.models.inference import load_for_inference
+from ldm.pipeline.classes import CONFIG, sample_classes
+from ldm.program import ArgumentParser, run
 
 SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the value of white
 

@@ -7,10 +7,10 @@ import torch
 from golden_rules import apply_rule, rnd
 from torch import Tensor
 
+from ldm.config.factory import allowing_targets
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.diffusionmodules.model import StyleUNetModel, UNetModel
-from ldm.util import allowing_targets
 
 CHANNELS, SIDE = 4, 8
 VGG = (2, 2, 3, 3, 4)

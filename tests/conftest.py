@@ -5,7 +5,7 @@ from PIL import Image
 from pipeline_builders import narrow_vgg16, picture, tiny_model
 
 from ldm.modules.losses.lpips import vgg16
-from ldm.pipeline import StyleTransferPipeline
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 
 @pytest.fixture(scope="module")

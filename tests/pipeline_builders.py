@@ -21,9 +21,9 @@ from PIL import Image
 from torch import nn
 
 from ldm.checkpoint import save_safetensors
-from ldm.cli.commands import COMMANDS
-from ldm.cli.program import run
+from ldm.commands import COMMANDS
 from ldm.modules.losses.lpips import vgg16
+from ldm.program import run
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from builders import CHANNELS, LATENT, SIDE
 from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 
+from ldm.config.factory import allowing_targets
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.util import allowing_targets
 
 STEPS, CLASSES, WIDTH = 12, 5, 12
 SHAPE = (CHANNELS, SIDE, SIDE)

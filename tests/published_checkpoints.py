@@ -13,7 +13,7 @@ from golden_rules import GOLDEN
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from ldm.optimizers import names_of, published_order
+from ldm.modules.optimizers import names_of, published_order
 
 STEP, RATE, ADAM_STEP = 12, 2.5e-3, 7
 BEST = (

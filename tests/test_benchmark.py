@@ -22,8 +22,8 @@ from ldm.benchmarking.sampling import GUIDANCE, ROWS, SamplingRow
 from ldm.checkpoint import save_safetensors
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.modules.diffusionmodules.model import StyleUNetModel
-from ldm.pipeline import StyleTransferPipeline
-from ldm.settings import Settings
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 
 TIMESTEPS, SHORT = 500, 40  # a schedule long enough for the published 250 steps, and one that is soon run whole
 

@@ -1,4 +1,4 @@
-"""ldm.brush and the fine look: what leads where, step by step, and what stays as it is."""
+"""ldm.pipeline.brush and the fine look: what leads where, step by step, and what stays as it is."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,14 +11,14 @@ from PIL import Image, ImageOps
 from pipeline_builders import narrow_vgg16, picture, pixels, tiny_model
 from torch import Tensor
 
-from ldm import brush as brushes
-from ldm.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized, weights
 from ldm.errors import UserError
-from ldm.images import image_to_tensor
+from ldm.media.images import image_to_tensor
 from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
-from ldm.pipeline import PaintingStopped, Settings, StyleMix, StyleRegions, StyleTransferPipeline
-from ldm.settings import LOOKS, Look
+from ldm.pipeline import brush as brushes
+from ldm.pipeline.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized, weights
+from ldm.pipeline.pipeline import PaintingStopped, Settings, StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.pipeline.settings import LOOKS, Look
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 FAST = {"look": "fast", "size": 64, "steps": 1}
@@ -336,12 +336,12 @@ def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Im
 
 def test_a_models_own_vgg16_leads_it_if_it_is_one(net: vgg16, monkeypatch: pytest.MonkeyPatch) -> None:
     bundled = narrow_vgg16(seed=3)
-    monkeypatch.setattr("ldm.pipeline.bundled_vgg16", lambda: bundled)
+    monkeypatch.setattr("ldm.pipeline.pipeline.bundled_vgg16", lambda: bundled)
     model = tiny_model(use_ema=False)
     first = "weight1_1"
     assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), bundled.slice1[0].weight)
     model.vgg.has_weights = True
-    monkeypatch.setattr("ldm.pipeline.VGG_CHANNELS", model.vgg.channels)
+    monkeypatch.setattr("ldm.pipeline.pipeline.VGG_CHANNELS", model.vgg.channels)
     assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), model.vgg.slice1[0].weight)
 
 

@@ -8,9 +8,9 @@ from PIL import Image, ImageFilter
 from pipeline_builders import ROOT, forbid_network, pixels
 
 from ldm.checkpoint import describe, read_state_dict
-from ldm.images import image_to_tensor, load_image, resize_short_side
-from ldm.painter import Batch
-from ldm.pipeline import BUNDLED, Settings, StyleTransferPipeline
+from ldm.media.images import image_to_tensor, load_image, resize_short_side
+from ldm.pipeline.engine import Batch
+from ldm.pipeline.pipeline import BUNDLED, Settings, StyleTransferPipeline
 
 SETTINGS = {"look": "fast", "size": 256, "steps": 10, "seed": 0}
 

@@ -15,15 +15,16 @@ from pipeline_builders import assert_refused, picture, picture_folder, run_progr
 from torch import Tensor, nn
 from training_builders import data_module, logged, logger_node, recipe, train
 
-from ldm.class_sampling import sample_classes
 from ldm.data.classes import ClassFolders
 from ldm.errors import ConfigError, UserError
-from ldm.inference import load_for_inference
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
+from ldm.models.inference import load_for_inference
 from ldm.modules.diffusionmodules.openaimodel import AttentionBlock, UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
+from ldm.modules.encoders.modules import ClassEmbedder
+from ldm.pipeline.classes import sample_classes
 from ldm.util import instantiate_from_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -450,10 +451,17 @@ def test_a_run_validates_and_draws_samples(run: Path) -> None:
     assert kinds == {"reconstructions", "samples", "guidance_3"}
 
 
-@pytest.mark.parametrize("n_classes", [3, 4, 6])
-def test_a_number_of_classes_that_is_not_the_datas_is_refused_before_training(folders: Path, tmp_path: Path, n_classes: int) -> None:
+def test_without_dropped_classes_there_need_be_no_null_class() -> None:
+    stage = ClassEmbedder(8, n_classes=2)
+    stage.check_classes(["a", "b"], with_null=False)
+    with pytest.raises(ConfigError, match="n_classes must be 3"):
+        stage.check_classes(["a", "b"], with_null=True)
+
+
+@pytest.mark.parametrize("n_classes, drop", [(3, 0.0), (4, 0.1), (6, 0.0)])
+def test_a_number_of_classes_that_is_not_the_datas_is_refused_before_training(folders: Path, tmp_path: Path, n_classes: int, drop: float) -> None:
     stage = {**EMBEDDER, "params": {**EMBEDDER["params"], "n_classes": n_classes}}
-    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options(cond_stage_config=stage)}
+    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options(cond_stage_config=stage, cond_drop=drop)}
     node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
     with pytest.raises(ConfigError, match=f"4 classes of pictures.*n_classes must be 5 .*not {n_classes}"):
         train(recipe(tmp_path / "classes.yaml", model, data_module(node, node)))

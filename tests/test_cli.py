@@ -12,13 +12,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import ROOT, assert_refused, everything_in, model_config, narrow_vgg16, picture, picture_folder, pixels, run_program, save_config, script, tiny_model, write_model
+from pipeline_builders import (
+    ROOT,
+    assert_refused,
+    everything_in,
+    model_config,
+    narrow_vgg16,
+    picture,
+    picture_folder,
+    pixels,
+    run_program,
+    save_config,
+    script,
+    tiny_model,
+    write_model,
+)
 
 from ldm.checkpoint import save_safetensors
-from ldm.cli.program import own_command, own_environment, run
 from ldm.errors import UserError
-from ldm.images import load_image
-from ldm.pipeline import StyleTransferPipeline
+from ldm.media.images import load_image
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.program import own_command, own_environment, run
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""ldm.util: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
+"""The config factory: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_builders import MODEL, model_config
 
+from ldm.config.factory import TRUSTED_PREFIXES, allowing_targets, get_obj_from_str, instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError, UserError
-from ldm.util import TRUSTED_PREFIXES, allowing_targets, get_obj_from_str, instantiate_from_config, load_config, to_plain
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
 DUAL_COND = "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM"
@@ -118,13 +118,13 @@ def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: ob
 @pytest.mark.parametrize(
     "target",
     [
-        "ldm.util.importlib",  # a module that a trusted module imported
-        "ldm.images.Path",  # a class
-        "ldm.images.os",
-        "ldm.checkpoint.save_file",  # a function
-        "ldm.pipeline.dataclass",
+        "ldm.config.factory.importlib",  # a module that a trusted module imported
+        "ldm.media.images.Path",  # a class
+        "ldm.media.images.os",
+        "ldm.checkpoint.save_safetensors",  # a function
+        "ldm.pipeline.pipeline.dataclass",
         "pytorch_lightning.cli.LightningCLI",  # runs what its arguments name
-        "ldm.util.load_config",  # a function of ours: it reads any file
+        "ldm.config.factory.load_config",  # a function of ours: it reads any file
         "ldm.errors.__builtins__",
         "torch.nn.modules.module.warnings",
         "torch.nn.functional.relu",

@@ -20,7 +20,7 @@ from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import vgg16
 from ldm.modules.losses.style_transfer import StyleTransferLoss, as_vector, gram_distance, palette_distance, pattern_loss, regularity, share_of
-from ldm.pipeline import StyleTransferPipeline
+from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.util import instantiate_from_config
 
 FACTOR = 4  # of the tiny first stage

@@ -8,11 +8,11 @@ from builders import CHANNELS, SIDE, STYLE_DIM, assert_same, latents, tiny_ldm
 from golden_rules import rnd
 from torch import Tensor
 
-from ldm.models.diffusion import denoiser
-from ldm.models.diffusion.denoiser import PREPARED_STEPS, GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
-from ldm.tiles import Tiling, blend, cut
+from ldm.pipeline import denoiser
+from ldm.pipeline.denoiser import PREPARED_STEPS, Guidance, GuidedDenoiser
+from ldm.pipeline.tiles import Tiling, blend, cut
 
 T = 500
 SCALES = [(1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (0.5, 3.0)]

@@ -89,6 +89,9 @@ def test_a_dry_run_of_a_wrong_config_fails_as_the_run_would(folder: Path) -> Non
         ("lightning.callbacks.images.params.log_images_kwargs.ddim_step=5", "did you mean ddim_steps"),
         ("lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dirr: x}}", "no parameter 'save_dirr'; did you mean save_dir"),
         ("lightning.modelcheckpoint.params.save_top=1", "did you mean save_top_k"),
+        ("lightning.modelcheckpoint.params.monitor=val/los", "told by 'val/los', which is not logged; did you mean val/loss"),
+        ("lightning.trainer.val_check_interval=abc", "the trainer cannot be set up"),
+        ("lightning.callbacks.images.params.log_images_kwargs=true", "must be names with values, got True"),
         ("lightning.trainer.weights_summary=full", "lightning.trainer.weights_summary: give"),
     ],
 )

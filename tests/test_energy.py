@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pipeline_builders import narrow_vgg16, picture
 from torch import Tensor
 
-from ldm.images import image_to_tensor
+from ldm.media.images import image_to_tensor
 from ldm.modules.losses import energy
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, gradient, gram_sum, grams_of, photo_features, windows
 from ldm.modules.losses.lpips import ScalingLayer, vgg16

@@ -24,12 +24,12 @@ from ldm.evaluation.efficientnet import EfficientNetLite0
 from ldm.evaluation.evaluator import Evaluator, Measured, to_tensors
 from ldm.evaluation.fid import art_fid, frechet_distance, load_inception
 from ldm.evaluation.metrics import PairMetrics, Statistics
-from ldm.modules.losses.style_transfer import VggFeatures
 from ldm.evaluation.pairs import ResultSet
-from ldm.images import load_image
+from ldm.media.images import load_image
 from ldm.modules.losses import lpips as networks
 from ldm.modules.losses.lpips import LPIPS, vgg16
-from ldm.pipeline import StyleTransferPipeline
+from ldm.modules.losses.style_transfer import VggFeatures
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 CHANNELS = (8, 8, 12, 16, 4)
 PAIRS = [(content, style) for content in ("castle", "moose") for style in ("sea", "wheat")]

@@ -14,8 +14,8 @@ from pipeline_builders import picture, pixels, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.graphs import Recorder
-from ldm.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
 
 aten = torch.ops.aten
 REFUSED = (aten._local_scalar_dense, aten.lift_fresh, aten.nonzero, aten.normal_, aten.randn, aten.bernoulli)

@@ -1,4 +1,4 @@
-"""ldm.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
+"""ldm.media.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
 
 import os
 import zlib
@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
-from ldm.images import (
+from ldm.media.images import (
     check_output,
     contact_sheet,
     image_to_tensor,

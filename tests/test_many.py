@@ -1,4 +1,4 @@
-"""ldm.many: which pictures are meant, what their results are called, which of them are done, and what happens to the rest."""
+"""ldm.pipeline.folders: which pictures are meant, what their results are called, which of them are done, and what happens to the rest."""
 
 import gc
 import json
@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
-from ldm.images import load_image, read_metadata, save_image
-from ldm.many import (
+from ldm.media.images import load_image, read_metadata, save_image
+from ldm.pipeline.folders import (
     METADATA_KEY,
     ManyPainter,
     Task,
@@ -28,7 +28,7 @@ from ldm.many import (
     read_styles,
     share_of,
 )
-from ldm.styles import StyleMix, StyleRegions
+from ldm.pipeline.inputs import StyleMix, StyleRegions
 
 VALUES = {"seed": 3, "content_scale": 1.0, "style_scale": 1.5}
 
@@ -421,7 +421,7 @@ def test_tasks_are_painted_batch_by_batch(tasks: list[Task]) -> None:
 
 def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr("ldm.many.read_picture", lambda path: read.append(path) or load_image(path))
+    monkeypatch.setattr("ldm.pipeline.folders.read_picture", lambda path: read.append(path) or load_image(path))
     styles = {name: "single.png" for name in "stuv"}
     painter = ManyPainter(Inverter(), styles, VALUES, 3)
     painter.paint(plan([Path("0.png"), Path("1.png")], list(styles.items()), "out", VALUES))
@@ -489,7 +489,7 @@ def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(tasks:
             raise UserError("No space left on device")
         save_image(image, path, metadata)
 
-    monkeypatch.setattr("ldm.many.save_image", save)
+    monkeypatch.setattr("ldm.pipeline.folders.save_image", save)
     painter = painter_of(Inverter())
     painter.paint(tasks)
     assert painter.failures == ["out/2__s.png: No space left on device"] and (painter.done, painter.failed) == (len(tasks) - 1, 1)

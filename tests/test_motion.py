@@ -10,11 +10,11 @@ from PIL import Image
 from pipeline_builders import assert_refused, picture, pixels, run_program, script, tiny_model, write_model
 
 from ldm.errors import UserError
-from ldm.images import load_image
+from ldm.media.images import load_image
+from ldm.media.motion import Past, movement, next_frame, share_of, steadily_painted
+from ldm.media.video import Frame
 from ldm.modules.losses.lpips import vgg16
-from ldm.motion import Past, movement, next_frame, share_of, steadily_painted
-from ldm.pipeline import StyleTransferPipeline
-from ldm.video import Frame
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 
@@ -209,7 +209,7 @@ def test_starts_that_cannot_be(pipeline: StyleTransferPipeline, painting: Image.
 def run(net: vgg16, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the program on a folder of six frames, a block on its way through noise, then another scene; gives its exit code."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ldm.pipeline.bundled_vgg16", lambda: net)
+    monkeypatch.setattr("ldm.pipeline.pipeline.bundled_vgg16", lambda: net)
     scene = picture(72, 64)
     frames = [with_block(noisy(scene, i), max(8, 12 * i - 16)) for i in range(5)] + [picture(72, 64, 7)]
     Path("frames").mkdir()
@@ -234,7 +234,7 @@ def test_a_fine_clip_that_goes_on_is_the_same(run: Any) -> None:
 
 
 def test_a_clip_is_fast_and_small_unless_asked_otherwise(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("ldm.brush.Brush.finish", lambda *args, **options: pytest.fail("painted in the fine look"))
+    monkeypatch.setattr("ldm.pipeline.brush.Brush.finish", lambda *args, **options: pytest.fail("painted in the fine look"))
     assert run("--output", "fast", "--frames", "2") == 0
     args = script("stylize_video").parse_args
     monkeypatch.setattr("sys.argv", ["program", "--content", "a", "--style", "b", "--output", "c"])

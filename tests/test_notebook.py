@@ -18,7 +18,7 @@ from published_notebook import BLOCKS, CLASSES
 from test_class_conditional import class_ldm
 
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.settings import LOOKS
+from ldm.pipeline.settings import LOOKS
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/style_transfer.ipynb"
 

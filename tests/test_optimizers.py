@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
 from ldm.lr_scheduler import LambdaLinearScheduler, LambdaWarmUpCosineScheduler, LambdaWarmUpCosineScheduler2
-from ldm.optimizers import build_optimizer, clip_gradients
+from ldm.modules.optimizers import build_optimizer, clip_gradients
 from ldm.util import instantiate_from_config
 
 # One fused kernel

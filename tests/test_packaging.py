@@ -18,11 +18,11 @@ from pipeline_builders import ROOT
 from torch import nn
 
 import main
-from ldm.cli.commands import COMMANDS
+from ldm.commands import COMMANDS
+from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import UserError
-from ldm.images import load_image
-from ldm.training.config import merged_config
+from ldm.media.images import load_image
 from ldm.training.performance import apply_performance
 from ldm.training.trainer import Recipe
 from ldm.util import get_obj_from_str, instantiate_from_config

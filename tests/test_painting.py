@@ -14,9 +14,9 @@ from PIL import Image
 from pipeline_builders import ROOT, picture, pixels, tiny_model
 
 from ldm.errors import UserError
-from ldm.images import image_to_tensor, load_image, resize_short_side, tensor_to_image
-from ldm.painter import Batch, Painter, centred, pad_to_multiple
-from ldm.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.media.images import image_to_tensor, load_image, resize_short_side, tensor_to_image
+from ldm.pipeline.engine import Batch, Painter, centred, pad_to_multiple
+from ldm.pipeline.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 FAIR = {"look": "fast", "size": 256, "steps": 8}  # of the bundled model
@@ -407,7 +407,7 @@ def test_the_starting_noise_depends_on_the_seed_alone(tiny: StyleTransferPipelin
 
     starts = []
     for name in ("sample_dpm_solver", "sample_ddim"):
-        monkeypatch.setattr(f"ldm.painter.{name}", recorded(getattr(sys.modules["ldm.painter"], name)))
+        monkeypatch.setattr(f"ldm.pipeline.engine.{name}", recorded(getattr(sys.modules["ldm.pipeline.engine"], name)))
     for options in ({}, {"style_scale": 3.0}, {"content_scale": 0.5}, {"sampler": "ddim"}, {"sampler": "ancestral"}, {"steps": 1}):
         tiny(photo, paintings[0], **{**FAST, **options})
     tiny(picture(48, 32, 9), paintings[1], **FAST)
@@ -485,7 +485,7 @@ def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -
 
 def test_painting_imports_nothing_of_training() -> None:
     heavy = ("pytorch_lightning", "lightning", "torchvision", "matplotlib", "tensorboard", "torchmetrics", "diffusers", "webdataset")
-    code = f"import sys, ldm.pipeline; ldm.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, ldm.pipeline.pipeline; ldm.pipeline.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
 

@@ -1,4 +1,4 @@
-"""ldm.pipeline, the one door for inference: any pictures and settings in, the same pictures out every time."""
+"""ldm.pipeline.pipeline, the one door for inference: any pictures and settings in, the same pictures out every time."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from pipeline_builders import (
 from torchvision.models import VGG16_Weights
 
 from ldm.checkpoint import save_safetensors
+from ldm.config.factory import instantiate_from_config, load_config
 from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
-from ldm.models.diffusion.denoiser import Guidance
-from ldm.modules.losses import lpips
-from ldm.painter import Batch
 from ldm.models.diffusion.samplers import sampling_path
-from ldm.pipeline import BUNDLED, SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
-from ldm.util import instantiate_from_config, load_config
+from ldm.modules.losses import lpips
+from ldm.pipeline.denoiser import Guidance
+from ldm.pipeline.engine import Batch
+from ldm.pipeline.pipeline import BUNDLED, SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 
@@ -276,7 +276,7 @@ def test_other_samplers_take_more_steps(pipeline: StyleTransferPipeline, photo: 
         return sampling_path(alphas, 1, *options)
 
     counts = []
-    monkeypatch.setattr("ldm.painter.sampling_path", path)
+    monkeypatch.setattr("ldm.pipeline.engine.sampling_path", path)
     pipeline(photo, painting, look="fast", size=32, sampler=sampler)
     assert set(counts) == {steps}
 
@@ -566,7 +566,7 @@ def test_a_checkpoints_config_is_the_published_one_unless_named(weights: Path, m
     def build(path: Path, kind: type, allow_targets: list) -> None:
         raise ConfigError(f"builds {path.name}")
 
-    monkeypatch.setattr("ldm.inference.build_for_inference", build)
+    monkeypatch.setattr("ldm.models.inference.build_for_inference", build)
     with pytest.raises(ConfigError, match=f"builds {expected}"):
         StyleTransferPipeline.from_pretrained(weights, name)
 

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import compare
 from ldm.cli.verify import published_config
+from ldm.config.factory import get_obj_from_str, instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError
-from ldm.inference import build_for_inference, load_for_inference
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.first_stage import VQLatents
+from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.encoders.modules import SpatialRescaler
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from ldm.modules.vae.model import AttnBlock, Decoder, Encoder
-from ldm.published_configs import MOVED, OUT_OF_SCOPE, our_target, with_published_keys
-from ldm.util import get_obj_from_str, instantiate_from_config, load_config, to_plain
+from ldm.published.configs import MOVED, OUT_OF_SCOPE, our_target, with_published_keys
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/latent-diffusion/cin256-v2.yaml"

@@ -17,17 +17,18 @@ from pipeline_builders import narrow_vgg16
 from published_builders import EMBEDDER, SHAPE, STEPS, WIDTH, Identity, batch, class_ldm, dual_batch, seeded
 from torch import nn
 
-from ldm.errors import CheckpointError, ConfigError
+from ldm.config.factory import allowing_targets, get_obj_from_str
+from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import DDPM, DiffusionWrapper, LatentDiffusion, disabled_train, uniform_on_device
-from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM, DualConditionDiffusionWrapper
+from ldm.models.diffusion.dual_cond_ddpm import DualConditionDiffusionWrapper, DualCondLDM
 from ldm.modules.diffusionmodules import util as diffusion_util
 from ldm.modules.diffusionmodules.model import Decoder, Encoder, StyleUNetModel, TimestepEmbedder, modulate
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution, normal_kl
 from ldm.modules.ema import LitEma
 from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
-from ldm.util import allowing_targets, count_params, default, exists, get_obj_from_str, isimage, ismap, log_txt_as_img, mean_flat
+from ldm.util import count_params, default, exists, get_ckpt_path, isimage, ismap, log_txt_as_img, mean_flat
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +297,10 @@ def test_averages_of_which_a_state_has_none_start_at_its_weights(dual: DualCondL
         assert all(torch.equal(weight, bare[f"model.{name}"] + 1) for name, weight in model.model.named_parameters())
     model.load_state_dict(state)
     average = next(iter(dual.model_ema.shadow_names.values()))
+    half = {name: value for name, value in state.items() if name != f"model_ema.{average}"}
+    model.load_state_dict(half, strict=False)
+    assert all(torch.equal(getattr(model.model_ema, shadow), weight) for shadow, weight in zip(model.model_ema.shadow_names.values(), model.model.parameters()))
+    model.load_state_dict(state)
     for harmless in ({name: value for name, value in bare.items() if name.startswith("vgg.")}, {}):
         model.load_state_dict(harmless, strict=False)
         assert torch.equal(getattr(model.model_ema, average), getattr(dual.model_ema, average))
@@ -314,6 +319,15 @@ def test_input_is_never_split(classes: LatentDiffusion) -> None:
     assert not hasattr(classes, "split_input_params")
     with pytest.raises(ConfigError, match="split input is out of scope; .*tile"):
         classes.split_input_params = {"ks": (128, 128)}
+    with pytest.raises(ConfigError, match="split input is out of scope"):
+        classes.get_fold_unfold(latents("x"), (4, 4), (2, 2))
+
+
+def test_lpips_weights_are_found_and_never_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vgg.pth: no such file"):
+        get_ckpt_path("vgg_lpips", tmp_path)
+    (tmp_path / "vgg.pth").touch()
+    assert get_ckpt_path("vgg_lpips", str(tmp_path)) == tmp_path / "vgg.pth"
 
 
 def test_maps_are_shown_in_colours(classes: LatentDiffusion) -> None:

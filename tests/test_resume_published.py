@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import EpochOrder, SeededSamples
 from ldm.errors import CheckpointError, UserError
-from ldm.optimizers import names_of
+from ldm.modules.optimizers import names_of
 from ldm.training import published_checkpoint
 from ldm.training.moments import NamedMoments, fitted_states
 from ldm.training.resume import Resumed
@@ -310,7 +310,9 @@ def test_a_published_run_goes_on_with_the_configs_of_its_folder(config: Path, tm
     before = everything_in(old)
     main(["--resume", str(old), "--logdir", str(tmp_path / "logs"), "--allow-target", "test_resume_published", "--max_steps", "13"])
     assert everything_in(old) == before
-    assert torch.load(tmp_path / "logs/2023-project/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
+    assert torch.load(tmp_path / "logs/2023_kl16/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
+    main(["--resume", str(old), "--logdir", str(tmp_path), "--allow-target", "test_resume_published", "--max_steps", "13"])
+    assert everything_in(old) == before and (tmp_path / "2023_kl16_resumed/checkpoints/last.ckpt").exists()
 
 
 def test_an_optimiser_computes_in_its_own_way_after_loading(tmp_path: Path) -> None:

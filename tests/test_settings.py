@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ldm.errors import UserError
-from ldm.pipeline import settings_from
-from ldm.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
+from ldm.pipeline.pipeline import settings_from
+from ldm.pipeline.settings import MAX_RESULT_PIXELS, SAMPLERS, Settings
 
 WHOLE_OR_NONE = "must be a whole number or None"
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pipeline_builders import picture, pixels, run_program, script, write_model
 
-from ldm.cli.commands import COMMANDS
-from ldm.images import load_image
-from ldm.pipeline import StyleTransferPipeline
+from ldm.commands import COMMANDS
+from ldm.media.images import load_image
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 PROGRAMS = ["stylize", "guidance_grid", "sample_styles", "interpolate_styles"]
 COMMAND = {Path(command.script).stem: name for name, command in COMMANDS.items() if command.script}

@@ -1,11 +1,11 @@
-"""ldm.sheets: pictures in rows and columns, each where it belongs, with its words beside it."""
+"""ldm.media.sheets: pictures in rows and columns, each where it belongs, with its words beside it."""
 
 import numpy as np
 import pytest
 from PIL import Image
 from pipeline_builders import picture, pixels
 
-from ldm.sheets import GAP, labelled_sheet, thumbnail
+from ldm.media.sheets import GAP, labelled_sheet, thumbnail
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline_builders import picture
 
 from ldm.errors import UserError
-from ldm.styles import PictureReader, ReadStyle, StyleMix, StyleRegions, mask_tensor, read_picture, to_latent
+from ldm.pipeline.inputs import PictureReader, ReadStyle, StyleMix, StyleRegions, mask_tensor, read_picture, to_latent
 
 
 def mask(width: int = 64, height: int = 48, left: float = 0.5, grey: int = 255) -> Image.Image:
@@ -165,7 +165,7 @@ def test_shares_still_sum_to_1_at_the_latents_positions() -> None:
 def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(64, 48).save(tmp_path / "a.png")
     read, files = PictureReader(), []
-    monkeypatch.setattr("ldm.styles.load_image", lambda path: files.append(str(path)) or picture(64, 48))
+    monkeypatch.setattr("ldm.pipeline.inputs.load_image", lambda path: files.append(str(path)) or picture(64, 48))
     path = tmp_path / "a.png"
     assert read(path) is read(str(path)) is read.style(StyleMix([path])).pictures[0] is read.style(path).pictures[0]
     assert read.mask(path) is read.style(StyleRegions([path], [path])).masks[0]

@@ -12,8 +12,8 @@ from pipeline_builders import picture, pixels, run_program, script, write_model
 
 from ldm.checkpoint import file_hash
 from ldm.errors import UserError
-from ldm.images import load_image, read_metadata
-from ldm.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.media.images import load_image, read_metadata
+from ldm.pipeline.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
 
 ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 
@@ -176,7 +176,7 @@ def stop_at_level(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the gradient steps at the level of this number, counted over all pictures, stop as Ctrl-C does."""
 
     def arrange(number: int) -> None:
-        monkeypatch.setattr("ldm.pipeline._watched_level", lambda bar, level: stopped(level, number))
+        monkeypatch.setattr("ldm.pipeline.pipeline._watched_level", lambda bar, level: stopped(level, number))
 
     def stopped(level: Any, number: int) -> Iterator[int]:
         begun.append(level)

@@ -7,7 +7,7 @@ import torch
 from golden_rules import rnd
 from torch import Tensor
 
-from ldm.tiles import UNCUT, Tile, Tiling, blend, cut
+from ldm.pipeline.tiles import UNCUT, Tile, Tiling, blend, cut
 
 SIZES = [(8, 8, 8), (12, 12, 8), (13, 12, 8), (13, 40, 8), (100, 17, 8), (64, 64, 16), (25, 26, 16), (7, 9, 1), (5, 5, 3), (30, 31, 6)]
 every_size = pytest.mark.parametrize("height, width, size", SIZES)

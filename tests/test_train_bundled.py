@@ -12,9 +12,9 @@ from pipeline_builders import ROOT, assert_refused, picture_folder, run_program,
 from pytorch_lightning import LightningModule
 from training_builders import diffusion_node, hybrid_data, last, recipe, train
 
+from ldm.config.merge import merged_config
 from ldm.errors import ConfigError
 from ldm.training.budget import FINISHED, TimeBudget
-from ldm.training.config import merged_config
 
 # Training by the clock
 

@@ -28,11 +28,11 @@ from training_builders import (
     train,
 )
 
+from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.modules.losses.lpips import vgg16
-from ldm.pipeline import StyleTransferPipeline
-from ldm.training.config import merged_config
+from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.training.throughput import Throughput
 from ldm.training.train import build, main
 
@@ -138,7 +138,7 @@ def test_a_cache_of_other_weights_is_refused(cached_config: Path, tmp_path: Path
     state = torch.load(OmegaConf.select(config.model.params, key), weights_only=True)
     state = state.get("state_dict", state)
     torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "other.pt")
-    with pytest.raises(ConfigError, match=f"made with other weights of the {part} than the config's; make the cache anew with scripts/precompute"):
+    with pytest.raises(ConfigError, match=f"made with other weights of the {part} than the config's; make the cache anew with artfusion cache"):
         train(cached_config, f"model.params.{key}={tmp_path / 'other.pt'}")
 
 
@@ -236,6 +236,25 @@ def test_a_start_that_is_refused_while_resuming_leaves_no_folder(diffusion: Path
     with pytest.raises(UserError, match="leave --seed out"):
         main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path / "logs"), "--base", str(config), "--seed", "5"])
     assert not (tmp_path / "logs/branch").exists()
+
+
+def test_a_resumed_run_takes_its_own_config_under_another_name_too(diffusion: Path, tmp_path: Path) -> None:
+    main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path), "lightning.trainer.max_steps=3"])
+    assert last(tmp_path / "branch")["global_step"] == 3
+
+
+@pytest.mark.parametrize(
+    "override, problem",
+    [
+        ("lightning.modelcheckpoint.params.monitor=val/los", "training cannot go on: .*val/los"),
+        ("lightning.callbacks.images.params.log_images_kwargs.ddim_steps=abc", "no pictures with log_images_kwargs"),
+    ],
+)
+def test_what_fails_before_anything_is_learnt_is_one_line_and_leaves_nothing(diffusion_config: Path, tmp_path: Path, override: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        main(["--base", str(diffusion_config), "--logdir", str(tmp_path / "logs"), "--name", "x", override, "lightning.callbacks.images.params.batch_frequency=1",
+              "lightning.callbacks.images.target=main.ImageLogger", "lightning.trainer.val_check_interval=1"])  # fmt: skip
+    assert not (tmp_path / "logs/x").exists() or list((tmp_path / "logs/x/checkpoints").glob("*"))
 
 
 @pytest.mark.parametrize("content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")])

@@ -14,10 +14,10 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from training_builders import lightning_recipe
 
+from ldm.config.merge import merged_config
 from ldm.device import has_bf16
 from ldm.errors import ConfigError, UserError
 from ldm.training.command_line import gpu_devices, parse_args
-from ldm.training.config import merged_config
 from ldm.training.performance import apply_performance
 from ldm.training.run_folder import run_folder
 from ldm.training.trainer import Recipe
@@ -132,7 +132,7 @@ def test_lightnings_flags_set_the_trainers_options(given: str, overrides: list[s
     "given, problem",
     [
         ("-p project", "--project: give --logdir DIR and --name NAME, or --resume DIR"),
-        ("--debug", "--debug: run `python -m pdb main.py"),
+        ("--debug", "--debug: run `python -m pdb -m ldm train"),
         ("--scale_lr", "--scale_lr: give the learning rate itself as model.learning_rate=VALUE"),
         ("--no-test maybe", "--no_test: expected true or false, got 'maybe'"),
         ("--resume_from_checkpoint x.ckpt", "--resume_from_checkpoint: give --resume FILE"),
@@ -198,7 +198,7 @@ def test_a_config_file_or_a_run_to_resume_is_needed(options: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "options, problem",
-    [(["--seed", "-1"], "--seed must be between 0 and"), (["--seed", "4294967296"], "--seed must be between 0 and"), (["--sede", "1"], "--sede")],
+    [(["--max_epoch", "5"], "did you mean --max_epochs"), (["--seed", "-1"], "--seed must be between 0 and"), (["--seed", "4294967296"], "--seed must be between 0 and"), (["--sede", "1"], "--sede")],
 )
 def test_a_wrong_option_is_a_user_error(options: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
@@ -248,12 +248,18 @@ def test_what_the_published_command_set_itself_is_taken_for_what_it_means_now(ke
         ("resume_from_checkpoint", "a.ckpt", "give --resume FILE"),
         ("accelerator", "ddp_spawn", "give lightning.trainer.strategy=ddp"),
         ("distributed_backend", "horovod", "give lightning.trainer.strategy=ddp"),
+        ("strategy", "ddp_spawn", "give ddp; processes that are not started anew"),
         ("callbacks", [], "give lightning.callbacks.NAME.target=CLASS"),
     ],
 )
 def test_keys_of_an_older_lightning_name_what_replaced_them(key: str, value: object, advice: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"lightning.trainer.{key}: {advice}")):
         lightning_recipe(trainer={key: value}).trainer_options()
+
+
+def test_a_processor_wins_over_the_gpus_of_a_published_config() -> None:
+    options = lightning_recipe(trainer={"gpus": "0,", "accelerator": "cpu"}).trainer_options()
+    assert options["accelerator"] == "cpu" and "devices" not in options and "gpus" not in options
 
 
 class OptimisesItself(pl.LightningModule):
@@ -316,6 +322,13 @@ def test_checkpoints_of_the_best_and_of_every_n_steps_are_asked_for(tmp_path: Pa
     assert {str(best.dirpath), str(steps.dirpath)} == {str(tmp_path / "checkpoints")}
 
 
+@pytest.mark.parametrize("options, expected", [({"every_n_train_steps": 3}, (None, -1)), ({"monitor": "train/loss"}, ("train/loss", 3))], ids=str)
+def test_checkpoints_that_need_no_validation_are_written_without(tmp_path: Path, options: dict[str, Any], expected: tuple[str | None, int]) -> None:
+    recipe = lightning_recipe(None, Monitored(), trainer={"accelerator": "cpu"}, modelcheckpoint={"params": options})
+    (found,) = [c for c in recipe.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
+    assert (found.monitor, found.save_top_k) == expected
+
+
 @pytest.mark.parametrize("validates, monitored", [(False, True), (True, False)])
 def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture, validates: bool, monitored: bool) -> None:
     model = Monitored() if monitored else None
@@ -344,6 +357,8 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
         ({"trainer": {"val_check_interval": 0}}, "lightning.trainer.val_check_interval must be above 0"),
         ({"modelcheckpoint_step": {"params": {"every_n_train_step": 3}}}, "did you mean every_n_train_steps"),
         ({"modelcheckpoint": {"params": {"save_top_kk": 3}}}, "did you mean save_top_k"),
+        ({"modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelChekpoint"}}, "did you mean ModelCheckpoint"),
+        ({"logger": {"target": "pytorch_lightning.loggers.TestTubeLogger"}}, "TensorBoard's and CSV files are always written"),
         ({"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}}, "lightning.modelcheckpoint_step: .*mutually exclusive"),
         ({"last": {"every_n_train_step": 3}}, "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps"),
         ({"callbacks": {"x": {"target": "os.system"}}}, "'os.system' is not under"),

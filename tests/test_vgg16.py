@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.evaluation.metrics import load_vgg
-from ldm.images import image_to_tensor, load_image, resize_short_side
+from ldm.media.images import image_to_tensor, load_image, resize_short_side
 from ldm.modules.losses import lpips as networks
 from ldm.modules.losses.lpips import BUNDLED_VGG16, LPIPS, ScalingLayer, VggOutputs, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import FeatureLoss, StyleTransferLoss, VggFeatures
-from ldm.pipeline import StyleTransferPipeline
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 CARD = (ROOT / "checkpoints/vgg16/README.md").read_text()
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script, write_model
 
-from ldm import video
 from ldm.errors import UserError
-from ldm.pipeline import StyleTransferPipeline
+from ldm.media import video
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 RATE = Fraction(25)  # a frame takes a whole number of the units of every format
 
@@ -286,7 +286,7 @@ def test_sound_that_does_not_fit_is_left_out(paint: Any, folder: Path, caplog: p
         caplog.clear()
         assert paint(output=output) == 0
         assert [kind for kind, _ in kinds_of(folder / output)] == ["video"] and len(read(folder / output)) == 3
-        assert [record.message.startswith(f"{output}: without sound") for record in caplog.records if record.name == "ldm.video"] == [True]
+        assert [record.message.startswith(f"{output}: without sound") for record in caplog.records if record.name == "ldm.media.video"] == [True]
 
 
 def test_sound_that_breaks_off_costs_no_frame(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

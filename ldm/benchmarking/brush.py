@@ -13,14 +13,14 @@ from tqdm import tqdm
 from ldm.benchmarking.measuring import Stopwatch, machine
 from ldm.benchmarking.models import check_painting
 from ldm.benchmarking.sampling import Result, measure_process
-from ldm.brush import RATE, Order, descend, levels
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device
-from ldm.images import image_to_tensor, load_square
+from ldm.media.images import image_to_tensor, load_square
 from ldm.modules.losses.energy import Energy
-from ldm.pipeline import StyleTransferPipeline
-from ldm.settings import LOOKS, Settings
-from ldm.tables import markdown_table
+from ldm.pipeline.brush import RATE, Order, descend, levels
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import LOOKS, Settings
+from ldm.text import markdown_table
 
 STEPS = 100  # of each way
 NOTED = (0, 5, 10, 20, 40, 60, 80, 100)

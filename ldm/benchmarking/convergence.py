@@ -14,8 +14,8 @@ from ldm.benchmarking.measuring import exact_float32, machine, psnr
 from ldm.benchmarking.models import check_painting, load_model, read_task
 from ldm.device import choose_device, memory_errors
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.settings import Settings
-from ldm.tables import markdown_table
+from ldm.pipeline.settings import Settings
+from ldm.text import markdown_table
 
 CONVERGING = ("dpm-solver++", "ddim")
 STEPS = (5, 10, 15, 20, 50, 250)

@@ -27,11 +27,11 @@ from ldm.benchmarking.sampling import GUIDANCE, SamplingRow, adapt, paint
 from ldm.device import autocast, choose_device, peak_memory
 from ldm.errors import UserError
 from ldm.files import written_whole
-from ldm.graphs import Recorder
-from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.settings import Settings
-from ldm.tables import markdown_table
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.denoiser import Guidance, GuidedDenoiser
+from ldm.pipeline.settings import Settings
+from ldm.text import markdown_table
 
 BF16 = {"precision": "bf16"}
 FAST = {**BF16, "channels_last": True}

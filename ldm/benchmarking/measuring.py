@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.cli.program import own_command, own_environment
 from ldm.errors import UserError
+from ldm.program import own_command, own_environment
 
 
 class Stopwatch:

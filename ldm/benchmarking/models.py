@@ -9,11 +9,11 @@ from torch import nn
 from ldm.benchmarking.ways import Task
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
-from ldm.images import image_to_tensor, load_square
+from ldm.media.images import image_to_tensor, load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.painter import Painter
-from ldm.pipeline import BUNDLED, ROOT, StyleTransferPipeline, build_model
-from ldm.settings import Settings
+from ldm.pipeline.engine import Painter
+from ldm.pipeline.pipeline import BUNDLED, ROOT, StyleTransferPipeline, build_model
+from ldm.pipeline.settings import Settings
 
 RANDOM = "random"  # in place of a checkpoint
 

@@ -18,16 +18,16 @@ from tqdm import tqdm
 from ldm.benchmarking import ways
 from ldm.benchmarking.measuring import Stopwatch, exact_float32, in_own_process, machine, places, psnr, row_failed
 from ldm.benchmarking.models import RANDOM, check_painting, load_model, read_task
-from ldm.cli.program import own_command, own_environment
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory
 from ldm.errors import UserError
-from ldm.graphs import Recorder
-from ldm.images import load_square
+from ldm.media.images import load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.pipeline import BUNDLED, compile_networks
-from ldm.settings import Settings
-from ldm.tables import markdown_table
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.pipeline import BUNDLED, compile_networks
+from ldm.pipeline.settings import Settings
+from ldm.program import own_command, own_environment
+from ldm.text import markdown_table
 
 GUIDANCE = (0.7, 1.5)  # of content and style: all three branches of guidance
 WARM_UP_STEPS = 2  # of the published way, a full run of which takes minutes

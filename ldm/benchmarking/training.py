@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from ldm.benchmarking.measuring import in_own_process, machine, places, row_failed
 from ldm.benchmarking.models import fill_zero_weights
+from ldm.config.factory import instantiate_from_config, to_plain
+from ldm.config.merge import merged_config
 from ldm.device import autocast, choose_device, memory_errors, peak_memory
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.diffusionmodules.blocks import SelfAttention
-from ldm.tables import markdown_table
-from ldm.training.config import merged_config
+from ldm.text import markdown_table
 from ldm.training.performance import apply_performance
-from ldm.util import instantiate_from_config, to_plain
 
 WARM_UP = 2
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ldm.benchmarking.measuring import Stopwatch
 from ldm.device import autocast
-from ldm.graphs import Recorder
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.models.diffusion.samplers import PerPictureNoise, sample_dpm_solver, sampling_path, start_of
-from ldm.painter import Batch, Painter, centred
-from ldm.settings import SAMPLERS, Settings
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.engine import Batch, Painter, centred
+from ldm.pipeline.settings import SAMPLERS, Settings
 
 PUBLISHED_STEPS = SAMPLERS["ancestral"]
 

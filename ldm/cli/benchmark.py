@@ -32,9 +32,9 @@ from importlib import import_module
 from pathlib import Path
 
 from ldm.benchmarking.models import checkpoint_for
-from ldm.cli.program import ArgumentParser
 from ldm.errors import UserError
-from ldm.pipeline import ROOT
+from ldm.pipeline.pipeline import ROOT
+from ldm.program import ArgumentParser
 
 # What each suite takes beside --device, with the defaults. The parser's own are None, to tell what was given.
 PAINTING = {

@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ldm.cli.program import ArgumentParser
+from ldm.config.factory import instantiate_from_config, to_plain
+from ldm.config.merge import merged_config
 from ldm.data.cached import KINDS, LatentCache, encoder_fingerprints
 from ldm.data.order import mixed_seed
 from ldm.data.pictures import PictureFolder
 from ldm.device import autocast, choose_device, has_bf16, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.training.config import merged_config
-from ldm.util import instantiate_from_config, to_plain
+from ldm.program import ArgumentParser
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ Averaged weights (EMA) are used where the checkpoint has them. Guidance leads aw
 import argparse
 from pathlib import Path
 
-from ldm.class_sampling import CONFIG, sample_classes
-from ldm.cli.program import ArgumentParser
 from ldm.device import DEVICES, choose_device, memory_errors
 from ldm.errors import UserError
-from ldm.images import check_output, save_image, tensor_to_image
-from ldm.inference import load_for_inference
+from ldm.media.images import check_output, save_image, tensor_to_image
+from ldm.media.sheets import labelled_sheet
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
-from ldm.sheets import labelled_sheet
+from ldm.models.inference import load_for_inference
+from ldm.pipeline.classes import CONFIG, sample_classes
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,10 +16,18 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.checkpoint import (
-    Report, bake_ema, describe, file_hash, human_size, inference_only, read_state_dict, save_safetensors, without,
+    Report,
+    bake_ema,
+    describe,
+    file_hash,
+    inference_only,
+    read_state_dict,
+    save_safetensors,
+    without,
 )  # fmt: skip
-from ldm.cli.program import ArgumentParser
 from ldm.errors import CheckpointError, UserError
+from ldm.program import ArgumentParser
+from ldm.text import human_size
 
 
 def main() -> None:

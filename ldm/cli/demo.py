@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ldm.cli.program import ArgumentParser
 from ldm.data.pictures import find_pictures
-from ldm.images import check_output, contact_sheet, load_image, save_image
-from ldm.pipeline import ROOT, StyleTransferPipeline
-from ldm.settings import LOOKS, Settings
-from ldm.sheets import panel
+from ldm.media.images import check_output, contact_sheet, load_image, save_image
+from ldm.media.sheets import panel
+from ldm.pipeline.pipeline import ROOT, StyleTransferPipeline
+from ldm.pipeline.settings import LOOKS, Settings
+from ldm.program import ArgumentParser
 
 # painting -> a photo that goes well with it; one photo twice
 MATCHES = {

@@ -41,7 +41,6 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from ldm.cli.program import ArgumentParser
 from ldm.device import DEVICES, PRECISIONS, choose_device, memory_errors
 from ldm.errors import UserError
 from ldm.evaluation import fid, plot, report
@@ -54,10 +53,11 @@ from ldm.evaluation.pairs import UNTOUCHED, all_pairs, by_name, load_squares, re
 from ldm.evaluation.retrieval import LAST_STAGE
 from ldm.evaluation.sheet import Sheet
 from ldm.files import check_folder
-from ldm.images import check_output, save_image
-from ldm.many import check_inputs_survive
-from ldm.pipeline import StyleTransferPipeline
-from ldm.settings import LOOKS, SAMPLERS, Settings
+from ldm.media.images import check_output, save_image
+from ldm.pipeline.folders import check_inputs_survive
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
+from ldm.program import ArgumentParser
 
 # What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
 MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}

@@ -8,13 +8,13 @@ All pictures start from the same noise and are painted together, so that nothing
 
 import argparse
 
-from ldm.cli.program import ArgumentParser
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.errors import UserError
-from ldm.images import check_output, load_image, save_image
-from ldm.many import check_inputs_survive
-from ldm.settings import Settings
-from ldm.sheets import labelled_sheet, thumbnail
+from ldm.media.images import check_output, load_image, save_image
+from ldm.media.sheets import labelled_sheet, thumbnail
+from ldm.pipeline.folders import check_inputs_survive
+from ldm.pipeline.settings import Settings
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,10 +9,10 @@ from importlib import metadata
 import torch
 
 from ldm import __version__
-from ldm.cli.program import ArgumentParser
 from ldm.device import choose_device, choose_precision
 from ldm.files import ROOT
-from ldm.pipeline import resolve_checkpoint
+from ldm.pipeline.pipeline import resolve_checkpoint
+from ldm.program import ArgumentParser
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "pillow", "safetensors")
 

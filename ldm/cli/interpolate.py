@@ -9,13 +9,13 @@ import argparse
 import numpy as np
 from PIL import Image
 
-from ldm.cli.program import ArgumentParser
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.errors import UserError
-from ldm.images import check_output, load_image, save_animation, save_image
-from ldm.many import check_inputs_survive
-from ldm.sheets import labelled_sheet, thumbnail
-from ldm.styles import StyleMix
+from ldm.media.images import check_output, load_image, save_animation, save_image
+from ldm.media.sheets import labelled_sheet, thumbnail
+from ldm.pipeline.folders import check_inputs_survive
+from ldm.pipeline.inputs import StyleMix
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ldm import __version__
-from ldm.cli.commands import COMMANDS
-from ldm.cli.program import run
+from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
+from ldm.program import run
 
 USAGE = """usage: artfusion PHOTO PAINTING [RESULT]      paint a photo in the style of a painting
        artfusion COMMAND [OPTIONS]           --help after a command shows its options

@@ -1,4 +1,4 @@
-"""The options that the painting programs share: which model, and every dial of `ldm.settings.Settings`."""
+"""The options that the painting programs share: which model, and every dial of `ldm.pipeline.settings.Settings`."""
 
 import argparse
 import os
@@ -12,8 +12,8 @@ from ldm import __version__
 from ldm.checkpoint import file_hash
 from ldm.device import DEVICES, PRECISIONS
 from ldm.errors import UserError
-from ldm.pipeline import StyleTransferPipeline, resolve_checkpoint
-from ldm.settings import LOOKS, SAMPLERS, Settings
+from ldm.pipeline.pipeline import StyleTransferPipeline, resolve_checkpoint
+from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
 
 _STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
 # name of a setting -> how its option is declared

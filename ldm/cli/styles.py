@@ -6,11 +6,11 @@
 
 import argparse
 
-from ldm.cli.program import ArgumentParser
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
-from ldm.images import check_output, load_image, save_image
-from ldm.many import check_inputs_survive, expand
-from ldm.sheets import labelled_sheet, thumbnail
+from ldm.media.images import check_output, load_image, save_image
+from ldm.media.sheets import labelled_sheet, thumbnail
+from ldm.pipeline.folders import check_inputs_survive, expand
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import file_hash
-from ldm.cli.program import ArgumentParser
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
-from ldm.images import load_image, save_image
-from ldm.many import (
+from ldm.media.images import load_image, save_image
+from ldm.pipeline.folders import (
     METADATA_KEY,
     ManyPainter,
     Task,
@@ -47,9 +46,10 @@ from ldm.many import (
     read_styles,
     share_of,
 )
-from ldm.pipeline import PaintingStopped, StyleTransferPipeline
-from ldm.settings import Settings
-from ldm.styles import PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.pipeline import PaintingStopped, StyleTransferPipeline
+from ldm.pipeline.settings import Settings
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -17,12 +17,20 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpoint import (
-    TRAINING_ONLY, Mismatch, Report, compare, describe, file_hash, human_size, is_ema_name, read_state_dict,
+    TRAINING_ONLY,
+    Mismatch,
+    Report,
+    compare,
+    describe,
+    file_hash,
+    is_ema_name,
+    read_state_dict,
 )  # fmt: skip
-from ldm.cli.program import ArgumentParser
+from ldm.config.factory import instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError
 from ldm.files import ROOT
-from ldm.util import instantiate_from_config, load_config, to_plain
+from ldm.program import ArgumentParser
+from ldm.text import human_size
 
 CONFIGS = ROOT / "configs"
 CONV = "model.diffusion_model.input_blocks.0.0.weight"

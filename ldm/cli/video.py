@@ -25,13 +25,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.cli.program import ArgumentParser
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
-from ldm.images import load_image
-from ldm.many import METADATA_KEY
-from ldm.motion import steadily_painted
-from ldm.video import (
+from ldm.media.images import load_image
+from ldm.media.motion import steadily_painted
+from ldm.media.video import (
     DEFAULT_RATE,
     Clip,
     Frame,
@@ -45,6 +43,8 @@ from ldm.video import (
     write_frames,
     write_video,
 )
+from ldm.pipeline.folders import METADATA_KEY
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ldm.checks import check_count
+from ldm.config.factory import instantiate_from_config
 from ldm.data.order import EpochOrder, SeededSamples
 from ldm.errors import ConfigError, UserError
-from ldm.util import check_count, instantiate_from_config
 
 log = logging.getLogger(__name__)
 

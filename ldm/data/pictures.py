@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ldm.errors import ConfigError, UserError
-from ldm.images import EXTENSIONS, load_image, resize_short_side
+from ldm.media.images import EXTENSIONS, load_image, resize_short_side
 
 SPLITS = ("train", "validation", "all")
 _MAX_REPLACEMENTS = 20

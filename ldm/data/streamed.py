@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ldm.checks import check_count, check_fractions
 from ldm.data.order import Draw, SeededSamples, mixed_seed
 from ldm.data.pictures import Crops
 from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
-from ldm.images import EXTENSIONS
-from ldm.util import check_count, check_fractions
+from ldm.media.images import EXTENSIONS
 
 # Read through programs: curl, gsutil and (which webdataset does not do itself) aws. Its "pipe:" urls are left out on
 # purpose, as they run whatever command a config file, maybe a stranger's, has behind them.

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from ldm.checks import check_fractions
 from ldm.data.order import mixed_seed
 from ldm.data.pictures import PictureFolder, randint
 from ldm.errors import ConfigError
-from ldm.util import check_fractions
 
 
 class WikiArtTrain(PictureFolder):

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from ldm.evaluation.pairs import BATCH, Pair, ResultSet, result_name
-from ldm.images import save_image
-from ldm.pipeline import StyleTransferPipeline
-from ldm.settings import Settings
+from ldm.media.images import save_image
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 
 
 def set_name(settings: Settings) -> str:

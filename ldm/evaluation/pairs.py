@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError
-from ldm.images import load_image, load_square
+from ldm.media.images import load_image, load_square
 
 UNTOUCHED = "untouched photo"  # the set of the contents themselves, for orientation
 BATCH = 8  # pictures painted, and measured, together

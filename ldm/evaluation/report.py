@@ -12,7 +12,7 @@ from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.pairs import Pair, result_name
 from ldm.evaluation.retrieval import RANKS
 from ldm.files import check_folder, written_whole
-from ldm.tables import markdown_table
+from ldm.text import markdown_table
 
 SET_METRICS = ("fid", "artfid")
 CSV_COLUMNS = ("set", "content_scale", "style_scale", "content", "style", *METRICS, *RANKS, *COLOUR_METRICS)

@@ -7,7 +7,7 @@ from itertools import islice, product
 from PIL import Image
 
 from ldm.evaluation.pairs import Pair, ResultSet
-from ldm.sheets import labelled_sheet
+from ldm.media.sheets import labelled_sheet
 
 CELL = 192  # pixels
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.models.first_stage import KLAutoencoder, VQAutoencoder, VQLatents
 from ldm.modules.losses.contperceptual import FirstStageLoss, LPIPSWithDiscriminator
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
-from ldm.optimizers import build_optimizer, clip_gradients
-from ldm.published_helpers import to_rgb
-from ldm.util import instantiate_from_config
+from ldm.modules.optimizers import build_optimizer, clip_gradients
+from ldm.published.helpers import to_rgb
 
 
 class FirstStageTraining(pl.LightningModule):

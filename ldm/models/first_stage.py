@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_strict, part_of, read_state_dict
+from ldm.checks import check_choice
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.vqvae.quantize import CODEBOOK_KEYS, VectorQuantizer
-from ldm.published_configs import with_published_keys
-from ldm.util import check_choice, instantiate_from_config
+from ldm.published.configs import with_published_keys
 
 
 @with_published_keys(colorize_nlabels=(None, "pictures have three channels; a SpatialRescaler takes segmentation maps"))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.checks import check_count, check_fractions
 from ldm.errors import ConfigError
-from ldm.util import check_count, check_fractions
 
 FINISHED = "finished"  # a file of that name in the run's folder says that the time was used up
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.cli.program import ArgumentParser
 from ldm.errors import UserError
-from ldm.training.published_flags import translated
+from ldm.program import ArgumentParser
+from ldm.training.published_flags import TRAINER_FLAGS, translated
 
 DEFAULT_SEED = 23
 EPILOG = """examples:
@@ -26,6 +26,7 @@ Watch a run with: tensorboard --logdir logs
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises UserError for options that do not exist or do not fit together."""
     parser = ArgumentParser("Train a model from config files.", epilog=EPILOG)
+    parser.other_options = TRAINER_FLAGS
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("-n", "--name", help="name of the run's folder (default: that of the last config file)")

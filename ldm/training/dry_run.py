@@ -2,12 +2,15 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ldm.device import peak_memory
+from ldm.errors import ConfigError, did_you_mean
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.throughput import batch_size_of
 from ldm.training.trainer import Recipe, make_trainer
@@ -31,18 +34,28 @@ class _Measure(pl.Callback):
 
 def dry_run(recipe: Recipe) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed and memory."""
-    recipe.callbacks(Path("checkpoints"))  # for what is wrong with them; none of them runs
+    callbacks = recipe.callbacks(Path("checkpoints"))  # for what is wrong with them; none of them runs
     recipe.check_loggers()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    make_trainer({**recipe.trainer_options(), **quiet})  # for what is wrong with the options that are others below
     measure = _Measure()
-    options = {**recipe.trainer_options(), "max_steps": 2, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    options = {**recipe.trainer_options(), **quiet, "max_steps": 2, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     # At the end of these two batches comes the validation step.
     options |= {"max_epochs": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
-    options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = make_trainer({**options, "callbacks": [NonFiniteGuard(), measure]})
     trainer.fit(recipe.model, recipe.data)
+    _check_watched(callbacks, list(trainer.callback_metrics))
     if trainer.is_global_zero:
         for line in _report(recipe, trainer, measure):
             log.info("%s", line)
+
+
+def _check_watched(callbacks: Sequence[pl.Callback], logged: Sequence[str]) -> None:
+    """Raises ConfigError for a best checkpoint by a value that is not logged."""
+    for callback in callbacks:
+        watched = getattr(callback, "monitor", None)
+        if isinstance(callback, ModelCheckpoint) and watched not in (None, "epoch", "step", *logged):
+            raise ConfigError(f"the best checkpoint is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}")
 
 
 def _report(recipe: Recipe, trainer: pl.Trainer, measure: _Measure) -> list[str]:

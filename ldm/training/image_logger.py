@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from ldm.checks import check_count
 from ldm.errors import ConfigError, did_you_mean
-from ldm.images import save_image, tensor_to_image
+from ldm.media.images import save_image, tensor_to_image
 from ldm.models.diffusion.published_pictures import PublishedPictures
-from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class ImageLogger(pl.Callback):
         check_count("ImageLogger: frequency_base", frequency_base, least=2)
         self.first_batches = {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency} if increase_log_steps else set()
         self.nrow = nrow
+        if not isinstance(log_images_kwargs, Mapping | None):
+            raise ConfigError(f"ImageLogger: log_images_kwargs must be names with values, got {log_images_kwargs!r}")
         self.options = dict(log_images_kwargs or {})
 
     def check_model(self, module: pl.LightningModule) -> None:
@@ -63,7 +65,8 @@ class ImageLogger(pl.Callback):
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         for name in self.options:
             if not (takes_any or name in known):
-                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{did_you_mean(name, known)}; there are {', '.join(known)}")
+                names = sorted({*known, *PUBLISHED_OPTIONS} - {"batch"})
+                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{did_you_mean(name, names)}; there are {', '.join(names)}")
 
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
         """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""
@@ -87,7 +90,12 @@ class ImageLogger(pl.Callback):
         with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
             draw = self.drawing_of(module)
             count = {name: self.max_images for name in ("max_images", "N") if name in inspect.signature(draw).parameters}
-            pictures = draw(batch, **{**count, **self.options})
+            try:
+                pictures = draw(batch, **{**count, **self.options})
+            except (TypeError, ValueError) as error:
+                if not self.options:
+                    raise
+                raise ConfigError(f"ImageLogger: no pictures with log_images_kwargs {self.options}: {error}") from error
         module.train(was_training)
         for name, images in pictures.items():
             grid = make_grid(images.float().clamp(-1, 1), nrow=self.nrow or len(images), padding=2, pad_value=1.0)

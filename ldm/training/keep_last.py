@@ -12,8 +12,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from ldm.checks import check_count
 from ldm.errors import CheckpointError, NonFiniteError
-from ldm.util import check_count
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from ldm.checkpoint import first_of
 from ldm.errors import CheckpointError
-from ldm.optimizers import names_of
+from ldm.modules.optimizers import names_of
+from ldm.text import first_of
 
 _HYPERPARAMETERS = ("lr", "betas", "eps", "weight_decay")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

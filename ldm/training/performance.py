@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from ldm.config.merge import check_keys
 from ldm.errors import ConfigError, did_you_mean
-from ldm.training.config import check_keys
 
 PRECISIONS = ("highest", "high", "medium")
 NETWORKS = (

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.checkpoint import first_of
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError
+from ldm.text import first_of
 
 log = logging.getLogger(__name__)
 

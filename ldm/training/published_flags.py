@@ -13,6 +13,7 @@ from ldm.errors import ConfigError, UserError
 # Those of Lightning 1.6's Trainer that its present one no longer has, and what to do instead.
 _GONE = {
     "resume_from_checkpoint": "give --resume FILE",
+    "distributed_backend": "give --strategy ddp, which is what several GPUs get anyway",
     "num_processes": "give lightning.trainer.devices=N, or start with torchrun",
     "tpu_cores": "give lightning.trainer.accelerator and lightning.trainer.devices",
     "ipus": "give lightning.trainer.accelerator and lightning.trainer.devices",
@@ -48,6 +49,9 @@ _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
 _OURS = {"default_root_dir": "give --logdir DIR", "callbacks": "give lightning.callbacks.NAME.target=CLASS", "logger": "give lightning.logger"}
 
 
+TRAINER_FLAGS = tuple(f"--{name}" for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self")
+
+
 def translated(argv: Sequence[str]) -> list[str]:
     """The arguments with Trainer flags as overrides (`--max_epochs 5` as lightning.trainer.max_epochs=5), and without those that say
     what is done anyway. Raises UserError for flags that have another name now, or none."""
@@ -81,6 +85,8 @@ def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
             del options[key]  # what several devices get anyway
         elif options.get(key) in _STRATEGIES or (key == "distributed_backend" and key in options):
             raise ConfigError(f"lightning.trainer.{key}: give lightning.trainer.strategy=ddp, which is what several GPUs get anyway")
+    if any(word in str(options.get("strategy")) for word in ("spawn", "fork", "notebook")):
+        raise ConfigError("lightning.trainer.strategy: give ddp; processes that are not started anew cannot say what they have trained")
     for key in options:
         if key in _GONE or key == "callbacks":
             raise ConfigError(f"lightning.trainer.{key}: {_GONE.get(key) or _OURS[key]}")

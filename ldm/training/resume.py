@@ -11,11 +11,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldm.checkpoint import first_of, load_strict
-from ldm.checkpoint_reading import read_checkpoint
+from ldm.checkpoint import load_strict
+from ldm.checkpoint.reading import read_checkpoint
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, UserError
-from ldm.optimizers import names_of
+from ldm.modules.optimizers import names_of
+from ldm.text import first_of
 from ldm.training.moments import fitted_states
 from ldm.training.published_checkpoint import present_state
 from ldm.training.reproducible import StepSeeds

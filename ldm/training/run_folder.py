@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
     """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError."""
     if checkpoint is not None and args.name is None and not args.postfix and checkpoint.resolve().parent.name == "checkpoints":
         return checkpoint.resolve().parent.parent
-    if not args.base and args.name is None:
+    if not args.base and (checkpoint is None or args.name is None):
         raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder of this project")
     return Path(args.logdir) / ((args.name or Path(args.base[-1]).stem) + args.postfix)
 
@@ -34,17 +35,25 @@ def check_free(folder: Path, checkpoint: Path | None) -> None:
         raise UserError(f"{folder}: holds a run already; go on with it by --resume {folder}, or give this one another name by --name NAME")
 
 
-def kept_config(folder: Path) -> Path:
-    """The newest config that the run was started with."""
+def kept_config(checkpoint: Path) -> Path:
+    """The newest config that the run of a checkpoint was started with. Raises UserError."""
+    folder = checkpoint.resolve().parent.parent
     kept = sorted(folder.glob("config_*.yaml"))
     if not kept:
         raise UserError(f"{folder}: no config_*.yaml in this run's folder; give the config with --base")
     return kept[-1]
 
 
-def published_configs(checkpoint: Path) -> list[str]:
-    """The config files of the run of a checkpoint, where the published command keeps them, in its order of merging."""
-    return sorted(map(str, (checkpoint.resolve().parent.parent / "configs").glob("*.yaml")))
+def take_published_run(args: argparse.Namespace, checkpoint: Path) -> None:
+    """Go on from a run of the published command with the configs that it keeps in its folder, in its order of merging, and under its name,
+    where no others are given."""
+    old = checkpoint.resolve().parent.parent
+    configs = sorted(map(str, (old / "configs").glob("*.yaml")))
+    if args.base or not configs:
+        return
+    args.base = configs
+    if args.name is None:
+        args.name = old.name if (Path(args.logdir) / old.name).resolve() != old else f"{old.name}_resumed"
 
 
 def without_resumed(config: DictConfig) -> DictConfig:
@@ -72,9 +81,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".running"
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
+    handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
@@ -84,9 +93,9 @@ def alone_in(folder: Path) -> Iterator[None]:
             pass
         try:
             yield
-        finally:
-            if [*folder.iterdir()] == [lock]:  # a refused start leaves nothing
-                lock.unlink()
-                folder.rmdir()
+        except UserError:
+            if is_new and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
+                shutil.rmtree(folder)
+            raise
     finally:
         os.close(handle)

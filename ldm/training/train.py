@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ldm.config.factory import allowing_targets, instantiate_from_config
+from ldm.config.merge import merged_config
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.command_line import DEFAULT_SEED, parse_args
-from ldm.training.config import merged_config
 from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
 from ldm.training.resume import Resumed
-from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, published_configs, run_folder, without_resumed
+from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, run_folder, take_published_run, without_resumed
 from ldm.training.trainer import Recipe
-from ldm.util import allowing_targets, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     _quieten()
     resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
     own = resumed.path if resumed and resumed.is_ours else None  # a run of the published code keeps its folder to itself
-    if resumed and not args.base and not own:
-        args.base = published_configs(resumed.path)
+    if resumed and not own:
+        take_published_run(args, resumed.path)
     folder = run_folder(args, own)
-    config = merged_config(args.base or [kept_config(folder)], args.overrides)
+    with allowing_targets(args.allow_target):
+        config = merged_config(args.base or [kept_config(own)], args.overrides)
     if resumed:
         config = without_resumed(config)
     seed = DEFAULT_SEED if args.seed is None else args.seed
@@ -83,6 +85,8 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
         end = "finished"
     except StoppedBySignal:
         end = "stopped"
+    except MisconfigurationException as error:  # what Lightning finds out on the way
+        raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:
         log.info("%s at step %d, in %s; go on with --resume %s", end, trainer.global_step, trainer.default_root_dir, trainer.default_root_dir)
 
@@ -100,6 +104,8 @@ def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.Lightni
     for key in ("base_learning_rate", "learning_rate"):
         if config.model.get(key) is not None:
             model.learning_rate = _positive(config.model[key], f"model.{key}")
+    if config.model.get("base_learning_rate") is not None:
+        log.info("learning rate %g, as base_learning_rate says: latent-diffusion's command multiplied it by batch size, GPUs and accumulation", model.learning_rate)
     for dataset in getattr(data, "datasets", {}).values():
         if hasattr(dataset, "check_model"):  # cached data fits only the encoders that made it
             dataset.check_model(model)

@@ -16,19 +16,20 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm.checks import check_count
+from ldm.config.factory import check_config, get_obj_from_str, instantiate_from_config, to_plain
+from ldm.config.merge import check_keys
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.command_line import gpu_devices
-from ldm.training.config import check_keys
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
 from ldm.training.published_flags import present_options
 from ldm.training.reproducible import StepSeeds
 from ldm.training.throughput import Throughput
-from ldm.util import check_config, check_count, instantiate_from_config, to_plain
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Recipe:
         options: dict[str, Any] = {"log_every_n_steps": 20, **present_options(self.section("trainer"))}
         _check_numbers(options)
         in_config = options.pop("gpus", None)  # published configs may say it too
-        gpus = in_config if self.gpus is None else self.gpus
+        gpus = self.gpus if self.gpus is not None or options.get("accelerator") == "cpu" else in_config
         if gpus is not None:
             options |= {"accelerator": "gpu", "devices": gpu_devices(gpus)}
         options = {key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())}
@@ -139,8 +140,10 @@ class Recipe:
 
     def _best_checkpoint(self, folder: Path) -> ModelCheckpoint | None:
         options = self._checkpoint_options("modelcheckpoint")
+        if {"every_n_train_steps", "train_time_interval"} & options.keys() and "monitor" not in options:  # asks for no best
+            return _model_checkpoint("modelcheckpoint", folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options})
         watched = options.get("monitor", getattr(self.model, "monitor", None))
-        validates = "validation" in getattr(self.data, "datasets", {"validation": None})
+        validates = "monitor" in options or "validation" in getattr(self.data, "datasets", {"validation": None})
         if options and not (watched and validates):
             lacking = "the data has no `validation`" if watched else "the model has no `monitor`"
             log.warning("lightning.modelcheckpoint has no effect: %s, by which the best could be told", lacking)
@@ -151,10 +154,12 @@ class Recipe:
 
     def _checkpoint_options(self, key: str) -> dict[str, Any]:
         options = self.section(key)
-        if "params" not in options:
+        if not {"target", "params"} & options.keys():
             return options
         check_keys(options, ("target", "params"), f"`lightning.{key}`")
-        return _as_section(options["params"], f"lightning.{key}.params")
+        if "target" in options:
+            get_obj_from_str(options["target"])
+        return _as_section(options.get("params"), f"lightning.{key}.params")
 
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
@@ -209,7 +214,7 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     try:
         return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
-        advice = "; leave out --gpus and lightning.trainer.accelerator to train on what there is" if "gpu backend" in str(error) else ""
+        advice = "; leave out --gpus (lightning.trainer.gpus=null) and lightning.trainer.accelerator to train on what there is" if "gpu backend" in str(error) else ""
         raise ConfigError(f"the trainer cannot be set up: {error}{advice}") from error
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.checks import check_fractions
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
@@ -19,7 +20,6 @@ from ldm.models.diffusion.guidance import concatenate, guided
 from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
-from ldm.util import check_fractions
 
 
 class CrossPairLDM(DualCondLDM):

@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
+from ldm.config.factory import instantiate_from_config
 from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel, samples_in
 from ldm.models.diffusion.published import disabled_train, uniform_on_device
 from ldm.modules.encoders.modules import ClassEmbedder
-from ldm.optimizers import build_optimizer, clip_gradients, published_order
-from ldm.util import instantiate_from_config
+from ldm.modules.optimizers import build_optimizer, clip_gradients, published_order
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion", "disabled_train", "uniform_on_device"]
 
@@ -39,7 +39,7 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
             log.warning("the first stage has random weights: give its file as model.params.first_stage_config.params.ckpt_path")
         data = getattr(self.trainer.datamodule, "datasets", {}).get("train")
         if hasattr(data, "classes") and isinstance(self.cond_stage_model, ClassEmbedder):
-            self.cond_stage_model.check_classes(data.classes)
+            self.cond_stage_model.check_classes(data.classes, with_null=self.cond_drop > 0)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         loss, parts = self.shared_step(batch)
@@ -72,7 +72,7 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
 
     def first_measures(self) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
         """What a new model is set by before training: (what to take of each of the first batches, what to do with all of it)."""
-        return [(self.unscaled_latents, self.set_scale)] if self.scale_by_std else []
+        return [(self.unscaled_latents, lambda z: self.set_scale(self.gathered(z)))] if self.scale_by_std else []
 
     def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
         """The batches that training will begin with; reading them does not move its own loader on."""

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.checks import check_fractions
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel, first_samples
 from ldm.modules.diffusionmodules.util import over_positions
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
-from ldm.util import check_fractions, instantiate_from_config
 
 MIN_STD = 1e-4  # below this a channel counts as flat: what is left of it is rounding error
 
@@ -31,7 +32,7 @@ class DualCondModel(LatentDiffusionModel):
     vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them; "bundled": the one that comes
         along. By default torchvision's download, which the published model was trained with.
     detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put back into the pictures
-        painted of it; `ldm.settings.Settings` may say otherwise. 0, the default, is the published way.
+        painted of it; `ldm.pipeline.settings.Settings` may say otherwise. 0, the default, is the published way.
     """
 
     what = "a style transfer model (DualCondLDM)"
@@ -152,6 +153,12 @@ class DualCondModel(LatentDiffusionModel):
     def unscaled(self, z: Tensor) -> Tensor:
         # differs: the published code unscales the caller's tensor in place.
         return z / over_positions(self.scale_factors[None], z) + over_positions(self.shift_values[None], z)
+
+    def set_scale(self, z: Tensor) -> None:
+        """Shift and scale every channel so that these unscaled latents get mean 0 and std 1."""
+        std, mean = torch.std_mean(z, dim=(0, 2, 3))
+        self.shift_values.copy_(mean)
+        self.scale_factors.copy_(1 / std.clamp_min(MIN_STD))
 
     # Diffusion
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.dual_cond import MIN_STD, DualConditionDiffusionWrapper, DualCondModel
+from ldm.models.diffusion.dual_cond import DualConditionDiffusionWrapper, DualCondModel
 
 __all__ = ["DualCondLDM", "DualConditionDiffusionWrapper"]
 
@@ -23,9 +22,3 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         if self.model.diffusion_model.context_whitening is not None:
             measures.append((self.batch_style, lambda style: self.measure_styles(self.gathered(style))))
         return measures
-
-    def set_scale(self, z: Tensor) -> None:
-        """Shift and scale every channel so that these latents, with those of all other processes, get mean 0 and std 1."""
-        std, mean = torch.std_mean(self.gathered(z), dim=(0, 2, 3))
-        self.shift_values.copy_(mean)
-        self.scale_factors.copy_(1 / std.clamp_min(MIN_STD))

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ldm.checks import check_choice
 from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.samplers import Denoiser, keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
-from ldm.util import check_choice
 
 
 class GaussianDiffusion(nn.Module):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import is_ema_name, load_strict, part_of, read_state_dict
+from ldm.checks import check_choice, check_fractions
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.gaussian import GaussianDiffusion
@@ -19,7 +21,6 @@ from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.published import PublishedNames
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
-from ldm.util import check_choice, check_fractions, instantiate_from_config
 
 log = logging.getLogger(__name__)
 
@@ -125,27 +126,24 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         state = read_state_dict(path)
         if only_model:
             load_strict(self.model, part_of(state, "model."), ignore_keys, where=str(path))
-            self._start_averages()
+            for average, module in self.averaged():
+                average.start_at(module)
             return
-        averages = self._names_of_averages()
+        averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
         has_averages = any(name.startswith(averages) for name in state)
         left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages or self._averages_in(state, path)))
         load_strict(self, state, left_out, where=str(path))
         self._scale_is_known = True
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in PyTorch; but from a network's weights without moving averages, as made for inference, these start at the weights."""
+        """As in PyTorch; but from weights without (all of) their moving averages, as made for inference, these start at the weights."""
         result = super().load_state_dict(state_dict, strict, assign)
-        if any(name.startswith("model.") for name in state_dict) and not any(name.startswith(self._names_of_averages()) for name in state_dict):
-            self._start_averages()
-        return result
-
-    def _names_of_averages(self) -> tuple[str, ...]:
-        return tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
-
-    def _start_averages(self) -> None:
+        names = {id(child): name for name, child in self.named_children()}
         for average, module in self.averaged():
-            average.start_at(module)
+            has_weights = any(name.startswith(f"{names[id(module)]}.") for name in state_dict)
+            if has_weights and not {f"{names[id(average)]}.{shadow}" for shadow in average.shadow_names.values()} <= state_dict.keys():
+                average.start_at(module)
+        return result
 
     def _averages_in(self, state: Mapping[str, Tensor], path: str) -> tuple[str, ...]:
         """Prefixes of a file's moving averages, for which this model has no place."""
@@ -299,8 +297,8 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
             return self.latent_of(self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()))
 
     def set_scale(self, z: Tensor) -> None:
-        """Scale so that these unscaled latents, with those of all other processes, get std 1."""
-        self.scale_factor.fill_(1 / self.gathered(z).std())
+        """Scale so that these unscaled latents get std 1."""
+        self.scale_factor.fill_(1 / z.std())
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Tensor]:

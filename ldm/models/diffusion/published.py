@@ -10,8 +10,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.published_pictures import PublishedPictures
 from ldm.models.diffusion.published_sampling import PublishedSampling
 
-
-_NO_SPLIT = "split_input_params: split input is out of scope; `--tile` (in Python: StylePipeline's `tile`) bounds memory"
+_NO_SPLIT = "split_input_params: split input is out of scope; `--tile` (in Python: the setting `tile`) bounds memory"
 
 
 class PublishedNames(PublishedPictures, PublishedSampling):
@@ -31,6 +30,9 @@ class PublishedNames(PublishedPictures, PublishedSampling):
 
     @split_input_params.setter
     def split_input_params(self, value: Any) -> None:
+        raise ConfigError(_NO_SPLIT)
+
+    def get_fold_unfold(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError(_NO_SPLIT)
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.published_helpers import isimage, ismap, log_txt_as_img, to_rgb
+from ldm.published.helpers import isimage, ismap, log_txt_as_img, to_rgb
 
 
 class PublishedPictures:

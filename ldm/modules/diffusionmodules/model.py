@@ -23,7 +23,7 @@ from ldm.modules.diffusionmodules.blocks import mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero_init
 from ldm.modules.vae.model import Decoder, Encoder
-from ldm.published_configs import with_published_keys
+from ldm.published.configs import with_published_keys
 
 __all__ = ["Decoder", "Encoder", "StyleUNetModel", "TimestepEmbedder", "UNetModel", "modulate"]  # the halves as latent-diffusion has them here
 

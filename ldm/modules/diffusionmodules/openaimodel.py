@@ -13,7 +13,7 @@ from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import RecomputedBlock, ResBlock, SelfAttention, mlp
 from ldm.modules.diffusionmodules.unet import UNetTree
 from ldm.modules.diffusionmodules.util import GroupNorm32, conv_nd, timestep_embedding, zero_init
-from ldm.published_configs import with_published_keys
+from ldm.published.configs import with_published_keys
 
 NUM_NORM_GROUPS = 32
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as recomputing
 
 from ldm.modules.diffusionmodules.util import GroupNorm32, zero_init
-from ldm.published_helpers import mean_flat
+from ldm.published.helpers import mean_flat
 
 __all__ = [
     "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "mean_flat", "noise_like", "normalization",

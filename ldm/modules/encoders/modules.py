@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.checkpoint_reading import first_of
+from ldm.checks import check_choice
 from ldm.errors import ConfigError, UserError
-from ldm.published_configs import out_of_scope
-from ldm.util import check_choice
+from ldm.published.configs import out_of_scope
+from ldm.text import first_of
 
 # Mean and standard deviation of CLIP's training pictures, in [0, 1] (Radford et al. 2021).
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -40,9 +40,9 @@ class ClassEmbedder(nn.Module):
             raise UserError(f"ClassEmbedder: label {int(wrong[0])} is not one of 0 to {self.n_classes - 1}")
         return self.embedding(labels[:, None])
 
-    def check_classes(self, names: Sequence[str]) -> None:
-        """Raises ConfigError unless there is one class more than these, for the null class."""
-        if self.n_classes != len(names) + 1:
+    def check_classes(self, names: Sequence[str], with_null: bool) -> None:
+        """Raises ConfigError unless there is a class for each of these, and one more for the null class, which only `with_null` demands."""
+        if self.n_classes != len(names) + 1 and (with_null or self.n_classes != len(names)):
             raise ConfigError(
                 f"{len(names)} classes of pictures ({first_of(names)}), so cond_stage_config.params.n_classes must be {len(names) + 1} "
                 f"(one more, for the null class), not {self.n_classes}"

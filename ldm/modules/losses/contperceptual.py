@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.config.factory import instantiate_from_config
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.discriminator import NLayerDiscriminator
 from ldm.modules.losses.lpips import LPIPS
-from ldm.published_configs import with_published_keys
-from ldm.util import instantiate_from_config
+from ldm.published.configs import with_published_keys
 
 
 class DummyLoss(nn.Module):

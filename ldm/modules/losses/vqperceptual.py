@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.modules.losses.contperceptual import FirstStageLoss
-from ldm.published_configs import with_published_keys
+from ldm.published.configs import with_published_keys
 
 
 @with_published_keys(perceptual_loss=("lpips", "`perceptual_config` names another"), pixel_loss=("l1", "reconstructions are compared by L1 distance"))

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.published_configs import with_published_keys
-from ldm.util import check_choice
+from ldm.checks import check_choice
+from ldm.published.configs import with_published_keys
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.published_configs import with_published_keys
+from ldm.published.configs import with_published_keys
 
 CODEBOOK_KEYS = {
     "remap": (None, "a codebook is used whole"),

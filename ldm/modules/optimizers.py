@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-
 # In the published networks a block's embedding layers are registered between its input and its output layers.
 _RANK_IN_BLOCK = {"in_layers": 0, "emb_layers": 1, "adaLN_modulation": 1, "out_layers": 2, "skip_connection": 3, "proj_out": 4}
 

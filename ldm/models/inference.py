@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
+from ldm.config.factory import instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
-from ldm.util import instantiate_from_config, load_config, to_plain
 
 # Importing Lightning takes longer than painting a picture, so inference builds these classes' bases, which know nothing of it.
 WITHOUT_TRAINING = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """module: with the command's `main`. script: in a clone, the same. leave_at_once: see `ldm.cli.program.run`."""
+    """module: with the command's `main`. script: in a clone, the same. leave_at_once: see `ldm.program.run`."""
 
     module: str
     script: str | None

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ldm.device import autocast
 from ldm.errors import UserError
-from ldm.graphs import Recorder
-from ldm.models.diffusion.denoiser import GuidedDenoiser, Guidance
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import NoiseSource, PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
-from ldm.settings import LOOKS, Settings
-from ldm.styles import to_latent
-from ldm.tiles import Tile, Tiling, blend, cut
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.denoiser import Guidance, GuidedDenoiser
+from ldm.pipeline.inputs import to_latent
+from ldm.pipeline.settings import LOOKS, Settings
+from ldm.pipeline.tiles import Tile, Tiling, blend, cut
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ldm.images import contact_sheet
+from ldm.media.images import contact_sheet
 
 GAP = 4
 

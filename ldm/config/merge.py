@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.config.factory import get_obj_from_str, load_config
 from ldm.errors import ConfigError, did_you_mean
-from ldm.util import get_obj_from_str, load_config
 
 TOP_KEYS = ("model", "data", "lightning")
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from ldm.checkpoint import file_hash
 from ldm.data.pictures import find_pictures
 from ldm.errors import UserError, did_you_mean
-from ldm.images import at_most, check_output, read_metadata, save_image
-from ldm.pipeline import StyleTransferPipeline
-from ldm.styles import Style, StyleMix, StyleRegions, read_picture
+from ldm.media.images import at_most, check_output, read_metadata, save_image
+from ldm.pipeline.inputs import Style, StyleMix, StyleRegions, read_picture
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 log = logging.getLogger(__name__)
 

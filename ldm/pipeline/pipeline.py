@@ -1,6 +1,6 @@
 """The one door for inference: pictures in, stylised pictures out.
 
-    from ldm.pipeline import StyleTransferPipeline
+    from ldm import StyleTransferPipeline
 
     pipeline = StyleTransferPipeline.from_pretrained()
     picture = pipeline("photo.jpg", "painting.jpg", style_scale=2.0, seed=1)
@@ -19,21 +19,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError, did_you_mean
 from ldm.files import ROOT
-from ldm.graphs import Recorder
-from ldm.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
-from ldm.inference import build_for_inference, load_for_inference
+from ldm.media.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import Step
+from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
-from ldm.painter import Batch, Painter
-from ldm.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
-from ldm.styles import ASPECT_TOLERANCE, Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
-from ldm.tiles import UNCUT
+from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
+from ldm.pipeline.cuda_graphs import Recorder
+from ldm.pipeline.engine import Batch, Painter
+from ldm.pipeline.inputs import ASPECT_TOLERANCE, Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
+from ldm.pipeline.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
+from ldm.pipeline.tiles import UNCUT
 
 __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline", "build_model"]
 
@@ -131,7 +131,7 @@ class StyleTransferPipeline:
         single one goes with all. keep: a black and white picture, white where the content stays as it is.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame before: only the steps of the
         last size are made.
-        settings: see `ldm.settings.Settings`. progress: show a bar of sampling steps.
+        settings: see `ldm.pipeline.settings.Settings`. progress: show a bar of sampling steps.
         Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as far as it came on Ctrl-C
         in the fine look.
         """

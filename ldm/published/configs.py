@@ -23,6 +23,7 @@ _DATA = "the published data sets are out of scope; ldm.data.classes.ClassFolders
 OUT_OF_SCOPE = (
     ("ldm.modules.encoders.modules.BERT", _BERT),
     ("ldm.modules.encoders.modules.TransformerEmbedder", _BERT),
+    ("pytorch_lightning.loggers.TestTube", "Lightning has it no more; take it out: TensorBoard's and CSV files are always written"),
     ("main.", "of the training script there are main.DataModuleFromConfig and main.ImageLogger"),
     ("ldm.models.diffusion.plms.", "PLMS sampling is out of scope; ldm.models.diffusion.ddim.DDIMSampler samples"),
     ("ldm.models.diffusion.classifier.", "guidance by a classifier is out of scope; train with `cond_drop` and guide against the null condition"),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm.errors import CheckpointError
 from ldm.files import own_or
+from ldm.text import first_of, human_size, one_line
 
 
 class _Inert:
@@ -200,22 +201,13 @@ def _parse_header(path: Path, text: bytes) -> tuple[dict[str, Any], int]:
         raise _bad(path, "a damaged safetensors file: its header cannot be read; download it again") from error
 
 
-def human_size(size: int) -> str:
-    """A size in bytes, as downloads show it: "512 bytes", "1.2 MB", "3.1 GB"."""
-    if size < 1000:
-        return f"{size} bytes"
-    exponent = 1 if size < 1e6 else 2 if size < 1e9 else 3
-    return f"{size / 1000**exponent:.1f} {' kMG'[exponent]}B"
-
-
 def _bad(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(f"{path} ({human_size(path.stat().st_size)}): {problem}")
 
 
-def first_of(names: list[str], limit: int = 5) -> str:
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more or "none"
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+def count_nonfinite(value: Tensor) -> int:
+    """How many of its values are NaN or infinite."""
+    # Only finite terms have a finite sum, and summing is eight times as fast as looking at each.
+    if not value.is_floating_point() or value.sum(dtype=torch.float32).isfinite():
+        return 0
+    return value.numel() - int(value.isfinite().count_nonzero())

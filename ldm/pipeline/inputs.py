@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.images import at_most, load_image, to_rgb
+from ldm.media.images import at_most, load_image, to_rgb
 
 Picture = str | Path | Image.Image
 ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's

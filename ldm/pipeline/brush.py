@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.images import image_to_tensor, resize_short_side
+from ldm.media.images import image_to_tensor, resize_short_side
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
-from ldm.settings import Look
+from ldm.pipeline.settings import Look
 
 SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots

@@ -3,13 +3,14 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm.errors import UserError
-from ldm.cli.commands import COMMANDS
+from ldm.commands import COMMANDS
+from ldm.errors import UserError, did_you_mean
 from ldm.files import PACKAGE
 
 
@@ -20,8 +21,12 @@ class ArgumentParser(argparse.ArgumentParser):
         texts = {"description": description and _as_called(description), "epilog": epilog and _as_called(epilog)}
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts, **options)
 
+    other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help shows all options")
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        hint = did_you_mean(unknown[1], [*self._option_string_actions, *self.other_options]) if unknown else ""
+        raise UserError(f"{message}{hint}; --help shows all options")
 
 
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:

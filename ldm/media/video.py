@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.images import EXTENSIONS, load_image, read_metadata, save_image, to_rgb
+from ldm.media.images import EXTENSIONS, load_image, read_metadata, save_image, to_rgb
 
 if TYPE_CHECKING:
     import av

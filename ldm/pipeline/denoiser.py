@@ -14,7 +14,7 @@ from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.samplers import start_of
 from ldm.modules.diffusionmodules.adaln import Modulations
-from ldm.tiles import Tile, Tiling, blend, cut
+from ldm.pipeline.tiles import Tile, Tiling, blend, cut
 
 ROWS_AT_ONCE = 16  # tiles of all pictures that go through the network together, times the branches of guidance
 PREPARED_STEPS = 32  # time steps whose modulations are held at once: some 10 MB of the full-size model per picture

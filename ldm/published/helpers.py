@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 from inspect import isfunction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
+
+from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,15 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
     if verbose:
         log.info("%s has %.2f million parameters", type(model).__name__, count / 1e6)
     return count
+
+
+def get_ckpt_path(name: str, root: str | Path, check: bool = False) -> Path:
+    """The file of LPIPS's linear weights, `name` "vgg_lpips", in the folder `root`. differs: nothing is downloaded, and `check` has no effect.
+    Raises UserError where it is not there."""
+    path = Path(root) / "vgg.pth"
+    if name != "vgg_lpips" or not path.is_file():
+        raise UserError(f"{path}: no such file, which {name!r} is; it is lpips/weights/v0.1/vgg.pth of the package lpips")
+    return path
 
 
 def mean_flat(tensor: Tensor) -> Tensor:

@@ -1,0 +1,22 @@
+"""Checks of values that come from configs and callers."""
+
+from typing import Any
+
+from ldm.errors import ConfigError
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises ConfigError unless the value is a whole number from `least` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def check_fractions(**fractions: float) -> None:
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} must be between 0 and 1, got {value}")

@@ -1,0 +1,1 @@
+"""Config files: merged, checked, and made into objects."""

@@ -1,0 +1,188 @@
+"""Config factory: a config node `{target: dotted.path.Class, params: {...}}` becomes an object.
+
+A config file can come from a stranger, so a target resolves only under `TRUSTED_PREFIXES` and only to a class
+defined there. Code of your own is allowed by naming its prefix: `instantiate_from_config(config, ["my.package"])`
+in Python, `--allow-target my.package` on the command line.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.errors import ConfigError, UserError, did_you_mean
+from ldm.files import own_or
+from ldm.published.configs import our_target
+
+TRUSTED_PREFIXES = ("ldm.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+# Its one class parses arguments that name any code at all.
+REFUSED_MODULE = "pytorch_lightning.cli"
+# The learning rate of a `model` node is for the training command.
+NODE_KEYS = ("target", "params", "learning_rate", "base_learning_rate")
+
+# What a constructor's **options hand on to its bases shows only when it is called.
+_CALL_ERRORS = re.compile(r"missing \d+ required|multiple values for|unexpected keyword argument")
+
+# Models build their parts by calling the factory again, so what the caller allowed has to reach the inner calls.
+_allowed_prefixes: ContextVar[tuple[str, ...]] = ContextVar("allowed_prefixes", default=())
+
+
+def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> Any:
+    """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword arguments.
+
+    `allow_targets` adds dotted prefixes to the trusted ones, for this object and everything built inside it.
+    Raises ConfigError for a missing or untrusted target, for parameter names that the target does not have, and for
+    values that it refuses with a ValueError.
+    """
+    name, params = _target_and_params(to_plain(config))
+    with allowing_targets(allow_targets):
+        target = get_obj_from_str(name)
+        _check_params(name, target, params)
+        try:
+            return target(**params)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UserError) or (isinstance(error, TypeError) and not _CALL_ERRORS.search(str(error))):
+                raise
+            raise ConfigError(f"{name} cannot be built from its `params`: {error}") from error
+
+
+def check_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> None:
+    """What `instantiate_from_config` checks before it builds. Raises ConfigError."""
+    name, params = _target_and_params(to_plain(config))
+    with allowing_targets(allow_targets):
+        _check_params(name, get_obj_from_str(name), params)
+
+
+def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
+    unknown = [key for key in config if key not in NODE_KEYS]
+    if unknown:
+        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], NODE_KEYS)}")
+    params = to_plain(config.get("params")) or {}
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise ConfigError(f"`params` of {config['target']} must be names with values, got {_short(params)}")
+    return config["target"], params
+
+
+@contextmanager
+def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
+    """Within this context, targets under these dotted prefixes may be built as well."""
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes
+    extra = tuple(prefix.rstrip(".") + "." for prefix in prefixes)
+    token = _allowed_prefixes.set(_allowed_prefixes.get() + extra)
+    try:
+        yield
+    finally:
+        _allowed_prefixes.reset(token)
+
+
+def get_obj_from_str(string: str, reload: bool = False) -> Any:
+    """The object that a trusted dotted path names, with `reload` from its module read anew. Raises ConfigError, see the module's text."""
+    target, trusted, allowed = string, TRUSTED_PREFIXES, _allowed_prefixes.get()
+    if isinstance(target, str) and not target.startswith(allowed):
+        target = our_target(target)
+    if not isinstance(target, str) or not target.startswith(trusted + allowed):
+        raise ConfigError(
+            f"target {target!r} is not under {', '.join(trusted + allowed)}; if you trust that code, allow its "
+            "prefix with --allow-target PREFIX (in Python: instantiate_from_config(config, ['PREFIX']))"
+        )
+    obj = _resolve(target, reload)
+    # A module also holds the names that it imported; those must not be a way around the list.
+    if not target.startswith(allowed or ("\0",)) and not (inspect.isclass(obj) and _defined_under(obj, trusted)):
+        raise ConfigError(f"target {target!r} is not a class defined under {', '.join(trusted)}")
+    return obj
+
+
+def _defined_under(obj: type, prefixes: tuple[str, ...]) -> bool:
+    return f"{obj.__module__}.".startswith((*prefixes, "__main__.")) and obj.__module__ != REFUSED_MODULE
+
+
+def _resolve(target: str, reload: bool) -> Any:
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"target {target!r}: {error}") from error
+    if reload:
+        importlib.reload(module)
+    if not hasattr(module, name):
+        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{did_you_mean(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> None:
+    accepted, required, open_ended = _parameters(target)
+    unknown = [name for name in params if name not in accepted]
+    if unknown and not open_ended:
+        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{did_you_mean(unknown[0], accepted)}")
+    missing = [name for name in required if name not in params]
+    if missing:
+        raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
+
+
+def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
+    """(accepted names, required names, whether anything goes) of a class's constructor or a function.
+
+    `**kwargs` of a class's own constructor stands for the parameters of its bases.
+    """
+    constructors = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    accepted, required = [], []
+    for depth, constructor in enumerate(constructors):
+        try:
+            parameters = list(inspect.signature(constructor).parameters.values())
+        except ValueError:  # a constructor written in C does not say what it takes
+            return accepted, required, True
+        if inspect.isclass(target):
+            parameters = parameters[1:]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        accepted += [p.name for p in named]
+        if depth == 0:  # a constructor may set what its bases require itself
+            required = [p.name for p in named if p.default is p.empty]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return accepted, required, False
+        if constructor is object.__init__:
+            return accepted, required, depth > 0  # no base takes them, so they are the class's own business
+    return accepted, required, True
+
+
+def to_plain(config: Any) -> Any:
+    """Plain dicts, lists and values from an OmegaConf node, interpolations resolved; anything else as it is."""
+    if not OmegaConf.is_config(config):
+        return config
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+
+
+def load_config(path: str | Path) -> Any:
+    """The OmegaConf tree of a YAML file. Raises UserError if it cannot be read or is not YAML."""
+    path = own_or(path)
+    if not path.is_file():
+        raise UserError(f"config {path}: no such file")
+    try:
+        config = OmegaConf.load(path)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"config {path}: not a readable YAML file: {_first_line(error)}") from error
+    except Exception as error:  # PyYAML's own errors share no useful base with the above
+        raise ConfigError(f"config {path}: not valid YAML: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(f"config {path}: expected keys and values at the top, found {_short(to_plain(config))}")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

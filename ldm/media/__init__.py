@@ -1,0 +1,1 @@
+"""Pictures, sheets and videos, in and out."""

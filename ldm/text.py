@@ -1,0 +1,27 @@
+"""Texts that people read: tables, lists of names, sizes."""
+
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A Markdown table; its first `names` columns are text, the others numbers. Bars within cells are escaped."""
+    rule = ["---"] * names + ["---:"] * (len(head) - names)
+    lines = ([cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def first_of(names: list[str], limit: int = 5) -> str:
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"
+
+
+def human_size(size: int) -> str:
+    """A size in bytes, as downloads show it: "512 bytes", "1.2 MB", "3.1 GB"."""
+    if size < 1000:
+        return f"{size} bytes"
+    exponent = 1 if size < 1e6 else 2 if size < 1e9 else 3
+    return f"{size / 1000**exponent:.1f} {' kMG'[exponent]}B"
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
