@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+QUICK := architecture golden config_factory training_config settings samplers ddim denoiser unet diffusion checkpoint images
 
-.PHONY: demo test gpu clean
+.PHONY: demo test quick gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/artfusion demo --output outputs/demo.png
@@ -11,6 +12,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/python -m pytest
+
+# What breaks most often, while one works.
+quick: $(VENV)/installed-test
+	$(BIN)/ruff check --quiet .
+	$(BIN)/python -m pytest -x $(QUICK:%=tests/test_%.py)
 
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_run.py --output outputs/gpu --minutes 9

@@ -310,7 +310,7 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
 
     target = tmp_path / "out.safetensors"
     target.write_bytes(b"old")
-    monkeypatch.setattr(checkpoint, "save_file", fail_halfway)
+    monkeypatch.setattr("ldm.checkpoint.writing.save_file", fail_halfway)
     with pytest.raises(CheckpointError, match="no space left"):
         save_safetensors({"weight": torch.ones(1)}, target)
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
