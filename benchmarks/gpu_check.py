@@ -27,7 +27,7 @@ from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.program import ArgumentParser, run
 
 sys.path.insert(0, str(ROOT / "tests"))
-from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model  # noqa: E402 - no part of any package
+from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model
 
 FORMATS = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}
 TWO_WAY = (0.6, 2.0)  # the content and the style scale of the golden run

@@ -9,7 +9,14 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_builders import MODEL, model_config
 
-from ldm.config.factory import TRUSTED_PREFIXES, allowing_targets, get_obj_from_str, instantiate_from_config, load_config, to_plain
+from ldm.config.factory import (
+    TRUSTED_PREFIXES,
+    allowing_targets,
+    get_obj_from_str,
+    instantiate_from_config,
+    load_config,
+    to_plain,
+)
 from ldm.errors import ConfigError, UserError
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}

@@ -19,7 +19,15 @@ from ldm.models.diffusion.cross_pairs import CrossPairLDM, Kept
 from ldm.models.diffusion.guidance import TwoWayGuidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.style_transfer import StyleTransferLoss, as_vector, gram_distance, palette_distance, pattern_loss, regularity, share_of
+from ldm.modules.losses.style_transfer import (
+    StyleTransferLoss,
+    as_vector,
+    gram_distance,
+    palette_distance,
+    pattern_loss,
+    regularity,
+    share_of,
+)
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.util import instantiate_from_config
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 from pipeline_builders import FIRST_STAGE, picture_folder
-from training_builders import LOSS, diffusion_node, files_below, hybrid_data, logger_node, picture_data, recipe, train
+from training_builders import (
+    LOSS,
+    diffusion_node,
+    files_below,
+    hybrid_data,
+    logger_node,
+    picture_data,
+    recipe,
+    train,
+)
 
 from ldm.errors import ConfigError
 

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ldm.media.images import image_to_tensor
 from ldm.modules.losses import energy
-from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, gradient, gram_sum, grams_of, photo_features, windows
+from ldm.modules.losses.energy import (
+    CONTENT_LAYERS,
+    STYLE_LAYERS,
+    PaintFeatures,
+    energy_of,
+    gradient,
+    gram_sum,
+    grams_of,
+    photo_features,
+    windows,
+)
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
 
 

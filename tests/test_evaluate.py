@@ -14,7 +14,18 @@ import pipeline_builders
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from pipeline_builders import ROOT, everything_in, forbid_network, model_config, picture, randomise, run_program, save_config, script, tiny_model
+from pipeline_builders import (
+    ROOT,
+    everything_in,
+    forbid_network,
+    model_config,
+    picture,
+    randomise,
+    run_program,
+    save_config,
+    script,
+    tiny_model,
+)
 from torch import Tensor, nn
 
 from ldm.checkpoint import save_safetensors

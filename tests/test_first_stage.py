@@ -15,7 +15,12 @@ from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses import lpips
-from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator, gradient_l1, hinge_d_loss, vanilla_d_loss
+from ldm.modules.losses.contperceptual import (
+    LPIPSWithDiscriminator,
+    gradient_l1,
+    hinge_d_loss,
+    vanilla_d_loss,
+)
 from ldm.modules.losses.lpips import LPIPS, VGG_CHANNELS, ScalingLayer, vgg16
 from ldm.modules.losses.style_transfer import FeatureLoss
 from ldm.modules.vae.light import LightDecoder, LightEncoder

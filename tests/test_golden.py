@@ -8,7 +8,11 @@ import torch
 from golden_rules import GOLDEN, assert_close, conditions, full_model, rnd, sample, tiny_model
 from torch import Tensor
 
-from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import (
+    make_beta_schedule,
+    make_ddim_sampling_parameters,
+    make_ddim_timesteps,
+)
 
 ONE_PASS, WHOLE_RUN = 1e-4, 1e-3
 FLAG = torch.tensor([True, False])

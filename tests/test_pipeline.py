@@ -25,7 +25,14 @@ from ldm.models.diffusion.samplers import sampling_path
 from ldm.modules.losses import lpips
 from ldm.pipeline.denoiser import Guidance
 from ldm.pipeline.engine import Batch
-from ldm.pipeline.pipeline import BUNDLED, SAMPLERS, Settings, StyleTransferPipeline, build_model, resolve_checkpoint
+from ldm.pipeline.pipeline import (
+    BUNDLED,
+    SAMPLERS,
+    Settings,
+    StyleTransferPipeline,
+    build_model,
+    resolve_checkpoint,
+)
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from builders import BACKBONE, CHANNELS, FIRST_STAGE, SIDE, STYLE_DIM, assert_same, latents, tiny_ldm, unconditional_ldm
+from builders import (
+    BACKBONE,
+    CHANNELS,
+    FIRST_STAGE,
+    SIDE,
+    STYLE_DIM,
+    assert_same,
+    latents,
+    tiny_ldm,
+    unconditional_ldm,
+)
 from golden_rules import apply_rule, rnd
 from pipeline_builders import narrow_vgg16
 from published_builders import EMBEDDER, SHAPE, STEPS, WIDTH, Identity, batch, class_ldm, dual_batch, seeded
@@ -20,7 +30,13 @@ from torch import nn
 from ldm.config.factory import allowing_targets, get_obj_from_str
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.ddpm import DDPM, DiffusionWrapper, LatentDiffusion, disabled_train, uniform_on_device
+from ldm.models.diffusion.ddpm import (
+    DDPM,
+    DiffusionWrapper,
+    LatentDiffusion,
+    disabled_train,
+    uniform_on_device,
+)
 from ldm.models.diffusion.dual_cond_ddpm import DualConditionDiffusionWrapper, DualCondLDM
 from ldm.modules.diffusionmodules import util as diffusion_util
 from ldm.modules.diffusionmodules.model import Decoder, Encoder, StyleUNetModel, TimestepEmbedder, modulate

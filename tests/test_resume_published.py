@@ -11,8 +11,26 @@ import torch
 from builders import FIRST_STAGE
 from golden_rules import GOLDEN
 from omegaconf import OmegaConf
-from pipeline_builders import assert_refused, everything_in, model_config, picture_folder, run_program, save_config, tiny_model
-from published_checkpoints import ADAM_STEP, RATE, STEP, adam_state, golden_order, lightning_1_6, moment, published_names, write
+from pipeline_builders import (
+    assert_refused,
+    everything_in,
+    model_config,
+    picture_folder,
+    run_program,
+    save_config,
+    tiny_model,
+)
+from published_checkpoints import (
+    ADAM_STEP,
+    RATE,
+    STEP,
+    adam_state,
+    golden_order,
+    lightning_1_6,
+    moment,
+    published_names,
+    write,
+)
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import IterableDataset

@@ -10,7 +10,15 @@ from PIL import Image
 from pipeline_builders import picture
 
 from ldm.errors import UserError
-from ldm.pipeline.inputs import PictureReader, ReadStyle, StyleMix, StyleRegions, mask_tensor, read_picture, to_latent
+from ldm.pipeline.inputs import (
+    PictureReader,
+    ReadStyle,
+    StyleMix,
+    StyleRegions,
+    mask_tensor,
+    read_picture,
+    to_latent,
+)
 
 
 def mask(width: int = 64, height: int = 48, left: float = 0.5, grey: int = 255) -> Image.Image:

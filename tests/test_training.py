@@ -10,7 +10,16 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from pipeline_builders import FIRST_STAGE, MODEL, model_config, picture, picture_folder, run_program, save_config, script
+from pipeline_builders import (
+    FIRST_STAGE,
+    MODEL,
+    model_config,
+    picture,
+    picture_folder,
+    run_program,
+    save_config,
+    script,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from training_builders import (
     LOSS,

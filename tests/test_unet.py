@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import BACKBONE, CHANNELS, SIDE, STYLE_DIM, UNET, assert_same, latents, tiny_unet, untrained_unet
+from builders import (
+    BACKBONE,
+    CHANNELS,
+    SIDE,
+    STYLE_DIM,
+    UNET,
+    assert_same,
+    latents,
+    tiny_unet,
+    untrained_unet,
+)
 from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 

@@ -16,7 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ldm.benchmarking import ways
-from ldm.benchmarking.measuring import Stopwatch, exact_float32, in_own_process, machine, places, psnr, row_failed
+from ldm.benchmarking.measuring import (
+    Stopwatch,
+    exact_float32,
+    in_own_process,
+    machine,
+    places,
+    psnr,
+    row_failed,
+)
 from ldm.benchmarking.models import RANDOM, check_painting, load_model, read_task
 from ldm.data.pictures import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory

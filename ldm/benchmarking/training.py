@@ -75,7 +75,7 @@ def measure(row: TrainingRow, model: DualCondLDM, args: Namespace) -> dict[str, 
             block.use_checkpoint = row.recompute
     apply_performance(model, {"channels_last": row.channels_last, "compile": row.compile, "matmul_precision": "high" if row.bf16 else "highest"})
     batch = {name: value.to(device) for name, value in made_up_batch(model, args.batch_size, row.cached).items()}
-    optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-4, fused=row.fused and device.type == "cuda" or None)
+    optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-4, fused=(row.fused and device.type == "cuda") or None)
     losses, seconds = [], []
     with memory_errors("lower --batch-size"):
         for step in range(WARM_UP + args.steps):

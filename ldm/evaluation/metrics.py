@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from ldm.modules.losses.lpips import LPIPS, teacher_file, vgg16
-from ldm.modules.losses.style_transfer import CONTENT_LAYERS, LAYERS, VggFeatures, cosine_distance, mean_and_std, moments_distance
+from ldm.modules.losses.style_transfer import (
+    CONTENT_LAYERS,
+    LAYERS,
+    VggFeatures,
+    cosine_distance,
+    mean_and_std,
+    moments_distance,
+)
 
 METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gram", "ssim", "lpips")
 

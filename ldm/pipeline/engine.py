@@ -17,7 +17,15 @@ from torch import Tensor
 from ldm.device import autocast
 from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.samplers import NoiseSource, PerPictureNoise, StartDenoiser, Step, sample_ddim, sample_dpm_solver, sampling_path
+from ldm.models.diffusion.samplers import (
+    NoiseSource,
+    PerPictureNoise,
+    StartDenoiser,
+    Step,
+    sample_ddim,
+    sample_dpm_solver,
+    sampling_path,
+)
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import Guidance, GuidedDenoiser
 from ldm.pipeline.inputs import to_latent

@@ -31,7 +31,16 @@ from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
 from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
-from ldm.pipeline.inputs import ASPECT_TOLERANCE, Picture, PictureReader, ReadStyle, Style, StyleMix, StyleRegions, mask_tensor
+from ldm.pipeline.inputs import (
+    ASPECT_TOLERANCE,
+    Picture,
+    PictureReader,
+    ReadStyle,
+    Style,
+    StyleMix,
+    StyleRegions,
+    mask_tensor,
+)
 from ldm.pipeline.settings import MAX_RESULT_PIXELS, MIN_SIDE, SAMPLERS, Settings
 from ldm.pipeline.tiles import UNCUT
 

@@ -20,7 +20,15 @@ from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
 from ldm.training.resume import Resumed
-from ldm.training.run_folder import KeepConfig, alone_in, check_free, kept_config, run_folder, take_published_run, without_resumed
+from ldm.training.run_folder import (
+    KeepConfig,
+    alone_in,
+    check_free,
+    kept_config,
+    run_folder,
+    take_published_run,
+    without_resumed,
+)
 from ldm.training.trainer import Recipe
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size, fitted
-from ldm.models.diffusion.samplers import Denoiser, NoiseSource, ddim_step, keep_region, repeated_normal, standard_normal, step_noise
+from ldm.models.diffusion.samplers import (
+    Denoiser,
+    NoiseSource,
+    ddim_step,
+    keep_region,
+    repeated_normal,
+    standard_normal,
+    step_noise,
+)
 from ldm.modules.diffusionmodules.schedule import make_ddim_sampling_parameters, make_ddim_timesteps
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.blocks import EmbedBlock, ResBlock, SelfAttention, check_heads, mlp
-from ldm.modules.diffusionmodules.util import GroupNorm32, conv_nd, modulate, over_positions, timestep_embedding, zero_init
+from ldm.modules.diffusionmodules.util import (
+    GroupNorm32,
+    conv_nd,
+    modulate,
+    over_positions,
+    timestep_embedding,
+    zero_init,
+)
 
 Modulations = list[Tensor]  # for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
 Embedding = Tensor | Modulations

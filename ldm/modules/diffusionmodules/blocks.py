@@ -11,7 +11,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm.modules.diffusionmodules.util import GroupNorm32, avg_pool_nd, conv_nd, modulate, over_positions, zero_init
+from ldm.modules.diffusionmodules.util import (
+    GroupNorm32,
+    avg_pool_nd,
+    conv_nd,
+    modulate,
+    over_positions,
+    zero_init,
+)
 
 
 def mlp(width_in: int, width: int) -> nn.Sequential:

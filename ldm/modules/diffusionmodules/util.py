@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.schedule import make_beta_schedule, make_ddim_sampling_parameters, make_ddim_timesteps
+from ldm.modules.diffusionmodules.schedule import (
+    make_beta_schedule,
+    make_ddim_sampling_parameters,
+    make_ddim_timesteps,
+)
 
 __all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
 

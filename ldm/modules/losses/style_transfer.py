@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.losses.energy import STYLE_LAYERS, PaintFeatures, correlation, mean_gram, moments_with, photo_features
+from ldm.modules.losses.energy import (
+    STYLE_LAYERS,
+    PaintFeatures,
+    correlation,
+    mean_gram,
+    moments_with,
+    photo_features,
+)
 from ldm.modules.losses.lpips import ScalingLayer, teacher_file, vgg16
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
