@@ -2,6 +2,8 @@
 
     artfusion demo --output outputs/demo.png
     artfusion demo --all --look fast --size 256   # every photo in every painting's style
+
+Photos and paintings are those that come along, or those of two folders.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """What a report of a problem needs: versions, devices, and where the bundled files are.
 
     artfusion info
+
+Paste it below what went wrong.
 """
 
 import platform

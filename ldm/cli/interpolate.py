@@ -2,6 +2,8 @@
 
     artfusion interpolate --content photo.jpg --style a.jpg b.jpg --output strip.png
     artfusion interpolate --content photo.jpg --style a.jpg b.jpg --frames 24 --output there_and_back.gif
+
+All pictures are painted from one noise.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
     artfusion styles --style painting.jpg another.jpg --output styles.png
     artfusion styles --style paintings/ --seeds 1 2 3 4 5 6 --style-scale 2 --output styles.png
+
+Each column has its own noise, the same for every painting.
 """
 
 import argparse

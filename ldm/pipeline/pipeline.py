@@ -5,6 +5,8 @@
     pipeline = StyleTransferPipeline.from_pretrained()
     picture = pipeline("photo.jpg", "painting.jpg", style_scale=2.0, seed=1)
     picture.save("result.png")
+
+Settings are those of `ldm.pipeline.settings.Settings`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
