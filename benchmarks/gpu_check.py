@@ -31,7 +31,10 @@ from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model
 
 FORMATS = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}
 TWO_WAY = (0.6, 2.0)  # the content and the style scale of the golden run
-PHOTO, PAINTING = ROOT / "data/contents/astronaut.jpg", ROOT / "data/styles/van_gogh_wheat_field_with_cypresses.jpg"
+PHOTO, PAINTING = (
+    ROOT / "data/contents/astronaut.jpg",
+    ROOT / "data/styles/van_gogh_wheat_field_with_cypresses.jpg",
+)
 
 
 class Findings:
@@ -77,14 +80,23 @@ def formats(device: torch.device) -> tuple[str, ...]:
 
 def check_golden(device: torch.device, findings: Findings, tiny: bool) -> None:
     """Relative errors, the published arrays being right."""
-    model, data = (tiny_model() if tiny else full_model()), np.load(GOLDEN / ("tiny.npz" if tiny else "kl16_content12_full.npz"))
+    model, data = (
+        (tiny_model() if tiny else full_model()),
+        np.load(GOLDEN / ("tiny.npz" if tiny else "kl16_content12_full.npz")),
+    )
     model.to(device).requires_grad_(False)
     for precision in formats(device):
         with torch.no_grad(), autocast(device, precision):
-            found = {"prediction": (prediction(model, data), data["unet_out"]), "guided run": (sample(model, data, 6 if tiny else 4, *TWO_WAY), data["ddim_two_way_0.6_2"])}
+            found = {
+                "prediction": (prediction(model, data), data["unet_out"]),
+                "guided run": (sample(model, data, 6 if tiny else 4, *TWO_WAY), data["ddim_two_way_0.6_2"]),
+            }
         for name, (actual, expected) in found.items():
             wanted = torch.from_numpy(expected)
-            findings.add(f"golden {name}, {precision}: relative error", float((actual.float().cpu() - wanted).norm() / wanted.norm()))
+            findings.add(
+                f"golden {name}, {precision}: relative error",
+                float((actual.float().cpu() - wanted).norm() / wanted.norm()),
+            )
 
 
 def prediction(model: DualCondModel, data: Any) -> Tensor:

@@ -40,10 +40,30 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument("--minutes", type=float, default=9.0, metavar="M", help="in all (default: 9)")
-    parser.add_argument("--parts", nargs="+", choices=SECONDS, default=["check", "speed", "training"], metavar="PART", help="some of check, speed, training, bundled (default: all but bundled)")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="for bundled: photos.zip and paintings.zip, or folders of these names")
-    parser.add_argument("--start", default="mini", metavar="mini|FILE", help="for bundled: the weights to go on from")
-    parser.add_argument("--phases", nargs="+", default=["cross"], metavar="PHASE", help="for bundled: as of artfusion train-bundled (default: cross)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=SECONDS,
+        default=["check", "speed", "training"],
+        metavar="PART",
+        help="some of check, speed, training, bundled (default: all but bundled)",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        metavar="DIR",
+        help="for bundled: photos.zip and paintings.zip, or folders of these names",
+    )
+    parser.add_argument(
+        "--start", default="mini", metavar="mini|FILE", help="for bundled: the weights to go on from"
+    )
+    parser.add_argument(
+        "--phases",
+        nargs="+",
+        default=["cross"],
+        metavar="PHASE",
+        help="for bundled: as of artfusion train-bundled (default: cross)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--rehearse", action="store_true", help="everything in tiny sizes")
     return parser.parse_args()
@@ -58,7 +78,12 @@ def main() -> int:
     check_folder(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * args.minutes, []
-    parts: dict[str, Callable[[argparse.Namespace, float], None]] = {"check": check, "speed": speed, "training": training, "bundled": bundled}
+    parts: dict[str, Callable[[argparse.Namespace, float], None]] = {
+        "check": check,
+        "speed": speed,
+        "training": training,
+        "bundled": bundled,
+    }
     for name in [name for name in parts if name in args.parts]:
         seconds = min(SECONDS[name], end - time.monotonic() - SPARE)
         if (args.output / f"{name}.done").exists() or seconds <= 0:
@@ -68,7 +93,12 @@ def main() -> int:
         try:
             parts[name](args, seconds)
             (args.output / f"{name}.done").touch()
-        except (UserError, OSError, RuntimeError, subprocess.SubprocessError) as error:  # the next part may work all the same
+        except (
+            UserError,
+            OSError,
+            RuntimeError,
+            subprocess.SubprocessError,
+        ) as error:  # the next part may work all the same
             failed.append(name)
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -80,7 +110,13 @@ def main() -> int:
 
 def check(args: argparse.Namespace, seconds: float) -> None:
     """Writes check.json, see benchmarks/gpu_check.py."""
-    options = ["--output", str(args.output / "check.json"), "--device", args.device, *(["--tiny"] if args.rehearse else [])]
+    options = [
+        "--output",
+        str(args.output / "check.json"),
+        "--device",
+        args.device,
+        *(["--tiny"] if args.rehearse else []),
+    ]
     called([str(ROOT / "benchmarks/gpu_check.py"), *options], seconds)
 
 
@@ -95,12 +131,28 @@ class Table:
 
 # The numbers are those of the suite's rows: 1 is the published way, 7 and 8 compile the networks, 11 and on train, the last one compiled.
 SPEED = (
-    Table("speed", (), ("--sizes 256 --batch-sizes 1 64 --rows 1 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 1 --rows 8 7")),
-    Table("speed-mini", MINI, ("--sizes 256 --batch-sizes 1 64 --rows 2 6 9", "--sizes 256 --batch-sizes 1 --rows 8")),
+    Table(
+        "speed",
+        (),
+        ("--sizes 256 --batch-sizes 1 64 --rows 1 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 1 --rows 8 7"),
+    ),
+    Table(
+        "speed-mini",
+        MINI,
+        ("--sizes 256 --batch-sizes 1 64 --rows 2 6 9", "--sizes 256 --batch-sizes 1 --rows 8"),
+    ),
     Table("speed", (), ("--batch-sizes 1 8 --rows 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 64 --rows 7")),
 )
 TRAINING = (
-    Table("training", (), ("--training-batch-sizes 16 --rows 11 12 13 14 15 16", "--training-batch-sizes 128 --rows 16", "--training-batch-sizes 16 --rows 17")),
+    Table(
+        "training",
+        (),
+        (
+            "--training-batch-sizes 16 --rows 11 12 13 14 15 16",
+            "--training-batch-sizes 128 --rows 16",
+            "--training-batch-sizes 16 --rows 17",
+        ),
+    ),
 )
 TINY_SPEED = (Table("speed", TINY, ("--rows 1 4",)),)
 TINY_TRAINING = (Table("training", TINY, ("--rows 14",)),)
@@ -141,7 +193,19 @@ def write_tables(table: Table, rows: Sequence[int], args: argparse.Namespace) ->
 
 def suite(table: Table, args: argparse.Namespace) -> list[str]:
     few = ["--repeats", "1", "--published-steps", "1"] if args.rehearse else ["--repeats", "5"]
-    return ["-m", "ldm", "benchmark", "--suite", "gpu", "--device", args.device, "--output", str(args.output / table.name), *few, *table.options]
+    return [
+        "-m",
+        "ldm",
+        "benchmark",
+        "--suite",
+        "gpu",
+        "--device",
+        args.device,
+        "--output",
+        str(args.output / table.name),
+        *few,
+        *table.options,
+    ]
 
 
 # The bundled model
@@ -152,7 +216,19 @@ def bundled(args: argparse.Namespace, seconds: float) -> None:
     pictures = {name: unpacked(args.pictures, name, args.output) for name in ("photos", "paintings")}
     hours = max(seconds - (0 if args.rehearse else 60), 10) / 3600  # starting and ending take their time, too
     folder = args.output / "training-bundled"
-    command = ["-m", "ldm", "train-bundled", "--output", str(folder), "--hours", f"{hours:.5f}", "--start", args.start, "--phases", *args.phases]
+    command = [
+        "-m",
+        "ldm",
+        "train-bundled",
+        "--output",
+        str(folder),
+        "--hours",
+        f"{hours:.5f}",
+        "--start",
+        args.start,
+        "--phases",
+        *args.phases,
+    ]
     for name, path in pictures.items():
         command += [f"--{name}", str(path)]
     called(command, seconds + SPARE / 2)

@@ -26,18 +26,30 @@ SAMPLED = 60  # pictures that tell how large all will be
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--photos", required=True, type=Path, metavar="DIR", help="folder of photos, of any depth")
-    parser.add_argument("--paintings", required=True, type=Path, metavar="DIR", help="folder of paintings, of any depth")
+    parser.add_argument(
+        "--photos", required=True, type=Path, metavar="DIR", help="folder of photos, of any depth"
+    )
+    parser.add_argument(
+        "--paintings", required=True, type=Path, metavar="DIR", help="folder of paintings, of any depth"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the two files")
     parser.add_argument("--short-side", type=int, default=288, metavar="N", help="in pixels (default: 288)")
-    parser.add_argument("--megabytes", type=float, default=24.0, metavar="M", help="the most that a file may have, in 2^20 bytes (default: 24)")
+    parser.add_argument(
+        "--megabytes",
+        type=float,
+        default=24.0,
+        metavar="M",
+        help="the most that a file may have, in 2^20 bytes (default: 24)",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     if args.short_side < 16 or not args.megabytes > 0:
-        raise UserError(f"--short-side must be at least 16 and --megabytes above 0, got {args.short_side} and {args.megabytes}")
+        raise UserError(
+            f"--short-side must be at least 16 and --megabytes above 0, got {args.short_side} and {args.megabytes}"
+        )
     folders = {"photos": find_pictures(args.photos), "paintings": find_pictures(args.paintings)}
     check_folder(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -56,19 +68,27 @@ def pack(paths: list[Path], output: Path, short_side: int, limit: int) -> None:
             except UserError as error:
                 print(f"left out: {error}")
                 left_out += 1
-    print(f"{output}: {len(paths) - left_out} pictures at quality {quality}, {output.stat().st_size / 2**20:.1f} MiB")
+    print(
+        f"{output}: {len(paths) - left_out} pictures at quality {quality}, {output.stat().st_size / 2**20:.1f} MiB"
+    )
     if output.stat().st_size > limit:
-        raise UserError(f"{output}: larger than the limit of {limit / 2**20:.1f} MiB after all; give a smaller --megabytes")
+        raise UserError(
+            f"{output}: larger than the limit of {limit / 2**20:.1f} MiB after all; give a smaller --megabytes"
+        )
 
 
 def quality_for(paths: list[Path], short_side: int, limit: int) -> int:
     """The best quality at which all are small enough, by a sample of them."""
     sample = [path for path in paths[:: max(1, len(paths) // SAMPLED)] if readable(path)]
     for quality in QUALITIES:
-        size = sum(len(encoded(path, short_side, quality)) + 150 for path in sample)  # 150: a zip file's own, for each
+        size = sum(
+            len(encoded(path, short_side, quality)) + 150 for path in sample
+        )  # 150: a zip file's own, for each
         if size * len(paths) / max(1, len(sample)) <= 0.97 * limit:
             return quality
-    raise UserError(f"{len(paths)} pictures do not fit into {limit / 2**20:.1f} MiB; give a smaller --short-side")
+    raise UserError(
+        f"{len(paths)} pictures do not fit into {limit / 2**20:.1f} MiB; give a smaller --short-side"
+    )
 
 
 def readable(path: Path) -> bool:

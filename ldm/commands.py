@@ -14,19 +14,47 @@ class Command:
 
 
 COMMANDS = {
-    "stylize": Command("ldm.cli.stylize", "scripts/stylize.py", "paint photos in the style of paintings", leave_at_once=True),
+    "stylize": Command(
+        "ldm.cli.stylize", "scripts/stylize.py", "paint photos in the style of paintings", leave_at_once=True
+    ),
     "video": Command("ldm.cli.video", "scripts/stylize_video.py", "paint a video or an animated picture"),
-    "grid": Command("ldm.cli.grid", "scripts/guidance_grid.py", "one photo at every pair of guidance scales, on a sheet"),
-    "styles": Command("ldm.cli.styles", "scripts/sample_styles.py", "what the model makes of paintings without any photo"),
-    "interpolate": Command("ldm.cli.interpolate", "scripts/interpolate_styles.py", "one photo on the way from a style to another"),
-    "demo": Command("ldm.cli.demo", "scripts/demo.py", "the bundled photos in the bundled styles, on a sheet"),
+    "grid": Command(
+        "ldm.cli.grid", "scripts/guidance_grid.py", "one photo at every pair of guidance scales, on a sheet"
+    ),
+    "styles": Command(
+        "ldm.cli.styles", "scripts/sample_styles.py", "what the model makes of paintings without any photo"
+    ),
+    "interpolate": Command(
+        "ldm.cli.interpolate", "scripts/interpolate_styles.py", "one photo on the way from a style to another"
+    ),
+    "demo": Command(
+        "ldm.cli.demo", "scripts/demo.py", "the bundled photos in the bundled styles, on a sheet"
+    ),
     "train": Command("ldm.training.train", "main.py", "train a model from config files"),
-    "train-bundled": Command("ldm.cli.train_bundled", "scripts/train_bundled.py", "train the bundled model, or one like it, on two folders of pictures"),
-    "cache": Command("ldm.cli.cache", "scripts/precompute_latents.py", "compute latents and style statistics for training, once"),
-    "classes": Command("ldm.cli.classes", "scripts/sample_classes.py", "samples of a class-conditional model"),
-    "evaluate": Command("ldm.cli.evaluate", "scripts/evaluate.py", "measure results: content, style, whose style it is"),
-    "benchmark": Command("ldm.cli.benchmark", "scripts/benchmark.py", "how fast this machine trains and paints"),
-    "checkpoint verify": Command("ldm.cli.verify", "scripts/verify_checkpoint.py", "what a checkpoint is, and whether it is whole"),
-    "checkpoint convert": Command("ldm.cli.convert", "scripts/convert_checkpoint.py", "a checkpoint for painting alone, much smaller"),
+    "train-bundled": Command(
+        "ldm.cli.train_bundled",
+        "scripts/train_bundled.py",
+        "train the bundled model, or one like it, on two folders of pictures",
+    ),
+    "cache": Command(
+        "ldm.cli.cache",
+        "scripts/precompute_latents.py",
+        "compute latents and style statistics for training, once",
+    ),
+    "classes": Command(
+        "ldm.cli.classes", "scripts/sample_classes.py", "samples of a class-conditional model"
+    ),
+    "evaluate": Command(
+        "ldm.cli.evaluate", "scripts/evaluate.py", "measure results: content, style, whose style it is"
+    ),
+    "benchmark": Command(
+        "ldm.cli.benchmark", "scripts/benchmark.py", "how fast this machine trains and paints"
+    ),
+    "checkpoint verify": Command(
+        "ldm.cli.verify", "scripts/verify_checkpoint.py", "what a checkpoint is, and whether it is whole"
+    ),
+    "checkpoint convert": Command(
+        "ldm.cli.convert", "scripts/convert_checkpoint.py", "a checkpoint for painting alone, much smaller"
+    ),
     "info": Command("ldm.cli.info", None, "versions, devices, and where the bundled files are"),
 }

@@ -36,7 +36,13 @@ class LambdaWarmUpCosineScheduler(Schedule):
     """Linear from `lr_start` to `lr_max` over `warm_up_steps`, then a half cosine to `lr_min` at `max_decay_steps`."""
 
     def __init__(
-        self, warm_up_steps: int, lr_min: float = 0.0, lr_max: float = 1.0, lr_start: float = 0.0, max_decay_steps: int | None = None, verbosity_interval: int = 0
+        self,
+        warm_up_steps: int,
+        lr_min: float = 0.0,
+        lr_max: float = 1.0,
+        lr_start: float = 0.0,
+        max_decay_steps: int | None = None,
+        verbosity_interval: int = 0,
     ):
         super().__init__(verbosity_interval)
         if max_decay_steps is None:

@@ -18,14 +18,19 @@ class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
 
     def __init__(self, description: str | None = None, epilog: str | None = None, **options: Any):
-        texts = {"description": description and _as_called(description), "epilog": epilog and _as_called(epilog)}
+        texts = {
+            "description": description and _as_called(description),
+            "epilog": epilog and _as_called(epilog),
+        }
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts, **options)
 
     other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        hint = did_you_mean(unknown[1], [*self._option_string_actions, *self.other_options]) if unknown else ""
+        hint = (
+            did_you_mean(unknown[1], [*self._option_string_actions, *self.other_options]) if unknown else ""
+        )
         raise UserError(f"{message}{hint}; --help shows all options")
 
 
@@ -58,7 +63,10 @@ def own_command(name: str, *arguments: str, before: Sequence[str] = ()) -> list[
 
 def own_environment() -> dict[str, str]:
     """The environment in which a program started from here finds this project, and all that this one finds."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
 
 
 def _as_called(text: str) -> str:

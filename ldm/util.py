@@ -7,7 +7,16 @@ from ldm.config.factory import get_obj_from_str, instantiate_from_config
 
 __all__ = ["get_obj_from_str", "instantiate_from_config"]
 
-_HELPERS = ("count_params", "default", "exists", "get_ckpt_path", "isimage", "ismap", "log_txt_as_img", "mean_flat")
+_HELPERS = (
+    "count_params",
+    "default",
+    "exists",
+    "get_ckpt_path",
+    "isimage",
+    "ismap",
+    "log_txt_as_img",
+    "mean_flat",
+)
 
 
 def __getattr__(name: str) -> Any:

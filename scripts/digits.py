@@ -29,13 +29,29 @@ SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the val
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", type=Path, metavar="DIR", help="write the pictures into this folder, which must not exist")
-    what.add_argument("--recognise", metavar="PATH", help="sample this checkpoint and tell how much is recognised")
-    parser.add_argument("--config", type=Path, default=CONFIG, metavar="YAML", help="the checkpoint's config (default: configs/class_conditional.yaml)")
+    what.add_argument(
+        "--write", type=Path, metavar="DIR", help="write the pictures into this folder, which must not exist"
+    )
+    what.add_argument(
+        "--recognise", metavar="PATH", help="sample this checkpoint and tell how much is recognised"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIG,
+        metavar="YAML",
+        help="the checkpoint's config (default: configs/class_conditional.yaml)",
+    )
     parser.add_argument("--n", type=int, default=20, metavar="N", help="samples of each digit (default: 20)")
     parser.add_argument("--scale", type=float, default=3.0, metavar="S", help="guidance (default: 3)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first sample; the others count on (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the first sample; the others count on (default: 0)",
+    )
     parser.add_argument("--device", default="auto", choices=DEVICES)
     return parser.parse_args()
 
@@ -74,21 +90,33 @@ def enlarged(image: np.ndarray) -> Image.Image:
 
 def features(picture: Image.Image) -> np.ndarray:
     """(64,) what a digit is recognised by."""
-    return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64).ravel() / 255 * WHITE
+    return (
+        np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64).ravel()
+        / 255
+        * WHITE
+    )
 
 
 def recognise(args: argparse.Namespace) -> None:
     from sklearn.svm import SVC
 
-    model = load_for_inference(args.recognise, args.config, LatentDiffusionModel).to(choose_device(args.device)).eval()
+    model = (
+        load_for_inference(args.recognise, args.config, LatentDiffusionModel)
+        .to(choose_device(args.device))
+        .eval()
+    )
     data = digits()
     classifier = SVC(gamma=0.001).fit([features(enlarged(image)) for image in data.images], data.target)
     labels = np.repeat(np.arange(10), args.n)
-    pictures = sample_classes(model, labels.tolist(), [args.seed + i for i in range(len(labels))], args.scale, args.steps)
+    pictures = sample_classes(
+        model, labels.tolist(), [args.seed + i for i in range(len(labels))], args.scale, args.steps
+    )
     taken_for = classifier.predict([features(tensor_to_image(picture)) for picture in pictures])
     for digit in range(10):
         print(f"{digit}: {np.mean(taken_for[labels == digit] == digit):.0%}")
-    print(f"all: {np.mean(taken_for == labels):.1%} of {len(labels)} samples at scale {args.scale:g}, {args.steps} steps")
+    print(
+        f"all: {np.mean(taken_for == labels):.1%} of {len(labels)} samples at scale {args.scale:g}, {args.steps} steps"
+    )
 
 
 if __name__ == "__main__":

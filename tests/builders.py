@@ -61,8 +61,18 @@ def tiny_unet(**changes) -> StyleUNetModel:
 
 def tiny_options(unet: dict | None = None, **changes) -> dict:
     """What the dual-conditional model is built from."""
-    unet_config = {"target": "ldm.modules.diffusionmodules.model.StyleUNetModel", "params": {**UNET, **(unet or {})}}
-    return {"unet_config": unet_config, "style_dim": STYLE_DIM, "vgg_channels": VGG, "cond_stage_config": "__is_adaptive__", **LATENT, **changes}
+    unet_config = {
+        "target": "ldm.modules.diffusionmodules.model.StyleUNetModel",
+        "params": {**UNET, **(unet or {})},
+    }
+    return {
+        "unet_config": unet_config,
+        "style_dim": STYLE_DIM,
+        "vgg_channels": VGG,
+        "cond_stage_config": "__is_adaptive__",
+        **LATENT,
+        **changes,
+    }
 
 
 def tiny_ldm(unet: dict | None = None, **changes) -> DualCondLDM:
@@ -83,8 +93,16 @@ def latents(tag: str, n: int = 2, side: int = SIDE) -> Tensor:
 
 def conditions(n: int = 2) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """Both conditions, null content, null style."""
-    content, style, null = latents("content", n), rnd("style", n, STYLE_DIM), rnd("null", 1, STYLE_DIM).repeat(n, 1)
-    return {"c1": content, "c2": style}, {"c1": torch.zeros_like(content), "c2": style}, {"c1": content, "c2": null}
+    content, style, null = (
+        latents("content", n),
+        rnd("style", n, STYLE_DIM),
+        rnd("null", 1, STYLE_DIM).repeat(n, 1),
+    )
+    return (
+        {"c1": content, "c2": style},
+        {"c1": torch.zeros_like(content), "c2": style},
+        {"c1": content, "c2": null},
+    )
 
 
 def half_mask() -> Tensor:

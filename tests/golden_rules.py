@@ -14,7 +14,17 @@ from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.util import instantiate_from_config
 
 GOLDEN = Path(__file__).parent / "golden"
-KEPT = ("betas", "alphas_", "sqrt_", "log_one", "posterior_", "logvar", "scale_factor", "shift_values", "vgg_scaling_layer")
+KEPT = (
+    "betas",
+    "alphas_",
+    "sqrt_",
+    "log_one",
+    "posterior_",
+    "logvar",
+    "scale_factor",
+    "shift_values",
+    "vgg_scaling_layer",
+)
 
 
 def rnd(tag: str, *shape: int) -> Tensor:
@@ -49,7 +59,9 @@ def _shadow(key: str) -> str | None:
     return None
 
 
-def assert_close(actual: Tensor | np.ndarray | float, expected: np.ndarray, tolerance: float = 1e-4, name: str = "") -> None:
+def assert_close(
+    actual: Tensor | np.ndarray | float, expected: np.ndarray, tolerance: float = 1e-4, name: str = ""
+) -> None:
     """Within rtol = tolerance and atol = tolerance times the expected array's standard deviation."""
     actual = np.asarray(actual.detach().cpu() if isinstance(actual, Tensor) else actual, dtype=np.float64)
     spread = float(np.std(expected)) or float(np.max(np.abs(expected)))
@@ -76,11 +88,21 @@ def _built(path: Path) -> DualCondModel:
 def conditions(model: DualCondModel, data: np.lib.npyio.NpzFile) -> tuple[dict, dict, dict]:
     """Both conditions, null content, null style."""
     c1, c2 = (torch.from_numpy(data[f"{name}_features"]).to(model.device) for name in ("content", "style"))
-    return {"c1": c1, "c2": c2}, {"c1": torch.zeros_like(c1), "c2": c2}, {"c1": c1, "c2": model.null_style(len(c2))}
+    return (
+        {"c1": c1, "c2": c2},
+        {"c1": torch.zeros_like(c1), "c2": c2},
+        {"c1": c1, "c2": model.null_style(len(c2))},
+    )
 
 
 def sample(
-    model: DualCondModel, data: np.lib.npyio.NpzFile, steps: int, scale_1: float = 1.0, scale_2: float = 1.0, eta: float = 0.0, seed: int = 0
+    model: DualCondModel,
+    data: np.lib.npyio.NpzFile,
+    steps: int,
+    scale_1: float = 1.0,
+    scale_2: float = 1.0,
+    eta: float = 0.0,
+    seed: int = 0,
 ) -> Tensor:
     """A run of DDIM from the data's noise, on the model's device."""
     both, null_content, null_style = conditions(model, data)

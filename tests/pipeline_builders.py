@@ -137,7 +137,9 @@ def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), s
 
 def script(name: str) -> ModuleType:
     """What a file of scripts/ runs, as a module of its own."""
-    module = next((command.module for command in COMMANDS.values() if command.script == f"scripts/{name}.py"), None)
+    module = next(
+        (command.module for command in COMMANDS.values() if command.script == f"scripts/{name}.py"), None
+    )
     return program_file(ROOT / "scripts" / f"{name}.py" if module is None else Path(find_spec(module).origin))
 
 
@@ -168,7 +170,9 @@ def assert_refused(code: int, captured: Any, problem: str) -> None:
     assert problem in captured.err
 
 
-def run_program(main: Callable[[], Any], arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch) -> int:
+def run_program(
+    main: Callable[[], Any], arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> int:
     """The exit code of a program's `main` with these command-line arguments, run as the command does."""
     monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -182,7 +186,12 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError("Network is unreachable")
 
-    for name in ("socket.socket.connect", "socket.socket.connect_ex", "socket.getaddrinfo", "socket.create_connection"):
+    for name in (
+        "socket.socket.connect",
+        "socket.socket.connect_ex",
+        "socket.getaddrinfo",
+        "socket.create_connection",
+    ):
         monkeypatch.setattr(name, refuse)
 
 

@@ -19,7 +19,10 @@ CROSS_UNET = {
         "attention_resolutions": [2], "num_head_channels": 16, "use_spatial_transformer": True, "context_dim": WIDTH,
     },
 }  # fmt: skip
-EMBEDDER = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"n_classes": CLASSES, "embed_dim": WIDTH, "key": "class_label"}}
+EMBEDDER = {
+    "target": "ldm.modules.encoders.modules.ClassEmbedder",
+    "params": {"n_classes": CLASSES, "embed_dim": WIDTH, "key": "class_label"},
+}
 
 
 class Identity(nn.Module):
@@ -60,7 +63,9 @@ class Quantised(nn.Module):
         return z[:, :3].repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
 
 
-def class_ldm(quantised: bool = False, kind: type[LatentDiffusion] = LatentDiffusion, **changes: Any) -> LatentDiffusion:
+def class_ldm(
+    quantised: bool = False, kind: type[LatentDiffusion] = LatentDiffusion, **changes: Any
+) -> LatentDiffusion:
     """The class-conditional model of the first note: four classes and the null class."""
     options = {
         **LATENT, "unet_config": CROSS_UNET, "cond_stage_config": EMBEDDER, "cond_stage_key": "class_label", "cond_stage_trainable": True,
@@ -82,7 +87,11 @@ def batch(labels: list[int]) -> dict[str, Any]:
 
 def dual_batch(n: int = 3) -> dict[str, Tensor]:
     flags = torch.ones(n, dtype=torch.bool)
-    return {"image": rnd("pictures", n, 4 * SIDE, 4 * SIDE, 3).tanh(), "style_flag": flags, "content_flag": flags}
+    return {
+        "image": rnd("pictures", n, 4 * SIDE, 4 * SIDE, 3).tanh(),
+        "style_flag": flags,
+        "content_flag": flags,
+    }
 
 
 def seeded(function: Any, *args: Any, seed: int = 0, **options: Any) -> Any:

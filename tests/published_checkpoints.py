@@ -38,7 +38,14 @@ def adam_state(names: Sequence[str], weights: dict[str, Tensor], **group: Any) -
     for number, name in enumerate(names):
         first, second = (torch.full_like(weights[name], moment(name) ** power) for power in (1, 2))
         moments[number] = {"step": ADAM_STEP, "exp_avg": first, "exp_avg_sq": second}
-    options = {"lr": RATE, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False, **group}
+    options = {
+        "lr": RATE,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 1e-2,
+        "amsgrad": False,
+        **group,
+    }
     return {"state": moments, "param_groups": [{**options, "params": list(range(len(names)))}]}
 
 
@@ -50,7 +57,9 @@ def in_published_layout(model: pl.LightningModule) -> dict[str, Tensor]:
     """The state dict with the network's weights in their published order."""
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
     network = iter([name for name in published_names(model) if name.startswith("model.")])
-    return {name: state[name] for name in (next(network) if name.startswith("model.") else name for name in state)}
+    return {
+        name: state[name] for name in (next(network) if name.startswith("model.") else name for name in state)
+    }
 
 
 def progress(**counts: int) -> dict[str, Any]:
@@ -68,7 +77,10 @@ def loops(step: int, epoch: int, batch: int, complete: bool) -> dict[str, Any]:
         "epoch_loop.batch_loop.state_dict": {},
         "epoch_loop.batch_loop.optimizer_loop.state_dict": {},
         "epoch_loop.batch_loop.optimizer_loop.optim_progress": {
-            "optimizer": {"step": progress(ready=step, completed=step), "zero_grad": progress(ready=step, started=step, completed=step)},
+            "optimizer": {
+                "step": progress(ready=step, completed=step),
+                "zero_grad": progress(ready=step, started=step, completed=step),
+            },
             "optimizer_position": 1,
         },
         "epoch_loop.batch_loop.manual_loop.state_dict": {},
@@ -76,19 +88,36 @@ def loops(step: int, epoch: int, batch: int, complete: bool) -> dict[str, Any]:
         "epoch_loop.val_loop.state_dict": {},
         "epoch_loop.val_loop.dataloader_progress": none,
         "epoch_loop.val_loop.epoch_loop.state_dict": {},
-        "epoch_loop.val_loop.epoch_loop.batch_progress": {**progress(ready=0, started=0, processed=0, completed=0), "is_last_batch": False},
-        "epoch_progress": progress(ready=epoch + 1, started=epoch + 1, processed=epoch + complete, completed=epoch),
+        "epoch_loop.val_loop.epoch_loop.batch_progress": {
+            **progress(ready=0, started=0, processed=0, completed=0),
+            "is_last_batch": False,
+        },
+        "epoch_progress": progress(
+            ready=epoch + 1, started=epoch + 1, processed=epoch + complete, completed=epoch
+        ),
     }
-    return {"fit_loop": fit, "validate_loop": {"state_dict": {}}, "test_loop": {"state_dict": {}}, "predict_loop": {"state_dict": {}}}
+    return {
+        "fit_loop": fit,
+        "validate_loop": {"state_dict": {}},
+        "test_loop": {"state_dict": {}},
+        "predict_loop": {"state_dict": {}},
+    }
 
 
-def lightning_1_6(model: pl.LightningModule, epoch: int = 2, batch: int = 3, complete: bool = False, schedule: bool = False) -> dict[str, Any]:
+def lightning_1_6(
+    model: pl.LightningModule, epoch: int = 2, batch: int = 3, complete: bool = False, schedule: bool = False
+) -> dict[str, Any]:
     """The checkpoint of this model, written in `epoch` after `batch` batches of it."""
     weights = in_published_layout(model)
     group = {"initial_lr": 1e-2} if schedule else {}
     lambda_lr = {"base_lrs": [1e-2], "last_epoch": STEP, "_step_count": STEP + 1, "_last_lr": [RATE]}
     lambda_lr |= {"verbose": False, "_get_lr_called_within_step": False, "lr_lambdas": [{}]}
-    best = {"monitor": "val/loss", "best_model_score": torch.tensor(0.25), "best_model_path": "old/epoch=1.ckpt", "dirpath": "old"}
+    best = {
+        "monitor": "val/loss",
+        "best_model_score": torch.tensor(0.25),
+        "best_model_path": "old/epoch=1.ckpt",
+        "dirpath": "old",
+    }
     return {
         "epoch": epoch,
         "global_step": STEP,

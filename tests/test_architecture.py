@@ -10,8 +10,27 @@ from pipeline_builders import ROOT
 
 # Every room may import from those before it. The first ones are single files: the ground floor.
 GROUND = ("errors", "files", "text", "device", "checks", "commands", "program")
-ROOMS = (*GROUND, "published", "config", "checkpoint", "media", "modules", "data", "models", "pipeline", "evaluation", "training", "benchmarking", "cli")
-FACES = {"__init__": "pipeline", "__main__": "cli", "util": "config", "lr_scheduler": "modules"}  # of a room, under a published name
+ROOMS = (
+    *GROUND,
+    "published",
+    "config",
+    "checkpoint",
+    "media",
+    "modules",
+    "data",
+    "models",
+    "pipeline",
+    "evaluation",
+    "training",
+    "benchmarking",
+    "cli",
+)
+FACES = {
+    "__init__": "pipeline",
+    "__main__": "cli",
+    "util": "config",
+    "lr_scheduler": "modules",
+}  # of a room, under a published name
 
 
 def room_of(module: str) -> str:

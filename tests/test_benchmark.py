@@ -25,7 +25,10 @@ from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
 
-TIMESTEPS, SHORT = 500, 40  # a schedule long enough for the published 250 steps, and one that is soon run whole
+TIMESTEPS, SHORT = (
+    500,
+    40,
+)  # a schedule long enough for the published 250 steps, and one that is soon run whole
 
 Program = Callable[..., int]
 
@@ -35,7 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny models, photos and paintings."""
     folder = tmp_path_factory.mktemp("benchmark")
     for name, timesteps in (("tiny", TIMESTEPS), ("short", SHORT)):
-        save_safetensors(tiny_model(use_ema=False, timesteps=timesteps).state_dict(), folder / f"{name}.safetensors")
+        save_safetensors(
+            tiny_model(use_ema=False, timesteps=timesteps).state_dict(), folder / f"{name}.safetensors"
+        )
         data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 1}}
         save_config({"model": model_config(timesteps=timesteps), "data": data}, folder / f"{name}.yaml")
     picture_folder(folder / "photos", 2)
@@ -45,7 +50,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def painting_options(files: Path, name: str = "tiny") -> list[str]:
-    return ["--config", f"{files}/{name}.yaml", "--contents", f"{files}/photos", "--styles", f"{files}/paintings", "--size", "32"]
+    return [
+        "--config",
+        f"{files}/{name}.yaml",
+        "--contents",
+        f"{files}/photos",
+        "--styles",
+        f"{files}/paintings",
+        "--size",
+        "32",
+    ]
 
 
 def trained(files: Path) -> list[str]:
@@ -73,7 +87,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 
 def table_in(text: str) -> dict[str, list[str]]:
     """The cells of a Markdown table's rows, by the first of them."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     assert len({len(row) for row in rows}) == 1
     return {row[0]: row[1:] for row in rows[2:]}
 
@@ -143,13 +161,20 @@ def test_the_published_row_takes_250_steps_of_three_branches(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
 ) -> None:
     pictures, seconds = sampling.paint(model, task, ROWS[0], ways.PUBLISHED_STEPS)
-    assert evaluated == list(range(TIMESTEPS - 1, 0, -2)) and len(evaluated) == 250 and predictions == [6] * 250
+    assert (
+        evaluated == list(range(TIMESTEPS - 1, 0, -2)) and len(evaluated) == 250 and predictions == [6] * 250
+    )
     assert pictures.shape == (2, 3, 32, 32) and seconds > 0
 
 
-def test_the_published_row_draws_fresh_noise(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_row_draws_fresh_noise(
+    model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sigmas = []
-    monkeypatch.setattr("ldm.models.diffusion.ddim.ddim_step", lambda x, eps, alpha, before, sigma, *rest: (sigmas.append(sigma) or x, x))
+    monkeypatch.setattr(
+        "ldm.models.diffusion.ddim.ddim_step",
+        lambda x, eps, alpha, before, sigma, *rest: (sigmas.append(sigma) or x, x),
+    )
     ways.published(model, task, 10)
     assert len(sigmas) == 10 and min(sigmas[:-1]) > 0
 
@@ -180,16 +205,26 @@ def test_our_rows_take_20_steps_with_the_conditions_prepared(
 
 
 @pytest.mark.parametrize("detail", [0.0, 0.5])
-def test_preparing_the_conditions_changes_nothing(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch, detail: float) -> None:
+def test_preparing_the_conditions_changes_nothing(
+    model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch, detail: float
+) -> None:
     monkeypatch.setattr(model, "detail", detail)
-    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(look="fast"), "fp32")
+    (whole, _), (prepared, _) = (
+        ways.unprepared(model, task),
+        ways.prepared(model, task, Settings(look="fast"), "fp32"),
+    )
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
 @pytest.mark.parametrize("target", ["x0", "v"])
-def test_a_network_that_predicts_something_else_is_sampled_alike(files: Path, task: ways.Task, target: str) -> None:
+def test_a_network_that_predicts_something_else_is_sampled_alike(
+    files: Path, task: ways.Task, target: str
+) -> None:
     model = plain(parameterization=target)
-    (whole, _), (prepared, _) = ways.unprepared(model, task), ways.prepared(model, task, Settings(look="fast"), "fp32")
+    (whole, _), (prepared, _) = (
+        ways.unprepared(model, task),
+        ways.prepared(model, task, Settings(look="fast"), "fp32"),
+    )
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
 
@@ -204,11 +239,15 @@ def test_each_change_is_added_to_those_before() -> None:
     assert [row.optional for row in ROWS] == [row.compile for row in ROWS]
 
 
-def test_adapting_changes_memory_format_and_compiles(model: DualCondModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapting_changes_memory_format_and_compiles(
+    model: DualCondModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled = []
     monkeypatch.setattr(sampling, "compile_networks", compiled.append)
     sampling.adapt(model, ROWS[2])
-    convolution = next(m for m in model.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))
+    convolution = next(
+        m for m in model.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    )
     assert convolution.weight.is_contiguous() and compiled == []
     sampling.adapt(model, ROWS[5])
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last) and compiled == [model]
@@ -226,27 +265,43 @@ def test_pairs_start_again_when_the_folders_end(model: DualCondModel, files: Pat
 
 
 def test_the_table_has_every_row(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
-    assert program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
+    assert (
+        program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
+    )
     printed, told = capsys.readouterr()
-    assert [row.name for row in ROWS[:-1] if f"{row.name}: " not in told] == []  # so that a run which is stopped is not lost
+    assert [
+        row.name for row in ROWS[:-1] if f"{row.name}: " not in told
+    ] == []  # so that a run which is stopped is not lost
     rows = table_in(printed)
-    assert list(rows) == [ROWS[0].name.replace("250 steps", "250 steps, from 3 measured,"), *(row.name for row in ROWS[1:-1])]
+    assert list(rows) == [
+        ROWS[0].name.replace("250 steps", "250 steps, from 3 measured,"),
+        *(row.name for row in ROWS[1:-1]),
+    ]
     for seconds, ratio, memory, quality in rows.values():
         assert math.isfinite(float(seconds)) and float(seconds) > 0 and math.isfinite(float(ratio))
         assert float(memory.removesuffix(" GB")) > 0 and quality == "not run"
     assert next(iter(rows.values()))[1] == "1.00"
-    assert "tiny.yaml, random weights, 32 x 32 pixels, scales 0.7 and 1.5" in printed and "median of 1 runs" in printed
+    assert (
+        "tiny.yaml, random weights, 32 x 32 pixels, scales 0.7 and 1.5" in printed
+        and "median of 1 runs" in printed
+    )
 
 
-def test_with_a_reference_the_table_has_the_psnr(program: Program, files: Path, capsys: pytest.CaptureFixture, predictions: list[int]) -> None:
-    assert program("--suite", "sampling", *trained(files), "--repeats", 1, "--reference", "--rows", 2, 3, 7) == 0
+def test_with_a_reference_the_table_has_the_psnr(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, predictions: list[int]
+) -> None:
+    assert (
+        program("--suite", "sampling", *trained(files), "--repeats", 1, "--reference", "--rows", 2, 3, 7) == 0
+    )
     qualities = [cells[-1] for cells in table_in(capsys.readouterr().out).values()]
     assert qualities[0] == qualities[1] and all(5 < float(quality) < 200 for quality in qualities)
     # Last, each of the two references once, of all the schedule's steps: with both null branches, and with none.
     assert predictions[-2 * SHORT :] == [3] * SHORT + [1] * SHORT
 
 
-def test_the_ratio_is_to_the_first_row_chosen(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_ratio_is_to_the_first_row_chosen(
+    program: Program, files: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--rows", 3, 9) == 0
     rows = table_in(capsys.readouterr().out)
     assert list(rows) == [ROWS[2].name, ROWS[8].name]
@@ -255,7 +310,9 @@ def test_the_ratio_is_to_the_first_row_chosen(program: Program, files: Path, cap
 
 
 def test_the_batch_counts_for_each_of_its_pictures(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "paint", lambda model, task, row, steps: (torch.zeros(len(task.seeds), 3, 32, 32), 16.0))
+    monkeypatch.setattr(
+        sampling, "paint", lambda model, task, row, steps: (torch.zeros(len(task.seeds), 3, 32, 32), 16.0)
+    )
     args = Namespace(
         device="cpu", config=files / "tiny.yaml", checkpoint="random", size=32, seed=0, repeats=2, published_steps=250,
         contents=files / "photos", styles=files / "paintings", results=None,
@@ -263,13 +320,24 @@ def test_the_batch_counts_for_each_of_its_pictures(files: Path, monkeypatch: pyt
     assert sampling.measure(2, args)["seconds"] == 16 and sampling.measure(8, args)["seconds"] == 2
 
 
-def test_an_optional_row_may_fail(program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "in_own_process", lambda *arguments: None if arguments[1] == "5" else {"seconds": 2.0, "bytes": 0})
+def test_an_optional_row_may_fail(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sampling,
+        "in_own_process",
+        lambda *arguments: None if arguments[1] == "5" else {"seconds": 2.0, "bytes": 0},
+    )
     assert program("--suite", "sampling", *trained(files), "--reference", "--rows", 1, 6) == 0
-    assert list(table_in(capsys.readouterr().out).values()) == [["2", "1.00", "not known", "random"], ["failed", "failed", "failed", "not run"]]
+    assert list(table_in(capsys.readouterr().out).values()) == [
+        ["2", "1.00", "not known", "random"],
+        ["failed", "failed", "failed", "not run"],
+    ]
 
 
-def test_any_other_row_may_not_fail(program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_row_may_not_fail(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sampling, "in_own_process", lambda *arguments: None)
     assert program("--suite", "sampling", *painting_options(files), "--rows", 2) == 2
     assert "row 2 failed, see above; leave it out with --rows" in capsys.readouterr().err
@@ -287,11 +355,18 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
     args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=3)
     assert sampling.measure_process(args, 32, "fast")["seconds"] >= 0
     assert len(calls) == 4 and calls[0][:4] == [sys.executable, "-m", "ldm", "stylize"]
-    assert calls[0][4::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == ["fast", "32"]
+    assert calls[0][4::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == [
+        "fast",
+        "32",
+    ]
 
 
 def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"),
+    )
     args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=1)
     with pytest.raises(ValueError, match="^artfusion stylize failed: error: no weights$"):
         sampling.measure_process(args, 32, "fast")
@@ -301,10 +376,14 @@ def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
     def chosen(checkpoint: str) -> list[int]:
         return sampling.choose_rows(Namespace(rows=None, checkpoint=checkpoint))
 
-    assert chosen("mini") == list(range(len(ROWS))) and chosen("random") == chosen("my.ckpt") == list(range(len(ROWS) - 1))
+    assert chosen("mini") == list(range(len(ROWS))) and chosen("random") == chosen("my.ckpt") == list(
+        range(len(ROWS) - 1)
+    )
 
 
-@pytest.mark.parametrize("config, expected", [("configs/mini.yaml", "mini"), ("configs/kl16_content12.yaml", "random")])
+@pytest.mark.parametrize(
+    "config, expected", [("configs/mini.yaml", "mini"), ("configs/kl16_content12.yaml", "random")]
+)
 def test_weights_are_those_of_the_config(config: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert models.checkpoint_for(config) == expected
@@ -323,7 +402,20 @@ def test_sampling_is_measured_without_lightning() -> None:
 
 @pytest.mark.slow
 def test_rows_run_in_processes_of_their_own(files: Path) -> None:
-    command = [sys.executable, "-m", "ldm", "benchmark", "--suite", "sampling", *painting_options(files), "--repeats", "1", "--rows", "2", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "ldm",
+        "benchmark",
+        "--suite",
+        "sampling",
+        *painting_options(files),
+        "--repeats",
+        "1",
+        "--rows",
+        "2",
+        "3",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert list(table_in(done.stdout)) == [ROWS[1].name, ROWS[2].name]
 
@@ -337,7 +429,11 @@ def test_convergence_has_every_sampler_and_every_scale(
     monkeypatch.setattr(convergence, "STEPS", (5, SHORT))
     assert program("--suite", "convergence", *trained(files), "--pictures", 2) == 0
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if line.startswith("|")
+    ]
     assert rows[0] == ["sampler", "content scale", "style scale", "5 steps", f"{SHORT} steps"]
     scales = [["1", "1"], ["0.7", "1.5"], ["2", "2"]]
     expected = [[sampler, *pair] for sampler in ("dpm-solver++", "ddim") for pair in scales]
@@ -348,7 +444,9 @@ def test_convergence_has_every_sampler_and_every_scale(
     assert f"DDIM with {SHORT} steps, float32, mean of 2 pictures of 32 x 32 pixels; short.yaml" in printed
 
 
-def test_all_pictures_are_painted(model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pictures_are_painted(
+    model: DualCondModel, task: ways.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(convergence, "BATCH", 1)
     with convergence.tqdm(disable=True) as bar:
         painted = convergence.paint(model, task, "ddim", 3, bar)
@@ -365,7 +463,11 @@ def test_the_brush_suite_has_every_size_and_both_starts(
     monkeypatch.setattr(brush, "STEPS", 40)
     monkeypatch.setattr(brush, "NOTED", (0, 10, 40))
     asked = []
-    monkeypatch.setattr(brush, "measure_process", lambda args, size, look: asked.append((size, look)) or {"seconds": size / 10, "bytes": 2e9})
+    monkeypatch.setattr(
+        brush,
+        "measure_process",
+        lambda args, size, look: asked.append((size, look)) or {"seconds": size / 10, "bytes": 2e9},
+    )
     assert program("--suite", "brush", *trained(files), "--pictures", 2, "--sizes", 64, 32) == 0
     assert asked == [(32, "fine"), (64, "fine")]
     sizes, energies, seconds = tables_in(capsys.readouterr().out)
@@ -373,8 +475,13 @@ def test_the_brush_suite_has_every_size_and_both_starts(
     for name in (brush.PHOTO, brush.SAMPLED):
         first, *_, last = (float(cell.split(" ")[0]) for cell in energies[name])
         assert last < first
-    assert energies[brush.PHOTO][0].endswith(", -0.00)") or energies[brush.PHOTO][0].endswith(", 0.00)")  # the photo has its own layout
-    assert sorted(map(float, seconds[brush.SAMPLED])) == [*map(float, seconds[brush.SAMPLED])] and len(seconds[brush.PHOTO]) == 3
+    assert energies[brush.PHOTO][0].endswith(", -0.00)") or energies[brush.PHOTO][0].endswith(
+        ", 0.00)"
+    )  # the photo has its own layout
+    assert (
+        sorted(map(float, seconds[brush.SAMPLED])) == [*map(float, seconds[brush.SAMPLED])]
+        and len(seconds[brush.PHOTO]) == 3
+    )
 
 
 def test_a_way_tells_when_it_was_low_enough() -> None:
@@ -390,7 +497,9 @@ def test_a_training_row_runs(program: Program, files: Path, capsys: pytest.Captu
     assert program("--config", files / "tiny.yaml", "--steps", 1, "--rows", 1, 4) == 0
     rows = table_in(capsys.readouterr().out)
     assert list(rows) == [training.ROWS[0].name, training.ROWS[3].name]
-    assert all(math.isfinite(float(cell)) for speed, ratio, _, loss in rows.values() for cell in (speed, ratio, loss))
+    assert all(
+        math.isfinite(float(cell)) for speed, ratio, _, loss in rows.values() for cell in (speed, ratio, loss)
+    )
     assert rows[training.ROWS[0].name][1] == "1.00"
 
 
@@ -400,9 +509,32 @@ GPU_ROWS = ["--rows", 1, 2, 6, 11, 14]  # the last two train
 
 
 def gpu_options(files: Path, output: Path) -> list[Any]:
-    sizes = ["--sizes", 32, "--batch-sizes", 1, 2, "--training-batch-sizes", 3, "--repeats", 1, "--published-steps", 2]
+    sizes = [
+        "--sizes",
+        32,
+        "--batch-sizes",
+        1,
+        2,
+        "--training-batch-sizes",
+        3,
+        "--repeats",
+        1,
+        "--published-steps",
+        2,
+    ]
     folders = ["--contents", files / "photos", "--styles", files / "paintings"]
-    return ["--suite", "gpu", "--config", files / "tiny.yaml", *folders, *sizes, "--device", "cpu", "--output", output]
+    return [
+        "--suite",
+        "gpu",
+        "--config",
+        files / "tiny.yaml",
+        *folders,
+        *sizes,
+        "--device",
+        "cpu",
+        "--output",
+        output,
+    ]
 
 
 @pytest.fixture
@@ -429,7 +561,10 @@ def tables_in(text: str) -> list[dict[str, list[str]]]:
 
 def test_the_gpu_suite_has_accuracy_every_shape_and_training(gpu_tables: tuple[Path, str]) -> None:
     accuracy, one, two, trained = tables_in(gpu_tables[1])
-    painting, training_names = [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[1:4]], [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[4:]]
+    painting, training_names = (
+        [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[1:4]],
+        [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[4:]],
+    )
     assert list(accuracy) == list(one) == list(two) == painting and list(trained) == training_names
     published, float32, fast = accuracy.values()
     assert published == ["0", "random"] and float32 == ["0", "inf"]
@@ -442,7 +577,9 @@ def test_the_gpu_suite_has_accuracy_every_shape_and_training(gpu_tables: tuple[P
     assert all(float(loss) > 0 for *_, loss in trained.values())
 
 
-def test_a_stopped_run_goes_on_where_it_was(gpu_tables: tuple[Path, str], program: Program, files: Path, monkeypatch, capsys, small_limits: None) -> None:
+def test_a_stopped_run_goes_on_where_it_was(
+    gpu_tables: tuple[Path, str], program: Program, files: Path, monkeypatch, capsys, small_limits: None
+) -> None:
     output, before = gpu_tables
     result = output / "row-6-2x32.json"
     kept = result.read_text()
@@ -450,10 +587,16 @@ def test_a_stopped_run_goes_on_where_it_was(gpu_tables: tuple[Path, str], progra
     measured = []
     monkeypatch.setattr(gpu, "time_painting", lambda *args: measured.append(args[1].name) or json.loads(kept))
     assert program(*gpu_options(files, output), *GPU_ROWS) == 0
-    assert measured == [gpu.ALL_ROWS[5].name] and result.read_text() == kept and capsys.readouterr().out == before
+    assert (
+        measured == [gpu.ALL_ROWS[5].name]
+        and result.read_text() == kept
+        and capsys.readouterr().out == before
+    )
 
 
-def test_tables_alone_measure_nothing(gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_tables_alone_measure_nothing(
+    gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(gpu, "measure_in_processes", lambda *args: pytest.fail("measured"))
     assert program(*gpu_options(files, gpu_tables[0]), *GPU_ROWS, "--tables-only") == 0
     assert capsys.readouterr().out == gpu_tables[1]
@@ -464,21 +607,33 @@ def test_tables_alone_measure_nothing(gpu_tables: tuple[Path, str], program: Pro
 def test_rows_that_compile_nothing_share_a_process_on_a_gpu() -> None:
     rows = range(len(gpu.ALL_ROWS))
     assert gpu.processes_for(rows, torch.device("cpu")) == [[n] for n in rows]
-    assert gpu.processes_for(rows, torch.device("cuda")) == [[0, 1, 2, 3, 4, 5, 8, 9], [10, 11, 12, 13, 14, 15], [6], [7], [16]]
+    assert gpu.processes_for(rows, torch.device("cuda")) == [
+        [0, 1, 2, 3, 4, 5, 8, 9],
+        [10, 11, 12, 13, 14, 15],
+        [6],
+        [7],
+        [16],
+    ]
     assert gpu.processes_for([6, 1, 0], torch.device("cuda")) == [[1, 0], [6]]
 
 
-def test_rows_in_one_process_have_models_of_their_own(gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_rows_in_one_process_have_models_of_their_own(
+    gpu_tables: tuple[Path, str], program: Program, files: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     """Each row changes its model, so one shared would give the last row's numbers."""
     monkeypatch.setattr(gpu, "processes_for", lambda rows, device: [list(rows)])
     monkeypatch.setattr(gpu, "measure_limits", lambda device: {"fp32": 1e9, "bf16": 1e9, "bytes": 1e9})
     assert program(*gpu_options(files, tmp_path), *GPU_ROWS) == 0
     apart, together = tables_in(gpu_tables[1]), tables_in(capsys.readouterr().out)
     assert apart[0] == together[0] and apart[3].keys() == together[3].keys()
-    assert [cells[-1] for cells in apart[3].values()] == [cells[-1] for cells in together[3].values()]  # the losses
+    assert [cells[-1] for cells in apart[3].values()] == [
+        cells[-1] for cells in together[3].values()
+    ]  # the losses
 
 
-def test_a_row_that_fails_leaves_the_others_their_numbers(program: Program, files: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_row_that_fails_leaves_the_others_their_numbers(
+    program: Program, files: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
     called = []
 
     def in_own_process(*arguments: str) -> dict[str, float] | None:
@@ -493,14 +648,24 @@ def test_a_row_that_fails_leaves_the_others_their_numbers(program: Program, file
     assert "row 4 failed" in capsys.readouterr().err
 
 
-def test_results_of_other_options_are_not_mixed(gpu_tables: tuple[Path, str], program: Program, files: Path, capsys) -> None:
+def test_results_of_other_options_are_not_mixed(
+    gpu_tables: tuple[Path, str], program: Program, files: Path, capsys
+) -> None:
     assert program(*gpu_options(files, gpu_tables[0]), "--seed", 1, "--rows", 2) == 2
     assert "has results of another machine or of other options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("row, name, measure", [(6, "row-6-1x32", "paint"), (14, "row-14-3", None)])
 def test_what_does_not_fit_into_memory_is_a_cell(
-    program: Program, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, small_limits: None, row: int, name: str, measure: str | None
+    program: Program,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    small_limits: None,
+    row: int,
+    name: str,
+    measure: str | None,
 ) -> None:
     def fails(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError
@@ -524,7 +689,9 @@ def test_work_is_counted_once_and_grows_with_the_steps(files: Path) -> None:
     network = model.model.diffusion_model
     x = torch.zeros(3, model.channels, *2 * [32 // model.first_stage_model.encoder.factor])
     with torch.no_grad():
-        once = limits.count_flops(lambda: network(x, torch.zeros(3), x, torch.zeros(3, model.null_style_vector.weight.shape[1])))
+        once = limits.count_flops(
+            lambda: network(x, torch.zeros(3), x, torch.zeros(3, model.null_style_vector.weight.shape[1]))
+        )
     # Both scales act, so a step takes three branches; what depends on time and style alone is not counted three times.
     assert 0.5 * once < work["step"] <= once
     assert work["rest"] > 0 and work["weights"] == 4 * sum(weight.numel() for weight in network.parameters())
@@ -556,7 +723,10 @@ SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
         (["--repeats", 2], "--repeats is not for --suite training"),
         ([*SAMPLING, "--rows", 11], "--rows takes numbers from 1 to 10"),
         ([*SAMPLING, "--rows", -1], "--rows takes numbers from 1 to 10"),
-        ([*SAMPLING, "--rows", 10, "--checkpoint", "random"], "the whole process is measured with the bundled model only"),
+        (
+            [*SAMPLING, "--rows", 10, "--checkpoint", "random"],
+            "the whole process is measured with the bundled model only",
+        ),
         ([*SAMPLING, "--published-steps", 0], "--published-steps must be between 1 and 250, got 0"),
         ([*SAMPLING, "--published-steps", 251], "--published-steps must be between 1 and 250, got 251"),
         ([*SAMPLING, "--repeats", 0], "--repeats must be at least 1, got 0"),
@@ -580,10 +750,17 @@ SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
     ],
 )
 def test_bad_options_are_refused(
-    program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, arguments: list[Any], problem: str
+    program: Program,
+    files: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[Any],
+    problem: str,
 ) -> None:
     monkeypatch.chdir(files)
     assert program(*arguments) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert captured.out == "" and len(errors) == 1 and problem in errors[0] and "Traceback" not in captured.err
+    assert (
+        captured.out == "" and len(errors) == 1 and problem in errors[0] and "Traceback" not in captured.err
+    )

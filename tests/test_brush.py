@@ -65,7 +65,9 @@ def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[t
 def test_larger_pictures_get_fewer_steps_but_some() -> None:
     steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].brush_steps)]
     assert steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].brush and steps[-1] >= 2
-    assert LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush  # a panorama is not small
+    assert (
+        LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush
+    )  # a panorama is not small
 
 
 def test_enlarging_gives_back_the_references_detail() -> None:
@@ -97,7 +99,9 @@ def test_a_pixel_moves_by_its_share() -> None:
     assert torch.allclose(x[0, 0, 0], torch.tensor([0.0, 0.025, 0.05]), atol=1e-4)
 
 
-def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     start = tensor(photo)
     energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
@@ -116,27 +120,39 @@ def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image
 
     order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
     brush.finish(order.content, order, Look(1, 1, None), watch)
-    assert seen == [(level.size, i) for level in levels((248, 264), Look(1, 1, None).brush_steps) for i in range(level.steps)]
+    assert seen == [
+        (level.size, i)
+        for level in levels((248, 264), Look(1, 1, None).brush_steps)
+        for i in range(level.steps)
+    ]
 
 
 @pytest.mark.parametrize("size", [(240, 256), (250, 333)])
-def test_the_margin_is_cut_off_where_it_was_put_on(brush: Brush, painting: Image.Image, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+def test_the_margin_is_cut_off_where_it_was_put_on(
+    brush: Brush, painting: Image.Image, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
     monkeypatch.setattr(brushes, "descend", lambda *args: None)
     photo = tensor(picture(*size[::-1]))
     order = Order(size, [[(painting, 1.0)]], photo, detail=1.0)
     assert torch.allclose(brush.finish(photo, order, Look(1, 1, None), all_steps), photo, atol=1e-5)
 
 
-def test_a_paintings_grams_are_taken_once(brush: Brush, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paintings_grams_are_taken_once(
+    brush: Brush, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken = []
     real = brushes.grams_of
-    monkeypatch.setattr(brushes, "grams_of", lambda features, x, *more: taken.append(x.shape) or real(features, x, *more))
+    monkeypatch.setattr(
+        brushes, "grams_of", lambda features, x, *more: taken.append(x.shape) or real(features, x, *more)
+    )
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     for _ in range(2):
         brush.finish(order.content, order, LOOK, all_steps)
     brush.finish(order.content, Order((64, 72), [[(painting.copy(), 1.0)]], tensor(photo)), LOOK, all_steps)
     assert len(taken) == 1
-    brush.finish(order.content, Order((64, 72), [[(painting.rotate(180), 1.0)]], tensor(photo)), LOOK, all_steps)
+    brush.finish(
+        order.content, Order((64, 72), [[(painting.rotate(180), 1.0)]], tensor(photo)), LOOK, all_steps
+    )
     assert len(taken) == 2
 
 
@@ -147,8 +163,13 @@ def test_the_grams_kept_are_bounded(brush: Brush, monkeypatch: pytest.MonkeyPatc
     assert len(brush._grams) == 2
 
 
-def test_only_the_ratio_of_the_scales_counts_and_none_is_too_large(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
-    pictures = [painted_with(brush, photo, painting, style_scale=s, content_scale=c) for s, c in ((1.0, 0.5), (2e30, 1e30), (1e-30, 5e-31))]
+def test_only_the_ratio_of_the_scales_counts_and_none_is_too_large(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
+    pictures = [
+        painted_with(brush, photo, painting, style_scale=s, content_scale=c)
+        for s, c in ((1.0, 0.5), (2e30, 1e30), (1e-30, 5e-31))
+    ]
     assert all(torch.allclose(one, pictures[0], atol=0.02) for one in pictures)
     assert not torch.allclose(painted_with(brush, photo, painting, style_scale=0.2), pictures[0], atol=0.02)
 
@@ -171,13 +192,20 @@ def painted_with(brush: Brush, photo: Image.Image, painting: Image.Image, **opti
     return brush.finish(tensor(photo), order, Look(1, 6, None), all_steps)
 
 
-def test_a_mix_of_one_painting_with_itself_is_that_painting(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+def test_a_mix_of_one_painting_with_itself_is_that_painting(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
     mix = painted_with(brush, photo, painting, styles=[[(painting, 0.3), (painting, 0.7)]])
     assert torch.allclose(mix, painted_with(brush, photo, painting), atol=0.02)
 
 
-def test_strength_goes_from_the_photos_paint_to_the_paintings(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
-    moved = [float((painted_with(brush, photo, painting, strength=s) - tensor(photo)).abs().mean()) for s in (0.05, 0.5, 1.0)]
+def test_strength_goes_from_the_photos_paint_to_the_paintings(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
+    moved = [
+        float((painted_with(brush, photo, painting, strength=s) - tensor(photo)).abs().mean())
+        for s in (0.05, 0.5, 1.0)
+    ]
     assert moved == sorted(moved) and moved[0] < 0.6 * moved[2]
 
 
@@ -189,17 +217,24 @@ def test_kept_pixels_stay_the_photo(brush: Brush, photo: Image.Image, painting: 
     assert not torch.allclose(painted[..., 34:], tensor(photo)[..., 34:], atol=0.01)
 
 
-def test_what_is_kept_has_no_share_in_the_paint(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+def test_what_is_kept_has_no_share_in_the_paint(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
     keep = torch.zeros(1, 1, 64, 72)
     keep[..., :36] = 1
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo), keep=keep)
     energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
     assert torch.equal(energy.masks, 1 - keep[0])
-    masked = brush.energy(levels(order.size, LOOK.brush_steps)[-1], Order((64, 72), order.styles, order.content, torch.ones(1, 64, 72), keep))
+    masked = brush.energy(
+        levels(order.size, LOOK.brush_steps)[-1],
+        Order((64, 72), order.styles, order.content, torch.ones(1, 64, 72), keep),
+    )
     assert torch.equal(masked.masks, energy.masks)
 
 
-def test_a_picture_that_is_kept_whole_is_the_photo(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
+def test_a_picture_that_is_kept_whole_is_the_photo(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
     assert torch.equal(painted_with(brush, photo, painting, keep=torch.ones(1, 1, 64, 72)), tensor(photo))
 
 
@@ -210,27 +245,35 @@ def test_style_size_changes_what_is_looked_at(brush: Brush, painting: Image.Imag
         return brush._side(painting, level, Order(size, [], style_size=style_size))
 
     assert side(None) == 64 and side(40) == 40 and side(96) == 96
-    assert side(None, (128, 144)) == 40  # the painting has 80 pixels, and is looked at half as large at half the size
+    assert (
+        side(None, (128, 144)) == 40
+    )  # the painting has 80 pixels, and is looked at half as large at half the size
     assert side(96, (128, 144)) == 48
 
 
 # The pipeline
 
 
-def test_looks_differ_and_fine_is_the_default(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_looks_differ_and_fine_is_the_default(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     default = pipeline(photo, painting, **FINE)
     assert default == pipeline(photo, painting, look="fine", **FINE)
     assert default != pipeline(photo, painting, **FAST) and default.size == (72, 64)
 
 
-def test_a_fine_picture_is_the_same_alone_and_in_company(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_a_fine_picture_is_the_same_alone_and_in_company(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     other = picture(72, 64, seed=5)
     together = pipeline([other, photo, other], painting, seed=[3, 4, 5], **FINE)
     assert together[1] == pipeline(photo, painting, seed=4, **FINE)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
-def test_every_sampler_can_begin(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, sampler: str) -> None:
+def test_every_sampler_can_begin(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, sampler: str
+) -> None:
     assert pipeline(photo, painting, sampler=sampler, **FINE).size == (72, 64)
 
 
@@ -239,7 +282,9 @@ def test_a_style_alone_can_be_fine(pipeline: StyleTransferPipeline, painting: Im
     assert fine.size == (64, 64) and fine != pipeline(None, painting, **FAST)
 
 
-def test_mixes_and_regions(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_mixes_and_regions(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     other = picture(64, 64, seed=9)
     mask = Image.new("L", photo.size, 0)
     mask.paste(255, (0, 0, 36, 64))
@@ -249,43 +294,72 @@ def test_mixes_and_regions(pipeline: StyleTransferPipeline, photo: Image.Image, 
     assert len({image.tobytes() for image in (regions, mix, single)}) == 3
 
 
-def test_preserve_color_keeps_the_photos_chroma(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_preserve_color_keeps_the_photos_chroma(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     painted = pipeline(photo, painting, preserve_color=True, **FINE)
     for channel in ("Cb", "Cr"):
-        ours, photos = (image.convert("YCbCr").getchannel(channel).resize((9, 8), Image.Resampling.BOX) for image in (painted, photo))
+        ours, photos = (
+            image.convert("YCbCr").getchannel(channel).resize((9, 8), Image.Resampling.BOX)
+            for image in (painted, photo)
+        )
         assert abs(pixels(ours.convert("RGB")) - pixels(photos.convert("RGB"))).mean() < 6
 
 
-def test_keep_is_the_photo_to_the_pixel(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_keep_is_the_photo_to_the_pixel(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     mask = Image.new("L", photo.size, 0)
     mask.paste(255, (0, 0, 72, 30))
     painted = pipeline(photo, painting, keep=mask, **FINE)
-    assert (pixels(painted)[:30] == pixels(photo)[:30]).all() and (pixels(painted)[40:] != pixels(photo)[40:]).any()
+    assert (pixels(painted)[:30] == pixels(photo)[:30]).all() and (
+        pixels(painted)[40:] != pixels(photo)[40:]
+    ).any()
 
 
-def test_the_same_call_gives_the_same_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_the_same_call_gives_the_same_picture(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     assert pipeline(photo, painting, **FINE) == pipeline(photo, painting, **FINE)
 
 
 def test_effort_multiplies_the_steps() -> None:
-    assert Settings(effort=2.0).brush.brush == 2 * LOOKS["fine"].brush and Settings(look="fast").brush.brush == 0
+    assert (
+        Settings(effort=2.0).brush.brush == 2 * LOOKS["fine"].brush and Settings(look="fast").brush.brush == 0
+    )
 
 
-@pytest.mark.parametrize("settings, problem", [({"look": "fien"}, "look 'fien'"), ({"effort": 0}, "effort"), ({"effort": float("nan")}, "effort")])
-def test_bad_looks_and_efforts(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, settings: dict, problem: str) -> None:
+@pytest.mark.parametrize(
+    "settings, problem",
+    [({"look": "fien"}, "look 'fien'"), ({"effort": 0}, "effort"), ({"effort": float("nan")}, "effort")],
+)
+def test_bad_looks_and_efforts(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, settings: dict, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         pipeline(photo, painting, **settings)
 
 
 def test_sampling_is_guided_mildly_whatever_the_dials(
-    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+    pipeline: StyleTransferPipeline,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
     real = pipeline.painter.paint
-    monkeypatch.setattr(pipeline.painter, "paint", lambda batch, *more: seen.append((batch.content_scales, batch.style_scales)) or real(batch, *more))
+    monkeypatch.setattr(
+        pipeline.painter,
+        "paint",
+        lambda batch, *more: seen.append((batch.content_scales, batch.style_scales)) or real(batch, *more),
+    )
     orders = []
     finish = pipeline.brush.finish
-    monkeypatch.setattr(pipeline.brush, "finish", lambda start, order, *more, **named: orders.append(order) or finish(start, order, *more, **named))
+    monkeypatch.setattr(
+        pipeline.brush,
+        "finish",
+        lambda start, order, *more, **named: orders.append(order) or finish(start, order, *more, **named),
+    )
     pipeline(photo, painting, content_scale=0.25, style_scale=5, **FINE)
     pipeline(photo, painting, content_scale=1.5, style_scale=1, **FINE)
     assert seen == [([1.0], [2.0]), ([1.5], [1])]
@@ -303,7 +377,10 @@ def test_sampling_happens_at_a_size_the_model_knows(pipeline: StyleTransferPipel
 
 
 def test_stopping_gives_the_picture_as_far_as_it_came(
-    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+    pipeline: StyleTransferPipeline,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count = iter(range(100))
     real = brushes.Energy.gradient
@@ -339,13 +416,19 @@ def test_a_models_own_vgg16_leads_it_if_it_is_one(net: vgg16, monkeypatch: pytes
     monkeypatch.setattr("ldm.pipeline.pipeline.bundled_vgg16", lambda: bundled)
     model = tiny_model(use_ema=False)
     first = "weight1_1"
-    assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), bundled.slice1[0].weight)
+    assert torch.equal(
+        StyleTransferPipeline(model).brush.features.get_buffer(first), bundled.slice1[0].weight
+    )
     model.vgg.has_weights = True
     monkeypatch.setattr("ldm.pipeline.pipeline.VGG_CHANNELS", model.vgg.channels)
-    assert torch.equal(StyleTransferPipeline(model).brush.features.get_buffer(first), model.vgg.slice1[0].weight)
+    assert torch.equal(
+        StyleTransferPipeline(model).brush.features.get_buffer(first), model.vgg.slice1[0].weight
+    )
 
 
-def test_a_missing_vgg16_is_told(photo: Image.Image, painting: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_vgg16_is_told(
+    photo: Image.Image, painting: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lpips, "BUNDLED_VGG16", tmp_path / "gone.safetensors")
     pipeline = StyleTransferPipeline(tiny_model(use_ema=False))
     with pytest.raises(UserError, match="git checkout checkpoints/vgg16"):

@@ -1,6 +1,5 @@
 """The bundled model: it loads anywhere, offline, and paints: the photo is still there, the palette is the painting's."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -68,7 +67,9 @@ def test_the_model_has_neither_judge_nor_style_network_in_it() -> None:
 
 def test_the_model_card_says_what_it_is_and_whose() -> None:
     card = (ROOT / "checkpoints/mini/README.md").read_text().lower()
-    assert [word for word in ("cc by-nc 4.0", "steps", "limits", "photos", "paintings") if word not in card] == []
+    assert [
+        word for word in ("cc by-nc 4.0", "steps", "limits", "photos", "paintings") if word not in card
+    ] == []
 
 
 # The pictures
@@ -83,7 +84,14 @@ def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
     """Before pictures are made of them, which would hide it."""
     photo = image_to_tensor(resize_short_side(content("moose"), 64))[None]
     statistics = pipeline.encode_style(style("turner_whalers"), 64)
-    batch = Batch(statistics[None], tuple(photo.shape[2:]), seeds=[0], content_scales=[1.0], style_scales=[2.0], content=photo)
+    batch = Batch(
+        statistics[None],
+        tuple(photo.shape[2:]),
+        seeds=[0],
+        content_scales=[1.0],
+        style_scales=[2.0],
+        content=photo,
+    )
     result = pipeline.painter.paint(batch, Settings(look="fast", steps=4))
     assert result.isfinite().all() and result.abs().max() < 4
 
@@ -106,7 +114,10 @@ def test_the_palette_moves_from_the_photos_to_the_paintings(painted: list[Image.
 
 def outlines(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """The slopes of the blurred luminance, along and across, as one vector of mean 0 and length 1."""
-    grey = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(4)), dtype=np.float64)
+    grey = np.asarray(
+        image.convert("L").resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(4)),
+        dtype=np.float64,
+    )
     slopes = np.concatenate([slope.ravel() for slope in np.gradient(grey)])
     return (slopes - slopes.mean()) / np.linalg.norm(slopes - slopes.mean())
 
@@ -114,21 +125,28 @@ def outlines(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("i", range(len(PAIRS)))
 def test_the_content_is_still_there(painted: list[Image.Image], i: int) -> None:
     size = painted[i].size
-    likeness = {path.stem: float(outlines(painted[i], size) @ outlines(load_image(path), size)) for path in (ROOT / "data/contents").glob("*.jpg")}
+    likeness = {
+        path.stem: float(outlines(painted[i], size) @ outlines(load_image(path), size))
+        for path in (ROOT / "data/contents").glob("*.jpg")
+    }
     own = likeness.pop(PAIRS[i][0])
     assert own > 0.5 and own > max(likeness.values()) + 0.3
 
 
 def test_the_painting_makes_the_difference(pipeline: StyleTransferPipeline) -> None:
     photo = content("astronaut")
-    results = pipeline(photo, [style("turner_whalers"), style("van_gogh_wheat_field_with_cypresses")], **SETTINGS)
+    results = pipeline(
+        photo, [style("turner_whalers"), style("van_gogh_wheat_field_with_cypresses")], **SETTINGS
+    )
     assert np.linalg.norm(mean_colour(results[0]) - mean_colour(results[1])) > 15
 
 
 # Seeds
 
 
-def test_the_same_seed_gives_the_same_picture_bit_by_bit(pipeline: StyleTransferPipeline, painted: list[Image.Image]) -> None:
+def test_the_same_seed_gives_the_same_picture_bit_by_bit(
+    pipeline: StyleTransferPipeline, painted: list[Image.Image]
+) -> None:
     photo, painting = PAIRS[0]
     torch.manual_seed(123)
     assert pipeline(content(photo), style(painting), **SETTINGS) == painted[0]
@@ -136,7 +154,10 @@ def test_the_same_seed_gives_the_same_picture_bit_by_bit(pipeline: StyleTransfer
 
 def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline) -> None:
     names = ["chenonceau_castle", "brandenburg_gate", "chenonceau_castle"]
-    contents, styles = [content(name) for name in names], [style(path.stem) for path in sorted((ROOT / "data/styles").glob("*.jpg"))[:3]]
+    contents, styles = (
+        [content(name) for name in names],
+        [style(path.stem) for path in sorted((ROOT / "data/styles").glob("*.jpg"))[:3]],
+    )
     options = {**SETTINGS, "size": 128, "style_scale": 3.0}
     together = pipeline(contents, styles, **{**options, "seed": [1, 2, 3]})
     for i in range(3):

@@ -53,7 +53,9 @@ def published_names(value: float = 1.0, ema: float = 2.0) -> dict[str, torch.Ten
 @pytest.fixture
 def lightning_file(tmp_path: Path) -> Path:
     path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": published_names(), "global_step": 317673, "epoch": 12, "optimizer_states": [{}]}, path)
+    torch.save(
+        {"state_dict": published_names(), "global_step": 317673, "epoch": 12, "optimizer_states": [{}]}, path
+    )
     return path
 
 
@@ -77,7 +79,9 @@ def test_reads_old_lightning_files(tmp_path: Path) -> None:
     content = {
         "state_dict": OrderedDict(weight=torch.ones(2)),
         "callbacks": {ModelCheckpoint: {"monitor": "val/loss", "best_model_score": np.float64(0.5)}},
-        "hyper_parameters": argparse.Namespace(lr=1e-4, config=OmegaConf.create({"a": {"b": [1, 2]}, "c": None})),
+        "hyper_parameters": argparse.Namespace(
+            lr=1e-4, config=OmegaConf.create({"a": {"b": [1, 2]}, "c": None})
+        ),
         "metrics": defaultdict(list, {"loss": [np.float32(1.0), np.zeros(3)]}),
     }
     torch.save(content, tmp_path / "old.ckpt")
@@ -113,7 +117,10 @@ def test_hostile_pickle_is_not_run(tmp_path: Path, save, function, arguments) ->
             return function, (first_argument, *arguments)
 
     path = tmp_path / "hostile.ckpt"
-    save({"state_dict": {"weight": torch.ones(2)} if save is not save_raw_pickle else {}, "extra": Hostile()}, path)
+    save(
+        {"state_dict": {"weight": torch.ones(2)} if save is not save_raw_pickle else {}, "extra": Hostile()},
+        path,
+    )
     with pytest.raises(CheckpointError, match=f"names the code `.*{function.__name__}`"):
         read_state_dict(path)
     assert not trace.exists()
@@ -142,7 +149,10 @@ BAD_FILES = {
     "noise.ckpt": (b"no weights here, only words {}", "not a checkpoint"),
     "noise.safetensors": (b"no weights here", "not a safetensors file"),
     "pickle.ckpt": (b"\x80\x02garbage", "damaged"),
-    "short.safetensors": (safetensors_bytes(ONE_TENSOR, bytes(16))[:-3], r"cut short: it should have \d+ bytes"),
+    "short.safetensors": (
+        safetensors_bytes(ONE_TENSOR, bytes(16))[:-3],
+        r"cut short: it should have \d+ bytes",
+    ),
     "header.safetensors": (safetensors_bytes(ONE_TENSOR, b"")[:-9], "cut short inside its header"),
     "json.safetensors": ((4).to_bytes(8, "little") + b"{]]}", "header cannot be read"),
     "offsets.safetensors": (safetensors_bytes(ONE_TENSOR, bytes(17)), "damaged safetensors"),
@@ -191,7 +201,9 @@ def test_no_such_file_and_folder(tmp_path: Path) -> None:
         read_state_dict(tmp_path)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3, "model": {}}, {"state_dict": {}}, {"state_dict": 3}, [1, 2]])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 3, "model": {}}, {"state_dict": {}}, {"state_dict": 3}, [1, 2]]
+)
 def test_file_without_tensors(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "empty.ckpt")
     with pytest.raises(CheckpointError, match="no tensors"):
@@ -211,10 +223,14 @@ def test_loads_half_precision_into_float32() -> None:
 def test_strict_errors_name_everything_and_leave_the_module_alone() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    wrong = {"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2)} | {f"x{i}": torch.zeros(1) for i in range(7)}
+    wrong = {"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2)} | {
+        f"x{i}": torch.zeros(1) for i in range(7)
+    }
     with pytest.raises(CheckpointError) as caught:
         load_strict(module, wrong, where="some.ckpt")
-    assert str(caught.value).startswith("some.ckpt does not fit Sequential; use the config that belongs to the checkpoint")
+    assert str(caught.value).startswith(
+        "some.ckpt does not fit Sequential; use the config that belongs to the checkpoint"
+    )
     assert "in ignore_keys: 2 missing (1.weight, 1.bias), 7 unexpected (x0, " in str(caught.value)
     assert "x4, and 2 more), 1 misshapen (0.weight: (2, 4), not (2, 3))" in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
@@ -223,7 +239,12 @@ def test_strict_errors_name_everything_and_leave_the_module_alone() -> None:
 def test_ignore_keys_are_neither_loaded_nor_required() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     kept = module[1].weight.clone()
-    state = {"0.weight": torch.ones(2, 3), "0.bias": torch.ones(2), "1.weight": torch.zeros(9), "loss.w": torch.ones(1)}
+    state = {
+        "0.weight": torch.ones(2, 3),
+        "0.bias": torch.ones(2),
+        "1.weight": torch.zeros(9),
+        "loss.w": torch.ones(1),
+    }
     load_strict(module, state, ignore_keys=["1.", "loss."])
     assert torch.equal(module[0].weight, torch.ones(2, 3))
     assert torch.equal(module[1].weight, kept)
@@ -246,7 +267,9 @@ def test_bake_ema_keeps_shadows_under_live_names() -> None:
     baked = bake_ema(state)
     assert not [name for name in baked if "_ema" in name or ".loss." in name]
     assert (baked[CONV] == 2).all() and (baked["null_style_vector.weight"] == 2).all()
-    assert (baked["model.frozen"] == 1).all() and (baked["first_stage_model.encoder.conv_in.weight"] == 1).all()
+    assert (baked["model.frozen"] == 1).all() and (
+        baked["first_stage_model.encoder.conv_in.weight"] == 1
+    ).all()
     assert torch.equal(baked["betas"], state["betas"])
     assert (state[CONV] == 1).all(), "the input must stay as it was"
 
@@ -326,8 +349,19 @@ def test_failed_save_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pyte
         ([CONV, "null_style_vector.weight", "vgg.slice1.0.weight"], "ArtFusion checkpoint"),
         ([CONV, "cond_stage_model.embedding.weight"], "class-conditional latent diffusion"),
         ([CONV, "cond_stage_model.transformer.wte.weight"], "latent diffusion"),
-        ([CONV, "first_stage_model.quant_conv.bias"], "latent diffusion without a condition stage of its own"),
-        (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "quantize.embedding.weight"], "VQ first stage"),
+        (
+            [CONV, "first_stage_model.quant_conv.bias"],
+            "latent diffusion without a condition stage of its own",
+        ),
+        (
+            [
+                "encoder.conv_in.weight",
+                "decoder.conv_in.weight",
+                "quant_conv.bias",
+                "quantize.embedding.weight",
+            ],
+            "VQ first stage",
+        ),
         ([CONV, "cond_stage_model.transformer.text_model.final_layer_norm.weight"], "Stable Diffusion 1"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias", "loss.w"], "KL first stage"),
         (["features.0.weight", "features.26.bias", "classifier.0.bias"], "VGG16 features"),
@@ -353,7 +387,12 @@ def test_describe_counts(tmp_path: Path, lightning_file: Path) -> None:
 def test_file_hash_and_human_size(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_hash(tmp_path / "abc") == "ba7816bf8f01"
-    assert [human_size(n) for n in (0, 999, 1000, 2_960_000_000)] == ["0 bytes", "999 bytes", "1.0 kB", "3.0 GB"]
+    assert [human_size(n) for n in (0, 999, 1000, 2_960_000_000)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "3.0 GB",
+    ]
 
 
 # Scripts
@@ -387,7 +426,9 @@ def test_convert_bakes_the_ema(tmp_path: Path, lightning_file: Path, script) -> 
 
 
 def test_convert_keeps_live_weights_when_asked(tmp_path: Path, lightning_file: Path, script) -> None:
-    code, out, _ = script("convert_checkpoint.py", lightning_file, tmp_path / "live.safetensors", "--keep-live")
+    code, out, _ = script(
+        "convert_checkpoint.py", lightning_file, tmp_path / "live.safetensors", "--keep-live"
+    )
     assert code == 0 and "live weights" in out
     read = read_state_dict(tmp_path / "live.safetensors")
     assert (read[CONV] == 1).all() and not [name for name in read if "_ema" in name]
@@ -448,7 +489,9 @@ def test_verify_helpers(capsys: pytest.CaptureFixture) -> None:
     assert verify.without_ckpt_paths(node) == expected
 
 
-@pytest.mark.parametrize("command", ["verify_checkpoint.py bad.ckpt", "convert_checkpoint.py bad.ckpt x.safetensors"])
+@pytest.mark.parametrize(
+    "command", ["verify_checkpoint.py bad.ckpt", "convert_checkpoint.py bad.ckpt x.safetensors"]
+)
 def test_scripts_run_from_anywhere_without_traceback(tmp_path: Path, command: str) -> None:
     (tmp_path / "bad.ckpt").write_bytes(b"<html>")
     name, *arguments = command.split()

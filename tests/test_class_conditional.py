@@ -34,7 +34,10 @@ UNET = {
     "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 16,
 }  # fmt: skip
 CROSS = {**UNET, "use_spatial_transformer": True, "context_dim": WIDTH}
-EMBEDDER = {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"n_classes": CLASSES, "embed_dim": WIDTH, "key": "class_label"}}
+EMBEDDER = {
+    "target": "ldm.modules.encoders.modules.ClassEmbedder",
+    "params": {"n_classes": CLASSES, "embed_dim": WIDTH, "key": "class_label"},
+}
 T = torch.tensor([3, 900])
 
 
@@ -45,7 +48,13 @@ def unet(**changes: Any) -> UNetModel:
 
 def options(**changes: Any) -> dict[str, Any]:
     network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": CROSS}
-    defaults = {"unet_config": network, "cond_stage_config": EMBEDDER, "cond_stage_key": "class_label", "cond_stage_trainable": True, "conditioning_key": "crossattn"}
+    defaults = {
+        "unet_config": network,
+        "cond_stage_config": EMBEDDER,
+        "cond_stage_key": "class_label",
+        "cond_stage_trainable": True,
+        "conditioning_key": "crossattn",
+    }
     return {**LATENT, **defaults, **changes}
 
 
@@ -69,7 +78,9 @@ def golden() -> tuple[LatentDiffusion, dict[str, np.ndarray]]:
 
 def test_state_dict_is_the_published_layout(golden) -> None:
     expected = json.loads((GOLDEN / "class_cond_ldm_state_dict.json").read_text())
-    actual = {key: [str(v.dtype).removeprefix("torch."), list(v.shape)] for key, v in golden[0].state_dict().items()}
+    actual = {
+        key: [str(v.dtype).removeprefix("torch."), list(v.shape)] for key, v in golden[0].state_dict().items()
+    }
     assert len(actual) == 767 and actual == expected
 
 
@@ -134,7 +145,10 @@ def test_spatial_transformer_attends_to_itself_then_to_the_context() -> None:
     x, context = rnd("x", 2, 64, 4, 4), rnd("context", 2, 3, WIDTH)
 
     def attention(layer: nn.Module, x: Tensor, context: Tensor) -> Tensor:
-        q, k, v = (part.reshape(2, -1, 4, 16).transpose(1, 2) for part in (layer.to_q(x), layer.to_k(context), layer.to_v(context)))
+        q, k, v = (
+            part.reshape(2, -1, 4, 16).transpose(1, 2)
+            for part in (layer.to_q(x), layer.to_k(context), layer.to_v(context))
+        )
         return layer.to_out(((q @ k.transpose(2, 3) / 4).softmax(-1) @ v).transpose(1, 2).reshape(2, -1, 64))
 
     h = block.proj_in(block.norm(x)).flatten(2).transpose(1, 2)
@@ -154,7 +168,14 @@ def test_labels_join_the_time_embedding() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"resblock_updown": True}, {"conv_resample": False}, {"num_heads": 4, "num_head_channels": -1}, {"use_new_attention_order": True}, CROSS | {"transformer_depth": 2}],
+    [
+        {},
+        {"resblock_updown": True},
+        {"conv_resample": False},
+        {"num_heads": 4, "num_head_channels": -1},
+        {"use_new_attention_order": True},
+        CROSS | {"transformer_depth": 2},
+    ],
     ids=["plain", "updown", "no conv", "heads", "new order", "deep"],
 )
 def test_every_parameter_takes_part_and_checkpointing_changes_nothing(changes: dict[str, Any]) -> None:
@@ -185,7 +206,11 @@ IMAGENET_256 = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("config, parameters", [(STABLE_DIFFUSION_1, 859_520_964), (IMAGENET_256, 400_920_579)], ids=["Stable Diffusion 1", "ImageNet 256"])
+@pytest.mark.parametrize(
+    "config, parameters",
+    [(STABLE_DIFFUSION_1, 859_520_964), (IMAGENET_256, 400_920_579)],
+    ids=["Stable Diffusion 1", "ImageNet 256"],
+)
 def test_published_networks_have_their_published_sizes(config: dict[str, Any], parameters: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in UNetModel(**config).parameters()) == parameters
@@ -239,15 +264,23 @@ def test_one_condition_goes_where_the_key_says(key: str, given: str) -> None:
     name = "c_concat" if key == "concat" else "c_crossattn"
     model.apply_model(x, T, {"tensor": c, "list": [c], "dict": {name: [c]}}[given])
     got = model.model.diffusion_model.got
-    expected = {"x": torch.cat([x, c], 1)} if key == "concat" else {"x": x, {"crossattn": "context", "adm": "y"}[key]: c}
-    assert got.keys() == expected.keys() and all(torch.equal(got[name], value) for name, value in expected.items())
+    expected = (
+        {"x": torch.cat([x, c], 1)}
+        if key == "concat"
+        else {"x": x, {"crossattn": "context", "adm": "y"}[key]: c}
+    )
+    assert got.keys() == expected.keys() and all(
+        torch.equal(got[name], value) for name, value in expected.items()
+    )
 
 
 def test_hybrid_takes_both_and_sequences_are_joined() -> None:
     model, x, a, b = with_seen("hybrid"), latents("x"), rnd("a", 2, 3, WIDTH), rnd("b", 2, 1, WIDTH)
     model.apply_model(x, T, {"c_concat": [latents("c")], "c_crossattn": [a, b]})
     got = model.model.diffusion_model.got
-    assert torch.equal(got["x"], torch.cat([x, latents("c")], 1)) and torch.equal(got["context"], torch.cat([a, b], 1))
+    assert torch.equal(got["x"], torch.cat([x, latents("c")], 1)) and torch.equal(
+        got["context"], torch.cat([a, b], 1)
+    )
     for missing in ({"c_concat": [latents("c")]}, {"c_crossattn": [a]}, None):
         with pytest.raises(ValueError, match="c_concat and c_crossattn"):
             model.apply_model(x, T, missing)
@@ -255,19 +288,37 @@ def test_hybrid_takes_both_and_sequences_are_joined() -> None:
 
 @pytest.mark.parametrize("concat_mode, expected", [(True, "concat"), (False, "crossattn")])
 def test_the_published_default_of_the_key(concat_mode: bool, expected: str) -> None:
-    assert LatentDiffusion(**options(conditioning_key=None, concat_mode=concat_mode)).model.conditioning_key == expected
-    unconditional = LatentDiffusion(**options(conditioning_key=None, cond_stage_config="__is_unconditional__", cond_stage_trainable=False))
-    assert unconditional.model.conditioning_key is None and unconditional.condition_of({}, latents("x")) is None
+    assert (
+        LatentDiffusion(**options(conditioning_key=None, concat_mode=concat_mode)).model.conditioning_key
+        == expected
+    )
+    unconditional = LatentDiffusion(
+        **options(conditioning_key=None, cond_stage_config="__is_unconditional__", cond_stage_trainable=False)
+    )
+    assert (
+        unconditional.model.conditioning_key is None and unconditional.condition_of({}, latents("x")) is None
+    )
 
 
 def test_the_first_stage_as_condition_stage() -> None:
-    network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**UNET, "in_channels": 2 * CHANNELS}}
-    model = class_ldm(unet_config=network, cond_stage_config="__is_first_stage__", cond_stage_key="sketch", conditioning_key="concat", cond_stage_trainable=False)
+    network = {
+        "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        "params": {**UNET, "in_channels": 2 * CHANNELS},
+    }
+    model = class_ldm(
+        unet_config=network,
+        cond_stage_config="__is_first_stage__",
+        cond_stage_key="sketch",
+        conditioning_key="concat",
+        cond_stage_trainable=False,
+    )
     sketch = rnd("sketch", 2, 32, 32, 3).tanh()
     _, c = model.get_input({**batch([0, 1]), "sketch": sketch}, "image")
     assert_same(c, model.first_stage_model.encode(sketch.permute(0, 3, 1, 2)).mode())
     assert model.apply_model(latents("x"), T, c).shape == (2, CHANNELS, SIDE, SIDE)
-    assert not {id(p) for p in model.trained_parameters()} & {id(p) for p in model.first_stage_model.parameters()}
+    assert not {id(p) for p in model.trained_parameters()} & {
+        id(p) for p in model.first_stage_model.parameters()
+    }
 
 
 @pytest.mark.parametrize("trainable", [True, False])
@@ -289,7 +340,9 @@ class Recoder(nn.Module):
 
 
 def test_encode_is_preferred_and_another_method_can_be_named() -> None:
-    model = LatentDiffusion(**options(cond_stage_config={"target": "torch.nn.Identity"}, cond_stage_trainable=False))
+    model = LatentDiffusion(
+        **options(cond_stage_config={"target": "torch.nn.Identity"}, cond_stage_trainable=False)
+    )
     labels = torch.tensor([1, 2])
     assert torch.equal(model.get_learned_conditioning(labels), labels)
     model.cond_stage_model = Recoder()
@@ -306,7 +359,9 @@ def test_some_training_samples_go_without_their_class() -> None:
     data = {"class_label": torch.tensor(labels)}
     model.train().get_learned_conditioning(model.condition_input(data))
     dropped = seen[0] == CLASSES - 1
-    assert 0.15 < dropped.float().mean() < 0.35 and torch.equal(seen[0][~dropped], data["class_label"][~dropped])
+    assert 0.15 < dropped.float().mean() < 0.35 and torch.equal(
+        seen[0][~dropped], data["class_label"][~dropped]
+    )
     model.eval().get_learned_conditioning(model.condition_input(data))
     assert torch.equal(seen[1], data["class_label"])
 
@@ -329,7 +384,11 @@ def test_bad_conditions_are_named() -> None:
     with pytest.raises(ConfigError, match="no 'class_label' .*only image, path"):
         model.get_input({"image": batch([0])["image"], "path": ["x"]}, "image")
     with pytest.raises(ConfigError, match="no condition stage"):
-        LatentDiffusion(**options(cond_stage_config="__is_unconditional__", cond_stage_trainable=False, conditioning_key=None)).get_learned_conditioning(1)
+        LatentDiffusion(
+            **options(
+                cond_stage_config="__is_unconditional__", cond_stage_trainable=False, conditioning_key=None
+            )
+        ).get_learned_conditioning(1)
 
 
 @pytest.mark.parametrize("drop", [-0.1, 2.0])
@@ -353,14 +412,26 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 12}
-    text = transformers.CLIPTextConfig(vocab_size=20, max_position_embeddings=10, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 12,
+    }
+    text = transformers.CLIPTextConfig(
+        vocab_size=20, max_position_embeddings=10, bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes
+    )
     transformers.CLIPTextModel(text).save_pretrained(folder / "text")
-    transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(folder / "pictures")
+    transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(image_size=16, patch_size=8, **sizes)
+    ).save_pretrained(folder / "pictures")
     words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghi", *(f"{letter}</w>" for letter in "abcdefghi")]
     (folder / "text/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "text/merges.txt").write_text("#version: 0.2\n")
-    (folder / "text/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 10}))
+    (folder / "text/tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 10})
+    )
     return folder
 
 
@@ -371,14 +442,21 @@ def clip_stage(kind: str, folder: Path, **params: Any) -> dict[str, Any]:
 def test_clip_of_texts(clip: Path) -> None:
     import transformers
 
-    model = LatentDiffusion(**options(cond_stage_config=clip_stage("FrozenCLIPEmbedder", clip / "text", max_length=10), cond_stage_trainable=False))
+    model = LatentDiffusion(
+        **options(
+            cond_stage_config=clip_stage("FrozenCLIPEmbedder", clip / "text", max_length=10),
+            cond_stage_trainable=False,
+        )
+    )
     c = model.get_learned_conditioning(["abc de", "f"])
     tokens = torch.tensor([[0, 2, 3, 13, 5, 15, 1, 1, 1, 1], [0, 16, 1, 1, 1, 1, 1, 1, 1, 1]])
     expected = transformers.CLIPTextModel.from_pretrained(clip / "text")(input_ids=tokens).last_hidden_state
     assert_same(c, expected)
     assert_same(model.null_condition(2), model.get_learned_conditioning(["", ""]))
     names = [name for name in model.state_dict() if name.startswith("cond_stage_model.")]
-    assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names  # as in Stable Diffusion 1
+    assert (
+        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names
+    )  # as in Stable Diffusion 1
     assert "cond_stage_model.transformer.text_model.embeddings.position_ids" in model.optional_keys({})
 
 
@@ -387,10 +465,17 @@ def test_clip_of_pictures(clip: Path) -> None:
 
     stage = instantiate_from_config(clip_stage("FrozenCLIPImageEmbedder", clip / "pictures")).eval()
     x = rnd("x", 2, 3, 16, 16).tanh()
-    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
+    mean, std = (
+        torch.tensor(v)[:, None, None]
+        for v in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    )
     network = transformers.CLIPVisionModelWithProjection.from_pretrained(clip / "pictures")
     assert_same(stage(x), network(pixel_values=((x + 1) / 2 - mean) / std).image_embeds[:, None], 1e-4)
-    assert stage(rnd("large", 1, 3, 40, 24)).shape == (1, 1, 12) and stage(stage.null_input(3)).shape == (3, 1, 12)
+    assert stage(rnd("large", 1, 3, 40, 24)).shape == (1, 1, 12) and stage(stage.null_input(3)).shape == (
+        3,
+        1,
+        12,
+    )
 
 
 def test_clip_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,8 +525,17 @@ def run(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training run of three steps."""
     folder = tmp_path_factory.mktemp("run")
     model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options(cond_drop=0.2)}
-    node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
-    config = recipe(folder / "classes.yaml", model, data_module(node, node), steps=3, callbacks=logger_node(batch_frequency=1))
+    node = {
+        "target": "ldm.data.classes.ClassFolders",
+        "params": {"root": str(folders), "size": 32, "split": "all"},
+    }
+    config = recipe(
+        folder / "classes.yaml",
+        model,
+        data_module(node, node),
+        steps=3,
+        callbacks=logger_node(batch_frequency=1),
+    )
     return train(config)
 
 
@@ -459,23 +553,38 @@ def test_without_dropped_classes_there_need_be_no_null_class() -> None:
 
 
 @pytest.mark.parametrize("n_classes, drop", [(3, 0.0), (4, 0.1), (6, 0.0)])
-def test_a_number_of_classes_that_is_not_the_datas_is_refused_before_training(folders: Path, tmp_path: Path, n_classes: int, drop: float) -> None:
+def test_a_number_of_classes_that_is_not_the_datas_is_refused_before_training(
+    folders: Path, tmp_path: Path, n_classes: int, drop: float
+) -> None:
     stage = {**EMBEDDER, "params": {**EMBEDDER["params"], "n_classes": n_classes}}
-    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options(cond_stage_config=stage, cond_drop=drop)}
-    node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
+    model = {
+        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+        "params": options(cond_stage_config=stage, cond_drop=drop),
+    }
+    node = {
+        "target": "ldm.data.classes.ClassFolders",
+        "params": {"root": str(folders), "size": 32, "split": "all"},
+    }
     with pytest.raises(ConfigError, match=f"4 classes of pictures.*n_classes must be 5 .*not {n_classes}"):
         train(recipe(tmp_path / "classes.yaml", model, data_module(node, node)))
 
 
-def test_a_first_stage_without_weights_is_told(run: Path, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_first_stage_without_weights_is_told(
+    run: Path, folders: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options()}
-    node = {"target": "ldm.data.classes.ClassFolders", "params": {"root": str(folders), "size": 32, "split": "all"}}
+    node = {
+        "target": "ldm.data.classes.ClassFolders",
+        "params": {"root": str(folders), "size": 32, "split": "all"},
+    }
     train(recipe(tmp_path / "classes.yaml", model, data_module(node, node), steps=1))
     assert "the first stage has random weights: give its file" in caplog.text
 
 
 def test_samples_are_guided_away_from_the_null_class_each_from_its_own_seed(run: Path) -> None:
-    model = load_for_inference(run / "checkpoints/last.ckpt", run.parents[1] / "classes.yaml", LatentDiffusionModel).eval()
+    model = load_for_inference(
+        run / "checkpoints/last.ckpt", run.parents[1] / "classes.yaml", LatentDiffusionModel
+    ).eval()
     apply_rule(model)
     pictures = sample_classes(model, [0, 3, 3], [5, 6, 5], scale=2.0, steps=3)
     assert_same(sample_classes(model, [3], [5], scale=2.0, steps=3), pictures[2:], 1e-4)
@@ -483,12 +592,21 @@ def test_samples_are_guided_away_from_the_null_class_each_from_its_own_seed(run:
     x_T = torch.randn(CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(6))[None]
     c, uc = model.get_learned_conditioning(torch.tensor([3])), model.null_condition(1)
     guidance = {"unconditional_guidance_scale": 2.0, "unconditional_conditioning": uc}
-    z, _ = DDIMSampler(model).sample(3, 1, x_T.shape[1:], c, x_T=x_T, ddim_discretize="trailing", verbose=False, **guidance)
+    z, _ = DDIMSampler(model).sample(
+        3, 1, x_T.shape[1:], c, x_T=x_T, ddim_discretize="trailing", verbose=False, **guidance
+    )
     assert_same(pictures[1:2], model.decode_first_stage(z), 1e-4)
 
 
 def sheet(run: Path, output: Path, *more: str) -> list[str | Path]:
-    files = ["--checkpoint", run / "checkpoints/last.ckpt", "--config", run.parents[1] / "classes.yaml", "--output", output]
+    files = [
+        "--checkpoint",
+        run / "checkpoints/last.ckpt",
+        "--config",
+        run.parents[1] / "classes.yaml",
+        "--output",
+        output,
+    ]
     return [*files, "--steps", "2", "--n", "2", "--classes", *more]
 
 
@@ -513,44 +631,89 @@ def test_the_program_writes_a_sheet(run: Path, tmp_path: Path, monkeypatch: pyte
         (["1", "--config", "configs/mini.yaml"], "is configs/mini.yaml its config?"),
     ],
 )
-def test_the_program_refuses(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, more: list[str], problem: str) -> None:
+def test_the_program_refuses(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, more: list[str], problem: str
+) -> None:
     code = run_program(script("sample_classes").main, sheet(run, tmp_path / "sheet.png", *more), monkeypatch)
     assert_refused(code, capsys.readouterr(), problem)
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_style_transfer_model_knows_no_classes(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    arguments = ["--checkpoint", "checkpoints/mini/model.safetensors", "--config", "configs/mini.yaml", "--classes", "1", "--output", tmp_path / "sheet.png"]
-    assert_refused(run_program(script("sample_classes").main, arguments, monkeypatch), capsys.readouterr(), "knows no classes")
+def test_a_style_transfer_model_knows_no_classes(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = [
+        "--checkpoint",
+        "checkpoints/mini/model.safetensors",
+        "--config",
+        "configs/mini.yaml",
+        "--classes",
+        "1",
+        "--output",
+        tmp_path / "sheet.png",
+    ]
+    assert_refused(
+        run_program(script("sample_classes").main, arguments, monkeypatch),
+        capsys.readouterr(),
+        "knows no classes",
+    )
 
 
 def test_a_checkpoint_is_recognised(run: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     arguments = [run / "checkpoints/last.ckpt", "--config", run.parents[1] / "classes.yaml"]
     assert run_program(script("verify_checkpoint").main, arguments, monkeypatch) == 0
-    assert "latent diffusion" in (printed := capsys.readouterr().out) and "every name and shape fits" in printed
+    assert (
+        "latent diffusion" in (printed := capsys.readouterr().out) and "every name and shape fits" in printed
+    )
 
 
 # The recipe of the documentation, shortened
 
 
 @pytest.mark.slow
-def test_digits_are_recognised_after_a_short_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_digits_are_recognised_after_a_short_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     program = script("digits")
     assert run_program(program.main, ["--write", tmp_path / "digits"], monkeypatch) == 0
     assert len(list((tmp_path / "digits/7").iterdir())) > 150
     capsys.readouterr()
-    assert_refused(run_program(program.main, ["--write", tmp_path / "digits"], monkeypatch), capsys.readouterr(), "exists already")
-    quiet = ["lightning.trainer.enable_progress_bar=false", "lightning.trainer.accelerator=cpu", "lightning.trainer.num_sanity_val_steps=0"]
+    assert_refused(
+        run_program(program.main, ["--write", tmp_path / "digits"], monkeypatch),
+        capsys.readouterr(),
+        "exists already",
+    )
+    quiet = [
+        "lightning.trainer.enable_progress_bar=false",
+        "lightning.trainer.accelerator=cpu",
+        "lightning.trainer.num_sanity_val_steps=0",
+    ]
 
     def trained(name: str, steps: int, *more: str) -> Path:
         config = Path(shutil.copy(CONFIGS / f"{name}.yaml", tmp_path))
         decay = f"model.params.scheduler_config.params.max_decay_steps={steps}"
-        return train(config, f"lightning.trainer.max_steps={steps}", decay, *more, *quiet) / "checkpoints/last.ckpt"
+        return (
+            train(config, f"lightning.trainer.max_steps={steps}", decay, *more, *quiet)
+            / "checkpoints/last.ckpt"
+        )
 
-    first = trained("class_first_stage", 100, "data.params.batch_size=16", f"data.params.train.params.roots=[{tmp_path / 'digits'}]")
+    first = trained(
+        "class_first_stage",
+        100,
+        "data.params.batch_size=16",
+        f"data.params.train.params.roots=[{tmp_path / 'digits'}]",
+    )
     of_first = f"model.params.first_stage_config.params.ckpt_path={first}"
-    model = trained("class_conditional", 250, "data.params.batch_size=32", f"data.params.train.params.root={tmp_path / 'digits'}", of_first)
+    model = trained(
+        "class_conditional",
+        250,
+        "data.params.batch_size=32",
+        f"data.params.train.params.root={tmp_path / 'digits'}",
+        of_first,
+    )
     capsys.readouterr()
     assert run_program(program.main, ["--recognise", model, "--n", "8", "--steps", "20"], monkeypatch) == 0
     words = capsys.readouterr().out.splitlines()[-1].split()
-    assert words[0] == "all:" and float(words[1].rstrip("%")) >= 45  # chance is 10; the whole recipe reaches 95
+    assert (
+        words[0] == "all:" and float(words[1].rstrip("%")) >= 45
+    )  # chance is 10; the whole recipe reaches 95

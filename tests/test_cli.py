@@ -60,8 +60,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out."""
-    options = {"content": "photo.png", "style": "painting.png", "output": "out.png", "look": "fast", "size": 32, "steps": 2, **changes}
-    return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
+    options = {
+        "content": "photo.png",
+        "style": "painting.png",
+        "output": "out.png",
+        "look": "fast",
+        "size": 32,
+        "steps": 2,
+        **changes,
+    }
+    return [
+        text
+        for name, value in options.items()
+        if value is not None
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 # Bad input
@@ -88,7 +101,10 @@ def arguments(**changes: object) -> list[str]:
         ({"size": -16}, "size must be at least 32 pixels"),
         ({"size": 31}, "size must be at least 32 pixels, got 31"),
         ({"size": 16_000_000}, "limit of 40000000 pixels"),
-        ({"size": "big"}, "--size: expected a number such as 256, or width x height such as 640x480, got 'big'"),
+        (
+            {"size": "big"},
+            "--size: expected a number such as 256, or width x height such as 640x480, got 'big'",
+        ),
         ({"size": "256.5"}, "--size"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": -1}, "steps must be between"),
@@ -117,7 +133,12 @@ def arguments(**changes: object) -> list[str]:
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_read(
-    stylize: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+    stylize: ModuleType,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    wrong: dict,
+    problem: str,
 ) -> None:
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
     before = everything_in(folder)
@@ -141,48 +162,92 @@ def test_bad_input_is_refused_before_the_model_is_read(
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused(
-    stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+    stylize: ModuleType,
+    folder: Path,
+    model_files: list,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    wrong: dict,
+    problem: str,
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     save_safetensors({"encoder.weight": torch.ones(2)}, folder / "other.safetensors")
-    save_config({"model": model_config(unet_config={"target": "os.system", "params": {"command": "true"}})}, folder / "hostile.yaml")
+    save_config(
+        {"model": model_config(unet_config={"target": "os.system", "params": {"command": "true"}})},
+        folder / "hostile.yaml",
+    )
     before = everything_in(folder)
     code = run_program(stylize.main, [*model_files, *arguments(**wrong, output="new/out.png")], monkeypatch)
     assert_refused(code, capsys.readouterr(), problem)
     assert everything_in(folder) == before
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(stylize: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_a_folder_that_cannot_be_written_to_is_refused(
+    stylize: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
-    assert_refused(run_program(stylize.main, arguments(), monkeypatch), capsys.readouterr(), "no permission to write")
+    assert_refused(
+        run_program(stylize.main, arguments(), monkeypatch), capsys.readouterr(), "no permission to write"
+    )
 
 
 def test_the_commands_own_process(folder: Path) -> None:
     """What the tests above cannot see: lines that imports or warnings would add."""
     command = [sys.executable, ROOT / "scripts/stylize.py", *arguments(content="nowhere.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere.png: no such file or folder\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "error: nowhere.png: no such file or folder\n",
+    )
 
 
 # Good input
 
 
 def test_a_picture_of_the_asked_size_is_written(folder: Path, model_files: list) -> None:
-    command = [sys.executable, ROOT / "scripts/stylize.py", *model_files, *arguments(output="new/folder/out.jpg", size=64)]
+    command = [
+        sys.executable,
+        ROOT / "scripts/stylize.py",
+        *model_files,
+        *arguments(output="new/folder/out.jpg", size=64),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "new/folder/out.jpg\n", done.stderr
     with Image.open(folder / "new/folder/out.jpg") as result:
         assert (result.format, result.mode, result.size) == ("JPEG", "RGB", (96, 64))
 
 
-def test_the_options_reach_the_pipeline(stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"content_scale": 2.0, "style_scale": 3.0, "sampler": "ddim", "steps": 3, "eta": 0.5, "seed": 7, "look": "fast", "size": 48}
-    assert run_program(stylize.main, [*model_files, *arguments(**options, device="cpu", precision="fp32")], monkeypatch) == 0
-    pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], device="cpu", precision="fp32")
-    assert np.array_equal(pixels(load_image(folder / "out.png")), pixels(pipeline("photo.png", "painting.png", **options)))
+def test_the_options_reach_the_pipeline(
+    stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {
+        "content_scale": 2.0,
+        "style_scale": 3.0,
+        "sampler": "ddim",
+        "steps": 3,
+        "eta": 0.5,
+        "seed": 7,
+        "look": "fast",
+        "size": 48,
+    }
+    assert (
+        run_program(
+            stylize.main, [*model_files, *arguments(**options, device="cpu", precision="fp32")], monkeypatch
+        )
+        == 0
+    )
+    pipeline = StyleTransferPipeline.from_pretrained(
+        model_files[1], model_files[3], device="cpu", precision="fp32"
+    )
+    assert np.array_equal(
+        pixels(load_image(folder / "out.png")), pixels(pipeline("photo.png", "painting.png", **options))
+    )
 
 
-def test_an_old_result_is_replaced(stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_result_is_replaced(
+    stylize: ModuleType, folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for seed in (1, 2):
         before = everything_in(folder)
         assert run_program(stylize.main, [*model_files, *arguments(seed=seed)], monkeypatch) == 0
@@ -190,8 +255,12 @@ def test_an_old_result_is_replaced(stylize: ModuleType, folder: Path, model_file
     assert after.keys() == before.keys() and after[folder / "out.png"] != before[folder / "out.png"]
 
 
-def test_allowed_targets_reach_the_config(stylize: ModuleType, folder: Path, model_files: list, monkeypatch, capsys) -> None:
-    save_config({"model": model_config(unet_config={"target": "my.package.UNet", "params": {}})}, folder / "own.yaml")
+def test_allowed_targets_reach_the_config(
+    stylize: ModuleType, folder: Path, model_files: list, monkeypatch, capsys
+) -> None:
+    save_config(
+        {"model": model_config(unet_config={"target": "my.package.UNet", "params": {}})}, folder / "own.yaml"
+    )
     call = [*model_files, *arguments(config="own.yaml")]
     assert_refused(run_program(stylize.main, call, monkeypatch), capsys.readouterr(), "--allow-target PREFIX")
     code = run_program(stylize.main, [*call, "--allow-target", "my.package"], monkeypatch)
@@ -207,24 +276,48 @@ def demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[di
     picture_folder(folder / "photos", 2, (48, 32))
     picture_folder(folder / "styles", 3, (40, 40), seed=9)
     net = narrow_vgg16()
-    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda **options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net))
+    monkeypatch.setattr(
+        StyleTransferPipeline,
+        "from_pretrained",
+        lambda **options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net),
+    )
     calls, call = [], StyleTransferPipeline.__call__
 
     def spy(self: StyleTransferPipeline, contents: Any, styles: Any, **options: Any) -> Any:
-        calls.append({"contents": contents, "styles": styles, **options, "painted": (painted := call(self, contents, styles, **options))})
+        calls.append(
+            {
+                "contents": contents,
+                "styles": styles,
+                **options,
+                "painted": (painted := call(self, contents, styles, **options)),
+            }
+        )
         return painted
 
     monkeypatch.setattr(StyleTransferPipeline, "__call__", spy)
 
     def run(*more: str) -> list[dict[str, Any]]:
-        options = ["--contents", "photos", "--styles", "styles", "--output", "new/sheet.png", "--size", "32", "--steps", "1"]
+        options = [
+            "--contents",
+            "photos",
+            "--styles",
+            "styles",
+            "--output",
+            "new/sheet.png",
+            "--size",
+            "32",
+            "--steps",
+            "1",
+        ]
         assert run_program(script("demo").main, [*options, *more], monkeypatch) == 0
         return calls
 
     return run
 
 
-def test_the_demo_shows_every_style_once_with_what_it_was_painted_from(demo: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_the_demo_shows_every_style_once_with_what_it_was_painted_from(
+    demo: Callable, capsys: pytest.CaptureFixture
+) -> None:
     (call,) = demo()
     photos, styles, painted = call["contents"], call["styles"], call["painted"]
     assert call["look"] == "fine" and len({style.tobytes() for style in styles}) == 3
@@ -235,15 +328,26 @@ def test_the_demo_shows_every_style_once_with_what_it_was_painted_from(demo: Cal
         left = 24 + i * (32 + 24)
         assert sheet.crop((left, 24, left + 32, 56)) == result
         for small, x in ((photo, left), (style, left + 20)):
-            assert abs(pixels(sheet.crop((x, 64, x + 12, 76))) - pixels(small.resize((12, 12), Image.Resampling.LANCZOS))).mean() < 4
+            assert (
+                abs(
+                    pixels(sheet.crop((x, 64, x + 12, 76)))
+                    - pixels(small.resize((12, 12), Image.Resampling.LANCZOS))
+                ).mean()
+                < 4
+            )
     assert len(sheet.crop((192, 24, 224, 76)).getcolors()) > 2  # words tell what is what
     assert "sheet.png: 3 pictures in" in capsys.readouterr().out
 
 
 def test_the_demos_matches_are_bundled_pictures() -> None:
     matches, names = script("demo").MATCHES, {path.stem for path in (ROOT / "data").rglob("*.jpg")}
-    assert set(matches) == {path.stem for path in (ROOT / "data/styles").iterdir()} and set(matches.values()) <= names
-    assert set(script("demo").matched(sorted(set(matches.values())), list(matches))) == {(photo, painting) for painting, photo in matches.items()}
+    assert (
+        set(matches) == {path.stem for path in (ROOT / "data/styles").iterdir()}
+        and set(matches.values()) <= names
+    )
+    assert set(script("demo").matched(sorted(set(matches.values())), list(matches))) == {
+        (photo, painting) for painting, photo in matches.items()
+    }
 
 
 def test_the_demo_draws_every_photo_in_every_style(demo: Callable, folder: Path) -> None:
@@ -255,7 +359,9 @@ def test_the_demo_draws_every_photo_in_every_style(demo: Callable, folder: Path)
     assert filled.tolist() == [[False, True, True, True]] + [[True] * 4] * 2
 
 
-def test_the_demo_refuses_an_empty_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_demo_refuses_an_empty_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     (folder / "none").mkdir()
     code = run_program(script("demo").main, ["--contents", "none", "--output", "sheet.png"], monkeypatch)
     assert_refused(code, capsys.readouterr(), "none: no pictures in it")
@@ -268,11 +374,17 @@ def test_the_demo_refuses_an_empty_folder(folder: Path, monkeypatch: pytest.Monk
     "error, code, line",
     [
         (UserError("two\nlines"), 2, "error: two lines\n"),
-        (PermissionError(13, "Permission denied", "a.png"), 2, "error: [Errno 13] Permission denied: 'a.png'\n"),
+        (
+            PermissionError(13, "Permission denied", "a.png"),
+            2,
+            "error: [Errno 13] Permission denied: 'a.png'\n",
+        ),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture, error: BaseException, code: int, line: str) -> None:
+def test_what_a_user_can_mend_is_one_line(
+    capsys: pytest.CaptureFixture, error: BaseException, code: int, line: str
+) -> None:
     def main() -> None:
         raise error
 
@@ -293,10 +405,23 @@ def test_errors_of_the_program_itself_are_not_hidden() -> None:
         run(lambda: 1 // 0)
 
 
-@pytest.mark.parametrize("given, expected", [(None, [str(ROOT)]), ("/some/wheels", [str(ROOT), "/some/wheels"])])
-def test_a_program_started_from_here_finds_what_this_one_does(given: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "given, expected", [(None, [str(ROOT)]), ("/some/wheels", [str(ROOT), "/some/wheels"])]
+)
+def test_a_program_started_from_here_finds_what_this_one_does(
+    given: str | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
     if given:
         monkeypatch.setenv("PYTHONPATH", given)
     assert own_environment()["PYTHONPATH"].split(os.pathsep) == expected
-    assert own_command("checkpoint verify", "x.ckpt", before=["-m", "pdb"]) == [sys.executable, "-m", "pdb", "-m", "ldm", "checkpoint", "verify", "x.ckpt"]
+    assert own_command("checkpoint verify", "x.ckpt", before=["-m", "pdb"]) == [
+        sys.executable,
+        "-m",
+        "pdb",
+        "-m",
+        "ldm",
+        "checkpoint",
+        "verify",
+        "x.ckpt",
+    ]

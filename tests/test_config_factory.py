@@ -118,7 +118,9 @@ def test_names_of_published_configs_resolve(target: str) -> None:
     ],
 )
 def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: object) -> None:
-    with pytest.raises(ConfigError, match=r"--allow-target PREFIX.*instantiate_from_config\(config, \['PREFIX'\]\)"):
+    with pytest.raises(
+        ConfigError, match=r"--allow-target PREFIX.*instantiate_from_config\(config, \['PREFIX'\]\)"
+    ):
         instantiate_from_config({"target": target})
 
 
@@ -139,7 +141,9 @@ def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: ob
     ],
 )
 def test_what_a_trusted_module_only_imported_is_refused(target: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{target}' (is not a class defined under|.*has no|.*No module named)"):
+    with pytest.raises(
+        ConfigError, match=f"'{target}' (is not a class defined under|.*has no|.*No module named)"
+    ):
         instantiate_from_config({"target": target})
 
 
@@ -168,11 +172,16 @@ def test_untrusted_halves_of_the_first_stage_are_refused(half: str) -> None:
 
 @pytest.mark.parametrize("allowed", [["stranger"], ["stranger.parts"], ["stranger.parts."], "stranger"])
 def test_an_allowed_prefix_is_built(strangers_module: ModuleType, allowed) -> None:
-    assert instantiate_from_config({"target": "stranger.parts.Part", "params": {"width": 7}}, allowed).width == 7
+    assert (
+        instantiate_from_config({"target": "stranger.parts.Part", "params": {"width": 7}}, allowed).width == 7
+    )
 
 
 def test_what_is_allowed_reaches_nested_nodes(strangers_module: ModuleType) -> None:
-    node = {"target": "stranger.parts.Part", "params": {"part": {"target": "stranger.parts.make", "params": {"width": 5}}}}
+    node = {
+        "target": "stranger.parts.Part",
+        "params": {"part": {"target": "stranger.parts.make", "params": {"width": 5}}},
+    }
     assert instantiate_from_config(node, ["stranger"]).part.width == 5
 
 
@@ -196,7 +205,9 @@ def test_what_was_allowed_once_is_not_allowed_later(strangers_module: ModuleType
 # Mistakes
 
 
-@pytest.mark.parametrize("node", [{}, {"params": {}}, None, "torch.nn.SiLU", ["target"], 3, OmegaConf.create([1])])
+@pytest.mark.parametrize(
+    "node", [{}, {"params": {}}, None, "torch.nn.SiLU", ["target"], 3, OmegaConf.create([1])]
+)
 def test_a_node_needs_a_target(node: object) -> None:
     with pytest.raises(ConfigError, match="needs a `target` key"):
         instantiate_from_config(node)
@@ -215,7 +226,11 @@ def test_a_misspelt_key_of_a_node_is_named() -> None:
 
 @pytest.mark.parametrize(
     "target, near",
-    [("torch.nn.Liner", "Linear"), ("ldm.data.wikiart.HybridTran", "HybridTrain"), ("main.ImageLoger", "ImageLogger")],
+    [
+        ("torch.nn.Liner", "Linear"),
+        ("ldm.data.wikiart.HybridTran", "HybridTrain"),
+        ("main.ImageLoger", "ImageLogger"),
+    ],
 )
 def test_a_misspelt_class_names_the_near_one(target: str, near: str) -> None:
     with pytest.raises(ConfigError, match=f"did you mean .*{near}"):
@@ -280,7 +295,9 @@ def test_missing_parameters_are_named(target: str, params: dict, missing: str) -
         instantiate_from_config({"target": target, "params": params})
 
 
-def test_a_default_may_stand_in_for_what_the_base_class_requires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_may_stand_in_for_what_the_base_class_requires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="datasets/wiki-art: no such folder"):
         instantiate_from_config({"target": "ldm.data.wikiart.WikiArtTrain"})
@@ -327,7 +344,16 @@ def test_a_missing_config_file_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["a: [1, 2", "a: b: c", "\tx: 1", "- 1\n- 2", "a: 1\na: 2", b"\xff\xfe\x00\x80", b"\x89PNG\r\n\x1a\n\x00", "42"],
+    [
+        "a: [1, 2",
+        "a: b: c",
+        "\tx: 1",
+        "- 1\n- 2",
+        "a: 1\na: 2",
+        b"\xff\xfe\x00\x80",
+        b"\x89PNG\r\n\x1a\n\x00",
+        "42",
+    ],
 )
 def test_what_is_no_yaml_of_keys_and_values_is_refused_by_name(tmp_path: Path, content: str | bytes) -> None:
     with pytest.raises(ConfigError, match="config .*a.yaml: "):
@@ -342,7 +368,12 @@ def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
 
 
 def test_interpolations_are_resolved(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path / "a.yaml", "width: 3\nm: {target: torch.nn.Linear, params: {in_features: '${width}', out_features: 1}}"))
+    config = load_config(
+        write(
+            tmp_path / "a.yaml",
+            "width: 3\nm: {target: torch.nn.Linear, params: {in_features: '${width}', out_features: 1}}",
+        )
+    )
     assert instantiate_from_config(config.m).in_features == 3
 
 

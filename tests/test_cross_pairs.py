@@ -68,7 +68,9 @@ def test_a_picture_is_its_own_content_and_style(loss: StyleTransferLoss) -> None
     x, others = pictures("a"), pictures("b")
     content, _ = loss(x, loss.content_of(x), loss.style_of(others))
     _, style = loss(x, loss.content_of(others), loss.style_of(x))
-    assert content.shape == style.shape == (3,) and content.max() < 5e-3 and style.max() < 1e-5  # of nearly flat channels little counts
+    assert (
+        content.shape == style.shape == (3,) and content.max() < 5e-3 and style.max() < 1e-5
+    )  # of nearly flat channels little counts
 
 
 def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss: StyleTransferLoss) -> None:
@@ -78,7 +80,10 @@ def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss
         wanted = grams_of(loss.features, paintings[i : i + 1])
         _, expected = energy_of(loss.features, [wanted], photos[i : i + 1]).terms(x[i : i + 1])
         got = grams_of(loss.features, x[i : i + 1])
-        shares = [(got[name] - wanted[name]).square().sum() / (got[name].square() + wanted[name].square()).sum() for name in STYLE_LAYERS]
+        shares = [
+            (got[name] - wanted[name]).square().sum() / (got[name].square() + wanted[name].square()).sum()
+            for name in STYLE_LAYERS
+        ]
         assert_same(content[i], expected[0], 1e-4)
         assert_same(style[i], sum(shares) / len(shares), 1e-4)
     assert content.unique().numel() == style.unique().numel() == 3
@@ -86,8 +91,13 @@ def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss
 
 def test_layers_can_be_weighed(loss: StyleTransferLoss) -> None:
     x, wanted, contents = pictures("a"), loss.style_of(pictures("b")), loss.content_of(pictures("b"))
-    one, other = (with_features(StyleTransferLoss(layer_weights={name: 3.0}))(x, contents, wanted)[1] for name in ("relu1_1", "relu4_1"))
-    both = with_features(StyleTransferLoss(layer_weights={"relu1_1": 1.0, "relu4_1": 3.0}))(x, contents, wanted)[1]
+    one, other = (
+        with_features(StyleTransferLoss(layer_weights={name: 3.0}))(x, contents, wanted)[1]
+        for name in ("relu1_1", "relu4_1")
+    )
+    both = with_features(StyleTransferLoss(layer_weights={"relu1_1": 1.0, "relu4_1": 3.0}))(
+        x, contents, wanted
+    )[1]
     assert_same(both, (one + 3 * other) / 4, 1e-4)
 
 
@@ -95,7 +105,10 @@ def test_grams_as_vectors_keep_their_distances() -> None:
     a, b = (rnd(tag, 2, 5, 9) @ rnd(tag, 2, 5, 9).mT for tag in "ab")
     assert as_vector(a).shape == (2, 15)
     assert_same((as_vector(a) - as_vector(b)).square().sum(dim=1), (a - b).square().sum(dim=(1, 2)))
-    assert gram_distance(as_vector(a), as_vector(a)).eq(0).all() and gram_distance(as_vector(a), 1e6 * as_vector(b)).le(1).all()
+    assert (
+        gram_distance(as_vector(a), as_vector(a)).eq(0).all()
+        and gram_distance(as_vector(a), 1e6 * as_vector(b)).le(1).all()
+    )
     assert gram_distance(torch.zeros(1, 3), torch.zeros(1, 3)) == 0
 
 
@@ -109,9 +122,13 @@ def test_grams_do_not_see_places_and_content_does() -> None:
 
 def test_the_content_loss_does_not_see_contrast_and_brightness_of_a_channel() -> None:
     maps = {name: rnd(name, 2, 5, 8, 8) for name in STYLE_LAYERS}
-    scaled = {name: value * torch.tensor([1, 2, 3, 4, 5.0])[:, None, None] + 7 for name, value in maps.items()}
+    scaled = {
+        name: value * torch.tensor([1, 2, 3, 4, 5.0])[:, None, None] + 7 for name, value in maps.items()
+    }
     contents = {name: torch.nn.functional.instance_norm(maps[name]) for name in CONTENT_LAYERS}
-    assert loss_of(scaled)(pictures("a", 2), contents, loss_of(maps).style_of(pictures("a", 2)))[0].max() < 1e-4
+    assert (
+        loss_of(scaled)(pictures("a", 2), contents, loss_of(maps).style_of(pictures("a", 2)))[0].max() < 1e-4
+    )
 
 
 def uniform(red: float, green: float, blue: float, size: int = 8) -> Tensor:
@@ -121,43 +138,66 @@ def uniform(red: float, green: float, blue: float, size: int = 8) -> Tensor:
 def test_a_palette_is_how_often_colours_occur_wherever_they_are() -> None:
     torch.manual_seed(0)
     a = torch.cat([uniform(1, 0, -1), uniform(-1, 0.5, 0)], dim=3)
-    elsewhere, seldom = torch.cat([uniform(-1, 0.5, 0, 32), uniform(1, 0, -1, 32)], dim=2), torch.cat([a, uniform(1, 0, -1)], dim=3)
+    elsewhere, seldom = (
+        torch.cat([uniform(-1, 0.5, 0, 32), uniform(1, 0, -1, 32)], dim=2),
+        torch.cat([a, uniform(1, 0, -1)], dim=3),
+    )
     assert 10 * palette_distance(a, elsewhere, colors=100_000) < palette_distance(a, seldom, colors=100_000)
 
 
 def test_a_wrong_hue_is_further_than_a_wrong_brightness() -> None:
     torch.manual_seed(0)
     grey = uniform(0, 0, 0)
-    brighter, yellow = (palette_distance(grey, other, directions=2000).item() for other in (uniform(0.5, 0.5, 0.5), uniform(0.25, 0.25, -0.5)))
-    assert brighter == pytest.approx(0.5**2 / 3, rel=0.1)  # luma alone, a third of whose square lies along each direction
+    brighter, yellow = (
+        palette_distance(grey, other, directions=2000).item()
+        for other in (uniform(0.5, 0.5, 0.5), uniform(0.25, 0.25, -0.5))
+    )
+    assert brighter == pytest.approx(
+        0.5**2 / 3, rel=0.1
+    )  # luma alone, a third of whose square lies along each direction
     luma, cb, cr = 0.16453, 3 * 0.564 * (-0.5 - 0.16453), 3 * 0.713 * (0.25 - 0.16453)
     assert yellow == pytest.approx((luma**2 + cb**2 + cr**2) / 3, rel=0.1) and yellow > 5 * brighter
 
 
 def test_shares_are_of_what_is_between_the_pairs_own_and_the_average() -> None:
-    assert share_of(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 3.5, 2.0])).tolist() == pytest.approx([1 / 1.25, 1 / 2.75, 0])
+    assert share_of(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 3.5, 2.0])).tolist() == pytest.approx(
+        [1 / 1.25, 1 / 2.75, 0]
+    )
 
 
 def weave(period: float = 8.0, side: int = 64, contrast: float = 0.5) -> Tensor:
     """(1, 3, side, side) grey diagonal stripes crossed by others."""
     along = 2 * torch.pi * torch.arange(side) / period
-    return contrast * ((along + along[:, None]).sin() * (along - along[:, None]).sin()).expand(1, 3, side, side)
+    return contrast * ((along + along[:, None]).sin() * (along - along[:, None]).sin()).expand(
+        1, 3, side, side
+    )
 
 
 def rough(tag: str, side: int = 64) -> Tensor:
     """(1, 3, side, side) random blots of all sizes."""
-    return sum(torch.nn.functional.interpolate(rnd(f"{tag}{s}", 1, 3, s, s), (side, side), mode="bicubic") for s in (8, 16, 32, 64)) / 8
+    return (
+        sum(
+            torch.nn.functional.interpolate(rnd(f"{tag}{s}", 1, 3, s, s), (side, side), mode="bicubic")
+            for s in (8, 16, 32, 64)
+        )
+        / 8
+    )
 
 
 def test_a_regular_pattern_is_found_whatever_its_phase_and_contrast() -> None:
-    patterned = [pattern_loss(rough("a") + move, rough("b"), rough("c")).item() for move in (weave(), weave().roll(3, dims=2), weave(contrast=0.25), weave(12.0))]
+    patterned = [
+        pattern_loss(rough("a") + move, rough("b"), rough("c")).item()
+        for move in (weave(), weave().roll(3, dims=2), weave(contrast=0.25), weave(12.0))
+    ]
     clean = [pattern_loss(rough(tag), rough("b"), rough("c")).item() for tag in ("a", "d", "e")]
     assert min(patterned) > 10 * max(clean) and patterned[0] == pytest.approx(patterned[1], rel=0.3)
 
 
 def test_brush_work_in_all_directions_is_no_regular_pattern() -> None:
     dabs = torch.nn.functional.interpolate(rnd("dabs", 1, 3, 8, 8), (64, 64), mode="bicubic")
-    assert pattern_loss(rough("a") + 2 * dabs, rough("b"), rough("c")) < 0.1 * pattern_loss(rough("a") + weave(), rough("b"), rough("c"))
+    assert pattern_loss(rough("a") + 2 * dabs, rough("b"), rough("c")) < 0.1 * pattern_loss(
+        rough("a") + weave(), rough("b"), rough("c")
+    )
 
 
 @pytest.mark.parametrize("striped", ["photo", "painting"])
@@ -165,7 +205,9 @@ def test_a_pattern_that_the_photo_or_the_painting_has_may_stay(striped: str) -> 
     own = {"photo": rough("b"), "painting": rough("c", 128)}
     shown = rough("a") + weave()
     before = pattern_loss(shown, own["photo"], own["painting"])
-    own[striped] = own[striped] + weave(side=own[striped].shape[2])  # at the same period in pixels, also in a larger picture
+    own[striped] = own[striped] + weave(
+        side=own[striped].shape[2]
+    )  # at the same period in pixels, also in a larger picture
     assert pattern_loss(shown, own["photo"], own["painting"]) < 0.1 * before
 
 
@@ -199,7 +241,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cross_pairs(trained: Path, **changes: Any) -> CrossPairLDM:
     unet_config = {"target": "ldm.modules.diffusionmodules.model.StyleUNetModel", "params": UNET}
-    options = {"style_dim": STYLE_DIM, "vgg_channels": VGG, "cond_stage_config": "__is_adaptive__", "ckpt_path": str(trained), **LATENT}
+    options = {
+        "style_dim": STYLE_DIM,
+        "vgg_channels": VGG,
+        "cond_stage_config": "__is_adaptive__",
+        "ckpt_path": str(trained),
+        **LATENT,
+    }
     model = CrossPairLDM(unet_config=unet_config, **{**options, **changes})
     with_features(model.loss)
     return model
@@ -217,7 +265,9 @@ def test_it_goes_on_from_a_trained_model(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("n", [5, 6])
-def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
     model = cross_pairs(trained)
     condition = model.condition(rnd("content", n, CHANNELS, SIDE, SIDE), rnd("style", n, STYLE_DIM))
     calls: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
@@ -232,11 +282,20 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(trained:
     noise = torch.randn(n, CHANNELS, SIDE, SIDE)
     torch.manual_seed(1)
     result = model.paint(condition, (torch.ones(n), torch.ones(n)))
-    (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = calls  # scales of 1 need no null branches
+    (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = (
+        calls  # scales of 1 need no null branches
+    )
     half, last_step = (n + 1) // 2, model.num_timesteps - 1
     assert_same(x_T, noise[half:])
-    assert torch.equal(first_condition["c2"], condition["c2"][half:]) and full_condition["c1"] is condition["c1"]
-    assert t_T.eq(last_step).all() and t[:half].eq(last_step).all() and t[half:].lt(last_step).all() and len(t[half:].unique()) > 1
+    assert (
+        torch.equal(first_condition["c2"], condition["c2"][half:]) and full_condition["c1"] is condition["c1"]
+    )
+    assert (
+        t_T.eq(last_step).all()
+        and t[:half].eq(last_step).all()
+        and t[half:].lt(last_step).all()
+        and len(t[half:].unique()) > 1
+    )
     assert_same(x[:half], noise[:half])
     # The others lie where the noise's own way to the first estimate passes.
     start = model.predict_start_from_noise(x_T, t_T, predicted)
@@ -276,17 +335,29 @@ def test_estimates_are_guided_and_all_predictions_learn(trained: Path, target: s
     scales = (torch.tensor([2.0, 0.5, 1.0]), torch.tensor([3.0, 1.0, 0.5]))
     actual = model.estimate(x, t, cond, scales)
     for i in range(3):
-        rows = [{key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)]
-        guidance = TwoWayGuidance(model.apply_model, rows[0], float(scales[0][i]), rows[1], float(scales[1][i]), rows[2])
-        assert_same(actual[i : i + 1], model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]), 1e-4)
+        rows = [
+            {key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)
+        ]
+        guidance = TwoWayGuidance(
+            model.apply_model, rows[0], float(scales[0][i]), rows[1], float(scales[1][i]), rows[2]
+        )
+        assert_same(
+            actual[i : i + 1],
+            model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]),
+            1e-4,
+        )
     actual[:1].sum().backward()
-    assert model.null_style_vector.weight.grad.any() and model.model.diffusion_model.out.conv.weight.grad.any()
+    assert (
+        model.null_style_vector.weight.grad.any() and model.model.diffusion_model.out.conv.weight.grad.any()
+    )
 
 
 def test_only_guided_paintings_have_null_branches(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = cross_pairs(trained), []
     apply_model = model.apply_model
-    monkeypatch.setattr(model, "apply_model", lambda x, t, cond: rows.append(len(x)) or apply_model(x, t, cond))
+    monkeypatch.setattr(
+        model, "apply_model", lambda x, t, cond: rows.append(len(x)) or apply_model(x, t, cond)
+    )
     x, t, cond = rnd("x", 3, CHANNELS, SIDE, SIDE), torch.tensor([900, 500, 20]), conditions(3)[0]
     scales = (torch.tensor([1.0, 0.5, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
     mixed = model.estimate(x, t, cond, scales)
@@ -299,7 +370,10 @@ def test_none_starts_later_if_none_is_asked_for(trained: Path, monkeypatch: pyte
     model, steps = cross_pairs(trained, later=0.0), []
     apply_model = model.apply_model
     monkeypatch.setattr(model, "apply_model", lambda x, t, cond: steps.append(t) or apply_model(x, t, cond))
-    model.paint(model.condition(rnd("content", 3, CHANNELS, SIDE, SIDE), rnd("style", 3, STYLE_DIM)), [torch.ones(3)] * 2)
+    model.paint(
+        model.condition(rnd("content", 3, CHANNELS, SIDE, SIDE), rnd("style", 3, STYLE_DIM)),
+        [torch.ones(3)] * 2,
+    )
     assert len(steps) == 1 and steps[0].eq(model.num_timesteps - 1).all()
     with pytest.raises(ConfigError, match="later must be between 0 and 1"):
         cross_pairs(trained, later=1.5)
@@ -309,13 +383,20 @@ def test_some_paintings_go_without_guidance(trained: Path) -> None:
     torch.manual_seed(0)
     plain = [scale.eq(1).all() for scale in cross_pairs(trained, guided=0.0).draw_scales(20)]
     content, style = cross_pairs(trained, guided=0.3).draw_scales(1000)
-    assert all(plain) and torch.equal(content == 1, style == 1) and 0.25 < (content != 1).float().mean() < 0.35
+    assert (
+        all(plain) and torch.equal(content == 1, style == 1) and 0.25 < (content != 1).float().mean() < 0.35
+    )
 
 
 def test_scales_are_drawn_evenly_by_their_logarithm(trained: Path) -> None:
     torch.manual_seed(0)
-    for scales, (low, high) in zip(cross_pairs(trained, content_scales=(0.5, 2.0), style_scales=(1.0, 9.0)).draw_scales(500), [(0.5, 2.0), (1.0, 9.0)]):
-        assert scales.shape == (500,) and low <= scales.min() < 1.05 * low and 0.95 * high < scales.max() <= high
+    for scales, (low, high) in zip(
+        cross_pairs(trained, content_scales=(0.5, 2.0), style_scales=(1.0, 9.0)).draw_scales(500),
+        [(0.5, 2.0), (1.0, 9.0)],
+    ):
+        assert (
+            scales.shape == (500,) and low <= scales.min() < 1.05 * low and 0.95 * high < scales.max() <= high
+        )
         assert scales.median().item() == pytest.approx((low * high) ** 0.5, rel=0.15)
 
 
@@ -323,8 +404,14 @@ def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest
     model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), {}
     painted = rnd("painted", 6, CHANNELS, SIDE, SIDE)
     monkeypatch.setattr(model, "paint", lambda condition, scales: seen.update(condition) or painted)
-    monkeypatch.setattr(model, "decode_first_stage", lambda z: z[:, :3].repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3))
-    monkeypatch.setattr(model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6)))
+    monkeypatch.setattr(
+        model,
+        "decode_first_stage",
+        lambda z: z[:, :3].repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3),
+    )
+    monkeypatch.setattr(
+        model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6))
+    )
     model.shared_step(data)
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
     z, style = model.encode_batch({"image": data["photo"]})[0], model.get_style_statistics(paintings)
@@ -332,7 +419,10 @@ def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest
     assert_same(seen["c2"], torch.cat([style, style.roll(1, dims=0)]), 1e-4)
     shown, contents, styles = seen["judged"]
     assert torch.equal(shown, model.decode_first_stage(painted))
-    for got, expected in ((contents, model.loss.content_of(photos)), (styles, model.loss.style_of(paintings))):
+    for got, expected in (
+        (contents, model.loss.content_of(photos)),
+        (styles, model.loss.style_of(paintings)),
+    ):
         assert got.keys() == expected.keys()
     for name, value in model.loss.content_of(photos).items():
         assert_same(contents[name].float(), value.repeat(2, 1, 1, 1), 1e-2)
@@ -341,14 +431,24 @@ def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("detail", [0.0, 1.0])
-def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatch: pytest.MonkeyPatch, detail: float) -> None:
+def test_what_is_judged_has_the_photos_detail_put_back(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, detail: float
+) -> None:
     """Paintings that are the photos' own latents become the photos when all detail is back."""
     model, data, seen = cross_pairs(trained, detail=detail), batch(3), {}
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
     of_photos, of_paintings = model.of_photos(photos), model.of_paintings(paintings, photos.shape[2:])
-    monkeypatch.setattr(model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0))
-    monkeypatch.setattr(cross_pairs_module, "palette_distance", lambda a, b: (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).square())
-    palette = model.judge(of_photos["latent"], photos, paintings.roll(1, dims=0), of_photos, of_paintings)["palette"]
+    monkeypatch.setattr(
+        model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0)
+    )
+    monkeypatch.setattr(
+        cross_pairs_module,
+        "palette_distance",
+        lambda a, b: (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).square(),
+    )
+    palette = model.judge(of_photos["latent"], photos, paintings.roll(1, dims=0), of_photos, of_paintings)[
+        "palette"
+    ]
     error = (seen["pictures"] - photos).abs().max()
     assert error < 0.02 if detail else error > 0.1
     if detail:  # then the colours are the photos' too
@@ -356,26 +456,51 @@ def test_what_is_judged_has_the_photos_detail_put_back(trained: Path, monkeypatc
         torch.testing.assert_close(palette, share_of(untouched, untouched), rtol=0.02, atol=1e-3)
 
 
-def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = cross_pairs(trained, content_weight=3.0, style_weight=5.0, palette_weight=2.0, pattern_weight=4.0, diffusion_weight=0.7).train()
-    given = {"content": [1.0, 2, 3, 4, 5, 6], "style": [6.0, 5, 4, 3, 2, 1], "palette": [1.0, 0, 0, 0, 2, 0], "pattern": [0, 0, 0, 0, 0, 3.0]}
+def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cross_pairs(
+        trained,
+        content_weight=3.0,
+        style_weight=5.0,
+        palette_weight=2.0,
+        pattern_weight=4.0,
+        diffusion_weight=0.7,
+    ).train()
+    given = {
+        "content": [1.0, 2, 3, 4, 5, 6],
+        "style": [6.0, 5, 4, 3, 2, 1],
+        "palette": [1.0, 0, 0, 0, 2, 0],
+        "pattern": [0, 0, 0, 0, 0, 3.0],
+    }
     scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
-    monkeypatch.setattr(model, "judge", lambda *args: {name: torch.tensor(values) for name, values in given.items()})
+    monkeypatch.setattr(
+        model, "judge", lambda *args: {name: torch.tensor(values) for name, values in given.items()}
+    )
     monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts = model.shared_step(batch(3))
     assert [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, loss]
     style = [6, 5, 4, 3, 1.5 * 2, 0.4 * 1], [1, 0, 0, 0, 1.5 * 2, 0], [0, 0, 0, 0, 0, 0.4 * 3]
-    weighed = 3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) + sum(weight * sum(values) for weight, values in zip((5, 2, 4), style))
+    weighed = 3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) + sum(
+        weight * sum(values) for weight, values in zip((5, 2, 4), style)
+    )
     assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + weighed / 6, rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_a_picture_in_its_own_style_is_to_be_itself(trained: Path, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
-    model = cross_pairs(trained, identity_weight=weight, diffusion_weight=0.0, content_weight=0.0, style_weight=0.0).train()
+def test_a_picture_in_its_own_style_is_to_be_itself(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    model = cross_pairs(
+        trained, identity_weight=weight, diffusion_weight=0.0, content_weight=0.0, style_weight=0.0
+    ).train()
     given = batch(4)
     photos, paintings = (given[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
     shown = torch.cat([photos[2:], paintings[:2]])
-    z, style = model.get_first_stage_encoding(model.encode_first_stage(shown)), model.get_style_statistics(shown)
+    z, style = (
+        model.get_first_stage_encoding(model.encode_first_stage(shown)),
+        model.get_style_statistics(shown),
+    )
     painted, paint = [], model.paint
 
     def spy(condition: dict[str, Tensor], scales: tuple[Tensor, Tensor]) -> Tensor:
@@ -400,9 +525,13 @@ def test_only_the_network_and_the_null_style_learn_and_both_do(trained: Path) ->
     model = cross_pairs(trained, style_drop=0.5).train()
     torch.manual_seed(0)
     model.shared_step(batch(3))[0].backward()
-    moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    moved = {
+        name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+    }
     assert moved == {"model", "null_style_vector"}
-    assert not list(model.loss.parameters()) and not {id(p) for p in model.trained_parameters()} & {id(p) for p in model.first_stage_model.parameters()}
+    assert not list(model.loss.parameters()) and not {id(p) for p in model.trained_parameters()} & {
+        id(p) for p in model.first_stage_model.parameters()
+    }
 
 
 def test_what_is_judged_teaches_the_network_through_the_decoder(trained: Path) -> None:
@@ -447,7 +576,11 @@ def test_what_is_kept_changes_no_loss(trained: Path, monkeypatch: pytest.MonkeyP
     model, data, losses, encoded = cross_pairs(trained).train(), batch(3), [], []
     encode = model.encode_first_stage
     monkeypatch.setattr(model, "encode_first_stage", lambda x: encoded.append(len(x)) or encode(x))
-    for rows in ({}, {kind + "_row": torch.arange(3) for kind in data}, {kind + "_row": torch.arange(3) for kind in data}):
+    for rows in (
+        {},
+        {kind + "_row": torch.arange(3) for kind in data},
+        {kind + "_row": torch.arange(3) for kind in data},
+    ):
         torch.manual_seed(2)
         losses.append(model.shared_step({**data, **rows})[0].item())
     assert losses == [pytest.approx(losses[0], rel=1e-5)] * 3 and encoded == [3, 3, 3, 3]
@@ -459,11 +592,16 @@ def test_what_is_kept_changes_no_loss(trained: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("pictures")
-    return {"style_root": str(picture_folder(root / "paintings", 5)), "content_root": str(picture_folder(root / "photos", 4, seed=50))}
+    return {
+        "style_root": str(picture_folder(root / "paintings", 5)),
+        "content_root": str(picture_folder(root / "photos", 4, seed=50)),
+    }
 
 
 def test_photos_can_be_whole_scenes_at_a_smaller_size(roots: dict[str, str]) -> None:
-    large, small = (CrossPairs(**roots, size=16, short_side=20, photo_size=size, split="all") for size in (None, 8))
+    large, small = (
+        CrossPairs(**roots, size=16, short_side=20, photo_size=size, split="all") for size in (None, 8)
+    )
     for a, b in zip(map(large.__getitem__, range(4)), map(small.__getitem__, range(4))):
         assert a["painting"].shape == a["photo"].shape == (16, 16, 3) and b["photo"].shape == (8, 8, 3)
         halved = torch.nn.functional.avg_pool2d(torch.from_numpy(a["photo"]).permute(2, 0, 1), 2)
@@ -481,7 +619,9 @@ def test_a_step_takes_photos_smaller_than_the_paintings(trained: Path) -> None:
 def test_pairs_are_a_painting_and_any_photo(roots: dict[str, str]) -> None:
     data = CrossPairs(**roots, size=16, validation_share=0.0)
     assert len(data) == 5 and data.pictures == 9
-    assert [data[0][kind].shape for kind in ("painting", "photo")] == 2 * [(16, 16, 3)] and data[0]["unreadable"] == ""
+    assert [data[0][kind].shape for kind in ("painting", "photo")] == 2 * [(16, 16, 3)] and data[0][
+        "unreadable"
+    ] == ""
     torch.manual_seed(0)
     assert len({data[0]["photo"].mean().round(2) for _ in range(20)}) > 2
 
@@ -496,8 +636,13 @@ def test_variants_are_few_crops_that_are_always_the_same(roots: dict[str, str]) 
         for kind in ("painting", "photo"):
             crops.setdefault((kind, sample[f"{kind}_row"]), set()).add(sample[kind].tobytes())
     assert sorted(row for kind, row in crops if kind == "painting") == list(range(10)) and len(crops) == 18
-    assert all(len(same) == 1 for same in crops.values()) and len({crop for same in crops.values() for crop in same}) == 18
-    assert not torch.equal(before, torch.get_rng_state())  # what is drawn for a crop does not repeat the draws outside it
+    assert (
+        all(len(same) == 1 for same in crops.values())
+        and len({crop for same in crops.values() for crop in same}) == 18
+    )
+    assert not torch.equal(
+        before, torch.get_rng_state()
+    )  # what is drawn for a crop does not repeat the draws outside it
     assert "photo_row" not in CrossPairs(**roots, size=16, validation_share=0.0)[0]
     with pytest.raises(ConfigError, match="variants must be at least 0, got -1"):
         CrossPairs(**roots, variants=-1)
@@ -507,7 +652,9 @@ def test_pairs_for_validation_are_always_the_same(roots: dict[str, str]) -> None
     data = CrossPairs(**roots, size=16, split="all")
     first, second = data[4], data[4]
     assert all((first[kind] == second[kind]).all() for kind in ("painting", "photo"))
-    assert (data[4]["photo"] == data[0]["photo"]).all() and not (data[4]["painting"] == data[0]["painting"]).all()
+    assert (data[4]["photo"] == data[0]["photo"]).all() and not (
+        data[4]["painting"] == data[0]["painting"]
+    ).all()
 
 
 def test_pairs_tell_of_pictures_that_could_not_be_read(roots: dict[str, str], tmp_path: Path) -> None:
@@ -515,20 +662,51 @@ def test_pairs_tell_of_pictures_that_could_not_be_read(roots: dict[str, str], tm
     broken = sorted((tmp_path / "paintings").rglob("*.*"))[1]
     broken.write_bytes(b"no picture")
     data = CrossPairs(str(tmp_path / "paintings"), roots["content_root"], size=16, split="all")
-    assert broken.name in data[1]["unreadable"] and data[0]["unreadable"] == "" and data[1]["painting"].shape == (16, 16, 3)
+    assert (
+        broken.name in data[1]["unreadable"]
+        and data[0]["unreadable"] == ""
+        and data[1]["painting"].shape == (16, 16, 3)
+    )
 
 
-def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(roots: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(
+    roots: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = model_config()
     torch.manual_seed(0)
     torch.save(instantiate_from_config(base).state_dict(), tmp_path / "trained.pt")
     params = {"ckpt_path": str(tmp_path / "trained.pt")}
-    model = {**base, "target": "ldm.models.diffusion.cross_pairs.CrossPairLDM", "params": {**base["params"], **params}}
-    data = {"target": "ldm.data.wikiart.CrossPairs", "params": {**roots, "size": 32, "variants": 1, "validation_share": 0.5}}
-    run = train(recipe(tmp_path / "cross.yaml", model, data_module(data, data), callbacks=logger_node(batch_frequency=2), val_check_interval=1))
-    assert not [name for name in last(run)["state_dict"] if name.startswith("loss.")]  # the judge is no part of the model
-    assert last(run)["global_step"] == 2 and len(logged(run, "train/style")) == 2 and len(logged(run, "val/style")) == 2
-    assert {path.name.split("_")[0] for path in (run / "images").iterdir()} == {"photos", "paintings", "painted"}
+    model = {
+        **base,
+        "target": "ldm.models.diffusion.cross_pairs.CrossPairLDM",
+        "params": {**base["params"], **params},
+    }
+    data = {
+        "target": "ldm.data.wikiart.CrossPairs",
+        "params": {**roots, "size": 32, "variants": 1, "validation_share": 0.5},
+    }
+    run = train(
+        recipe(
+            tmp_path / "cross.yaml",
+            model,
+            data_module(data, data),
+            callbacks=logger_node(batch_frequency=2),
+            val_check_interval=1,
+        )
+    )
+    assert not [
+        name for name in last(run)["state_dict"] if name.startswith("loss.")
+    ]  # the judge is no part of the model
+    assert (
+        last(run)["global_step"] == 2
+        and len(logged(run, "train/style")) == 2
+        and len(logged(run, "val/style")) == 2
+    )
+    assert {path.name.split("_")[0] for path in (run / "images").iterdir()} == {
+        "photos",
+        "paintings",
+        "painted",
+    }
     call = [run / "checkpoints/last.ckpt", tmp_path / "small.safetensors"]
     assert run_program(script("convert_checkpoint").main, call, monkeypatch) == 0
     config = recipe(tmp_path / "plain.yaml", base, data_module(data, data))

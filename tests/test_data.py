@@ -32,7 +32,11 @@ def below(root: Path, paths: list[Path]) -> list[str]:
 
 def test_pictures_are_found_at_any_depth_sorted(tmp_path: Path) -> None:
     names = ["a/b/c/2.PNG", "a/1.jpg", "z.webp", "a/notes.txt", "a/b.jpg.part", "list.csv"]
-    assert below(tmp_path, find_pictures(empty_files(tmp_path, names))) == ["a/1.jpg", "a/b/c/2.PNG", "z.webp"]
+    assert below(tmp_path, find_pictures(empty_files(tmp_path, names))) == [
+        "a/1.jpg",
+        "a/b/c/2.PNG",
+        "z.webp",
+    ]
 
 
 def test_folders_named_like_pictures_are_not_pictures(tmp_path: Path) -> None:
@@ -40,7 +44,10 @@ def test_folders_named_like_pictures_are_not_pictures(tmp_path: Path) -> None:
     assert below(tmp_path, find_pictures(tmp_path)) == ["odd.jpg/inside.png"]
 
 
-@pytest.mark.parametrize("root, problem", [("nowhere", "no such folder"), ("notes", "no pictures in it"), ("notes/a.txt", "no such folder")])
+@pytest.mark.parametrize(
+    "root, problem",
+    [("nowhere", "no such folder"), ("notes", "no pictures in it"), ("notes/a.txt", "no such folder")],
+)
 def test_a_folder_without_pictures_is_a_user_error(tmp_path: Path, root: str, problem: str) -> None:
     empty_files(tmp_path, ["notes/a.txt"])
     with pytest.raises(UserError, match=problem):
@@ -53,14 +60,18 @@ def many(tmp_path: Path) -> Path:
 
 
 def test_train_and_validation_share_no_picture_and_lose_none(many: Path) -> None:
-    train, validation = (find_pictures(many, split, validation_share=0.1) for split in ("train", "validation"))
+    train, validation = (
+        find_pictures(many, split, validation_share=0.1) for split in ("train", "validation")
+    )
     assert not set(train) & set(validation) and sorted(train + validation) == find_pictures(many)
     assert 70 <= len(validation) <= 130
 
 
 def test_the_split_is_the_same_under_another_root(many: Path, tmp_path: Path) -> None:
     shutil.copytree(many, tmp_path / "elsewhere" / "copy")
-    here, there = (below(root, find_pictures(root, "validation")) for root in (many, tmp_path / "elsewhere/copy"))
+    here, there = (
+        below(root, find_pictures(root, "validation")) for root in (many, tmp_path / "elsewhere/copy")
+    )
     assert here == there
 
 
@@ -82,14 +93,20 @@ def test_another_seed_gives_another_split(many: Path) -> None:
 
 def test_a_share_too_small_for_any_picture_takes_one(tmp_path: Path) -> None:
     root = empty_files(tmp_path, [f"{i}.jpg" for i in range(10)])
-    train, validation = (find_pictures(root, split, validation_share=1e-9) for split in ("train", "validation"))
+    train, validation = (
+        find_pictures(root, split, validation_share=1e-9) for split in ("train", "validation")
+    )
     assert len(validation) == 1 and sorted(train + validation) == find_pictures(root)
-    assert split_fraction(validation[0].relative_to(root), 0) == min(split_fraction(path.relative_to(root), 0) for path in find_pictures(root))
+    assert split_fraction(validation[0].relative_to(root), 0) == min(
+        split_fraction(path.relative_to(root), 0) for path in find_pictures(root)
+    )
 
 
 @pytest.mark.parametrize("share, split", [(0.02, "validation"), (1.0, "train")])
 def test_a_single_picture_is_not_split(tmp_path: Path, share: float, split: str) -> None:
-    with pytest.raises(UserError, match=f"its 1 pictures leave none for {split}; add some, change validation_share"):
+    with pytest.raises(
+        UserError, match=f"its 1 pictures leave none for {split}; add some, change validation_share"
+    ):
         find_pictures(empty_files(tmp_path, ["a.jpg"]), split, validation_share=share)
 
 
@@ -203,7 +220,10 @@ def test_no_sample_loses_both_conditions_and_only_photos_go_without_style(hybrid
     assert all((s["image"].max() < 0) == (not s["style_flag"]) for s in samples)
 
 
-@pytest.mark.parametrize("style_drop, content_drop, expected", [(1.0, 1.0, (False, True)), (0.0, 1.0, (True, False)), (0.0, 0.0, (True, True))])
+@pytest.mark.parametrize(
+    "style_drop, content_drop, expected",
+    [(1.0, 1.0, (False, True)), (0.0, 1.0, (True, False)), (0.0, 0.0, (True, True))],
+)
 def test_certain_drops_are_certain(style_drop: float, content_drop: float, expected: tuple) -> None:
     assert {draw_flags(style_drop, content_drop) for _ in range(50)} == {expected}
 
@@ -211,20 +231,41 @@ def test_certain_drops_are_certain(style_drop: float, content_drop: float, expec
 def test_conditions_are_drawn_in_the_published_shares() -> None:
     torch.manual_seed(0)
     draws = [draw_flags(0.1, 0.5) for _ in range(20_000)]
-    assert [draws.count(flags) / 20_000 for flags in ((False, True), (True, False), (True, True))] == pytest.approx([0.1, 0.5, 0.4], abs=0.01)
+    assert [
+        draws.count(flags) / 20_000 for flags in ((False, True), (True, False), (True, True))
+    ] == pytest.approx([0.1, 0.5, 0.4], abs=0.01)
     assert (False, False) not in draws
 
 
 def test_published_keys_name_crops_and_augmentation(many: Path, hybrid_roots: dict) -> None:
-    published = {"random_augment": True, "style_size": 512, "style_crop_size": 256, "content_drop": 0.5, "style_drop": 0.1}
+    published = {
+        "random_augment": True,
+        "style_size": 512,
+        "style_crop_size": 256,
+        "content_drop": 0.5,
+        "style_drop": 0.1,
+    }
     data = HybridTrain(**hybrid_roots, **published, validation_share=0.0)
-    assert (data.paintings.size, data.paintings.short_side, data.photos.size, data.photos.short_side) == (256, 512, 256, 384)
+    assert (data.paintings.size, data.paintings.short_side, data.photos.size, data.photos.short_side) == (
+        256,
+        512,
+        256,
+        384,
+    )
     plain = HybridTrain(**hybrid_roots, random_augment=False, validation_share=0.0)
     assert data.photos.random and data.photos.flip and not plain.paintings.random and not plain.paintings.flip
     with pytest.raises(ConfigError, match="crops of 128 and 256 pixels do not go into one batch"):
         HybridTrain(**hybrid_roots, style_crop_size=128, content_crop_size=256)
-    train, validation = WikiArtTrain(str(many), size=24, crop_size=16), WikiArtValidation(str(many), crop_size=16, random_augment=True)
-    assert (train.size, train.short_side, validation.size, validation.short_side) == (16, 24, 16, 24) and validation.random
+    train, validation = (
+        WikiArtTrain(str(many), size=24, crop_size=16),
+        WikiArtValidation(str(many), crop_size=16, random_augment=True),
+    )
+    assert (train.size, train.short_side, validation.size, validation.short_side) == (
+        16,
+        24,
+        16,
+        24,
+    ) and validation.random
 
 
 def test_an_epoch_is_as_long_as_the_set_of_paintings(tmp_path: Path) -> None:

@@ -30,12 +30,23 @@ def model():
 def ddim(model, steps=4, cond=None, seed=0, n=2, **options) -> tuple[Tensor, dict[str, list[Tensor]]]:
     cond = conditions(n)[0] if cond is None else cond
     torch.manual_seed(seed)
-    return DDIMSampler(model).sample(steps, n, SHAPE, cond, **{"x_T": latents("x_T", n), "verbose": False, **options})
+    return DDIMSampler(model).sample(
+        steps, n, SHAPE, cond, **{"x_T": latents("x_T", n), "verbose": False, **options}
+    )
 
 
 @torch.no_grad()
 def naive_ddim(
-    model, steps, predict=None, seed=0, eta=0.0, temperature=1.0, dropout=0.0, mask=None, x_0=None, clean=False
+    model,
+    steps,
+    predict=None,
+    seed=0,
+    eta=0.0,
+    temperature=1.0,
+    dropout=0.0,
+    mask=None,
+    x_0=None,
+    clean=False,
 ) -> Tensor:
     """Equations 12 and 16 of Song et al. (2021); `clean`: the last step goes to no noise instead of time step 0."""
     predict = predict or (lambda x, t: model.apply_model(x, t, conditions(len(x))[0]))
@@ -59,7 +70,9 @@ def naive_ddim(
 
 
 @pytest.mark.parametrize(
-    "spacing, steps", [("uniform", UNIFORM), ("quad", QUAD), ("trailing", TRAILING)], ids=["uniform", "quad", "trailing"]
+    "spacing, steps",
+    [("uniform", UNIFORM), ("quad", QUAD), ("trailing", TRAILING)],
+    ids=["uniform", "quad", "trailing"],
 )
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_sampling(model, spacing, steps, eta):
@@ -151,7 +164,9 @@ def test_spacing(spacing, expected):
     assert make_ddim_timesteps(spacing, 4, 1000).tolist() == expected
 
 
-@pytest.mark.parametrize("count, expected", [(1000, range(1, 1000)), (333, [*range(1, 998, 3), 999])], ids=["1000", "333"])
+@pytest.mark.parametrize(
+    "count, expected", [(1000, range(1, 1000)), (333, [*range(1, 998, 3), 999])], ids=["1000", "333"]
+)
 def test_uniform_steps_that_run_past_the_end_are_cut_there(model, monkeypatch, count, expected):
     seen = []
     monkeypatch.setattr(model, "apply_model", lambda x, t, c: seen.append(int(t[0])) or torch.zeros_like(x))
@@ -172,7 +187,9 @@ def test_unknown_spacing(model):
         ddim(model, ddim_discretize="linear")
 
 
-@pytest.mark.parametrize("steps", [[10, 500, 900], (900, 10, 500), np.array([500, 10, 900]), torch.tensor([900, 500, 10])])
+@pytest.mark.parametrize(
+    "steps", [[10, 500, 900], (900, 10, 500), np.array([500, 10, 900]), torch.tensor([900, 500, 10])]
+)
 def test_time_steps_of_ones_own(model, steps):
     assert_same(ddim(model, timesteps=steps, eta=0.5)[0], naive_ddim(model, [10, 500, 900], eta=0.5), 1e-3)
 
@@ -219,12 +236,16 @@ def test_guidance_formula_and_size_of_its_one_batch(first, second):
         calls.append(len(x))
         return linear_network(x, t, condition)
 
-    guided = TwoWayGuidance(network, c, s1, null_1 if has_null_1 else None, s2, null_2 if has_null_2 else None)(x, t)
+    guided = TwoWayGuidance(
+        network, c, s1, null_1 if has_null_1 else None, s2, null_2 if has_null_2 else None
+    )(x, t)
     assert_same(guided, expected)
     assert calls == [2 * (1 + active_1 + active_2)]
 
 
-@pytest.mark.parametrize("wrap", [lambda c: {"a": c, "b": {"c": c}}, lambda c: [c, (c, c)]], ids=["dict", "list"])
+@pytest.mark.parametrize(
+    "wrap", [lambda c: {"a": c, "b": {"c": c}}, lambda c: [c, (c, c)]], ids=["dict", "list"]
+)
 def test_guidance_joins_conditions_of_any_structure(wrap):
     leaves = []
 
@@ -268,7 +289,11 @@ def test_network_that_predicts_something_else_equals_one_that_predicts_the_noise
 
     def as_noise(x, t, c):
         a, prediction = abar[t][:, None, None, None], others.apply_model(x, t, c)
-        return (x - a.sqrt() * prediction) / (1 - a).sqrt() if target == "x0" else a.sqrt() * prediction + (1 - a).sqrt() * x
+        return (
+            (x - a.sqrt() * prediction) / (1 - a).sqrt()
+            if target == "x0"
+            else a.sqrt() * prediction + (1 - a).sqrt() * x
+        )
 
     noises.apply_model = as_noise
     options = {"eta": 0.5, **two_way(0.6, 2.0)}
@@ -288,8 +313,12 @@ def test_score_corrector_changes_the_guided_noise(model):
     corrector, cond = HalfTheNoise(), conditions()[0]
     options = {"score_corrector": corrector, "corrector_kwargs": {"factor": 0.5}, **two_way(0.6, 2.0)}
     actual, _ = ddim(model, cond=cond, **options)
-    assert_same(actual, naive_ddim(model, UNIFORM, lambda x, t: 0.5 * guided_by_hand(model, 0.6, 2.0, x, t)), 1e-3)
-    assert [(t, c is cond, m is model) for m, t, c in corrector.calls] == [(t, True, True) for t in UNIFORM[::-1]]
+    assert_same(
+        actual, naive_ddim(model, UNIFORM, lambda x, t: 0.5 * guided_by_hand(model, 0.6, 2.0, x, t)), 1e-3
+    )
+    assert [(t, c is cond, m is model) for m, t, c in corrector.calls] == [
+        (t, True, True) for t in UNIFORM[::-1]
+    ]
 
 
 @pytest.mark.parametrize("target", ["x0", "v"])
@@ -329,7 +358,9 @@ def test_intermediates(model, every, kept):
     starts = []
     out, intermediates = ddim(model, 5, log_every_t=every, img_callback=lambda start, i: starts.append(start))
     assert len(intermediates["x_inter"]) == 1 + len(kept)
-    assert torch.equal(intermediates["x_inter"][0], latents("x_T")) and torch.equal(intermediates["x_inter"][-1], out)
+    assert torch.equal(intermediates["x_inter"][0], latents("x_T")) and torch.equal(
+        intermediates["x_inter"][-1], out
+    )
     for start, index in zip(intermediates["pred_x0"], [None, *kept], strict=True):
         assert torch.equal(start, latents("x_T") if index is None else starts[4 - index])
 
@@ -357,7 +388,9 @@ def test_what_does_not_fit_together(model, options, message):
         ddim(model, **options)
 
 
-@pytest.mark.parametrize("condition, size", [(None, None), ([], None), (torch.zeros(3, 1), 3), ([None, {"a": torch.zeros(2)}], 2)])
+@pytest.mark.parametrize(
+    "condition, size", [(None, None), ([], None), (torch.zeros(3, 1), 3), ([None, {"a": torch.zeros(2)}], 2)]
+)
 def test_batch_size_of_a_condition(condition, size):
     assert batch_size(condition) == size
 
@@ -376,7 +409,9 @@ def test_noise_is_fresh_and_of_the_type_asked_for():
     first, second = source(like), source(like)
     assert first.dtype == torch.float64
     for noise in (first, second):
-        assert noise.mean().item() == pytest.approx(0, abs=0.03) and noise.std().item() == pytest.approx(1, abs=0.03)
+        assert noise.mean().item() == pytest.approx(0, abs=0.03) and noise.std().item() == pytest.approx(
+            1, abs=0.03
+        )
     for a, b in itertools.combinations([*first, *second], 2):
         assert not torch.equal(a, b)
 
@@ -426,5 +461,8 @@ def test_every_published_option_is_there():
         "corrector_kwargs", "verbose", "x_T", "log_every_t", "unconditional_guidance_scale", "unconditional_conditioning",
         "unconditional_guidance_scale_2", "unconditional_conditioning_2", "timesteps",
     }  # fmt: skip
-    own = {*inspect.signature(DDIMSampler.sample).parameters, *inspect.signature(DDIMSampler.ddim_sampling).parameters}
+    own = {
+        *inspect.signature(DDIMSampler.sample).parameters,
+        *inspect.signature(DDIMSampler.ddim_sampling).parameters,
+    }
     assert published <= own

@@ -96,14 +96,18 @@ def test_vlb_weights_of_start_prediction():
 
 def test_vlb_weights_of_velocity_prediction():
     """An error d of v makes one of sqrt(abar) d in the noise that it stands for."""
-    weights, of_noise = (diffusion_tables(BETAS, parameterization=target)["lvlb_weights"] for target in ("v", "eps"))
+    weights, of_noise = (
+        diffusion_tables(BETAS, parameterization=target)["lvlb_weights"] for target in ("v", "eps")
+    )
     np.testing.assert_allclose(weights[1:], (np.asarray(of_noise) * ABAR)[1:], rtol=1e-5)
     assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "sqrt_linear", "sqrt"])
 def test_schedule_of_a_model_is_the_one_asked_for(kind):
-    model = unconditional_ldm(beta_schedule=kind, timesteps=7, linear_start=0.01, linear_end=0.3, cosine_s=0.02)
+    model = unconditional_ldm(
+        beta_schedule=kind, timesteps=7, linear_start=0.01, linear_end=0.3, cosine_s=0.02
+    )
     np.testing.assert_allclose(model.betas, make_beta_schedule(kind, 7, 0.01, 0.3, 0.02), rtol=1e-6)
 
 
@@ -188,12 +192,18 @@ def test_posterior_of_the_first_step_is_the_start(plain):
 # Losses
 
 
-def direct_loss(model, cond, x_0: Tensor, noise: Tensor, power: int, target: str, elbo=0.0, simple=1.0, gamma=None) -> Tensor:
+def direct_loss(
+    model, cond, x_0: Tensor, noise: Tensor, power: int, target: str, elbo=0.0, simple=1.0, gamma=None
+) -> Tensor:
     out = model.apply_model(at(ABAR**0.5) * x_0 + at((1 - ABAR) ** 0.5) * noise, T, cond)
     wanted = {"eps": noise, "x0": x_0, "v": at(ABAR**0.5) * noise - at((1 - ABAR) ** 0.5) * x_0}[target]
     error = (out - wanted).abs().pow(power).mean(dim=(1, 2, 3))
     snr = ABAR / (1 - ABAR)
-    weight = 1.0 if gamma is None else at(np.minimum(snr, gamma) / {"eps": snr, "x0": 1, "v": snr + 1}[target]).flatten()
+    weight = (
+        1.0
+        if gamma is None
+        else at(np.minimum(snr, gamma) / {"eps": snr, "x0": 1, "v": snr + 1}[target]).flatten()
+    )
     logvar = model.logvar[T]
     vlb = diffusion_tables(BETAS, parameterization=target)["lvlb_weights"][T] * error
     return simple * (weight * error / logvar.exp() + logvar).mean() + elbo * vlb.mean()
@@ -227,7 +237,9 @@ def test_learned_logvar_gets_its_own_gradient():
     loss, parts = model.p_losses(x_0, cond, T, noise)
     loss.backward()
     with torch.no_grad():
-        error = (model.apply_model(model.q_sample(x_0, T, noise), T, cond) - noise).square().mean(dim=(1, 2, 3))
+        error = (
+            (model.apply_model(model.q_sample(x_0, T, noise), T, cond) - noise).square().mean(dim=(1, 2, 3))
+        )
     expected = torch.zeros(STEPS).index_put((T,), (1 - error / math.exp(0.4)) / 3)
     assert_same(model.logvar.grad, expected)
     assert parts["val/logvar"].item() == pytest.approx(0.4)
@@ -566,7 +578,9 @@ def test_latent_is_the_mode_shifted_and_scaled_per_channel():
     assert_same(model.get_first_stage_encoding(posterior.mean), expected)
 
 
-@pytest.mark.parametrize("build", [scaled_ldm, lambda: unconditional_ldm(scale_factor=0.25)], ids=["dual", "base"])
+@pytest.mark.parametrize(
+    "build", [scaled_ldm, lambda: unconditional_ldm(scale_factor=0.25)], ids=["dual", "base"]
+)
 @torch.no_grad()
 def test_decoding_inverts_the_scaling_and_leaves_its_input_alone(build):
     model, latent = build(), latents("unscaled")
@@ -604,7 +618,12 @@ def test_conditioning_keys(keys):
 
 
 def test_a_condition_may_join_the_inputs_channels():
-    model, x, (cond, _, _), seen = tiny_ldm(conditioning_key=["concat", "other"]), latents("x"), conditions(), []
+    model, x, (cond, _, _), seen = (
+        tiny_ldm(conditioning_key=["concat", "other"]),
+        latents("x"),
+        conditions(),
+        [],
+    )
     model.model.diffusion_model.forward = lambda *args: seen.append(args)
     model.apply_model(x, T[:2], cond)
     ((joined, _, c1, c2),) = seen

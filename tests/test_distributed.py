@@ -22,9 +22,13 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reaso
 class OwnNoise(DualCondLDM):
     """Noise and time steps follow from the picture, so they are the same however a batch is shared out."""
 
-    def p_losses(self, x: torch.Tensor, c: Any, t: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def p_losses(
+        self, x: torch.Tensor, c: Any, t: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         marks = [int(z.abs().sum() * 10) for z in x]
-        noise = torch.stack([torch.randn(z.shape, generator=torch.Generator().manual_seed(mark)) for z, mark in zip(x, marks)])
+        noise = torch.stack(
+            [torch.randn(z.shape, generator=torch.Generator().manual_seed(mark)) for z, mark in zip(x, marks)]
+        )
         return super().p_losses(x, c, torch.tensor([mark % self.num_timesteps for mark in marks]), noise)
 
 
@@ -34,7 +38,9 @@ class SignalOne(pl.Callback):
     def __init__(self, batch: int):
         self.batch = batch
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if (trainer.global_rank, trainer.current_epoch, batch_idx) == (1, 0, self.batch):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -46,14 +52,39 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = tiny_model()
     torch.save(model.vgg.state_dict(), root / "style.pt")
     torch.save(model.state_dict(), root / "model.pt")  # untrained, most gradients would be zero
-    data = {"target": "ldm.data.wikiart.HybridTrain", "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"}}
-    model = model_config(vgg_ckpt_path=str(root / "style.pt"), scale_by_std=True, scale_batches=1, ckpt_path=str(root / "model.pt"), load_only_unet=True)
+    data = {
+        "target": "ldm.data.wikiart.HybridTrain",
+        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
+    }
+    model = model_config(
+        vgg_ckpt_path=str(root / "style.pt"),
+        scale_by_std=True,
+        scale_batches=1,
+        ckpt_path=str(root / "model.pt"),
+        load_only_unet=True,
+    )
     model["target"] = "test_distributed.OwnNoise"
-    trainer = {"accelerator": "cpu", "precision": "32-true", "max_steps": 3, "val_check_interval": 1, "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    trainer = {
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "max_steps": 3,
+        "val_check_interval": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
     return {
         "model": {"learning_rate": 1e-4, **model},
-        "data": {"target": "main.DataModuleFromConfig", "params": {"num_workers": 0, "train": data, "validation": data}},
-        "lightning": {"trainer": trainer, "callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 2, "max_images": 2}}}},
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"num_workers": 0, "train": data, "validation": data},
+        },
+        "lightning": {
+            "trainer": trainer,
+            "callbacks": {
+                "images": {"target": "main.ImageLogger", "params": {"batch_frequency": 2, "max_images": 2}}
+            },
+        },
     }
 
 
@@ -64,10 +95,30 @@ def last(folder: Path) -> dict[str, Any]:
 def in_two_processes(folder: Path, config: dict[str, Any], *options: str) -> dict[str, Any]:
     """Train by torchrun; the last checkpoint."""
     path = save_config(config, folder / "two.yaml")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port=0",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
     arguments = ["--base", str(path), "--logdir", str(folder), "--allow-target", "test_distributed", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, str(ROOT / "main.py"), *arguments], env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "tests"),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run(
+        [*command, str(ROOT / "main.py"), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return last(folder / "two")
 
@@ -89,27 +140,58 @@ def test_two_processes_equal_one_at_the_same_global_batch(recipe: dict[str, Any]
     assert together["global_step"] == alone["global_step"] == 3
     for key in ("shift_values", "scale_factors"):
         torch.testing.assert_close(together["state_dict"][key], alone["state_dict"][key])
-    for mine, theirs in zip(*(run["optimizer_states"][0]["state"].values() for run in (alone, together)), strict=True):
+    for mine, theirs in zip(
+        *(run["optimizer_states"][0]["state"].values() for run in (alone, together)), strict=True
+    ):
         gradient = mine["exp_avg"]  # of all three steps
-        torch.testing.assert_close(theirs["exp_avg"], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            theirs["exp_avg"], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())
+        )
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     assert list((tmp_path / "two").rglob("neighbours_style_00000002.png"))
 
 
 def test_a_first_stage_with_a_discriminator_trains_in_two_processes(tmp_path: Path) -> None:
-    loss = {"target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator", "params": {"disc_start": 1, "perceptual_weight": 0.0, "disc_num_layers": 1}}
-    pictures = {"target": "ldm.data.pictures.PictureFolder", "params": {"roots": str(picture_folder(tmp_path / "pictures", 8)), "size": 32, "split": "all"}}
+    loss = {
+        "target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
+        "params": {"disc_start": 1, "perceptual_weight": 0.0, "disc_num_layers": 1},
+    }
+    pictures = {
+        "target": "ldm.data.pictures.PictureFolder",
+        "params": {"roots": str(picture_folder(tmp_path / "pictures", 8)), "size": 32, "split": "all"},
+    }
     recipe = {
-        "model": {"learning_rate": 1e-3, **FIRST_STAGE, "params": {**FIRST_STAGE["params"], "lossconfig": loss}},
-        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2, "num_workers": 0, "train": pictures}},
-        "lightning": {"trainer": {"accelerator": "cpu", "max_steps": 3, "val_check_interval": 1, "enable_progress_bar": False, "enable_model_summary": False}},
+        "model": {
+            "learning_rate": 1e-3,
+            **FIRST_STAGE,
+            "params": {**FIRST_STAGE["params"], "lossconfig": loss},
+        },
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"batch_size": 2, "num_workers": 0, "train": pictures},
+        },
+        "lightning": {
+            "trainer": {
+                "accelerator": "cpu",
+                "max_steps": 3,
+                "val_check_interval": 1,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            }
+        },
     }
     assert in_two_processes(tmp_path, recipe)["global_step"] == 3
 
 
 def test_a_signal_to_one_process_stops_both_after_they_agreed(recipe: dict[str, Any], tmp_path: Path) -> None:
     callback = {"target": "test_distributed.SignalOne", "params": {"batch": 1}}
-    config = with_batch({**recipe, "lightning": {**recipe["lightning"], "callbacks": {"signal": callback}}}, 1)
-    config["lightning"]["trainer"] = {**recipe["lightning"]["trainer"], "max_steps": 100, "val_check_interval": 1.0}
+    config = with_batch(
+        {**recipe, "lightning": {**recipe["lightning"], "callbacks": {"signal": callback}}}, 1
+    )
+    config["lightning"]["trainer"] = {
+        **recipe["lightning"]["trainer"],
+        "max_steps": 100,
+        "val_check_interval": 1.0,
+    }
     # Four batches an epoch: the second one's signal waits for the next agreement, at the beginning of the next epoch.
     assert in_two_processes(tmp_path, config)["global_step"] == 5

@@ -41,13 +41,17 @@ def diffusion(folder: Path, **trainer: Any) -> Path:
 
 def first_stage(folder: Path) -> Path:
     model = {**FIRST_STAGE, "params": {**FIRST_STAGE["params"], "lossconfig": LOSS}}
-    return recipe(folder / "dry.yaml", model, picture_data({name: folder / name for name in ("paintings", "photos")}))
+    return recipe(
+        folder / "dry.yaml", model, picture_data({name: folder / name for name in ("paintings", "photos")})
+    )
 
 
 def report(caplog: pytest.LogCaptureFixture, config: Path, *options: str) -> str:
     with caplog.at_level(logging.INFO):
         train(config, "--dry-run", *options)
-    return "\n".join(record.getMessage() for record in caplog.records if record.name == "ldm.training.dry_run")
+    return "\n".join(
+        record.getMessage() for record in caplog.records if record.name == "ldm.training.dry_run"
+    )
 
 
 @pytest.mark.parametrize("model", [diffusion, first_stage])
@@ -58,7 +62,9 @@ def test_a_dry_run_writes_no_file(folder: Path, model: Any) -> None:
     assert files_below(folder) == before and not (folder / "logs").exists()
 
 
-def test_a_dry_run_reports_parameters_speed_memory_and_losses(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_reports_parameters_speed_memory_and_losses(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     text = report(caplog, diffusion(folder))
     parameters = re.search(r"DualCondLDM, ([\d.]+) M parameters, ([\d.]+) M of them trained", text)
     assert float(parameters[1]) > float(parameters[2]) > 0
@@ -80,9 +86,14 @@ def test_a_dry_run_reports_parameters_speed_memory_and_losses(folder: Path, capl
     ],
     ids=str,
 )
-def test_whatever_the_trainer_is_told_a_dry_run_is_two_steps_and_a_validation(folder: Path, caplog, monkeypatch, trainer: dict[str, Any]) -> None:
+def test_whatever_the_trainer_is_told_a_dry_run_is_two_steps_and_a_validation(
+    folder: Path, caplog, monkeypatch, trainer: dict[str, Any]
+) -> None:
     steps = []
-    monkeypatch.setattr("ldm.training.dry_run._Measure.on_train_batch_start", lambda self, *args: steps.append(1) or setattr(self, "_began", 0.0))
+    monkeypatch.setattr(
+        "ldm.training.dry_run._Measure.on_train_batch_start",
+        lambda self, *args: steps.append(1) or setattr(self, "_began", 0.0),
+    )
     assert "val/loss" in report(caplog, diffusion(folder, **trainer))
     assert len(steps) == 2
 
@@ -96,9 +107,15 @@ def test_a_dry_run_of_a_wrong_config_fails_as_the_run_would(folder: Path) -> Non
     "override, problem",
     [
         ("lightning.callbacks.images.params.log_images_kwargs.ddim_step=5", "did you mean ddim_steps"),
-        ("lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dirr: x}}", "no parameter 'save_dirr'; did you mean save_dir"),
+        (
+            "lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dirr: x}}",
+            "no parameter 'save_dirr'; did you mean save_dir",
+        ),
         ("lightning.modelcheckpoint.params.save_top=1", "did you mean save_top_k"),
-        ("lightning.modelcheckpoint.params.monitor=val/los", "told by 'val/los', which is not logged; did you mean val/loss"),
+        (
+            "lightning.modelcheckpoint.params.monitor=val/los",
+            "told by 'val/los', which is not logged; did you mean val/loss",
+        ),
         ("lightning.trainer.val_check_interval=abc", "the trainer cannot be set up"),
         ("lightning.callbacks.images.params.log_images_kwargs=true", "must be names with values, got True"),
         ("lightning.trainer.weights_summary=full", "lightning.trainer.weights_summary: give"),
@@ -109,6 +126,14 @@ def test_a_dry_run_finds_every_key_that_is_wrong(folder: Path, override: str, pr
         train(diffusion(folder), "--dry-run", override)
 
 
-def test_a_dry_run_builds_no_logger_which_may_reach_out_to_a_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.__init__", lambda self, save_dir: pytest.fail("built"))
-    train(diffusion(folder), "--dry-run", "lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dir: x}}")
+def test_a_dry_run_builds_no_logger_which_may_reach_out_to_a_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "pytorch_lightning.loggers.CSVLogger.__init__", lambda self, save_dir: pytest.fail("built")
+    )
+    train(
+        diffusion(folder),
+        "--dry-run",
+        "lightning.logger={target: pytorch_lightning.loggers.CSVLogger, params: {save_dir: x}}",
+    )

@@ -92,13 +92,17 @@ def test_gram_sums_of_bfloat16_are_added_up_in_float32() -> None:
     maps = torch.rand(1, 8, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = maps.double().flatten(2) @ maps.double().flatten(2).mT
     ours = gram_sum(maps)
-    assert ours.dtype == torch.float32 and float(((ours - exact) / exact).abs().max()) < 2**-9  # a block's rounding, not their sum's
+    assert (
+        ours.dtype == torch.float32 and float(((ours - exact) / exact).abs().max()) < 2**-9
+    )  # a block's rounding, not their sum's
 
 
 # Terms
 
 
-def test_a_painting_has_its_own_paint_and_a_photo_its_own_layout(features: PaintFeatures, photo: Tensor, painting: Tensor) -> None:
+def test_a_painting_has_its_own_paint_and_a_photo_its_own_layout(
+    features: PaintFeatures, photo: Tensor, painting: Tensor
+) -> None:
     of_both = energy_of(features, [grams_of(features, painting)], photo)
     style, content = of_both.terms(photo)
     assert float(content) == pytest.approx(0, abs=0.01) and float(style) > 0.05
@@ -111,15 +115,24 @@ def test_the_style_term_by_hand(features: PaintFeatures, photo: Tensor, painting
         return {name: (m := maps.flatten(2)[0]) @ m.T / m.shape[1] for name, maps in features(x).items()}
 
     ours, wanted = gram(photo), gram(painting)
-    expected = sum(weight * float((ours[n] - wanted[n]).norm() ** 2 / wanted[n].norm() ** 2) for n, weight in STYLE_LAYERS.items())
-    assert float(energy_of(features, [grams_of(features, painting)], None)(photo)) == pytest.approx(expected, rel=1e-4)
+    expected = sum(
+        weight * float((ours[n] - wanted[n]).norm() ** 2 / wanted[n].norm() ** 2)
+        for n, weight in STYLE_LAYERS.items()
+    )
+    assert float(energy_of(features, [grams_of(features, painting)], None)(photo)) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_the_content_term_is_one_less_the_mean_correlation(features: PaintFeatures, photo: Tensor) -> None:
     other = tensor(96, 80, 3)
     (name,) = CONTENT_LAYERS
     a, b = (features(x)[name][0].flatten(1) for x in (other, photo))
-    correlations = [float(torch.corrcoef(torch.stack([p, q]))[0, 1]) if p.std() > 0 else 0.0 for p, q in zip(a, b) if q.std() > 0]
+    correlations = [
+        float(torch.corrcoef(torch.stack([p, q]))[0, 1]) if p.std() > 0 else 0.0
+        for p, q in zip(a, b)
+        if q.std() > 0
+    ]
     content = energy_of(features, [grams_of(features, photo)], photo).terms(other)[1]
     assert float(content) == pytest.approx(1 - sum(correlations) / len(correlations), abs=0.02)
     assert any(abs(c) > 0.05 for c in correlations)
@@ -133,7 +146,9 @@ def test_weights_weigh_the_terms(features: PaintFeatures, photo: Tensor, paintin
         assert torch.allclose(energy_of(features, grams, photo, style_weight, content_weight)(x), expected)
 
 
-def test_each_picture_of_a_batch_has_its_own_energy(features: PaintFeatures, photo: Tensor, painting: Tensor) -> None:
+def test_each_picture_of_a_batch_has_its_own_energy(
+    features: PaintFeatures, photo: Tensor, painting: Tensor
+) -> None:
     both = torch.cat([photo, tensor(96, 80, 3)])
     of_both = energy_of(features, [grams_of(features, painting)], photo)
     alone = torch.cat([of_both(one[None]) for one in both])
@@ -146,13 +161,17 @@ def test_luminance_does_not_see_colours(features: PaintFeatures, photo: Tensor, 
     of_luma = energy_of(features, grams, photo, luminance=True)
     tinted = photo + torch.tensor([0.114, 0.0, -0.299])[:, None, None]  # of the same luma
     assert torch.allclose(of_luma(photo), of_luma(tinted), atol=1e-3)
-    assert not torch.allclose(energy_of(features, grams, photo)(photo), energy_of(features, grams, photo)(tinted), atol=1e-2)
+    assert not torch.allclose(
+        energy_of(features, grams, photo)(photo), energy_of(features, grams, photo)(tinted), atol=1e-2
+    )
 
 
 # Regions
 
 
-def test_a_region_answers_for_its_own_part_only(features: PaintFeatures, photo: Tensor, painting: Tensor) -> None:
+def test_a_region_answers_for_its_own_part_only(
+    features: PaintFeatures, photo: Tensor, painting: Tensor
+) -> None:
     masks = torch.zeros(2, 80, 96)
     masks[0, :, :48], masks[1, :, 48:] = 1, 1
     grams = [grams_of(features, painting), grams_of(features, photo)]
@@ -161,7 +180,9 @@ def test_a_region_answers_for_its_own_part_only(features: PaintFeatures, photo: 
     changed[..., :16] = 0  # far from the second region
     sums = [of_regions._sums(x) for x in (photo, changed)]
     first = "gram relu1_1"
-    assert torch.equal(sums[0][first][:, 1], sums[1][first][:, 1]) and not torch.equal(sums[0][first][:, 0], sums[1][first][:, 0])
+    assert torch.equal(sums[0][first][:, 1], sums[1][first][:, 1]) and not torch.equal(
+        sums[0][first][:, 0], sums[1][first][:, 0]
+    )
 
 
 def test_equal_regions_are_as_one(features: PaintFeatures, photo: Tensor, painting: Tensor) -> None:
@@ -171,7 +192,9 @@ def test_equal_regions_are_as_one(features: PaintFeatures, photo: Tensor, painti
     assert torch.allclose(whole(photo), one(photo), rtol=1e-5)
 
 
-def test_a_style_without_a_place_asks_for_nothing(features: PaintFeatures, photo: Tensor, painting: Tensor) -> None:
+def test_a_style_without_a_place_asks_for_nothing(
+    features: PaintFeatures, photo: Tensor, painting: Tensor
+) -> None:
     masks = torch.stack([torch.ones(80, 96), torch.zeros(80, 96)])
     grams = grams_of(features, painting)
     of_two = energy_of(features, [grams, grams_of(features, photo)], photo, masks=masks)
@@ -182,7 +205,9 @@ def test_a_style_without_a_place_asks_for_nothing(features: PaintFeatures, photo
 # Windows
 
 
-@pytest.mark.parametrize("height, width, side", [(80, 96, 32), (83, 101, 32), (300, 40, 128), (16, 16, 768), (1000, 33, 96)])
+@pytest.mark.parametrize(
+    "height, width, side", [(80, 96, 32), (83, 101, 32), (300, 40, 128), (16, 16, 768), (1000, 33, 96)]
+)
 def test_windows_count_every_position_once(height: int, width: int, side: int) -> None:
     for stride in (1, 2, 4, 8, 16):
         counts = torch.zeros(height // stride, width // stride)
@@ -196,7 +221,9 @@ def test_windows_count_every_position_once(height: int, width: int, side: int) -
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [(208, 240), (203, 251)])
-def test_windows_give_the_energy_and_gradient_of_the_whole(features: PaintFeatures, painting: Tensor, size: tuple[int, int], masked: bool) -> None:
+def test_windows_give_the_energy_and_gradient_of_the_whole(
+    features: PaintFeatures, painting: Tensor, size: tuple[int, int], masked: bool
+) -> None:
     photo, x = tensor(*size[::-1], 1), tensor(*size[::-1], 3)
     masks = torch.stack([x[0, 0] * 0.5 + 0.5, 0.5 - x[0, 0] * 0.5]).clamp(0, 1) if masked else None
     grams = [grams_of(features, painting)] * (2 if masked else 1)
@@ -211,12 +238,17 @@ def test_windows_give_the_energy_and_gradient_of_the_whole(features: PaintFeatur
         assert relative(by_windows[name], wanted) < 1e-4, name
 
 
-def test_a_narrow_halo_would_be_seen(features: PaintFeatures, painting: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_halo_would_be_seen(
+    features: PaintFeatures, painting: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That the test above can fail."""
     photo, x = tensor(240, 208, 1), tensor(240, 208, 3)
     whole = energy_of(features, [grams_of(features, painting)], photo).gradient(x)
     monkeypatch.setattr(energy, "HALO", 16)
-    assert relative(energy_of(features, [grams_of(features, painting)], photo, window=64).gradient(x), whole) > 1e-3
+    assert (
+        relative(energy_of(features, [grams_of(features, painting)], photo, window=64).gradient(x), whole)
+        > 1e-3
+    )
 
 
 def test_flat_pictures_have_an_energy_and_a_gradient(features: PaintFeatures, painting: Tensor) -> None:

@@ -50,7 +50,11 @@ PAIRS = [(content, style) for content in ("castle", "moose") for style in ("sea"
 def narrow_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """VGG16s made here are narrow: in no time, with all layers."""
     narrow = partial(vgg16, channels=CHANNELS)
-    for place, name, value in ((metrics, "vgg16", narrow), (networks, "vgg16", narrow), (networks, "VGG_CHANNELS", CHANNELS)):
+    for place, name, value in (
+        (metrics, "vgg16", narrow),
+        (networks, "vgg16", narrow),
+        (networks, "VGG_CHANNELS", CHANNELS),
+    ):
         monkeypatch.setattr(place, name, value)
 
 
@@ -69,10 +73,14 @@ def all_metrics(net: vgg16) -> PairMetrics:
     return PairMetrics(net, lpips)
 
 
-def measure(pair_metrics: PairMetrics, result: Image.Image, content: Image.Image, style: Image.Image) -> dict[str, float | None]:
+def measure(
+    pair_metrics: PairMetrics, result: Image.Image, content: Image.Image, style: Image.Image
+) -> dict[str, float | None]:
     """All metrics of one result."""
     reference = pair_metrics.content(to_tensors([content]))
-    return pair_metrics.measure(to_tensors([result]), reference, pair_metrics.styles([to_tensors([style])]))[0]
+    return pair_metrics.measure(to_tensors([result]), reference, pair_metrics.styles([to_tensors([style])]))[
+        0
+    ]
 
 
 # Metrics of pairs
@@ -85,14 +93,18 @@ def test_gram_matrix_by_hand() -> None:
 
 def test_mean_and_deviation_by_hand() -> None:
     mean, std = metrics.mean_and_std(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]]]))
-    assert torch.allclose(mean, torch.tensor([[4.0, 2.0]])) and torch.allclose(std, torch.tensor([[5.0**0.5, 0.0]]))
+    assert torch.allclose(mean, torch.tensor([[4.0, 2.0]])) and torch.allclose(
+        std, torch.tensor([[5.0**0.5, 0.0]])
+    )
 
 
 def test_style_losses_by_hand() -> None:
     """Means over channels (or channel pairs) of squared differences, summed over the layers and over mean and deviation."""
 
     def layer(mean: list[float], std: list[float], gram: float) -> Statistics:
-        return Statistics(torch.tensor([mean]), torch.tensor([std]), torch.full((1, len(mean), len(mean)), gram))
+        return Statistics(
+            torch.tensor([mean]), torch.tensor([std]), torch.full((1, len(mean), len(mean)), gram)
+        )
 
     a = [layer([1.0, 2.0], [1.0, 1.0], 0.0), layer([1.0], [1.0], 1.0)]
     b = [layer([1.0, 4.0], [4.0, 1.0], 1.0), layer([0.0], [0.0], 4.0)]
@@ -102,38 +114,64 @@ def test_style_losses_by_hand() -> None:
 
 def test_cosine_distance_by_hand() -> None:
     a, b = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 2, 2), torch.tensor([0, 1.0, 0, 0]).view(1, 1, 2, 2)
-    assert metrics.cosine_distance(a, b).item() == pytest.approx(4 / 3)  # without its mean each has 1/4 off everywhere
+    assert metrics.cosine_distance(a, b).item() == pytest.approx(
+        4 / 3
+    )  # without its mean each has 1/4 off everywhere
     assert metrics.cosine_distance(a, -a).item() == pytest.approx(2)
 
 
 def test_content_distance_does_not_see_a_channels_mean_and_contrast() -> None:
     maps = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    restyled = maps * torch.tensor([2.0, 0.5, 3.0])[:, None, None] + torch.tensor([1.0, -4.0, 2.0])[:, None, None]
+    restyled = (
+        maps * torch.tensor([2.0, 0.5, 3.0])[:, None, None] + torch.tensor([1.0, -4.0, 2.0])[:, None, None]
+    )
     assert metrics.cosine_distance(restyled, maps).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_luminance_and_its_range() -> None:
     red, white = torch.tensor([1.0, -1, -1])[None, :, None, None], torch.ones(1, 3, 1, 1)
-    assert metrics.luminance(red).item() == pytest.approx(0.299) and metrics.luminance(white).item() == pytest.approx(1)
+    assert metrics.luminance(red).item() == pytest.approx(0.299) and metrics.luminance(
+        white
+    ).item() == pytest.approx(1)
 
 
 def test_the_layers_are_those_of_torchvisions_numbering(net: vgg16) -> None:
     layers = [layer for part in net.slices for layer in part]
     pictures = torch.rand(2, 3, 32, 32) * 2 - 1
-    mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     maps = VggFeatures(net)(pictures)
     assert list(maps) == ["relu1_1", "relu2_1", "relu3_1", "relu4_1"]
     for name, index in zip(maps, (1, 6, 11, 18)):
-        assert torch.allclose(maps[name], nn.Sequential(*layers[: index + 1])(((pictures + 1) / 2 - mean) / std), atol=1e-4)
+        assert torch.allclose(
+            maps[name], nn.Sequential(*layers[: index + 1])(((pictures + 1) / 2 - mean) / std), atol=1e-4
+        )
 
 
 def test_an_untouched_content_and_a_perfect_style(all_metrics: PairMetrics) -> None:
     content, style = picture(48, 48, 1), picture(48, 48, 2)
-    untouched, perfect = measure(all_metrics, content, content, style), measure(all_metrics, style, content, style)
-    assert [untouched[name] for name in ("content_cosine", "content_vgg", "lpips")] == pytest.approx([0, 0, 0], abs=1e-5)
+    untouched, perfect = (
+        measure(all_metrics, content, content, style),
+        measure(all_metrics, style, content, style),
+    )
+    assert [untouched[name] for name in ("content_cosine", "content_vgg", "lpips")] == pytest.approx(
+        [0, 0, 0], abs=1e-5
+    )
     assert (untouched["ssim"], untouched["style_share"]) == pytest.approx((1, 1))
-    assert [perfect[name] for name in ("style_mean_std", "style_share", "gram")] == pytest.approx([0, 0, 0], abs=1e-7)
-    assert min(untouched["style_mean_std"], untouched["gram"], perfect["content_cosine"], perfect["content_vgg"], perfect["lpips"]) > 1e-4
+    assert [perfect[name] for name in ("style_mean_std", "style_share", "gram")] == pytest.approx(
+        [0, 0, 0], abs=1e-7
+    )
+    assert (
+        min(
+            untouched["style_mean_std"],
+            untouched["gram"],
+            perfect["content_cosine"],
+            perfect["content_vgg"],
+            perfect["lpips"],
+        )
+        > 1e-4
+    )
 
 
 def noisy(image: Image.Image, amount: float) -> Image.Image:
@@ -146,7 +184,9 @@ def blurred(image: Image.Image, radius: float) -> Image.Image:
 
 
 @pytest.mark.parametrize("damage, amounts", [(blurred, (1, 2, 4)), (noisy, (5, 20, 60))])
-def test_more_damage_is_more_content_distance(all_metrics: PairMetrics, damage: Callable, amounts: tuple) -> None:
+def test_more_damage_is_more_content_distance(
+    all_metrics: PairMetrics, damage: Callable, amounts: tuple
+) -> None:
     content, style = picture(64, 64, 1), picture(64, 64, 2)
     rows = [measure(all_metrics, damage(content, amount), content, style) for amount in amounts]
     for name, sign in (("content_cosine", 1), ("content_vgg", 1), ("lpips", 1), ("ssim", -1)):
@@ -160,9 +200,15 @@ def test_a_content_that_is_its_own_style_has_no_style_share(all_metrics: PairMet
 
 
 def test_a_batch_gives_what_each_picture_gives(all_metrics: PairMetrics) -> None:
-    content, results, styles = picture(32, 32, 1), [picture(32, 32, i) for i in (2, 3)], [picture(32, 32, i) for i in (4, 5)]
+    content, results, styles = (
+        picture(32, 32, 1),
+        [picture(32, 32, i) for i in (2, 3)],
+        [picture(32, 32, i) for i in (4, 5)],
+    )
     together = all_metrics.measure(
-        to_tensors(results), all_metrics.content(to_tensors([content])), all_metrics.styles([to_tensors(styles[:1]), to_tensors(styles[1:])])
+        to_tensors(results),
+        all_metrics.content(to_tensors([content])),
+        all_metrics.styles([to_tensors(styles[:1]), to_tensors(styles[1:])]),
     )
     for row, result, style in zip(together, results, styles):
         assert row == pytest.approx(measure(all_metrics, result, content, style), rel=1e-4)
@@ -172,9 +218,15 @@ def test_every_picture_goes_through_the_network_once(net: vgg16) -> None:
     seen: list[Tensor] = []
     pair_metrics = PairMetrics(net)
     pair_metrics.features.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0]))
-    contents, styles = ({name: picture(32, 32, seed + i) for i, name in enumerate(names)} for seed, names in ((1, "abc"), (4, "xy")))
+    contents, styles = (
+        {name: picture(32, 32, seed + i) for i, name in enumerate(names)}
+        for seed, names in ((1, "abc"), (4, "xy"))
+    )
     pairs = [(content, style) for content in contents for style in styles]
-    sets = [ResultSet(name, pairs, lambda batch: [contents[content] for content, _ in batch]) for name in ("one", "two")]
+    sets = [
+        ResultSet(name, pairs, lambda batch: [contents[content] for content, _ in batch])
+        for name in ("one", "two")
+    ]
     measured = Evaluator(contents, styles, pair_metrics).measure(sets)
     assert len(seen) == 3 + 2 + 2 * 6 and [list(one.rows) for one in measured] == [pairs, pairs]
 
@@ -191,11 +243,15 @@ def gaussian(count: int, mean: np.ndarray, root: np.ndarray, seed: int) -> Tenso
 
 def test_distance_of_gaussians_is_that_of_the_closed_form() -> None:
     a, b = np.array([1.0, 2.0, 0.5]), np.array([3.0, 1.0, 0.5])  # deviations along the axes
-    distance = frechet_distance(gaussian(50, np.zeros(3), np.diag(a), 0), gaussian(70, np.array([1.0, 0, 2]), np.diag(b), 1))
+    distance = frechet_distance(
+        gaussian(50, np.zeros(3), np.diag(a), 0), gaussian(70, np.array([1.0, 0, 2]), np.diag(b), 1)
+    )
     assert distance == pytest.approx(1 + 4 + ((a - b) ** 2).sum())
 
 
-@pytest.mark.parametrize("counts", [(60, 40), (5, 7), (4, 60)], ids=["many", "fewer than features", "few and many"])
+@pytest.mark.parametrize(
+    "counts", [(60, 40), (5, 7), (4, 60)], ids=["many", "fewer than features", "few and many"]
+)
 def test_distance_is_that_of_the_covariances(counts: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
     a, b = (random.normal(size=(count, 8)) @ random.normal(size=(8, 8)) for count in counts)
@@ -212,7 +268,11 @@ def test_distance_of_equal_and_of_moved_sets() -> None:
 
 
 def test_artfid_is_the_product_and_needs_both() -> None:
-    assert art_fid(0.5, 10.0) == pytest.approx(16.5) and art_fid(None, 10.0) is None and art_fid(0.5, None) is None
+    assert (
+        art_fid(0.5, 10.0) == pytest.approx(16.5)
+        and art_fid(None, 10.0) is None
+        and art_fid(0.5, None) is None
+    )
 
 
 @pytest.fixture
@@ -228,8 +288,14 @@ def inception_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_inception_features_of_the_users_weights(inception_weights: Path) -> None:
-    features = load_inception(inception_weights, torch.device("cpu"))(to_tensors([picture(32, 32, 1), picture(32, 32, 2)]))
-    assert features.shape == (2, 2048) and features.isfinite().all() and not torch.equal(features[0], features[1])
+    features = load_inception(inception_weights, torch.device("cpu"))(
+        to_tensors([picture(32, 32, 1), picture(32, 32, 2)])
+    )
+    assert (
+        features.shape == (2, 2048)
+        and features.isfinite().all()
+        and not torch.equal(features[0], features[1])
+    )
     save_safetensors({"weight": torch.ones(2)}, inception_weights.with_name("other.safetensors"))
     with pytest.raises(UserError, match="other.safetensors: not the weights of torch-fidelity's Inception"):
         load_inception(inception_weights.with_name("other.safetensors"), torch.device("cpu"))
@@ -243,7 +309,9 @@ def made_up(name: str, x: float, y: float, *scales: float) -> Measured:
     return Measured(ResultSet(name, PAIRS[:1], lambda pairs: [], *scales), rows)
 
 
-def test_the_plot_has_a_line_for_each_style_scale_and_named_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plot_has_a_line_for_each_style_scale_and_named_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figure = pytest.importorskip("matplotlib.figure")
     drawn = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **options: drawn.append(self))
@@ -272,7 +340,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: vgg16) -> Path:
 
     The castle's results are the untouched castle, the moose's is a perfect wheat.
     """
-    pictures = {"contents/castle.png": 1, "contents/sub/moose.png": 2, "styles/sea.png": 3, "styles/wheat.jpg": 4}
+    pictures = {
+        "contents/castle.png": 1,
+        "contents/sub/moose.png": 2,
+        "styles/sea.png": 3,
+        "styles/wheat.jpg": 4,
+    }
     results = {"results/castle__sea.png": 1, "results/castle__wheat.png": 1, "results/notes.png": 6}
     for name, seed in (pictures | results).items():
         path = tmp_path / name
@@ -290,10 +363,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: vgg16) -> Path:
 
 def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out, True has no value, a list repeats."""
-    options = {"content": "contents", "style": "styles", "size": 32, "vgg_weights": "vgg.safetensors", **changes}
+    options = {
+        "content": "contents",
+        "style": "styles",
+        "size": 32,
+        "vgg_weights": "vgg.safetensors",
+        **changes,
+    }
     words: list[str] = []
     for name, value in options.items():
-        values = [] if value is None else [""] if value is True else value if isinstance(value, list) else [value]
+        values = (
+            [] if value is None else [""] if value is True else value if isinstance(value, list) else [value]
+        )
         words += [word for one in values for word in (f"--{name.replace('_', '-')}", *str(one).split())]
     return words
 
@@ -325,7 +406,11 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"content": "nowhere"}, "nowhere: no such folder of pictures", None),
         ({"style": "empty"}, "empty: no pictures in it", None),
         ({"results": "empty"}, "empty: no pictures in it", None),
-        ({"results": "styles"}, "styles: no result of any pair in it; the first would be called castle__sea.png", None),
+        (
+            {"results": "styles"},
+            "styles: no result of any pair in it; the first would be called castle__sea.png",
+            None,
+        ),
         ({"compare": "other=styles"}, "styles: no result of any pair", None),
         ({"compare": "other=nowhere"}, "nowhere: no such folder", None),
         ({"compare": "results"}, "expected NAME=DIR", None),
@@ -333,7 +418,11 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"compare": ["other=results", "other=results"]}, "called 'other' already", None),
         ({"results": "results", "compare": "results=results"}, "called 'results' already", None),
         ({}, "would both be called 'sea'", more("styles/sea.jpg")),
-        ({}, "'castle__sea__sea' could be the result of", more("contents/castle__sea.png", "styles/sea__sea.png")),
+        (
+            {},
+            "'castle__sea__sea' could be the result of",
+            more("contents/castle__sea.png", "styles/sea__sea.png"),
+        ),
         ({"results": "results"}, "would both be called 'castle__sea'", more("results/castle__sea.jpg")),
         ({}, "styles/sea.png: not a picture", broken("styles/sea.png")),
         ({"results": "results"}, "moose__wheat.png: not a picture", broken("results/moose__wheat.png")),
@@ -342,7 +431,11 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"csv": "vgg.safetensors/out.csv"}, "is a file, not a folder", None),
         ({"sweep": True, "plot": "out.csv"}, "must end in .png", None),
         ({"save": "vgg.safetensors"}, "is a file, not a folder", None),
-        ({"plot": "out.png"}, "--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched", None),
+        (
+            {"plot": "out.png"},
+            "--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched",
+            None,
+        ),
         ({"results": "results", "also": "a=detail:0"}, "--also is for painting", None),
         ({"also": "detail:0"}, "expected NAME=SETTING:VALUE", None),
         ({"also": "a="}, "expected NAME=SETTING:VALUE", None),
@@ -350,7 +443,11 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"also": ["a=detail:0", "a=detail:1"]}, "called 'a' already", None),
         ({"also": "content1_style1=detail:0"}, "called 'content1_style1' already", None),
         ({"also": "a=detail:0", "compare": "a=results"}, "called 'a' already", None),
-        ({"also": "a=speed:3"}, "no setting 'speed'; there are look, effort, strength, content-scale, style-scale, detail, sampler, steps, seed", None),
+        (
+            {"also": "a=speed:3"},
+            "no setting 'speed'; there are look, effort, strength, content-scale, style-scale, detail, sampler, steps, seed",
+            None,
+        ),
         ({"also": "a=detail:0,"}, "no setting ''", None),
         ({"also": "a=steps:2.5"}, "'2.5' is no value of steps", None),
         ({"also": "a=detail:2"}, "detail must be between 0 and 1", None),
@@ -361,8 +458,16 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"effort": "nan"}, "effort must be above 0 and at most 100, got nan", None),
         ({"also": "a=sampler:best"}, "sampler 'best' is not one of", None),
         ({"sheet": "out.txt"}, "unknown picture format", None),
-        ({"sheet": "styles/sea.png"}, "styles/sea.png: is one of the pictures to work from and would be lost; choose another file", None),
-        ({"sheet": "out.png", "sheet_pairs": "6by7"}, "--sheet-pairs 6by7: expected two numbers, as in 6x7", None),
+        (
+            {"sheet": "styles/sea.png"},
+            "styles/sea.png: is one of the pictures to work from and would be lost; choose another file",
+            None,
+        ),
+        (
+            {"sheet": "out.png", "sheet_pairs": "6by7"},
+            "--sheet-pairs 6by7: expected two numbers, as in 6x7",
+            None,
+        ),
         ({"sheet": "out.png", "sheet_pairs": "0x7"}, "expected two numbers", None),
         ({"sheet_pairs": "6x7"}, "--sheet-pairs needs --sheet", None),
         ({"results": "results", "sweep": True}, "--sweep is for painting", None),
@@ -376,7 +481,13 @@ def broken(name: str) -> Callable[[Path], Any]:
     ],
 )
 def test_bad_input_is_refused_before_any_weights_are_read(
-    evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict, problem: str, prepare: Callable | None
+    evaluate: ModuleType,
+    folder: Path,
+    monkeypatch,
+    capsys,
+    wrong: dict,
+    problem: str,
+    prepare: Callable | None,
 ) -> None:
     for place, name in ((plot, "check_extra"), (fid, "check_extra")):
         monkeypatch.setattr(place, name, lambda: None)  # whether or not they are installed here
@@ -387,7 +498,9 @@ def test_bad_input_is_refused_before_any_weights_are_read(
     assert_refused(evaluate, folder, monkeypatch, capsys, arguments(**wrong), problem)
 
 
-def assert_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys, call: list[str], problem: str) -> None:
+def assert_refused(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys, call: list[str], problem: str
+) -> None:
     before = everything_in(folder)
     code, captured = run_program(evaluate.main, call, monkeypatch), capsys.readouterr()
     pipeline_builders.assert_refused(code, captured, problem)
@@ -397,40 +510,88 @@ def assert_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys, call
 @pytest.mark.parametrize(
     "wrong, module, problem",
     [
-        ({"sweep": True, "plot": "out.png"}, "matplotlib.figure", "--plot needs the package matplotlib: pip install 'artfusion[evaluation]'"),
-        ({"inception_weights": "vgg.safetensors"}, "torch_fidelity", "--inception-weights needs the package torch-fidelity: pip install"),
+        (
+            {"sweep": True, "plot": "out.png"},
+            "matplotlib.figure",
+            "--plot needs the package matplotlib: pip install 'artfusion[evaluation]'",
+        ),
+        (
+            {"inception_weights": "vgg.safetensors"},
+            "torch_fidelity",
+            "--inception-weights needs the package torch-fidelity: pip install",
+        ),
     ],
 )
-def test_a_missing_package_is_told(evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict, module: str, problem: str) -> None:
+def test_a_missing_package_is_told(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict, module: str, problem: str
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(evaluate, "load_vgg", lambda *args: pytest.fail("read weights"))
     assert_refused(evaluate, folder, monkeypatch, capsys, arguments(**wrong), problem)
 
 
-def test_a_place_that_cannot_be_written_to_is_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_a_place_that_cannot_be_written_to_is_refused(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     for wrong in ({"csv": "new/out.csv"}, {"save": "new"}):
         assert_refused(evaluate, folder, monkeypatch, capsys, arguments(**wrong), "no permission to write")
 
 
-@pytest.mark.parametrize("wrong", [{"vgg_weights": "nowhere.pth"}, {"lpips_weights": "nowhere.pth"}, {"judge_weights": "nowhere.pth"}])
-def test_weights_that_are_named_must_be_there(evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict) -> None:
-    assert_refused(evaluate, folder, monkeypatch, capsys, arguments(results="results", csv="out.csv", **wrong), "nowhere.pth: no such file")
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vgg_weights": "nowhere.pth"}, {"lpips_weights": "nowhere.pth"}, {"judge_weights": "nowhere.pth"}],
+)
+def test_weights_that_are_named_must_be_there(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict
+) -> None:
+    assert_refused(
+        evaluate,
+        folder,
+        monkeypatch,
+        capsys,
+        arguments(results="results", csv="out.csv", **wrong),
+        "nowhere.pth: no such file",
+    )
 
 
 def test_the_commands_own_process(folder: Path) -> None:
     """What the tests above cannot see: lines that imports or warnings would add."""
-    done = subprocess.run([sys.executable, ROOT / "scripts/evaluate.py", *arguments(content="nowhere")], capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere: no such folder of pictures\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/evaluate.py", *arguments(content="nowhere")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "error: nowhere: no such folder of pictures\n",
+    )
 
 
-def test_results_that_are_there_are_measured_and_missing_ones_told(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
-    assert run_program(evaluate.main, arguments(results="results", lpips_weights="uniform", csv="new/out.csv"), monkeypatch) == 0
+def test_results_that_are_there_are_measured_and_missing_ones_told(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
+    assert (
+        run_program(
+            evaluate.main,
+            arguments(results="results", lpips_weights="uniform", csv="new/out.csv"),
+            monkeypatch,
+        )
+        == 0
+    )
     rows = rows_of("new/out.csv")
-    assert [(row["set"], row["content"], row["style"]) for row in rows] == [("results", c, s) for c, s in (PAIRS[0], PAIRS[1], PAIRS[3])]
+    assert [(row["set"], row["content"], row["style"]) for row in rows] == [
+        ("results", c, s) for c, s in (PAIRS[0], PAIRS[1], PAIRS[3])
+    ]
     for row in rows[:2]:
-        assert [float(row[name]) for name in ("content_cosine", "lpips", "ssim", "style_share")] == pytest.approx([0, 0, 1, 1], abs=1e-5)
-    assert [float(rows[2][name]) for name in ("style_mean_std", "style_share", "gram")] == pytest.approx([0, 0, 0], abs=1e-7)
+        assert [
+            float(row[name]) for name in ("content_cosine", "lpips", "ssim", "style_share")
+        ] == pytest.approx([0, 0, 1, 1], abs=1e-5)
+    assert [float(rows[2][name]) for name in ("style_mean_std", "style_share", "gram")] == pytest.approx(
+        [0, 0, 0], abs=1e-7
+    )
     assert float(rows[2]["content_cosine"]) > 0.01 and float(rows[2]["ssim"]) < 0.9
     out = capsys.readouterr().out
     values = [float(row["ssim"]) for row in rows]
@@ -438,7 +599,9 @@ def test_results_that_are_there_are_measured_and_missing_ones_told(evaluate: Mod
     assert cells(out, 2)[:2] == ["results", "3 of 4"] and "results: 1 of 4 pairs missing: moose__sea\n" in out
 
 
-def test_a_metric_whose_weights_were_not_given_is_not_run(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_a_metric_whose_weights_were_not_given_is_not_run(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     assert run_program(evaluate.main, arguments(results="results", csv="out.csv"), monkeypatch) == 0
     out = capsys.readouterr().out
     found = dict(zip(cells(out, 0), cells(out, 2)))
@@ -446,39 +609,59 @@ def test_a_metric_whose_weights_were_not_given_is_not_run(evaluate: ModuleType, 
     empty = {name for name, value in rows_of("out.csv")[0].items() if not value}
     assert empty == {"content_scale", "style_scale", "lpips", "style_rank", "content_rank", "chroma_bw"}
     whole = dict(zip(cells(out, 4), cells(out, 6)))
-    assert {name for name, cell in whole.items() if cell == "not run"} == {"style_top1", "style_top3", "content_top1"}
+    assert {name for name, cell in whole.items() if cell == "not run"} == {
+        "style_top1",
+        "style_top3",
+        "content_top1",
+    }
     assert whole["chroma_bw"] == "none" and "content_top1) was not run: it needs --judge-weights" in out
 
 
-def test_the_bundled_vgg16_judges_by_default_and_without_network(evaluate: ModuleType, folder: Path, monkeypatch) -> None:
+def test_the_bundled_vgg16_judges_by_default_and_without_network(
+    evaluate: ModuleType, folder: Path, monkeypatch
+) -> None:
     forbid_network(monkeypatch)
     options = {"results": "results", "lpips_weights": "uniform"}
     assert run_program(evaluate.main, arguments(**options, csv="given.csv"), monkeypatch) == 0
     monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "vgg.safetensors")
-    assert run_program(evaluate.main, arguments(**options, vgg_weights=None, csv="default.csv"), monkeypatch) == 0
+    assert (
+        run_program(evaluate.main, arguments(**options, vgg_weights=None, csv="default.csv"), monkeypatch)
+        == 0
+    )
     assert rows_of("given.csv") == rows_of("default.csv")
 
 
-def test_a_missing_bundled_vgg16_is_told_with_what_brings_it_back(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_a_missing_bundled_vgg16_is_told_with_what_brings_it_back(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "gone.safetensors")
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
-    problem = "gone.safetensors: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back"
+    problem = (
+        "gone.safetensors: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back"
+    )
     assert_refused(evaluate, folder, monkeypatch, capsys, arguments(vgg_weights=None), problem)
 
 
 @pytest.fixture
 def linear_weights(folder: Path) -> str:
-    save_safetensors({f"lin{i}": torch.full((1, width, 1, 1), 0.2) for i, width in enumerate(CHANNELS)}, folder / "lin.safetensors")
+    save_safetensors(
+        {f"lin{i}": torch.full((1, width, 1, 1), 0.2) for i, width in enumerate(CHANNELS)},
+        folder / "lin.safetensors",
+    )
     return "lin.safetensors"
 
 
 def lpips_of(evaluate: ModuleType, monkeypatch: pytest.MonkeyPatch, **options: object) -> float:
     """The distance of the one result that is not its content."""
-    assert run_program(evaluate.main, arguments(results="results", csv="out.csv", **options), monkeypatch) == 0
+    assert (
+        run_program(evaluate.main, arguments(results="results", csv="out.csv", **options), monkeypatch) == 0
+    )
     return float(rows_of("out.csv")[2]["lpips"])
 
 
-def test_published_lpips_downloads_its_own_vgg16(evaluate: ModuleType, folder: Path, monkeypatch, linear_weights: str) -> None:
+def test_published_lpips_downloads_its_own_vgg16(
+    evaluate: ModuleType, folder: Path, monkeypatch, linear_weights: str
+) -> None:
     """Everything else is judged by the bundled one."""
     other = randomise(vgg16(channels=CHANNELS), seed=1).state_dict()
     save_safetensors(other, folder / "other.safetensors")
@@ -487,62 +670,118 @@ def test_published_lpips_downloads_its_own_vgg16(evaluate: ModuleType, folder: P
     downloaded = lpips_of(evaluate, monkeypatch, vgg_weights=None, lpips_weights=linear_weights)
     judged = rows_of("out.csv")[2]["content_vgg"]
     monkeypatch.setattr(networks, "_download_vgg16", lambda: pytest.fail("downloaded"))
-    by_file = {name: lpips_of(evaluate, monkeypatch, vgg_weights=name, lpips_weights=linear_weights) for name in ("vgg.safetensors", "other.safetensors")}
+    by_file = {
+        name: lpips_of(evaluate, monkeypatch, vgg_weights=name, lpips_weights=linear_weights)
+        for name in ("vgg.safetensors", "other.safetensors")
+    }
     assert downloaded == by_file["other.safetensors"] != by_file["vgg.safetensors"]
     assert run_program(evaluate.main, arguments(results="results", csv="out.csv"), monkeypatch) == 0
     assert rows_of("out.csv")[2]["content_vgg"] == judged
 
 
-def test_published_lpips_without_network_is_refused(evaluate: ModuleType, folder: Path, monkeypatch, capsys, linear_weights: str) -> None:
+def test_published_lpips_without_network_is_refused(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys, linear_weights: str
+) -> None:
     forbid_network(monkeypatch)
     monkeypatch.setattr(networks, "BUNDLED_VGG16", folder / "vgg.safetensors")
-    code = run_program(evaluate.main, arguments(results="results", vgg_weights=None, lpips_weights=linear_weights, csv="out.csv"), monkeypatch)
-    assert code == 2 and "could not be downloaded" in capsys.readouterr().err and not (folder / "out.csv").exists()
+    code = run_program(
+        evaluate.main,
+        arguments(results="results", vgg_weights=None, lpips_weights=linear_weights, csv="out.csv"),
+        monkeypatch,
+    )
+    assert (
+        code == 2
+        and "could not be downloaded" in capsys.readouterr().err
+        and not (folder / "out.csv").exists()
+    )
 
 
-def test_pairs_are_painted_with_the_options_and_kept(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_painted_with_the_options_and_kept(
+    evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {"content_scale": 0.5, "style_scale": 2.0, "sampler": "ddim", "steps": 2, "seed": 7}
-    assert run_program(evaluate.main, arguments(**TINY | options, save="kept", csv="out.csv", device="cpu", precision="fp32"), monkeypatch) == 0
-    pipeline = StyleTransferPipeline.from_pretrained("tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32")
+    assert (
+        run_program(
+            evaluate.main,
+            arguments(**TINY | options, save="kept", csv="out.csv", device="cpu", precision="fp32"),
+            monkeypatch,
+        )
+        == 0
+    )
+    pipeline = StyleTransferPipeline.from_pretrained(
+        "tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32"
+    )
     names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
     moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
-    assert [load_image(f"kept/moose__{style}.png") for style in ("sea", "wheat")] == pipeline(moose, styles, look="fast", size=32, **options)
+    assert [load_image(f"kept/moose__{style}.png") for style in ("sea", "wheat")] == pipeline(
+        moose, styles, look="fast", size=32, **options
+    )
     assert sorted(path.name for path in Path("kept").iterdir()) == [f"{c}__{s}.png" for c, s in PAIRS]
     assert {(row["content_scale"], row["style_scale"]) for row in rows_of("out.csv")} == {("0.5", "2.0")}
 
 
-def test_measuring_kept_pictures_gives_the_same(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_kept_pictures_gives_the_same(
+    evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run_program(evaluate.main, arguments(**TINY, save="kept", csv="painted.csv"), monkeypatch) == 0
     assert run_program(evaluate.main, arguments(results="kept", csv="read.csv"), monkeypatch) == 0
-    painted, read = ([[row[name] for name in metrics.METRICS] for row in rows_of(name)] for name in ("painted.csv", "read.csv"))
+    painted, read = (
+        [[row[name] for name in metrics.METRICS] for row in rows_of(name)]
+        for name in ("painted.csv", "read.csv")
+    )
     assert painted == read and len(read) == 4
 
 
-def test_a_sweep_has_every_combination_and_what_it_is_compared_with(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
-    call = arguments(**TINY, sweep=True, content_scales="0.5 2 2", style_scales="1 3", compare="other=results", csv="out.csv", save="kept")
+def test_a_sweep_has_every_combination_and_what_it_is_compared_with(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
+    call = arguments(
+        **TINY,
+        sweep=True,
+        content_scales="0.5 2 2",
+        style_scales="1 3",
+        compare="other=results",
+        csv="out.csv",
+        save="kept",
+    )
     assert run_program(evaluate.main, call, monkeypatch) == 0
     rows = rows_of("out.csv")
     scales = [(c, s) for c in ("0.5", "2.0") for s in ("1.0", "3.0")]
-    expected = [(*scale, *pair) for scale in scales for pair in PAIRS] + [("", "", *pair) for pair in (PAIRS[0], PAIRS[1], PAIRS[3])]
-    assert [(row["content_scale"], row["style_scale"], row["content"], row["style"]) for row in rows] == expected
+    expected = [(*scale, *pair) for scale in scales for pair in PAIRS] + [
+        ("", "", *pair) for pair in (PAIRS[0], PAIRS[1], PAIRS[3])
+    ]
+    assert [
+        (row["content_scale"], row["style_scale"], row["content"], row["style"]) for row in rows
+    ] == expected
     assert len({row["ssim"] for row in rows[:16]}) == 16  # each scale acts
     out = capsys.readouterr().out
     names = ["content 0.5, style 1", "content 0.5, style 3", "content 2, style 1", "content 2, style 3"]
     assert [cells(out, line)[0] for line in range(2, 7)] == [*names, "other"]
-    assert sorted(path.name for path in Path("kept").iterdir()) == [name.replace(", ", "_").replace(" ", "") for name in names]
+    assert sorted(path.name for path in Path("kept").iterdir()) == [
+        name.replace(", ", "_").replace(" ", "") for name in names
+    ]
     assert all(len(list(path.iterdir())) == 4 for path in Path("kept").iterdir())
 
 
 def test_a_sweep_is_drawn(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    call = arguments(**TINY, sweep=True, content_scales="0.5 2", style_scales="1 3", compare="other=results", plot="new/out.png")
+    call = arguments(
+        **TINY,
+        sweep=True,
+        content_scales="0.5 2",
+        style_scales="1 3",
+        compare="other=results",
+        plot="new/out.png",
+    )
     assert run_program(evaluate.main, call, monkeypatch) == 0
     with Image.open("new/out.png") as drawing:
         assert drawing.format == "PNG" and len(drawing.convert("RGB").getcolors(10**6)) > 100
     assert [path.name for path in Path("new").iterdir()] == ["out.png"]
 
 
-def test_distance_of_sets_counts_only_styles_with_results_and_is_called_biased(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_distance_of_sets_counts_only_styles_with_results_and_is_called_biased(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     def corners(pictures: Tensor) -> Tensor:
         return pictures[:, :, :4, :4].flatten(1)
 
@@ -551,16 +790,24 @@ def test_distance_of_sets_counts_only_styles_with_results_and_is_called_biased(e
     (folder / "only_sea").mkdir()
     for name in ("castle__sea.png", "moose__sea.png"):
         picture(48, 32, 8 + len(name)).save(folder / "only_sea" / name)
-    call = arguments(results="results", compare="few=only_sea", lpips_weights="uniform", inception_weights="any.pth")
+    call = arguments(
+        results="results", compare="few=only_sea", lpips_weights="uniform", inception_weights="any.pth"
+    )
     assert run_program(evaluate.main, call, monkeypatch) == 0
     out = capsys.readouterr().out
     results, styles = (
         to_tensors([load_image(name).crop((8, 0, 40, 32)) for name in names])
-        for names in ([f"results/{c}__{s}.png" for c, s in (PAIRS[0], PAIRS[1], PAIRS[3])], ["styles/sea.png", "styles/wheat.jpg"])
+        for names in (
+            [f"results/{c}__{s}.png" for c, s in (PAIRS[0], PAIRS[1], PAIRS[3])],
+            ["styles/sea.png", "styles/wheat.jpg"],
+        )
     )
     distance = frechet_distance(corners(results), corners(styles))
     found = [dict(zip(cells(out, 0), cells(out, line))) for line in (2, 3)]
-    assert found[0]["fid"] == f"{distance:.4g} (biased)" and "biased: fewer pictures than Inception features" in out
+    assert (
+        found[0]["fid"] == f"{distance:.4g} (biased)"
+        and "biased: fewer pictures than Inception features" in out
+    )
     lpips = float(found[0]["lpips"].split()[0])
     assert float(found[0]["artfid"].split()[0]) == pytest.approx((1 + lpips) * (1 + distance), rel=1e-2)
     assert found[1]["fid"] == found[1]["artfid"] == "not run"  # one style has no covariance
@@ -588,54 +835,105 @@ def test_retrieval_colours_and_textures_of_results_and_of_the_untouched_photo(
     assert [row["content_rank"] for row in rows] == ["1", "1", "2"] and rows[2]["style_rank"] == "1"
     assert float(rows[0]["palette_distance"]) == pytest.approx(float(rows[0]["palette_untouched"]), rel=1e-4)
     assert float(rows[2]["palette_distance"]) < 0.01 * float(rows[2]["palette_untouched"])
-    assert [second[name] for name in ("style_top1", "style_top3", "content_top1", "alike", "palette_share")] == ["0.50", "1.00", "1.00", "1", "1"]
-    share = sum(float(row["palette_distance"]) for row in rows) / sum(float(row["palette_untouched"]) for row in rows)
-    assert first["palette_share"] == f"{share:.3g}" and first["content_top1"] == "0.67" and first["alike"] == "1"
+    assert [
+        second[name] for name in ("style_top1", "style_top3", "content_top1", "alike", "palette_share")
+    ] == ["0.50", "1.00", "1.00", "1", "1"]
+    share = sum(float(row["palette_distance"]) for row in rows) / sum(
+        float(row["palette_untouched"]) for row in rows
+    )
+    assert (
+        first["palette_share"] == f"{share:.3g}" and first["content_top1"] == "0.67" and first["alike"] == "1"
+    )
 
 
-def test_no_other_set_is_called_as_the_untouched_photo(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_no_other_set_is_called_as_the_untouched_photo(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     call = [*arguments(untouched=True), "--compare", "untouched photo=results"]
-    assert_refused(evaluate, folder, monkeypatch, capsys, call, "other results are called 'untouched photo' already")
+    assert_refused(
+        evaluate, folder, monkeypatch, capsys, call, "other results are called 'untouched photo' already"
+    )
 
 
-def test_weights_of_another_network_are_refused_before_painting(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_weights_of_another_network_are_refused_before_painting(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
     broken("judge.pth")(folder)
-    for name, problem in (("vgg.safetensors", "does not fit EfficientNetLite0"), ("judge.pth", "not a checkpoint")):
-        assert_refused(evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, csv="out.csv"), f"{name}")
-        assert_refused(evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, sheet="out.png"), problem)
+    for name, problem in (
+        ("vgg.safetensors", "does not fit EfficientNetLite0"),
+        ("judge.pth", "not a checkpoint"),
+    ):
+        assert_refused(
+            evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, csv="out.csv"), f"{name}"
+        )
+        assert_refused(
+            evaluate, folder, monkeypatch, capsys, arguments(judge_weights=name, sheet="out.png"), problem
+        )
 
 
-def test_several_settings_are_painted_in_one_run(evaluate: ModuleType, folder: Path, monkeypatch, capsys) -> None:
+def test_several_settings_are_painted_in_one_run(
+    evaluate: ModuleType, folder: Path, monkeypatch, capsys
+) -> None:
     also = ["free=content-scale:0.5,style_scale:2,detail:0", "other_seed=seed:7"]
     call = arguments(**TINY, also=also, detail=1, save="kept", csv="out.csv", device="cpu", precision="fp32")
     assert run_program(evaluate.main, call, monkeypatch) == 0
     out = capsys.readouterr().out
-    assert [cells(out, line)[:2] for line in (2, 3, 4)] == [["content 1, style 1", "4"], ["free", "4"], ["other_seed", "4"]]
-    pipeline = StyleTransferPipeline.from_pretrained("tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32")
+    assert [cells(out, line)[:2] for line in (2, 3, 4)] == [
+        ["content 1, style 1", "4"],
+        ["free", "4"],
+        ["other_seed", "4"],
+    ]
+    pipeline = StyleTransferPipeline.from_pretrained(
+        "tiny.safetensors", "tiny.yaml", device="cpu", precision="fp32"
+    )
     names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
     moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
-    changes = {"content1_style1": {}, "free": {"content_scale": 0.5, "style_scale": 2.0, "detail": 0.0}, "other_seed": {"seed": 7}}
+    changes = {
+        "content1_style1": {},
+        "free": {"content_scale": 0.5, "style_scale": 2.0, "detail": 0.0},
+        "other_seed": {"seed": 7},
+    }
     for name, changed in changes.items():
         kept = [load_image(f"kept/{name}/moose__{style}.png") for style in ("sea", "wheat")]
-        assert kept == pipeline(moose, styles, **{"look": "fast", "size": 32, "steps": 1, "detail": 1.0, **changed}), name
+        assert kept == pipeline(
+            moose, styles, **{"look": "fast", "size": 32, "steps": 1, "detail": 1.0, **changed}
+        ), name
     assert sorted(path.name for path in Path("kept").iterdir()) == sorted(changes)
-    assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [("content 1, style 1", "1.0"), ("free", "")]
+    assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [
+        ("content 1, style 1", "1.0"),
+        ("free", ""),
+    ]
 
 
-def test_the_sheet_shows_the_first_set(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_shows_the_first_set(
+    evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Photos down the left, paintings along the top; what there is no result of is a gap."""
     drawn = []
-    monkeypatch.setattr("ldm.evaluation.sheet.labelled_sheet", lambda rows, cell: drawn.extend(rows) or Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(
+        "ldm.evaluation.sheet.labelled_sheet",
+        lambda rows, cell: drawn.extend(rows) or Image.new("RGB", (8, 8)),
+    )
     call = arguments(results="results", untouched=True, sheet="new/out.jpg", sheet_pairs="9x9")
     assert run_program(evaluate.main, call, monkeypatch) == 0
-    names = [[None, "styles/sea.png", "styles/wheat.jpg"], ["contents/castle.png", "results/castle__sea.png", "results/castle__wheat.png"]]
+    names = [
+        [None, "styles/sea.png", "styles/wheat.jpg"],
+        ["contents/castle.png", "results/castle__sea.png", "results/castle__wheat.png"],
+    ]
     names += [["contents/sub/moose.png", None, "results/moose__wheat.png"]]
     assert drawn == [[name and load_image(name).crop((8, 0, 40, 32)) for name in row] for row in names]
     assert load_image("new/out.jpg").size == (8, 8)
 
 
-def test_the_sheet_is_as_large_as_asked_for(evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_program(evaluate.main, arguments(results="results", sheet="out.png", sheet_pairs="1x2"), monkeypatch) == 0
+def test_the_sheet_is_as_large_as_asked_for(
+    evaluate: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        run_program(
+            evaluate.main, arguments(results="results", sheet="out.png", sheet_pairs="1x2"), monkeypatch
+        )
+        == 0
+    )
     width, height = load_image("out.png").size
     assert width - height == pytest.approx(192, abs=8) and height > 2 * 192

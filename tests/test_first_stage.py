@@ -38,7 +38,9 @@ LIGHT = {
 
 
 def autoencoder(**changes) -> AutoencoderKL:
-    return apply_rule(instantiate_from_config({**FIRST_STAGE, "params": {**FIRST_STAGE["params"], **changes}})).eval()
+    return apply_rule(
+        instantiate_from_config({**FIRST_STAGE, "params": {**FIRST_STAGE["params"], **changes}})
+    ).eval()
 
 
 def pictures(tag: str = "pictures", n: int = 2, height: int = 16, width: int = 24) -> Tensor:
@@ -244,7 +246,9 @@ def test_loads_a_first_stage(tmp_path, extra):
 def test_loads_the_first_stage_of_a_whole_model(tmp_path):
     state = autoencoder().state_dict()
     whole = {f"first_stage_model.{name}": 2 * value for name, value in (state | LOSS_NAMES).items()}
-    path = save(tmp_path / "whole.ckpt", whole | {"betas": torch.ones(3), "encoder.conv_in.weight": torch.zeros(1)})
+    path = save(
+        tmp_path / "whole.ckpt", whole | {"betas": torch.ones(3), "encoder.conv_in.weight": torch.zeros(1)}
+    )
     model = AutoencoderKL(**{**FIRST_STAGE["params"], "ckpt_path": path})
     assert all(torch.equal(model.state_dict()[name], 2 * value) for name, value in state.items())
 
@@ -254,7 +258,10 @@ def test_loads_the_first_stage_of_a_whole_model(tmp_path):
     [
         (lambda state: state.pop("quant_conv.bias"), r"1 missing \(quant_conv.bias\)"),
         (lambda state: state.update({"encoder.extra": torch.zeros(1)}), r"1 unexpected \(encoder.extra\)"),
-        (lambda state: state.update({"decoder.conv_in.bias": torch.zeros(1)}), "1 misshapen .decoder.conv_in.bias"),
+        (
+            lambda state: state.update({"decoder.conv_in.bias": torch.zeros(1)}),
+            "1 misshapen .decoder.conv_in.bias",
+        ),
     ],
     ids=["missing", "unexpected", "misshapen"],
 )
@@ -276,7 +283,9 @@ def test_trainable_decoder_freezes_the_encoder_and_the_latent():
 @pytest.mark.parametrize("trainable, count", [("all", 4), ("decoder", 2)])
 def test_what_the_optimisers_train(trainable, count):
     model = autoencoder(trainable=trainable, lossconfig=loss_config())
-    autoencoder_weights, discriminator_weights = ({id(p) for p in o.param_groups[0]["params"]} for o in model.configure_optimizers())
+    autoencoder_weights, discriminator_weights = (
+        {id(p) for p in o.param_groups[0]["params"]} for o in model.configure_optimizers()
+    )
     halves = [model.decoder, model.post_quant_conv, model.encoder, model.quant_conv][:count]
     assert autoencoder_weights == {id(p) for half in halves for p in half.parameters()}
     assert discriminator_weights == {id(p) for p in model.loss.discriminator.parameters()}
@@ -288,7 +297,10 @@ def test_what_the_optimisers_train(trainable, count):
         ({"trainable": "encoder"}, "trainable must be one of all, decoder, got 'encoder'"),
         ({"ddconfig": {"ch": 8}}, "needs `z_channels`"),
         ({"ddconfig": {**HALVES, "chanels": 3}}, "chanels"),
-        ({"ddconfig": {**LIGHT, "encoder_target": "ldm.modules.vae.model.Encoder"}}, "Encoder has no parameter 'widths'"),
+        (
+            {"ddconfig": {**LIGHT, "encoder_target": "ldm.modules.vae.model.Encoder"}},
+            "Encoder has no parameter 'widths'",
+        ),
     ],
 )
 def test_wrong_configs(changes, message):
@@ -376,7 +388,9 @@ def test_validation_has_no_gradients_to_compare():
 
 def test_hinge_and_vanilla_losses():
     real, fake = rnd("real", 50), rnd("fake", 50)
-    assert_same(hinge_d_loss(real, fake), ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()) / 2)
+    assert_same(
+        hinge_d_loss(real, fake), ((1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()) / 2
+    )
     by_hand = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()) / 2
     assert_same(vanilla_d_loss(real, fake), by_hand)
 
@@ -389,7 +403,9 @@ def test_discriminator_loss_reaches_the_discriminator_only(name, function):
     assert_same(value, 0.7 * function(loss.discriminator(x), loss.discriminator(recon)))
     value.backward()
     assert model.last.weight.grad is None
-    assert all(layer.weight.grad.abs().sum() > 0 for layer in loss.discriminator.main if isinstance(layer, nn.Conv2d))
+    assert all(
+        layer.weight.grad.abs().sum() > 0 for layer in loss.discriminator.main if isinstance(layer, nn.Conv2d)
+    )
 
 
 @pytest.mark.parametrize("step, acts", [(0, False), (1, False), (2, True), (9, True)])
@@ -410,16 +426,23 @@ def test_unknown_discriminator_loss():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("limit, expected", [({}, 5), ({"max_steps": 4}, 4)], ids=["whole epoch", "max_steps"])
+@pytest.mark.parametrize(
+    "limit, expected", [({}, 5), ({"max_steps": 4}, 4)], ids=["whole epoch", "max_steps"]
+)
 def test_training_counts_the_autoencoders_steps_alone(tmp_path, monkeypatch, limit, expected):
     model, steps = autoencoder(lossconfig=loss_config(disc_start=2, disc_loss="vanilla")), []
     before = {name: value.clone() for name, value in model.state_dict().items()}
     own = LPIPSWithDiscriminator.autoencoder_loss
-    monkeypatch.setattr(LPIPSWithDiscriminator, "autoencoder_loss", lambda *args: steps.append(args[4]) or own(*args))
+    monkeypatch.setattr(
+        LPIPSWithDiscriminator, "autoencoder_loss", lambda *args: steps.append(args[4]) or own(*args)
+    )
     fit(model, pictures(n=5).permute(0, 2, 3, 1), tmp_path, **limit)
     assert steps == list(range(expected)) and model.global_step == expected
     optimizers = [optimizer.optimizer for optimizer in model.optimizers()]
-    assert [{int(state["step"]) for state in optimizer.state.values()} for optimizer in optimizers] == [{expected}, {expected - 2}]
+    assert [{int(state["step"]) for state in optimizer.state.values()} for optimizer in optimizers] == [
+        {expected},
+        {expected - 2},
+    ]
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert still == ["loss.logvar"]
 
@@ -427,7 +450,9 @@ def test_training_counts_the_autoencoders_steps_alone(tmp_path, monkeypatch, lim
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("n, steps", [(4, 2), (5, 3)], ids=["whole", "a rest"])
 def test_gradients_of_several_batches_make_a_step(tmp_path, monkeypatch, n, steps):
-    monkeypatch.setattr(AutoencoderKL, "reconstruct", lambda self, x, draw=True: self(x, sample_posterior=False))
+    monkeypatch.setattr(
+        AutoencoderKL, "reconstruct", lambda self, x, draw=True: self(x, sample_posterior=False)
+    )
     models = [autoencoder(lossconfig=loss_config(disc_factor=0.0), learning_rate=1e-3) for _ in range(2)]
     data = pictures(n=n).permute(0, 2, 3, 1)
     models[0].own_options = {**models[0].own_options, "accumulate_grad_batches": 2}
@@ -445,7 +470,10 @@ def test_both_optimisers_wait_for_as_many_batches(tmp_path):
     model = autoencoder(lossconfig=loss_config(disc_start=1))
     model.own_options = {**model.own_options, "accumulate_grad_batches": 2}
     fit(model, pictures(n=6).permute(0, 2, 3, 1), tmp_path)
-    assert [{int(state["step"]) for state in optimizer.optimizer.state.values()} for optimizer in model.optimizers()] == [{3}, {2}]
+    assert [
+        {int(state["step"]) for state in optimizer.optimizer.state.values()}
+        for optimizer in model.optimizers()
+    ] == [{3}, {2}]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -512,7 +540,13 @@ def test_vgg_names():
     names = {name.rpartition(".")[0] for name in vgg16(channels=[1] * 5).state_dict()}
     layers = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
     assert names == {f"slice{number}.{layer}" for number, numbers in layers.items() for layer in numbers}
-    assert vgg16(channels=[1] * 5)(pictures())._fields == ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+    assert vgg16(channels=[1] * 5)(pictures())._fields == (
+        "relu1_2",
+        "relu2_2",
+        "relu3_3",
+        "relu4_3",
+        "relu5_3",
+    )
 
 
 def test_vgg_widths_and_sides():
@@ -530,8 +564,12 @@ def test_vgg_weights_of_our_own_checkpoints(tmp_path, prefix):
     other = {"betas": torch.ones(3)} if prefix else {}
     net = narrow()
     assert not net.has_weights
-    net.load_weights(save(tmp_path / "ours.ckpt", {f"{prefix}{name}": value for name, value in state.items()} | other))
-    assert net.has_weights and all(torch.equal(net.state_dict()[name], value) for name, value in state.items())
+    net.load_weights(
+        save(tmp_path / "ours.ckpt", {f"{prefix}{name}": value for name, value in state.items()} | other)
+    )
+    assert net.has_weights and all(
+        torch.equal(net.state_dict()[name], value) for name, value in state.items()
+    )
 
 
 def test_vgg_weights_of_another_width(tmp_path):
@@ -540,7 +578,9 @@ def test_vgg_weights_of_another_width(tmp_path):
         vgg16(channels=(1, 1, 1, 1, 1)).load_weights(path)
 
 
-@pytest.mark.parametrize("error", [URLError("no network"), RuntimeError('invalid hash value (expected "397923af")')])
+@pytest.mark.parametrize(
+    "error", [URLError("no network"), RuntimeError('invalid hash value (expected "397923af")')]
+)
 def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
@@ -552,12 +592,16 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch, error):
 
 
 def test_building_needs_neither_weights_nor_network(monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **kwargs: pytest.fail("went to the network"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *args, **kwargs: pytest.fail("went to the network")
+    )
     assert not LPIPS().net.has_weights
 
 
 def test_training_needs_the_perceptual_weights(tmp_path):
-    lossconfig = loss_config(perceptual_weight=1.0, lin_ckpt_path="uniform", vgg_ckpt_path=str(tmp_path / "absent.pth"))
+    lossconfig = loss_config(
+        perceptual_weight=1.0, lin_ckpt_path="uniform", vgg_ckpt_path=str(tmp_path / "absent.pth")
+    )
     with pytest.raises(UserError, match="absent.pth: no such file"):
         AutoencoderKL(**{**FIRST_STAGE["params"], "lossconfig": lossconfig}).on_fit_start()
 
@@ -612,7 +656,9 @@ def test_feature_loss_is_the_distance_of_activations_and_of_their_statistics(fea
 def test_feature_loss_teaches_the_reconstruction_alone(features):
     x, y = pictures("x").requires_grad_(), pictures("y").requires_grad_()
     features(x.detach(), y).sum().backward()
-    assert y.grad.abs().min(dim=0).values.max() > 0 and not any(p.requires_grad for p in features.parameters())
+    assert y.grad.abs().min(dim=0).values.max() > 0 and not any(
+        p.requires_grad for p in features.parameters()
+    )
 
 
 @torch.no_grad()
@@ -626,7 +672,10 @@ def test_feature_loss_takes_lpips_place_with_its_weight():
 @torch.no_grad()
 def test_scaling_layer():
     x, layer = pictures(), ScalingLayer()
-    expected = [(x[:, i] - shift) / scale for i, (shift, scale) in enumerate([(-0.030, 0.458), (-0.088, 0.448), (-0.188, 0.450)])]
+    expected = [
+        (x[:, i] - shift) / scale
+        for i, (shift, scale) in enumerate([(-0.030, 0.458), (-0.088, 0.448), (-0.188, 0.450)])
+    ]
     assert_same(layer(x), torch.stack(expected, dim=1))
 
 
@@ -700,6 +749,8 @@ def test_missing_linear_weights_are_told_before_any_download(tmp_path, monkeypat
     monkeypatch.setattr(vgg16, "load_weights", lambda self, path: pytest.fail("read VGG16"))
     with pytest.raises(UserError, match="or uniform .* model.params.lossconfig.params.lin_ckpt_path=FILE"):
         LPIPS().load_weights()
-    incomplete = {name: value for name, value in lin_names("lin{}.model.1.weight").items() if "lin3" not in name}
+    incomplete = {
+        name: value for name, value in lin_names("lin{}.model.1.weight").items() if "lin3" not in name
+    }
     with pytest.raises(UserError, match="no weights of LPIPS layer lin3"):
         LPIPS(lin_ckpt_path=save(tmp_path / "lin.pth", incomplete)).load_weights()

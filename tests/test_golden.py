@@ -41,7 +41,9 @@ SAMPLING = {
 def test_state_dict_is_the_published_layout(name, request):
     model, _ = request.getfixturevalue("tiny" if name == "tiny" else "full")
     expected = json.loads((GOLDEN / f"{name}_state_dict.json").read_text())
-    actual = {key: [str(v.dtype).removeprefix("torch."), list(v.shape)] for key, v in model.state_dict().items()}
+    actual = {
+        key: [str(v.dtype).removeprefix("torch."), list(v.shape)] for key, v in model.state_dict().items()
+    }
     assert len(actual) == 797
     assert actual == expected
 
@@ -60,7 +62,9 @@ def test_schedule_buffers(tiny):
     names = [key.removeprefix("buffer/") for key in data if key.startswith("buffer/")]
     assert len(names) == 16
     for name in names:
-        np.testing.assert_allclose(buffers[name].numpy(), data[f"buffer/{name}"], rtol=1e-4, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(
+            buffers[name].numpy(), data[f"buffer/{name}"], rtol=1e-4, atol=1e-7, err_msg=name
+        )
 
 
 def test_ddim_steps_and_parameters(tiny):
@@ -74,7 +78,9 @@ def test_ddim_steps_and_parameters(tiny):
         if f"ddim_alphas/{method}/{count}" in data:
             for eta in (0.0, 1.0):
                 sigmas, alphas, prev = make_ddim_sampling_parameters(tiny[0].alphas_cumprod, steps, eta)
-                np.testing.assert_allclose(sigmas, data[f"ddim_sigmas/{method}/{count}/{eta}"], rtol=1e-4, atol=1e-6)
+                np.testing.assert_allclose(
+                    sigmas, data[f"ddim_sigmas/{method}/{count}/{eta}"], rtol=1e-4, atol=1e-6
+                )
                 np.testing.assert_allclose(alphas, data[f"ddim_alphas/{method}/{count}"], rtol=1e-6)
                 np.testing.assert_allclose(prev, data[f"ddim_alphas_prev/{method}/{count}"], rtol=1e-6)
 
@@ -85,9 +91,13 @@ def check_conditions(model, data, content: Tensor, style: Tensor) -> None:
     assert_close(z, data["z"], ONE_PASS, "z")
     features = model.vgg(model.vgg_scaling_layer(style))
     assert_close(model.get_style_features(features), data["style_features"], ONE_PASS, "style")
-    assert_close(model.get_style_features(features, FLAG), data["style_features_flagged"], ONE_PASS, "null style")
+    assert_close(
+        model.get_style_features(features, FLAG), data["style_features_flagged"], ONE_PASS, "null style"
+    )
     assert_close(model.get_content_features(z), data["content_features"], ONE_PASS, "content")
-    assert_close(model.get_content_features(z, FLAG), data["content_features_flagged"], ONE_PASS, "null content")
+    assert_close(
+        model.get_content_features(z, FLAG), data["content_features_flagged"], ONE_PASS, "null content"
+    )
 
 
 @torch.no_grad()
@@ -117,7 +127,9 @@ def check_losses(model, data) -> Tensor:
 
 def test_tiny_conditions(tiny):
     model, data = tiny
-    check_conditions(model, data, torch.from_numpy(data["content_image"]), torch.from_numpy(data["style_image"]))
+    check_conditions(
+        model, data, torch.from_numpy(data["content_image"]), torch.from_numpy(data["style_image"])
+    )
     posterior = model.encode_first_stage(torch.from_numpy(data["content_image"]))
     assert_close(posterior.parameters, data["vae_moments"], ONE_PASS)
 

@@ -41,7 +41,13 @@ def capture(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 
 
 @pytest.mark.parametrize(
-    "what", [lambda x: x.sum().item(), lambda x: x if x.any() else x, lambda x: x + torch.tensor([1.0]), lambda x: x + torch.randn(3)]
+    "what",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x if x.any() else x,
+        lambda x: x + torch.tensor([1.0]),
+        lambda x: x + torch.randn(3),
+    ],
 )
 def test_the_stand_in_refuses_what_a_graph_does(what: Callable[[Tensor], Any]) -> None:
     with pytest.raises(AssertionError, match="cannot be part of a CUDA graph"):
@@ -77,7 +83,15 @@ def test_each_shape_type_and_key_is_recorded_on_its_own() -> None:
     recorded: list[str] = []
     recorder = Recorder(counted(recorded))
     one, two = torch.ones(1), torch.ones(2)
-    for a, b, key in [(one, one, 0), (two, two, 0), (two.double(), two, 0), (one, None, 0), (one, one, 1), (one, one, 0), (one, None, 0)]:
+    for a, b, key in [
+        (one, one, 0),
+        (two, two, 0),
+        (two.double(), two, 0),
+        (one, None, 0),
+        (one, one, 1),
+        (one, one, 0),
+        (one, None, 0),
+    ]:
         assert torch.equal(recorder(difference, {"a": a, "b": b}, key), difference(a, b))
     assert len(recorded) == 5
 
@@ -111,7 +125,11 @@ HALF = picture(48, 32, seed=7).convert("L").point(lambda value: 255 if value > 1
 WAYS = {
     "one picture": (PHOTO, STYLES[0], {}),
     "guided": (PHOTO, STYLES[0], {"content_scale": 0.5, "style_scale": 2.0}),
-    "several with scales of their own": ([PHOTO] * 2, STYLES, {"content_scale": [1.0, 2.0], "style_scale": [3.0, 1.0]}),
+    "several with scales of their own": (
+        [PHOTO] * 2,
+        STYLES,
+        {"content_scale": [1.0, 2.0], "style_scale": [3.0, 1.0]},
+    ),
     "DDIM": (PHOTO, STYLES[0], {"sampler": "ddim"}),
     "over the photo": (PHOTO, STYLES[0], {"strength": 0.5}),
     "part of the way": (PHOTO, STYLES[0], {"style_scale": 2.0, "guidance_interval": (0.2, 0.8)}),
@@ -145,7 +163,17 @@ def test_a_replay_takes_new_pictures_seeds_and_scales(plain: StyleTransferPipeli
     assert len(recorded) == 1
 
 
-@pytest.mark.parametrize("changes", [{"steps": 4}, {"size": 40}, {"style_scale": 2.0}, {"sampler": "ddim"}, {"detail": 0.5}, {"strength": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 4},
+        {"size": 40},
+        {"style_scale": 2.0},
+        {"sampler": "ddim"},
+        {"detail": 0.5},
+        {"strength": 0.5},
+    ],
+)
 def test_what_is_not_a_number_for_the_graph_is_recorded_anew(recording: tuple, changes: dict) -> None:
     pipeline, recorded = recording
     pipeline(PHOTO, STYLES[0], **FAST)
@@ -154,7 +182,9 @@ def test_what_is_not_a_number_for_the_graph_is_recorded_anew(recording: tuple, c
 
 
 @pytest.mark.parametrize("options", [{"sampler": "ancestral"}, {"sampler": "ddim", "eta": 0.5}])
-def test_samplers_that_draw_noise_are_not_recorded(plain: StyleTransferPipeline, recording: tuple, options: dict) -> None:
+def test_samplers_that_draw_noise_are_not_recorded(
+    plain: StyleTransferPipeline, recording: tuple, options: dict
+) -> None:
     pipeline, recorded = recording
     assert pipeline(PHOTO, STYLES[0], **FAST | options) == plain(PHOTO, STYLES[0], **FAST | options)
     assert recorded == []
@@ -167,8 +197,12 @@ def test_progress_goes_on_over_replays(recording: tuple, capsys: pytest.CaptureF
         assert "100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("device, compile, records", [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)])
-def test_pictures_are_recorded_on_cuda_where_compiling_is_wanted(monkeypatch: pytest.MonkeyPatch, device: str, compile: bool, records: bool) -> None:
+@pytest.mark.parametrize(
+    "device, compile, records", [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_pictures_are_recorded_on_cuda_where_compiling_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, device: str, compile: bool, records: bool
+) -> None:
     model = tiny_model(use_ema=False)
     monkeypatch.setattr("torch.compile", lambda function, **options: function)
     monkeypatch.setattr(type(model), "device", torch.device(device))

@@ -38,7 +38,9 @@ def saved(image: Image.Image, path: Path, **options) -> Path:
 
 @pytest.mark.parametrize("extension", [".png", ".bmp", ".tif", ".ppm", ".webp"])
 def test_rgb_files_are_read_as_they_are(tmp_path: Path, extension: str) -> None:
-    path = saved(picture(9, 7), tmp_path / f"a{extension}", **({"lossless": True} if extension == ".webp" else {}))
+    path = saved(
+        picture(9, 7), tmp_path / f"a{extension}", **({"lossless": True} if extension == ".webp" else {})
+    )
     image = load_image(str(path))
     assert image.mode == "RGB" and np.array_equal(pixels(image), pixels(picture(9, 7)))
 
@@ -83,9 +85,13 @@ def test_sixteen_bit_colours_are_scaled_not_clipped(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    values = np.array([0, 257, 32896, 65535, 12850, 257], dtype=">u2")  # two pixels, which Pillow cannot write
+    values = np.array(
+        [0, 257, 32896, 65535, 12850, 257], dtype=">u2"
+    )  # two pixels, which Pillow cannot write
     header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes())) + chunk(b"IEND", b"")
+    body = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes())) + chunk(b"IEND", b"")
+    )
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     assert pixels(load_image(tmp_path / "a.png")).tolist() == [[[0, 1, 128], [255, 50, 1]]]
 
@@ -150,7 +156,9 @@ def test_modes_without_a_file_format_are_converted() -> None:
         ("zeros.png", bytes(500), "not a picture"),
     ],
 )
-def test_a_bad_file_is_one_clear_error(tmp_path: Path, name: str, content: bytes | None, problem: str) -> None:
+def test_a_bad_file_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes | None, problem: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=problem) as caught:
@@ -172,7 +180,9 @@ def test_a_folder_is_no_picture(tmp_path: Path) -> None:
         load_image(tmp_path)
 
 
-def test_too_many_pixels_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_they_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(Image.new("1", (400, 300)), tmp_path / "a.png")
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("unpacked"))
     with pytest.raises(UserError, match="400x300 pixels are more than the limit of 100000"):
@@ -180,7 +190,9 @@ def test_too_many_pixels_are_refused_before_they_are_unpacked(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 10_000), (2**31 - 1, 2**31 - 1)])
-def test_a_decompression_bomb_is_refused_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder, size: tuple) -> None:
+def test_a_decompression_bomb_is_refused_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, size: tuple
+) -> None:
     path = saved(Image.new("L", (8, 8)), tmp_path / "bomb.png")
     data = bytearray(path.read_bytes())
     data[16:24] = b"".join(side.to_bytes(4, "big") for side in size)  # the header's width and height
@@ -221,7 +233,14 @@ def test_a_tensor_is_not_written_into() -> None:
 
 
 @pytest.mark.parametrize(
-    "size, expected", [((100, 50), (64, 32)), ((50, 100), (32, 64)), ((33, 32), (33, 32)), ((10, 7), (46, 32)), ((1, 1), (32, 32))]
+    "size, expected",
+    [
+        ((100, 50), (64, 32)),
+        ((50, 100), (32, 64)),
+        ((33, 32), (33, 32)),
+        ((10, 7), (46, 32)),
+        ((1, 1), (32, 32)),
+    ],
 )
 def test_the_shorter_side_is_scaled_and_the_aspect_kept(size: tuple, expected: tuple) -> None:
     assert resize_short_side(Image.new("RGB", size), 32).size == expected
@@ -240,7 +259,9 @@ def test_the_extension_decides_the_format(tmp_path: Path, extension: str) -> Non
     path = tmp_path / "new" / "folder" / f"a{extension}"
     save_image(picture(12, 8), path)
     with Image.open(path) as image:
-        assert image.size == (12, 8) and extension.lower() in {e for e, f in Image.EXTENSION.items() if f == image.format}
+        assert image.size == (12, 8) and extension.lower() in {
+            e for e, f in Image.EXTENSION.items() if f == image.format
+        }
 
 
 def test_metadata_is_kept_in_png(tmp_path: Path) -> None:
@@ -275,8 +296,12 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("cannot hold it"), KeyboardInterrupt()])
-def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+@pytest.mark.parametrize(
+    "error", [OSError("No space left on device"), ValueError("cannot hold it"), KeyboardInterrupt()]
+)
+def test_a_failing_save_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
+) -> None:
     (tmp_path / "a.png").write_bytes(b"the old picture")
 
     def half(self: Image.Image, name: str, **options) -> None:
@@ -289,7 +314,9 @@ def test_a_failing_save_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert (tmp_path / "a.png").read_bytes() == b"the old picture" and os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_folder_that_refuses_new_files_is_a_user_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_refuses_new_files_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(**options) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -298,7 +325,10 @@ def test_a_folder_that_refuses_new_files_is_a_user_error(tmp_path: Path, monkeyp
         save_image(picture(8, 8), tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("name, problem", [("", "is a folder"), ("a", "format ''"), ("a.txt", "format '.txt'"), ("a.pdf", "format '.pdf'")])
+@pytest.mark.parametrize(
+    "name, problem",
+    [("", "is a folder"), ("a", "format ''"), ("a.txt", "format '.txt'"), ("a.pdf", "format '.pdf'")],
+)
 def test_an_output_must_be_a_picture_files_name(tmp_path: Path, name: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         check_output(tmp_path / name)
@@ -336,7 +366,9 @@ def test_an_animation_shows_its_frames_for_their_time_and_repeats(tmp_path: Path
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_a_failing_animation_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+def test_a_failing_animation_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
+) -> None:
     (tmp_path / "a.gif").write_bytes(b"the old one")
 
     def half(self: Image.Image, name: str, **options) -> None:
@@ -354,7 +386,11 @@ def test_a_failing_animation_leaves_the_old_file_and_nothing_else(tmp_path: Path
 
 def test_colours_come_from_one_picture_and_brightness_from_the_other() -> None:
     colours, brightness = picture(24, 16, 1), picture(24, 16, 2)
-    got, (y, *_), (_, cb, cr) = with_colors_of(colours, brightness), brightness.convert("YCbCr").split(), colours.convert("YCbCr").split()
+    got, (y, *_), (_, cb, cr) = (
+        with_colors_of(colours, brightness),
+        brightness.convert("YCbCr").split(),
+        colours.convert("YCbCr").split(),
+    )
     assert np.array_equal(pixels(got), pixels(Image.merge("YCbCr", (y, cb, cr))))
 
 
@@ -365,14 +401,18 @@ def test_a_grey_pictures_colours_are_none() -> None:
 
 
 def test_a_pictures_own_colours_leave_it_as_it_is() -> None:
-    assert np.abs(pixels(with_colors_of(picture(24, 16), picture(24, 16))) - pixels(picture(24, 16))).max() <= 3
+    assert (
+        np.abs(pixels(with_colors_of(picture(24, 16), picture(24, 16))) - pixels(picture(24, 16))).max() <= 3
+    )
 
 
 # Contact sheets
 
 
 def test_a_contact_sheet_has_a_cell_for_every_picture() -> None:
-    sheet = contact_sheet([[None, Image.new("RGB", (9, 9), RED)], [Image.new("RGB", (9, 9), BLACK), None]], cell=20, gap=2)
+    sheet = contact_sheet(
+        [[None, Image.new("RGB", (9, 9), RED)], [Image.new("RGB", (9, 9), BLACK), None]], cell=20, gap=2
+    )
     assert sheet.size == (2 * 22 + 2, 2 * 22 + 2)
     centres = [sheet.getpixel((x, y)) for y in (12, 34) for x in (12, 34)]
     assert centres == [WHITE, RED, BLACK, WHITE]
@@ -385,7 +425,9 @@ def test_pictures_fit_their_cell_centred_with_their_aspect() -> None:
 
 
 def test_cells_may_be_wider_than_high() -> None:
-    sheet = contact_sheet([[Image.new("RGB", (40, 20), RED), Image.new("RGB", (20, 40), BLACK)]], cell=(20, 10), gap=2)
+    sheet = contact_sheet(
+        [[Image.new("RGB", (40, 20), RED), Image.new("RGB", (20, 40), BLACK)]], cell=(20, 10), gap=2
+    )
     assert sheet.size == (2 * 22 + 2, 12 + 2)
     for colour, left, width in ((RED, 2, 20), (BLACK, 24 + 7, 5)):
         rows, columns = np.nonzero((pixels(sheet) == colour).all(axis=2))

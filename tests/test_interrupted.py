@@ -87,14 +87,21 @@ def test_a_checkpoint_that_is_not_finite_is_never_written(tmp_path: Path, part: 
     path = tmp_path / "last.ckpt"
     DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
     with pytest.raises(CheckpointError, match="weight has values that are not finite"):
-        DurableCheckpointIO().save_checkpoint({**checkpoint(2), part: {"weight": torch.tensor([0.0, value])}}, path)
+        DurableCheckpointIO().save_checkpoint(
+            {**checkpoint(2), part: {"weight": torch.tensor([0.0, value])}}, path
+        )
     assert torch.load(path, weights_only=True)["global_step"] == 1
 
 
 def test_a_run_is_found_by_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints/last.ckpt"
     DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
-    assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path / "checkpoints") == find_checkpoint(path) == path
+    assert (
+        find_checkpoint(tmp_path)
+        == find_checkpoint(tmp_path / "checkpoints")
+        == find_checkpoint(path)
+        == path
+    )
     with pytest.raises(CheckpointError, match="no checkpoints/last.ckpt in this folder"):
         find_checkpoint(tmp_path.parent)
 
@@ -108,7 +115,9 @@ class Poison(pl.Callback):
     def __init__(self, batch: int, gradients: bool = False, fail: bool = False):
         self.batch, self.gradients, self.fail = batch, gradients, fail
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
         self.batch -= 1
         if self.batch == 0 and self.fail:
             raise RuntimeError("something broke")
@@ -122,13 +131,28 @@ class Poison(pl.Callback):
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    paintings, photos = picture_folder(tmp_path / "paintings", 8), picture_folder(tmp_path / "photos", 4, seed=50)
+    paintings, photos = (
+        picture_folder(tmp_path / "paintings", 8),
+        picture_folder(tmp_path / "photos", 4, seed=50),
+    )
     torch.save(tiny_model().vgg.state_dict(), tmp_path / "style.pt")
-    data = {"target": "ldm.data.wikiart.HybridTrain", "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"}}
-    trainer = {"accelerator": "cpu", "precision": "32-true", "max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False}
+    data = {
+        "target": "ldm.data.wikiart.HybridTrain",
+        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
+    }
+    trainer = {
+        "accelerator": "cpu",
+        "precision": "32-true",
+        "max_epochs": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     recipe = {
         "model": {"learning_rate": 1e-3, **model_config(vgg_ckpt_path=str(tmp_path / "style.pt"))},
-        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2, "num_workers": 0, "train": data}},
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"batch_size": 2, "num_workers": 0, "train": data},
+        },
         "lightning": {"trainer": trainer},
     }
     return save_config(recipe, tmp_path / "recipe.yaml")
@@ -137,7 +161,20 @@ def config(tmp_path: Path) -> Path:
 def run(config: Path, name: str, poison: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
     extra = {} if poison is None else {"poison": {"target": "test_interrupted.Poison", "params": poison}}
     second = save_config({"lightning": {"callbacks": extra}}, config.parent / "callbacks.yaml")
-    main(["--base", str(config), str(second), "--logdir", str(config.parent), "--name", name, "--allow-target", "test_interrupted", *options])
+    main(
+        [
+            "--base",
+            str(config),
+            str(second),
+            "--logdir",
+            str(config.parent),
+            "--name",
+            name,
+            "--allow-target",
+            "test_interrupted",
+            *options,
+        ]
+    )
     return last(config, name)
 
 
@@ -146,7 +183,9 @@ def last(config: Path, name: str, file: str = "last.ckpt") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("gradients", "what"), [(False, "the loss"), (True, "a gradient")])
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(config: Path, gradients: bool, what: str) -> None:
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(
+    config: Path, gradients: bool, what: str
+) -> None:
     three = run(config, "three", None, "lightning.trainer.max_steps=3")
     with pytest.raises(NonFiniteError, match=f"{what} is not finite at step 3, epoch 0"):
         run(config, "poisoned", {"batch": 4, "gradients": gradients})
@@ -193,7 +232,10 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run(config: Path) -> Non
 
 def test_a_new_run_never_goes_into_the_folder_of_an_old_one(config: Path) -> None:
     before = run(config, "plain", None, "lightning.trainer.max_steps=1")
-    with pytest.raises(UserError, match="holds a run already; go on with it by --resume .*plain, or give this one another name"):
+    with pytest.raises(
+        UserError,
+        match="holds a run already; go on with it by --resume .*plain, or give this one another name",
+    ):
         run(config, "plain", None, "lightning.trainer.max_steps=2")
     assert last(config, "plain")["global_step"] == before["global_step"] == 1
 
@@ -211,7 +253,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(config: Path) -> None:
 @posix
 def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path / "run"):
-        with pytest.raises(UserError, match="another training run is writing into it"), alone_in(tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match="another training run is writing into it"),
+            alone_in(tmp_path / "run"),
+        ):
             pass
     with alone_in(tmp_path / "run"):
         pass

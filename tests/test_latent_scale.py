@@ -21,10 +21,19 @@ def rows(n: int = 12) -> list[dict[str, Tensor]]:
     """Cached latents whose channels differ in size and place."""
     latents = rnd("latents", n, CHANNELS, SIDE, SIDE) * SPREAD[:, None, None] + OFFSET[:, None, None]
     on = torch.tensor(True)
-    return [{"latent": latents[i], "style": rnd(f"style {i}", STYLE_DIM), "style_flag": on, "content_flag": on} for i in range(n)]
+    return [
+        {"latent": latents[i], "style": rnd(f"style {i}", STYLE_DIM), "style_flag": on, "content_flag": on}
+        for i in range(n)
+    ]
 
 
-def train(model: pl.LightningModule, samples: list[dict[str, Tensor]], folder: Path, loader: DataLoader | None = None, **options) -> DualCondLDM:
+def train(
+    model: pl.LightningModule,
+    samples: list[dict[str, Tensor]],
+    folder: Path,
+    loader: DataLoader | None = None,
+    **options,
+) -> DualCondLDM:
     model.vgg.has_weights = True  # those of the golden rules
     pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -40,14 +49,20 @@ def assert_scaled_by(model: DualCondLDM, samples: list[dict[str, Tensor]]) -> No
 
 
 @pytest.mark.parametrize("batches, used", [(1, 2), (3, 6), (16, 12)])
-def test_the_scale_of_every_channel_comes_from_the_first_batches(tmp_path: Path, batches: int, used: int) -> None:
+def test_the_scale_of_every_channel_comes_from_the_first_batches(
+    tmp_path: Path, batches: int, used: int
+) -> None:
     samples = rows()
-    assert_scaled_by(train(tiny_ldm(scale_by_std=True, scale_batches=batches), samples, tmp_path), samples[:used])
+    assert_scaled_by(
+        train(tiny_ldm(scale_by_std=True, scale_batches=batches), samples, tmp_path), samples[:used]
+    )
 
 
 def test_sixteen_batches_are_looked_at_if_nobody_says_how_many(tmp_path: Path) -> None:
     samples = rows(40)
-    assert_scaled_by(train(tiny_ldm(scale_by_std=True), samples, tmp_path, limit_train_batches=1), samples[:32])
+    assert_scaled_by(
+        train(tiny_ldm(scale_by_std=True), samples, tmp_path, limit_train_batches=1), samples[:32]
+    )
 
 
 def test_scaled_latents_have_mean_0_and_std_1(tmp_path: Path) -> None:
@@ -55,7 +70,9 @@ def test_scaled_latents_have_mean_0_and_std_1(tmp_path: Path) -> None:
     model = train(tiny_ldm(scale_by_std=True), samples, tmp_path)
     z = model.get_first_stage_encoding(torch.stack([sample["latent"] for sample in samples]))
     std, mean = torch.std_mean(z, dim=(0, 2, 3))
-    torch.testing.assert_close((std, mean), (torch.ones(CHANNELS), torch.zeros(CHANNELS)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        (std, mean), (torch.ones(CHANNELS), torch.zeros(CHANNELS)), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_scale_comes_from_the_modes_of_pictures_too(tmp_path: Path) -> None:
@@ -75,10 +92,19 @@ def test_the_scale_of_the_base_is_one_factor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_begins_with_the_very_batches_that_were_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_training_begins_with_the_very_batches_that_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     seen, samples = [], rows()
-    monkeypatch.setattr(DualCondLDM, "on_train_batch_start", lambda self, batch, batch_idx: seen.append(batch["latent"]))
-    train(tiny_ldm(scale_by_std=True, scale_batches=2), samples, tmp_path, DataLoader(samples, batch_size=2, num_workers=workers))
+    monkeypatch.setattr(
+        DualCondLDM, "on_train_batch_start", lambda self, batch, batch_idx: seen.append(batch["latent"])
+    )
+    train(
+        tiny_ldm(scale_by_std=True, scale_batches=2),
+        samples,
+        tmp_path,
+        DataLoader(samples, batch_size=2, num_workers=workers),
+    )
     assert torch.equal(torch.cat(seen), torch.stack([sample["latent"] for sample in samples]))
 
 
@@ -108,14 +134,26 @@ def test_the_scale_of_a_whole_model_is_kept(tmp_path: Path, unet_alone: bool) ->
         assert torch.equal(model.scale_factors, SPREAD) and torch.equal(model.shift_values, OFFSET)
 
 
-def test_the_styles_components_come_from_the_first_batches_and_the_null_style_is_their_middle(tmp_path: Path) -> None:
+def test_the_styles_components_come_from_the_first_batches_and_the_null_style_is_their_middle(
+    tmp_path: Path,
+) -> None:
     samples, initial = rows(), tiny_ldm(unet={"context_components": 5})
-    model = train(tiny_ldm(unet={"context_components": 5}, scale_batches=4), samples, tmp_path, max_steps=1, limit_val_batches=0)
+    model = train(
+        tiny_ldm(unet={"context_components": 5}, scale_batches=4),
+        samples,
+        tmp_path,
+        max_steps=1,
+        limit_val_batches=0,
+    )
     styles = torch.stack([sample["style"] for sample in samples[:8]])
     components = model.model.diffusion_model.context_whitening(styles)
     torch.testing.assert_close(components.T @ components / 8, torch.eye(5), rtol=0, atol=1e-3)
     middle = styles.mean(0)
-    assert (model.null_style_vector.weight[0] - middle).abs().max() < 0.01 < (initial.null_style_vector.weight[0] - middle).abs().max()
+    assert (
+        (model.null_style_vector.weight[0] - middle).abs().max()
+        < 0.01
+        < (initial.null_style_vector.weight[0] - middle).abs().max()
+    )
 
 
 def test_components_of_a_loaded_model_are_kept(tmp_path: Path) -> None:
@@ -123,15 +161,29 @@ def test_components_of_a_loaded_model_are_kept(tmp_path: Path) -> None:
     trained.measure_styles(rnd("styles", 30, STYLE_DIM))
     torch.save(trained.state_dict(), tmp_path / "model.pt")
     model = train(tiny_ldm(unet={"context_components": 5}), rows(), tmp_path, max_steps=1)
-    assert not torch.equal(model.model.diffusion_model.context_whitening.basis, trained.model.diffusion_model.context_whitening.basis)
-    continued = DualCondLDM(**tiny_options(unet={"context_components": 5}, ckpt_path=str(tmp_path / "model.pt")))
+    assert not torch.equal(
+        model.model.diffusion_model.context_whitening.basis,
+        trained.model.diffusion_model.context_whitening.basis,
+    )
+    continued = DualCondLDM(
+        **tiny_options(unet={"context_components": 5}, ckpt_path=str(tmp_path / "model.pt"))
+    )
     train(continued, rows(), tmp_path, max_steps=1)
-    assert torch.equal(continued.model.diffusion_model.context_whitening.basis, trained.model.diffusion_model.context_whitening.basis)
+    assert torch.equal(
+        continued.model.diffusion_model.context_whitening.basis,
+        trained.model.diffusion_model.context_whitening.basis,
+    )
 
 
-def test_scale_and_styles_take_one_look_at_the_first_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scale_and_styles_take_one_look_at_the_first_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, looks = tiny_ldm(unet={"context_components": 5}, scale_by_std=True), []
     first_batches = model._first_batches
     monkeypatch.setattr(model, "_first_batches", lambda count: looks.append(count) or first_batches(count))
     train(model, rows(), tmp_path, max_steps=1, limit_val_batches=0)
-    assert len(looks) == 1 and model.model.diffusion_model.context_whitening.mean.any() and (model.scale_factors != 1).any()
+    assert (
+        len(looks) == 1
+        and model.model.diffusion_model.context_whitening.mean.any()
+        and (model.scale_factors != 1).any()
+    )

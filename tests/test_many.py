@@ -36,7 +36,14 @@ VALUES = {"seed": 3, "content_scale": 1.0, "style_scale": 1.5}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: photos/ with three pictures, one of them deeper, a text and some hidden files."""
-    for name in ("photos/b.png", "photos/a.jpg", "photos/deep/c.png", "photos/._b.png", "photos/.thumbs/b.png", "single.png"):
+    for name in (
+        "photos/b.png",
+        "photos/a.jpg",
+        "photos/deep/c.png",
+        "photos/._b.png",
+        "photos/.thumbs/b.png",
+        "single.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture(40, 36, len(name)).save(tmp_path / name)
     (tmp_path / "photos/notes.txt").write_text("no picture")
@@ -167,7 +174,10 @@ def test_files_get_distinct_names(paths: list[str], expected: list[str]) -> None
     assert distinct_names([Path(path) for path in paths]) == expected
 
 
-@pytest.mark.parametrize("paths", [["p/a/x.png", "q/a/x.png"], ["a/x.png", "a/x.jpg", "b/x.png"], ["x.png", "a/x.png", "a/a/x.png"]])
+@pytest.mark.parametrize(
+    "paths",
+    [["p/a/x.png", "q/a/x.png"], ["a/x.png", "a/x.jpg", "b/x.png"], ["x.png", "a/x.png", "a/a/x.png"]],
+)
 def test_names_are_distinct_however_alike_the_paths(paths: list[str]) -> None:
     assert len(set(distinct_names([Path(path) for path in paths]))) == len(paths)
 
@@ -196,7 +206,10 @@ def outputs(contents: list[str], styles: list[str], output: str) -> list[str]:
         ("out", ["out/a__s.png", "out/a__t.png", "out/b__s.png", "out/b__t.png"]),
         ("out.v2/", ["out.v2/a__s.png", "out.v2/a__t.png", "out.v2/b__s.png", "out.v2/b__t.png"]),
         ("{style}/{content}.jpg", ["s/a.jpg", "t/a.jpg", "s/b.jpg", "t/b.jpg"]),
-        ("{content}_{style}_{seed:03d}_{style_scale}.png", ["a_s_003_1.5.png", "a_t_003_1.5.png", "b_s_003_1.5.png", "b_t_003_1.5.png"]),
+        (
+            "{content}_{style}_{seed:03d}_{style_scale}.png",
+            ["a_s_003_1.5.png", "a_t_003_1.5.png", "b_s_003_1.5.png", "b_t_003_1.5.png"],
+        ),
         ("{{x}}/{content}{style}.png", ["{x}/as.png", "{x}/at.png", "{x}/bs.png", "{x}/bt.png"]),
     ],
 )
@@ -206,14 +219,24 @@ def test_every_content_in_every_style_has_a_file(folder: Path, output: str, expe
 
 @pytest.mark.parametrize(
     "output, expected",
-    [("new.png", "new.png"), ("new", "new/a__s.png"), ("photos", "photos/a__s.png"), ("{content}.jpg", "a.jpg"), ("x{{y}}.png", "x{y}.png")],
+    [
+        ("new.png", "new.png"),
+        ("new", "new/a__s.png"),
+        ("photos", "photos/a__s.png"),
+        ("{content}.jpg", "a.jpg"),
+        ("x{{y}}.png", "x{y}.png"),
+    ],
 )
 def test_a_single_picture_goes_to_a_file_or_a_folder(folder: Path, output: str, expected: str) -> None:
     assert outputs(["a.png"], ["s.png"], output) == [expected]
 
 
 def test_photos_of_one_name_in_two_folders_are_told_apart(folder: Path) -> None:
-    assert outputs(["x/a.png", "y/a.png", "y/b.png"], ["s.png"], "out") == ["out/x-a__s.png", "out/y-a__s.png", "out/b__s.png"]
+    assert outputs(["x/a.png", "y/a.png", "y/b.png"], ["s.png"], "out") == [
+        "out/x-a__s.png",
+        "out/y-a__s.png",
+        "out/b__s.png",
+    ]
 
 
 def test_a_folder_may_have_a_dot_if_it_is_there(folder: Path) -> None:
@@ -230,7 +253,11 @@ def test_braces_and_blanks_in_names_are_kept(folder: Path) -> None:
     [
         (["a.png", "b.png"], "one.png", "2 pictures do not fit into one file"),
         (["a.png", "b.png"], "{style}.png", "s.png: would be written for both a.png in s and b.png in s"),
-        (["x/a.png", "y/a.png"], "{style}.png", "s.png: would be written for both x/a.png in s and y/a.png in s"),
+        (
+            ["x/a.png", "y/a.png"],
+            "{style}.png",
+            "s.png: would be written for both x/a.png in s and y/a.png in s",
+        ),
         (["a.png"], "{styel}.png", r"no field \{styel\}; did you mean style"),
         (["a.png"], "{}.png", r"no field \{\}"),
         (["a.png"], "{content.__class__}.png", "no field"),
@@ -243,7 +270,9 @@ def test_braces_and_blanks_in_names_are_kept(folder: Path) -> None:
         (["a.png"], "single.png/out", "is a file, not a folder"),
     ],
 )
-def test_an_output_that_will_not_do_is_refused(folder: Path, contents: list[str], output: str, problem: str) -> None:
+def test_an_output_that_will_not_do_is_refused(
+    folder: Path, contents: list[str], output: str, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         outputs(contents, ["s.png"], output)
 
@@ -255,7 +284,9 @@ def test_a_result_may_not_replace_a_content(folder: Path, output: str) -> None:
         outputs(["single.png"], ["s.png"], output)
 
 
-@pytest.mark.parametrize("style", [Path("s.png"), StyleMix(["t.png", "s.png"]), StyleRegions(["t.png"], ["s.png"])])
+@pytest.mark.parametrize(
+    "style", [Path("s.png"), StyleMix(["t.png", "s.png"]), StyleRegions(["t.png"], ["s.png"])]
+)
 def test_a_result_may_not_replace_a_style_or_mask(folder: Path, style: Any) -> None:
     with pytest.raises(UserError, match="s.png: is one of the pictures to work from"):
         plan([Path("single.png")], [("t", style)], "s.png", VALUES)
@@ -273,13 +304,17 @@ def tasks_for(count: int) -> list[Task]:
 
 
 @pytest.mark.parametrize("count, world", [(7, 3), (2, 4), (0, 2), (5, 1)])
-def test_shares_are_disjoint_and_complete(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, world: int) -> None:
+def test_shares_are_disjoint_and_complete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, world: int
+) -> None:
     tasks, shares = tasks_for(count), []
     monkeypatch.setenv("WORLD_SIZE", str(world))
     for rank in range(world):
         monkeypatch.setenv("RANK", str(rank))
         shares.append(share_of(tasks))
-    assert sorted(names([task.output for share in shares for task in share])) == sorted(names([task.output for task in tasks]))
+    assert sorted(names([task.output for share in shares for task in share])) == sorted(
+        names([task.output for task in tasks])
+    )
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -289,8 +324,12 @@ def test_a_process_by_itself_does_everything(folder: Path, monkeypatch: pytest.M
     assert share_of(tasks_for(3)) == tasks_for(3)
 
 
-@pytest.mark.parametrize("rank, world", [("3", None), ("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many"), ("", "2")])
-def test_a_rank_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str | None) -> None:
+@pytest.mark.parametrize(
+    "rank, world", [("3", None), ("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many"), ("", "2")]
+)
+def test_a_rank_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, rank: str, world: str | None
+) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if world is not None:
@@ -305,7 +344,9 @@ def test_a_rank_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, rank:
 @pytest.fixture
 def task(folder: Path) -> Task:
     """A task whose result is there."""
-    done = Task(Path("single.png"), StyleRegions(["photos/b.png"], ["photos/a.jpg"]), "b", Path("out/single__b.png"))
+    done = Task(
+        Path("single.png"), StyleRegions(["photos/b.png"], ["photos/a.jpg"]), "b", Path("out/single__b.png")
+    )
     save_image(picture(8, 8), done.output, {METADATA_KEY: describe(done, VALUES)})
     return done
 
@@ -335,7 +376,9 @@ def test_a_picture_whose_content_is_gone_is_not_finished(task: Task) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_a_file_that_says_nothing_of_how_it_was_made_is_not_finished(task: Task, content: bytes | None) -> None:
+def test_a_file_that_says_nothing_of_how_it_was_made_is_not_finished(
+    task: Task, content: bytes | None
+) -> None:
     picture(8, 8).save(task.output) if content is None else task.output.write_bytes(content)
     assert not is_finished(task, VALUES)
 
@@ -358,21 +401,45 @@ def test_a_description_says_what_a_picture_was_made_from(task: Task) -> None:
 
 def test_styles_are_read_once_and_no_larger_than_needed(folder: Path) -> None:
     picture(90, 60).save("large.png")
-    tasks = plan([Path("a.png"), Path("b.png")], [("large", Path("large.png")), ("small", Path("single.png"))], "out", VALUES)
+    tasks = plan(
+        [Path("a.png"), Path("b.png")],
+        [("large", Path("large.png")), ("small", Path("single.png"))],
+        "out",
+        VALUES,
+    )
     styles, problems = read_styles(tasks, 48)
-    assert {name: style.size for name, style in styles.items()} == {"large": (72, 48), "small": (40, 36)} and not problems
+    assert {name: style.size for name, style in styles.items()} == {
+        "large": (72, 48),
+        "small": (40, 36),
+    } and not problems
 
 
 def test_a_style_that_cannot_be_read_is_a_problem_of_its_own(folder: Path) -> None:
-    styles = {"s": "single.png", "n": "photos/notes.txt", "m": StyleMix(["single.png", "photos/notes.txt"]), "r": StyleRegions(["single.png"], ["m"])}
-    ready, problems = read_styles([Task(Path("a.png"), style, name, Path("o.png")) for name, style in styles.items()], 32)
-    assert list(ready) == ["s", "r"] and len(problems) == 2 and all("notes.txt: not a picture" in line for line in problems)
+    styles = {
+        "s": "single.png",
+        "n": "photos/notes.txt",
+        "m": StyleMix(["single.png", "photos/notes.txt"]),
+        "r": StyleRegions(["single.png"], ["m"]),
+    }
+    ready, problems = read_styles(
+        [Task(Path("a.png"), style, name, Path("o.png")) for name, style in styles.items()], 32
+    )
+    assert (
+        list(ready) == ["s", "r"]
+        and len(problems) == 2
+        and all("notes.txt: not a picture" in line for line in problems)
+    )
 
 
-def test_a_narrow_style_is_not_blown_up_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_style_is_not_blown_up_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("RGB", (4000, 2)).save("narrow.png")
     monkeypatch.setattr(Image.Image, "resize", lambda *args: pytest.fail("resized"))
-    assert read_styles([Task(Path("a.png"), Path("narrow.png"), "n", Path("o.png"))], 256)[0]["n"].size == (4000, 2)
+    assert read_styles([Task(Path("a.png"), Path("narrow.png"), "n", Path("o.png"))], 256)[0]["n"].size == (
+        4000,
+        2,
+    )
 
 
 # Painting
@@ -384,7 +451,9 @@ class Inverter:
     def __init__(self, bad: Sequence[int] = (), most: int = 99):
         self.bad, self.most, self.calls = bad, most, []
 
-    def __call__(self, contents: list[Image.Image], styles: list[Any], batch_size: int, **options: Any) -> list[Image.Image]:
+    def __call__(
+        self, contents: list[Image.Image], styles: list[Any], batch_size: int, **options: Any
+    ) -> list[Image.Image]:
         self.calls.append([content.width for content in contents])
         if len(contents) > self.most or any(content.width in self.bad for content in contents):
             raise UserError("not enough memory")
@@ -421,7 +490,9 @@ def test_tasks_are_painted_batch_by_batch(tasks: list[Task]) -> None:
 
 def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr("ldm.pipeline.folders.read_picture", lambda path: read.append(path) or load_image(path))
+    monkeypatch.setattr(
+        "ldm.pipeline.folders.read_picture", lambda path: read.append(path) or load_image(path)
+    )
     styles = {name: "single.png" for name in "stuv"}
     painter = ManyPainter(Inverter(), styles, VALUES, 3)
     painter.paint(plan([Path("0.png"), Path("1.png")], list(styles.items()), "out", VALUES))
@@ -483,7 +554,9 @@ def test_a_batch_with_no_readable_picture_is_passed_over(tasks: list[Task]) -> N
     assert len(painter.failures) == 3 and pipeline.calls == [[43, 44]]
 
 
-def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def save(image: Image.Image, path: Path, metadata: dict) -> None:
         if path.stem.startswith("2"):
             raise UserError("No space left on device")
@@ -492,11 +565,16 @@ def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(tasks:
     monkeypatch.setattr("ldm.pipeline.folders.save_image", save)
     painter = painter_of(Inverter())
     painter.paint(tasks)
-    assert painter.failures == ["out/2__s.png: No space left on device"] and (painter.done, painter.failed) == (len(tasks) - 1, 1)
+    assert painter.failures == ["out/2__s.png: No space left on device"] and (
+        painter.done,
+        painter.failed,
+    ) == (len(tasks) - 1, 1)
     assert_written(tasks, but=[2])
 
 
-def test_an_interrupted_run_leaves_whole_files_only(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_whole_files_only(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save = Image.Image.save
 
     def half(self: Image.Image, name: Path, **options: Any) -> None:

@@ -80,7 +80,9 @@ def past(painted: Image.Image, of: Image.Image | None = None) -> Past:
 
 def test_the_first_frame_is_painted_in_full() -> None:
     paint = Recorder()
-    assert next_frame(picture(72, 64), None, paint).painted == Image.new("RGB", (36, 32), (1, 1, 1)) and paint.calls == [{}]
+    assert next_frame(picture(72, 64), None, paint).painted == Image.new(
+        "RGB", (36, 32), (1, 1, 1)
+    ) and paint.calls == [{}]
 
 
 def test_a_still_frame_is_the_one_before() -> None:
@@ -143,7 +145,9 @@ def test_what_stands_still_does_not_flicker(pipeline: StyleTransferPipeline, pai
     assert min(apart(results, 44, 66)) > 5  # the block moves
 
 
-def test_a_cut_is_painted_as_if_it_were_the_first(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
+def test_a_cut_is_painted_as_if_it_were_the_first(
+    pipeline: StyleTransferPipeline, painting: Image.Image
+) -> None:
     def paint(content: Image.Image, **options: Any) -> Image.Image:
         return pipeline(content, painting, **{**FINE, **options})
 
@@ -156,18 +160,26 @@ def test_known_frames_are_left_out_and_gone_on_from() -> None:
     paint, blue = Recorder(), Image.new("RGB", (36, 32), "blue")
     frames = frames_of([picture(72, 64), noisy(picture(72, 64), 1), with_block(picture(72, 64), 40)])
     results = list(steadily_painted(frames, paint, lambda name: blue if name == "1.png" else None))
-    assert [frame.number for frame in results] == [0, 2] and [list(call) for call in paint.calls] == [[], ["look"], ["start"]]
+    assert [frame.number for frame in results] == [0, 2] and [list(call) for call in paint.calls] == [
+        [],
+        ["look"],
+        ["start"],
+    ]
     assert results[1].picture.getpixel((4, 4)) == (0, 0, 255)
 
 
 # A picture to begin with
 
 
-def test_only_the_last_size_is_painted_from_a_start(net: vgg16, painting: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_size_is_painted_from_a_start(
+    net: vgg16, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net)
     seen = []
     real = pipeline.brush.energy
-    monkeypatch.setattr(pipeline.brush, "energy", lambda level, order: seen.append(level.size) or real(level, order))
+    monkeypatch.setattr(
+        pipeline.brush, "energy", lambda level, order: seen.append(level.size) or real(level, order)
+    )
     monkeypatch.setattr(pipeline.painter, "paint", lambda *args: pytest.fail("sampled"))
     photo = picture(256, 240)
     painted = pipeline(photo, painting, start=photo, size=240, effort=0.1)
@@ -182,7 +194,9 @@ def test_starts_pair_up_with_contents(pipeline: StyleTransferPipeline, painting:
     assert pipeline([photo, photo], painting, start=starts[0], **FINE) == [several[0]] * 2
 
 
-def test_the_way_is_counted_from_a_start(pipeline: StyleTransferPipeline, painting: Image.Image, capsys: pytest.CaptureFixture) -> None:
+def test_the_way_is_counted_from_a_start(
+    pipeline: StyleTransferPipeline, painting: Image.Image, capsys: pytest.CaptureFixture
+) -> None:
     pipeline(picture(256, 240), painting, start=picture(256, 240), size=240, effort=0.1, progress=True)
     assert "100%" in capsys.readouterr().err
 
@@ -197,7 +211,9 @@ def test_the_way_is_counted_from_a_start(pipeline: StyleTransferPipeline, painti
         ({"start": "nowhere.png"}, "nowhere.png: no such file"),
     ],
 )
-def test_starts_that_cannot_be(pipeline: StyleTransferPipeline, painting: Image.Image, options: dict[str, Any], problem: str) -> None:
+def test_starts_that_cannot_be(
+    pipeline: StyleTransferPipeline, painting: Image.Image, options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         pipeline([picture(72, 64)] * 2, painting, **{**FINE, **options})
 
@@ -216,7 +232,17 @@ def run(net: vgg16, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for number, frame in enumerate(frames):
         frame.save(f"frames/{number}.png")
     picture(40, 40, 2).save("painting.png")
-    options = [*write_model(tmp_path), "--content", "frames", "--style", "painting.png", "--size", "64", "--steps", "1"]
+    options = [
+        *write_model(tmp_path),
+        "--content",
+        "frames",
+        "--style",
+        "painting.png",
+        "--size",
+        "64",
+        "--steps",
+        "1",
+    ]
     program = script("stylize_video")
     return lambda *more: run_program(program.main, [*options, *more], monkeypatch)
 
@@ -233,15 +259,23 @@ def test_a_fine_clip_that_goes_on_is_the_same(run: Any) -> None:
     assert results("parts") == results("whole") and len(results("whole")) == 6
 
 
-def test_a_clip_is_fast_and_small_unless_asked_otherwise(run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("ldm.pipeline.brush.Brush.finish", lambda *args, **options: pytest.fail("painted in the fine look"))
+def test_a_clip_is_fast_and_small_unless_asked_otherwise(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "ldm.pipeline.brush.Brush.finish", lambda *args, **options: pytest.fail("painted in the fine look")
+    )
     assert run("--output", "fast", "--frames", "2") == 0
     args = script("stylize_video").parse_args
     monkeypatch.setattr("sys.argv", ["program", "--content", "a", "--style", "b", "--output", "c"])
     assert (args().look, args().size) == ("fast", 256)
     assert run("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "in a fraction of the time (default: fast)" in text and "cropped (default: 256)" in text and "hours for a whole clip" in text
+    assert (
+        "in a fraction of the time (default: fast)" in text
+        and "cropped (default: 256)" in text
+        and "hours for a whole clip" in text
+    )
 
 
 def test_a_bad_look_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:

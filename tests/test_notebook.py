@@ -72,19 +72,41 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     for name, buffer in model.named_buffers():
         if "_ema." in name and buffer.is_floating_point():
             buffer.mul_(0.9)
-    torch.save({"state_dict": model.state_dict(), "pytorch-lightning_version": "1.6.5", "global_step": 317673}, tmp_path / "model.ckpt")
+    torch.save(
+        {"state_dict": model.state_dict(), "pytorch-lightning_version": "1.6.5", "global_step": 317673},
+        tmp_path / "model.ckpt",
+    )
     save_config({"model": model_config()}, tmp_path / "model.yaml")
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     for i, path in enumerate(paths):
         picture(50, 40, seed=i).convert("RGBA" if i == 1 else "RGB").save(path)
-    settings = {"CFG_PATH": str(tmp_path / "model.yaml"), "CKPT_PATH": str(tmp_path / "model.ckpt"), "STYLES": paths[:3], "CONTENT": paths[3]}
-    return {**settings, "H": SIZE, "W": SIZE, "DDIM_STEPS": 4, "ETA": 1.0, "SEED": 2023, "DEVICE": "cpu", "shown": shown}
+    settings = {
+        "CFG_PATH": str(tmp_path / "model.yaml"),
+        "CKPT_PATH": str(tmp_path / "model.ckpt"),
+        "STYLES": paths[:3],
+        "CONTENT": paths[3],
+    }
+    return {
+        **settings,
+        "H": SIZE,
+        "W": SIZE,
+        "DDIM_STEPS": 4,
+        "ETA": 1.0,
+        "SEED": 2023,
+        "DEVICE": "cpu",
+        "shown": shown,
+    }
 
 
 def test_the_published_blocks_run_as_they_are(published: dict[str, Any]) -> None:
     for block in BLOCKS:
         exec(block, published)
-    assert [picture.size for picture in published["shown"]] == [(3 * SIZE, SIZE), (3 * SIZE, SIZE), (2 * SIZE, SIZE), (SIZE, SIZE)]
+    assert [picture.size for picture in published["shown"]] == [
+        (3 * SIZE, SIZE),
+        (3 * SIZE, SIZE),
+        (2 * SIZE, SIZE),
+        (SIZE, SIZE),
+    ]
     assert all(np.asarray(picture).std() > 1 for picture in published["shown"])
 
 
@@ -100,7 +122,14 @@ def test_the_published_functions_take_other_sizes_scales_and_steps(published: di
     wide = painted(h=32, w=64)
     assert wide.shape == (1, 3, 32, 64) and 0 <= wide.min() < wide.max() <= 1
     assert torch.equal(painted(content_s=0.5, style_s=2.0), painted(content_s=0.5, style_s=2.0))
-    results = [painted(), painted(content_s=0.5), painted(style_s=2.0), painted(content_s=0.5, style_s=2.0), painted(ddim_steps=5), painted(eta=0.0)]
+    results = [
+        painted(),
+        painted(content_s=0.5),
+        painted(style_s=2.0),
+        painted(content_s=0.5, style_s=2.0),
+        painted(ddim_steps=5),
+        painted(eta=0.0),
+    ]
     assert all(not torch.equal(one, other) for i, one in enumerate(results) for other in results[:i])
 
 
@@ -126,7 +155,9 @@ def test_a_seed_gives_the_published_picture(published: dict[str, Any]) -> None:
     for block in BLOCKS:
         exec(block, published)
     torch.manual_seed(5)
-    painted = published["style_transfer"](published["CONTENT"], published["STYLES"][0], content_s=0.5, style_s=2.0)
+    painted = published["style_transfer"](
+        published["CONTENT"], published["STYLES"][0], content_s=0.5, style_s=2.0
+    )
     torch.manual_seed(5)
     with published["model"].ema_scope():
         expected = by_hand(published, content_s=0.5, style_s=2.0)
@@ -134,7 +165,15 @@ def test_a_seed_gives_the_published_picture(published: dict[str, Any]) -> None:
 
 
 def test_the_class_conditional_loop_runs_as_it_is() -> None:
-    names = {"model": class_ldm(), "DDIMSampler": DDIMSampler, "torch": torch, "classes": [0, 3], "null_class": 4, "n": 2, "shape": [4, SIDE, SIDE]}
+    names = {
+        "model": class_ldm(),
+        "DDIMSampler": DDIMSampler,
+        "torch": torch,
+        "classes": [0, 3],
+        "null_class": 4,
+        "n": 2,
+        "shape": [4, SIDE, SIDE],
+    }
     names |= {"scale": 3.0, "steps": 2, "eta": 0.0}
     exec(CLASSES, names)
     assert [samples.shape for samples in names["all_samples"]] == [(2, 3, 4 * SIDE, 4 * SIDE)] * 2

@@ -54,7 +54,9 @@ def test_an_epoch_goes_on_in_its_middle(start: int) -> None:
     assert order(start=start) == order()[start:]
 
 
-@pytest.mark.parametrize("drop_last, world, expected", [(True, 1, 6), (False, 1, 7), (True, 2, 2), (False, 2, 4), (False, 3, 3)])
+@pytest.mark.parametrize(
+    "drop_last, world, expected", [(True, 1, 6), (False, 1, 7), (True, 2, 2), (False, 2, 4), (False, 3, 3)]
+)
 def test_processes_have_equally_many_samples(drop_last: bool, world: int, expected: int) -> None:
     draws = [order(7, 2, drop_last=drop_last, rank=rank, world=world) for rank in range(world)]
     assert [len(d) for d in draws] == [expected] * world
@@ -115,13 +117,27 @@ def test_making_a_sample_leaves_the_global_generator_as_it_was(index: int) -> No
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The node of a data set in which everything is drawn at random: place, flags, photo, crop, mirror."""
     root = tmp_path_factory.mktemp("hybrid")
-    roots = {"style_root": str(picture_folder(root / "s", 12)), "content_root": str(picture_folder(root / "c", 5, seed=50))}
+    roots = {
+        "style_root": str(picture_folder(root / "s", 12)),
+        "content_root": str(picture_folder(root / "c", 5, seed=50)),
+    }
     sizes = {"size": 16, "style_size": 32, "content_size": 32}
-    return {"target": "ldm.data.wikiart.HybridTrain", "params": {**roots, **sizes, "style_drop": 0.5, "validation_share": 0.0}}
+    return {
+        "target": "ldm.data.wikiart.HybridTrain",
+        "params": {**roots, **sizes, "style_drop": 0.5, "validation_share": 0.0},
+    }
 
 
-def module(node: dict[str, Any], rank: int = 0, world: int = 1, validation: dict[str, Any] | None = None, **options: Any) -> DataModuleFromConfig:
-    data = DataModuleFromConfig(**{"batch_size": 4, "num_workers": 0, "seed": 3, "train": node, "validation": validation, **options})
+def module(
+    node: dict[str, Any],
+    rank: int = 0,
+    world: int = 1,
+    validation: dict[str, Any] | None = None,
+    **options: Any,
+) -> DataModuleFromConfig:
+    data = DataModuleFromConfig(
+        **{"batch_size": 4, "num_workers": 0, "seed": 3, "train": node, "validation": validation, **options}
+    )
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
     data.setup("fit")
     return data
@@ -151,7 +167,9 @@ def batches(hybrid: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("options", [{"num_workers": 2}, {}], ids=["two workers", "again"])
-def test_samples_do_not_depend_on_who_loads_them(hybrid: dict[str, Any], batches: list, options: dict[str, int]) -> None:
+def test_samples_do_not_depend_on_who_loads_them(
+    hybrid: dict[str, Any], batches: list, options: dict[str, int]
+) -> None:
     torch.manual_seed(99)
     assert same(epochs(module(hybrid, **options).train_dataloader()), batches)
 
@@ -161,7 +179,10 @@ def test_another_seed_gives_other_samples(hybrid: dict[str, Any], batches: list)
 
 
 def test_a_picture_is_cropped_anew_in_every_epoch(batches: list) -> None:
-    first, second = ({path: image for batch in epoch for path, image in zip(batch["path"], batch["image"])} for epoch in batches)
+    first, second = (
+        {path: image for batch in epoch for path, image in zip(batch["path"], batch["image"])}
+        for epoch in batches
+    )
     common = first.keys() & second.keys()
     assert len(common) >= 3 and not any(torch.equal(first[path], second[path]) for path in common)
 
@@ -179,11 +200,16 @@ def test_two_processes_load_the_global_batches_of_one(hybrid: dict[str, Any], ba
     ranks = [epochs(module(hybrid, rank, 2, batch_size=2).train_dataloader()) for rank in range(2)]
     for epoch, alone in enumerate(batches):
         for k, batch in enumerate(alone):
-            assert same(torch.stack([ranks[r][epoch][k]["image"] for r in range(2)], dim=1).flatten(0, 1), batch["image"])
+            assert same(
+                torch.stack([ranks[r][epoch][k]["image"] for r in range(2)], dim=1).flatten(0, 1),
+                batch["image"],
+            )
 
 
 @pytest.mark.parametrize("done", [(0, 0), (0, 4), (1, 8)])
-def test_a_loader_goes_on_where_a_checkpoint_says(hybrid: dict[str, Any], batches: list, done: tuple[int, int]) -> None:
+def test_a_loader_goes_on_where_a_checkpoint_says(
+    hybrid: dict[str, Any], batches: list, done: tuple[int, int]
+) -> None:
     data, (epoch, samples) = module(hybrid, seed=9), done
     data.load_state_dict({"seed": 3, "epoch": epoch, "samples": samples, "whole_batch": 4})
     loader = data.train_dataloader()
@@ -205,7 +231,9 @@ def data_config(root: str, split: str = "all") -> dict[str, Any]:
 def test_the_data_module_gives_batches_of_both_sets(tmp_path: Path) -> None:
     node = data_config(str(picture_folder(tmp_path, 6)))
     data = module(node, validation=node)
-    assert [len(batch["image"]) for batch in data.train_dataloader()] == [4]  # the last two pictures are no full batch
+    assert [len(batch["image"]) for batch in data.train_dataloader()] == [
+        4
+    ]  # the last two pictures are no full batch
     assert [len(batch["image"]) for batch in data.val_dataloader()] == [4, 2]
 
 

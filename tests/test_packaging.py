@@ -35,16 +35,35 @@ else:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = [command.script for command in COMMANDS.values() if command.script]
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
-DOCUMENTS = [path for pattern in ("*.md", "docs/*.md", "checkpoints/*/*.md", "ldm/cli/*.py", "ldm/training/command_line.py", "configs/*.yaml", "Makefile") for path in sorted(ROOT.glob(pattern))]
+DOCUMENTS = [
+    path
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "checkpoints/*/*.md",
+        "ldm/cli/*.py",
+        "ldm/training/command_line.py",
+        "configs/*.yaml",
+        "Makefile",
+    )
+    for path in sorted(ROOT.glob(pattern))
+]
 
 # What a package is imported as, where that is not its name.
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "pytorch-lightning": "pytorch_lightning", "torch-fidelity": "torch_fidelity"}
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "pytorch-lightning": "pytorch_lightning",
+    "torch-fidelity": "torch_fidelity",
+}
 
 
 def tracked_files() -> list[Path]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git clone")
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return [ROOT / name for name in names.split("\0") if name and (ROOT / name).exists()]
 
 
@@ -54,26 +73,38 @@ def tracked_files() -> list[Path]:
 def test_conda_users_get_the_same_packages() -> None:
     *conda, pip = OmegaConf.to_container(OmegaConf.load(ROOT / "environment.yaml"))["dependencies"]
     extras = PROJECT["optional-dependencies"]
-    assert sorted(name for name in pip["pip"] if not name.startswith("-")) == sorted(PROJECT["dependencies"] + extras["test"] + extras["notebook"])
+    assert sorted(name for name in pip["pip"] if not name.startswith("-")) == sorted(
+        PROJECT["dependencies"] + extras["test"] + extras["notebook"]
+    )
     assert f"python{PROJECT['requires-python']}" in conda
 
 
 def test_every_package_has_a_range_and_no_pin() -> None:
-    names = [*PROJECT["dependencies"], *(name for extra in PROJECT["optional-dependencies"].values() for name in extra)]
+    names = [
+        *PROJECT["dependencies"],
+        *(name for extra in PROJECT["optional-dependencies"].values() for name in extra),
+    ]
     assert all(re.fullmatch(r"[\w-]+>=[\d.]+", name) for name in names)
 
 
 def imports_of(path: Path) -> set[str]:
     nodes = list(ast.walk(ast.parse(path.read_text())))
     modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    modules += [
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    ]
     return {module.partition(".")[0] for module in modules}
 
 
 def test_everything_imported_is_declared() -> None:
     files = [ROOT / "main.py", *(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - {"ldm", "main"}
-    extras = [name for kind, names in PROJECT["optional-dependencies"].items() if kind not in ("test", "notebook") for name in names]
+    extras = [
+        name
+        for kind, names in PROJECT["optional-dependencies"].items()
+        if kind not in ("test", "notebook")
+        for name in names
+    ]
     declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"] + extras}
     assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
 
@@ -87,7 +118,11 @@ def test_what_most_need_comes_with_the_package_itself_and_nothing_before_it_is_a
 
 def test_the_licence_is_there() -> None:
     text = (ROOT / "LICENSE").read_text()
-    assert PROJECT["license"] == "MIT" and text.startswith("MIT License") and "Permission is hereby granted, free of charge" in text
+    assert (
+        PROJECT["license"] == "MIT"
+        and text.startswith("MIT License")
+        and "Permission is hereby granted, free of charge" in text
+    )
 
 
 # Files
@@ -132,19 +167,25 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_every_command_explains_itself(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     text = help_of(command, monkeypatch, capsys)
     assert f"usage: artfusion {command}" in text and text.count(f"artfusion {command}") >= 2  # an example
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself_with_its_own_name(script: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, check=True
+    )
     assert f"usage: {Path(script).name}" in done.stdout and f"python {script} " in done.stdout
 
 
 def test_the_commands_of_scripts_are_those_in_the_folder() -> None:
-    assert {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")} - {"scripts/digits.py"} == {*SCRIPTS} - {"main.py"}
+    assert {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")} - {"scripts/digits.py"} == {
+        *SCRIPTS
+    } - {"main.py"}
 
 
 def commands_in(document: Path) -> list[tuple[str, list[str]]]:
@@ -152,7 +193,10 @@ def commands_in(document: Path) -> list[tuple[str, list[str]]]:
     text = document.read_text().replace("\\\n", " ")
     names = "|".join(sorted(COMMANDS, key=len, reverse=True))
     found = re.findall(rf"(?:artfusion|-m ldm) ({names})((?: [^\n`]*)?)(?=[\n`]|$)", text)
-    return [(command, shlex.split(re.split(r" # |  {5,}", arguments)[0], posix=True)) for command, arguments in found]
+    return [
+        (command, shlex.split(re.split(r" # |  {5,}", arguments)[0], posix=True))
+        for command, arguments in found
+    ]
 
 
 def test_documents_show_commands() -> None:
@@ -164,19 +208,30 @@ def test_documents_show_commands() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_name_existing_files(document: Path) -> None:
     for _, arguments in commands_in(document):
-        named = [argument for argument in arguments if argument.startswith("configs/") and "my_" not in argument]
+        named = [
+            argument for argument in arguments if argument.startswith("configs/") and "my_" not in argument
+        ]
         assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_commands_in_documents_have_options_that_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_commands_in_documents_have_options_that_exist(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     helps = {command: help_of(command, monkeypatch, capsys) for command in COMMANDS}
     for document in DOCUMENTS:
         for command, arguments in commands_in(document):
             options = [argument for argument in arguments if argument.startswith("--")]
-            assert [o for o in options if not re.search(rf"{o}\b", helps[command])] == [], (document.name, command)
+            assert [o for o in options if not re.search(rf"{o}\b", helps[command])] == [], (
+                document.name,
+                command,
+            )
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.suffix == ".md"], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.suffix == ".md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_links_in_documents_lead_somewhere(document: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
     local = [link.partition("#")[0] for link in links if not re.match(r"https?:|mailto:|#", link)]
@@ -187,7 +242,10 @@ def test_links_in_documents_lead_somewhere(document: Path) -> None:
 
 
 def test_published_paths_are_importable_from_main() -> None:
-    assert main.DataModuleFromConfig is DataModuleFromConfig and main.instantiate_from_config is instantiate_from_config
+    assert (
+        main.DataModuleFromConfig is DataModuleFromConfig
+        and main.instantiate_from_config is instantiate_from_config
+    )
 
 
 SMALL = [name for name in CONFIGS if name.startswith(("mini", "class"))]
@@ -237,19 +295,28 @@ def test_every_class_that_a_config_names_exists(name: str) -> None:
 def test_a_cached_recipe_trains_the_model_of_its_pictures(name: str) -> None:
     cached, plain = config_of(name), config_of(name.replace("_cached", ""))
     assert (cached.model, cached.lightning) == (plain.model, plain.lightning)
-    drops = [{key: data.params.train.params.get(key) for key in ("style_drop", "content_drop", "photo_share")} for data in (cached.data, plain.data)]
+    drops = [
+        {key: data.params.train.params.get(key) for key in ("style_drop", "content_drop", "photo_share")}
+        for data in (cached.data, plain.data)
+    ]
     assert drops[0] == drops[1]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_data_of_every_config_is_found_where_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_of_every_config_is_found_where_it_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = instantiate_from_config(config_of(name).data)
     with pytest.raises(UserError, match="datasets/"):  # and no other error
         data.setup()
     if name not in RECIPES:
         return
-    for path in (tmp_path / "datasets" / folder / f"{i}.jpg" for folder in ("photos", "paintings", "wiki-art", "ms-coco", "classes/a") for i in range(30)):
+    for path in (
+        tmp_path / "datasets" / folder / f"{i}.jpg"
+        for folder in ("photos", "paintings", "wiki-art", "ms-coco", "classes/a")
+        for i in range(30)
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     data.setup()
@@ -263,6 +330,8 @@ class Drawing(pl.LightningModule):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_configs_trainer_has_options_that_exist(name: str, tmp_path: Path) -> None:
-    recipe = Recipe(config_of(name, "lightning.trainer.accelerator=cpu"), Drawing(), DataModuleFromConfig(batch_size=1))
+    recipe = Recipe(
+        config_of(name, "lightning.trainer.accelerator=cpu"), Drawing(), DataModuleFromConfig(batch_size=1)
+    )
     assert isinstance(recipe.trainer(tmp_path, seed=0), pl.Trainer)
     apply_performance(recipe.model, recipe.section("performance"))

@@ -75,10 +75,19 @@ def white(width: int, height: int) -> Image.Image:
     return Image.new("L", (width, height), 255)
 
 
-def batch_of(pipeline: StyleTransferPipeline, photo: Image.Image, statistics: torch.Tensor, **changes) -> Batch:
+def batch_of(
+    pipeline: StyleTransferPipeline, photo: Image.Image, statistics: torch.Tensor, **changes
+) -> Batch:
     """One photo in the style of these (1, style_dim) statistics."""
     given = image_to_tensor(photo)[None]
-    options = {"size": tuple(given.shape[2:]), "seeds": [0], "content_scales": [1.0], "style_scales": [1.0], "content": given, **changes}
+    options = {
+        "size": tuple(given.shape[2:]),
+        "seeds": [0],
+        "content_scales": [1.0],
+        "style_scales": [1.0],
+        "content": given,
+        **changes,
+    }
     return Batch(statistics[None], **options)
 
 
@@ -87,25 +96,44 @@ def batch_of(pipeline: StyleTransferPipeline, photo: Image.Image, statistics: to
 
 @pytest.mark.parametrize(
     "given, size, expected",
-    [((50, 37), 37, (50, 37)), ((50, 37), 32, (43, 32)), ((37, 50), 33, (33, 45)), ((50, 37), (45, 33), (45, 33)), ((50, 37), (33, 97), (33, 97)), ((64, 64), 65, (65, 65))],
+    [
+        ((50, 37), 37, (50, 37)),
+        ((50, 37), 32, (43, 32)),
+        ((37, 50), 33, (33, 45)),
+        ((50, 37), (45, 33), (45, 33)),
+        ((50, 37), (33, 97), (33, 97)),
+        ((64, 64), 65, (65, 65)),
+    ],
 )
-def test_any_size_from_32_pixels_on_is_painted(tiny: StyleTransferPipeline, paintings: list, given: tuple, size: int | tuple, expected: tuple) -> None:
+def test_any_size_from_32_pixels_on_is_painted(
+    tiny: StyleTransferPipeline, paintings: list, given: tuple, size: int | tuple, expected: tuple
+) -> None:
     assert tiny(picture(*given), paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
 
 
-def test_width_and_height_crop_the_photo_and_do_not_squeeze_it(tiny: StyleTransferPipeline, paintings: list) -> None:
+def test_width_and_height_crop_the_photo_and_do_not_squeeze_it(
+    tiny: StyleTransferPipeline, paintings: list
+) -> None:
     wide = picture(128, 64, 5)
-    assert tiny(wide, paintings[0], **{**FAST, "size": (64, 64)}) == tiny(wide.crop((32, 0, 96, 64)), paintings[0], **{**FAST, "size": 64})
+    assert tiny(wide, paintings[0], **{**FAST, "size": (64, 64)}) == tiny(
+        wide.crop((32, 0, 96, 64)), paintings[0], **{**FAST, "size": 64}
+    )
 
 
-def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(tiny: StyleTransferPipeline, paintings: list) -> None:
+def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(
+    tiny: StyleTransferPipeline, paintings: list
+) -> None:
     odd = picture(50, 37, 5)
     padded = Image.fromarray(np.pad(np.asarray(odd), ((0, 27), (0, 14), (0, 0)), mode="edge"))
     options = {"look": "fast", "steps": 2, "tile": 64, "style_scale": 2.0}
-    assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop((0, 0, 50, 37))
+    assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop(
+        (0, 0, 50, 37)
+    )
 
 
-@pytest.mark.parametrize("height, width, expected", [(32, 64, (32, 64)), (33, 64, (64, 64)), (1, 31, (32, 32))])
+@pytest.mark.parametrize(
+    "height, width, expected", [(32, 64, (32, 64)), (33, 64, (64, 64)), (1, 31, (32, 32))]
+)
 def test_padding_reaches_the_next_multiple(height: int, width: int, expected: tuple) -> None:
     x = torch.rand(2, 3, height, width)
     padded = pad_to_multiple(x, 32)
@@ -123,7 +151,9 @@ def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paint
 
 
 @pytest.mark.parametrize("size, expected", [(33, (33, 33)), ((64, 40), (64, 40))])
-def test_a_style_alone_has_the_size_asked_for(tiny: StyleTransferPipeline, paintings: list, size: int | tuple, expected: tuple) -> None:
+def test_a_style_alone_has_the_size_asked_for(
+    tiny: StyleTransferPipeline, paintings: list, size: int | tuple, expected: tuple
+) -> None:
     assert tiny(None, paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
 
 
@@ -138,12 +168,18 @@ def test_a_list_of_seeds_shows_a_style_alone_once_only(tiny: StyleTransferPipeli
         tiny(None, paintings[0], seed=[1, 2], **FAST)
 
 
-def test_the_content_scale_means_nothing_to_a_style_alone(tiny: StyleTransferPipeline, paintings: list) -> None:
+def test_the_content_scale_means_nothing_to_a_style_alone(
+    tiny: StyleTransferPipeline, paintings: list
+) -> None:
     assert tiny(None, paintings[0], content_scale=5.0, **FAST) == tiny(None, paintings[0], **FAST)
 
 
-@pytest.mark.parametrize("options", [{"keep": white(32, 32)}, {"detail": 0.5}, {"strength": 0.5}, {"preserve_color": True}])
-def test_what_needs_a_photo_is_refused_without_one(tiny: StyleTransferPipeline, paintings: list, options: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{"keep": white(32, 32)}, {"detail": 0.5}, {"strength": 0.5}, {"preserve_color": True}]
+)
+def test_what_needs_a_photo_is_refused_without_one(
+    tiny: StyleTransferPipeline, paintings: list, options: dict
+) -> None:
     with pytest.raises(UserError, match="keep, detail, strength and preserve_color need a content picture"):
         tiny(None, paintings[0], **FAST, **options)
 
@@ -151,14 +187,20 @@ def test_what_needs_a_photo_is_refused_without_one(tiny: StyleTransferPipeline, 
 # Mixtures
 
 
-def test_a_mixture_of_one_is_that_style(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_a_mixture_of_one_is_that_style(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     assert tiny(photo, StyleMix(paintings, [1, 0]), **FAST) == tiny(photo, paintings[0], **FAST)
     assert tiny(photo, StyleMix(paintings, [0, 2]), **FAST) == tiny(photo, paintings[1], **FAST)
 
 
-def test_a_mixture_averages_the_statistics(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_a_mixture_averages_the_statistics(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     first, second = (tiny.encode_style(painting, 32) for painting in paintings)
-    painted = tiny.painter.paint(batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2))
+    painted = tiny.painter.paint(
+        batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2)
+    )
     assert largest(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
 
 
@@ -171,12 +213,16 @@ def test_half_of_two_styles_lies_between_them(bundled: StyleTransferPipeline) ->
 # Regions
 
 
-def test_a_region_that_is_everywhere_is_its_style_alone(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_a_region_that_is_everywhere_is_its_style_alone(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     alone = tiny(photo, paintings[0], style_scale=2.0, **FAST)
     assert largest(tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **FAST), alone) <= 1
 
 
-def test_regions_of_one_style_are_that_style(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_regions_of_one_style_are_that_style(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     regions = StyleRegions([paintings[0]] * 3, [left_half(48, 32), white(48, 32)])
     assert largest(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
 
@@ -202,7 +248,11 @@ def test_each_half_is_painted_in_its_own_style(shares_of_turner: tuple[float, fl
 
 def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
     contents = [picture(48, 32, seed) for seed in (5, 6, 7)]
-    styles = [StyleRegions(paintings, [left_half(48, 32)]), paintings[0], StyleRegions(paintings[::-1], [white(48, 32)])]
+    styles = [
+        StyleRegions(paintings, [left_half(48, 32)]),
+        paintings[0],
+        StyleRegions(paintings[::-1], [white(48, 32)]),
+    ]
     together = tiny(contents, styles, seed=[1, 2, 3], style_scale=2.0, **FAST)
     for i in range(3):
         assert largest(together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **FAST)) <= 1
@@ -210,9 +260,15 @@ def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, 
 
 @pytest.mark.parametrize(
     "masks, problem",
-    [([white(32, 48)], "a mask of 32x48 pixels does not have the picture's aspect, 48x32"), ([left_half(48, 32)] * 2, "black in every mask"), ([], "0 masks for 2 styles")],
+    [
+        ([white(32, 48)], "a mask of 32x48 pixels does not have the picture's aspect, 48x32"),
+        ([left_half(48, 32)] * 2, "black in every mask"),
+        ([], "0 masks for 2 styles"),
+    ],
 )
-def test_masks_that_do_not_fit_are_refused_before_any_work(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, masks: list, problem: str) -> None:
+def test_masks_that_do_not_fit_are_refused_before_any_work(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, masks: list, problem: str
+) -> None:
     monkeypatch.setattr(Painter, "style_statistics", lambda *args: pytest.fail("works"))
     with pytest.raises(UserError, match=problem):
         tiny(photo, StyleRegions(paintings, masks), **FAST)
@@ -221,19 +277,25 @@ def test_masks_that_do_not_fit_are_refused_before_any_work(tiny: StyleTransferPi
 # Kept parts, strength, colours
 
 
-def test_what_is_kept_is_the_photos_own(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_what_is_kept_is_the_photos_own(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     kept = tiny(photo, paintings[0], keep=left_half(48, 32), **FAST)
     assert np.array_equal(pixels(kept)[:, :24], pixels(photo)[:, :24])
     assert mean(kept, photo, slice(24, None)) > 20
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_in_the_latent_too(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sampler: str) -> None:
+def test_in_the_latent_too(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sampler: str
+) -> None:
     """What lies beside the kept part sees the photo there, so that both fit."""
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
     painter, settings = tiny.painter, Settings(look="fast", sampler=sampler, steps=3, style_scale=2.0)
     with torch.no_grad():
-        copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[:, :, :32, :48]
+        copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[
+            :, :, :32, :48
+        ]
     torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
 
 
@@ -243,22 +305,37 @@ def test_one_mask_keeps_its_part_of_every_photo(tiny: StyleTransferPipeline, pai
         assert np.array_equal(pixels(kept)[:, :22], pixels(given)[:, :22])
 
 
-def test_a_kept_part_of_another_aspect_is_refused(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_a_kept_part_of_another_aspect_is_refused(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     with pytest.raises(UserError, match="mask of 32x32 pixels does not have the picture's aspect, 48x32"):
         tiny(photo, paintings[0], keep=white(32, 32), **FAST)
 
 
-@pytest.mark.parametrize("options", [{"size": (33, 47)}, {"size": 64, "tile": 32}, {"size": 64, "tile": 32, "refine": 1.0}])
-def test_detail_puts_back_what_the_first_stage_loses(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, options: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{"size": (33, 47)}, {"size": 64, "tile": 32}, {"size": 64, "tile": 32, "refine": 1.0}]
+)
+def test_detail_puts_back_what_the_first_stage_loses(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, options: dict
+) -> None:
     """Where all of the photo is kept in the latent, all of its detail makes it the photo again."""
-    batch = batch_of(tiny, resize_short_side(photo, 64) if options["size"] == 64 else photo.resize(options["size"]), tiny.encode_style(paintings[0], 32))
+    batch = batch_of(
+        tiny,
+        resize_short_side(photo, 64) if options["size"] == 64 else photo.resize(options["size"]),
+        tiny.encode_style(paintings[0], 32),
+    )
     batch = replace(batch, keep=torch.ones(1, 1, *batch.size))
-    none, half, all_of_it = (tiny.painter.paint(batch, Settings(look="fast", steps=2, detail=detail, **options)) for detail in (0.0, 0.5, 1.0))
+    none, half, all_of_it = (
+        tiny.painter.paint(batch, Settings(look="fast", steps=2, detail=detail, **options))
+        for detail in (0.0, 0.5, 1.0)
+    )
     assert (all_of_it - batch.content).abs().max() < 1e-3 < (none - batch.content).abs().mean()
     torch.testing.assert_close(half, (none + all_of_it) / 2)
 
 
-def test_the_models_config_says_how_much_detail(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
+def test_the_models_config_says_how_much_detail(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
     detailed = StyleTransferPipeline(tiny_model(use_ema=False, detail=0.7))
     assert detailed(photo, paintings[0], **FAST) == tiny(photo, paintings[0], detail=0.7, **FAST)
     assert detailed(photo, paintings[0], detail=0.0, **FAST) == tiny(photo, paintings[0], **FAST)
@@ -272,16 +349,27 @@ def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Ima
 def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -> None:
     small = resize_short_side(content("moose"), 256)
     with torch.no_grad():
-        copied = tensor_to_image(bundled.painter.decode(bundled.painter.encode(image_to_tensor(small)[None]))[0])
-    distances = [mean(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied) for s in (0.01, 0.3, 0.7, 1.0)]
-    assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, distances
+        copied = tensor_to_image(
+            bundled.painter.decode(bundled.painter.encode(image_to_tensor(small)[None]))[0]
+        )
+    distances = [
+        mean(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
+        for s in (0.01, 0.3, 0.7, 1.0)
+    ]
+    assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
+        distances
+    )
 
 
 @pytest.mark.parametrize("strength, expected", [(1.0, 20), (0.5, 10), (0.01, 1)])
-def test_less_strength_takes_fewer_steps(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int) -> None:
+def test_less_strength_takes_fewer_steps(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int
+) -> None:
     lengths = []
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
-    tiny.painter.paint(batch, Settings(look="fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path)
+    tiny.painter.paint(
+        batch, Settings(look="fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path
+    )
     assert lengths == [expected]
 
 
@@ -306,7 +394,9 @@ def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, I
     """Pictures of 512x256 pixels in three tiles, and the same in one piece."""
     pairs = [("great_wall", TURNER), ("chenonceau_castle", GOGH)]
     options = {**FAIR, "size": (512, 256)}
-    return [tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs]
+    return [
+        tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs
+    ]
 
 
 def test_a_picture_in_tiles_is_near_that_in_one_piece(tiled_and_whole: list) -> None:
@@ -329,7 +419,11 @@ def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:
 def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """(height, width) in pixels of every latent that is decoded."""
     decoded, decode = [], tiny.painter.decode
-    monkeypatch.setattr(tiny.painter, "decode", lambda z: decoded.append(tuple(16 * side for side in z.shape[2:])) or decode(z))
+    monkeypatch.setattr(
+        tiny.painter,
+        "decode",
+        lambda z: decoded.append(tuple(16 * side for side in z.shape[2:])) or decode(z),
+    )
     return decoded
 
 
@@ -344,14 +438,19 @@ def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Itera
         ({"size": (128, 32)}, [(32, 128)]),
     ],
 )
-def test_a_large_picture_is_painted_small_first(tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list) -> None:
+def test_a_large_picture_is_painted_small_first(
+    tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list
+) -> None:
     result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
 
 
 def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline) -> None:
     given = content("astronaut").resize((416, 416))
-    results = [bundled(given, style(TURNER), **{**FAIR, **options}) for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})]
+    results = [
+        bundled(given, style(TURNER), **{**FAIR, **options})
+        for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})
+    ]
     small, large, from_scratch = (result.resize((64, 64)) for result in results)
     assert psnr(large, small) > 20 and psnr(large, small) > psnr(from_scratch, small)
 
@@ -360,17 +459,37 @@ def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, pa
     given = picture(96, 64, 5)
     regions = StyleRegions(paintings, [left_half(96, 64)])
     kept = tiny(given, regions, keep=left_half(96, 64), **{**FAST, "size": 64})
-    assert np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48]) and mean(kept, given, slice(48, None)) > 20
+    assert (
+        np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48])
+        and mean(kept, given, slice(48, None)) > 20
+    )
 
 
 def test_a_batch_of_another_size_has_all_its_parts_at_that_size() -> None:
     left = torch.zeros(1, 1, 64, 96)
     left[..., :48] = 1
-    batch = Batch(torch.rand(1, 2, 40), (64, 96), [0], [1.0], [1.0], content=torch.rand(1, 3, 64, 96), masks=torch.cat([left, 1 - left], dim=1), keep=left)
+    batch = Batch(
+        torch.rand(1, 2, 40),
+        (64, 96),
+        [0],
+        [1.0],
+        [1.0],
+        content=torch.rand(1, 3, 64, 96),
+        masks=torch.cat([left, 1 - left], dim=1),
+        keep=left,
+    )
     small = batch.resized((32, 48))
     assert small.size == (32, 48) and small.style is batch.style
-    assert [tuple(part.shape) for part in (small.content, small.masks, small.keep)] == [(1, 3, 32, 48), (1, 2, 32, 48), (1, 1, 32, 48)]
-    assert torch.allclose(small.masks.sum(dim=1), torch.ones(1, 32, 48)) and small.keep[..., :22].eq(1).all() and small.keep[..., 26:].eq(0).all()
+    assert [tuple(part.shape) for part in (small.content, small.masks, small.keep)] == [
+        (1, 3, 32, 48),
+        (1, 2, 32, 48),
+        (1, 1, 32, 48),
+    ]
+    assert (
+        torch.allclose(small.masks.sum(dim=1), torch.ones(1, 32, 48))
+        and small.keep[..., :22].eq(1).all()
+        and small.keep[..., 26:].eq(0).all()
+    )
     assert torch.allclose(small.content, F.avg_pool2d(batch.content, 2), atol=0.3)
     assert Batch(batch.style, (64, 96), [0], [1.0], [1.0]).resized((32, 48)).content is None
 
@@ -381,34 +500,58 @@ def test_a_batch_of_another_size_has_all_its_parts_at_that_size() -> None:
 def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
     contents, seeds = [picture(48, 32, seed) for seed in (5, 6, 7)], [1, 2, 3]
     content_scales, style_scales = [1.0, 2.0, 0.5], [3.0, 1.0, 0.0]
-    together = tiny(contents, paintings[0], seed=seeds, content_scale=content_scales, style_scale=style_scales, **FAST)
+    together = tiny(
+        contents, paintings[0], seed=seeds, content_scale=content_scales, style_scale=style_scales, **FAST
+    )
     for i in range(3):
-        alone = tiny(contents[i], paintings[0], seed=seeds[i], content_scale=content_scales[i], style_scale=style_scales[i], **FAST)
+        alone = tiny(
+            contents[i],
+            paintings[0],
+            seed=seeds[i],
+            content_scale=content_scales[i],
+            style_scale=style_scales[i],
+            **FAST,
+        )
         assert largest(together[i], alone) <= 1
     assert largest(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
 
 
 @pytest.mark.parametrize("name", ["content_scale", "style_scale"])
-def test_there_is_one_scale_or_one_for_each_picture(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, name: str) -> None:
+def test_there_is_one_scale_or_one_for_each_picture(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, name: str
+) -> None:
     with pytest.raises(UserError, match=f"2 values of {name} for 3 pictures"):
         tiny([photo] * 3, paintings[0], **{name: [1.0, 2.0]}, **FAST)
 
 
-def test_a_style_picture_is_looked_at_once(tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_style_picture_is_looked_at_once(
+    tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts, statistics = [], tiny.model.get_style_statistics
     monkeypatch.setattr(tiny.model, "get_style_statistics", lambda x: counts.append(len(x)) or statistics(x))
     tiny([picture(48, 32, seed) for seed in range(3)], paintings[0], batch_size=1, **FAST)
     assert counts == [1]
 
 
-def test_the_starting_noise_depends_on_the_seed_alone(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_starting_noise_depends_on_the_seed_alone(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def recorded(sample):
         return lambda denoise, x, *rest: starts.append(x.clone()) or sample(denoise, x, *rest)
 
     starts = []
     for name in ("sample_dpm_solver", "sample_ddim"):
-        monkeypatch.setattr(f"ldm.pipeline.engine.{name}", recorded(getattr(sys.modules["ldm.pipeline.engine"], name)))
-    for options in ({}, {"style_scale": 3.0}, {"content_scale": 0.5}, {"sampler": "ddim"}, {"sampler": "ancestral"}, {"steps": 1}):
+        monkeypatch.setattr(
+            f"ldm.pipeline.engine.{name}", recorded(getattr(sys.modules["ldm.pipeline.engine"], name))
+        )
+    for options in (
+        {},
+        {"style_scale": 3.0},
+        {"content_scale": 0.5},
+        {"sampler": "ddim"},
+        {"sampler": "ancestral"},
+        {"steps": 1},
+    ):
         tiny(photo, paintings[0], **{**FAST, **options})
     tiny(picture(48, 32, 9), paintings[1], **FAST)
     tiny(None, paintings[1], **{**FAST, "size": (48, 32)})
@@ -420,7 +563,9 @@ def test_the_starting_noise_depends_on_the_seed_alone(tiny: StyleTransferPipelin
 # Number formats
 
 
-def overflow(pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, formats: set[str]) -> list[str]:
+def overflow(
+    pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, formats: set[str]
+) -> list[str]:
     """Make painting in these number formats give numbers that are none. Returns the formats tried, as they are."""
 
     def paint(batch: Batch, settings: Settings, steps, precision: str) -> torch.Tensor:
@@ -433,31 +578,44 @@ def overflow(pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, f
     return tried
 
 
-def test_what_overflows_in_bf16_is_painted_again_in_float32(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog) -> None:
+def test_what_overflows_in_bf16_is_painted_again_in_float32(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog
+) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
     tried = overflow(rough, monkeypatch, {"bf16"})
     with caplog.at_level(logging.WARNING):
         painted = rough(photo, paintings[0], **FAST)
-    assert tried == ["bf16", "fp32"] and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
+    assert (
+        tried == ["bf16", "fp32"]
+        and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
+    )
     assert mean(painted, tiny(photo, paintings[0], **FAST)) < 2  # the style's statistics are still bf16's
 
 
-def test_what_does_not_overflow_is_painted_once(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog) -> None:
+def test_what_does_not_overflow_is_painted_once(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog
+) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
     tried = overflow(rough, monkeypatch, set())
     rough(photo, paintings[0], **FAST)
     assert tried == ["bf16"] and not caplog.records
 
 
-def test_what_overflows_in_float32_too_is_an_error(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_overflows_in_float32_too_is_an_error(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
     tried = overflow(rough, monkeypatch, {"bf16", "fp32"})
-    with pytest.raises(UserError, match="the numbers overflowed, so there is no picture; choose smaller scales"):
+    with pytest.raises(
+        UserError, match="the numbers overflowed, so there is no picture; choose smaller scales"
+    ):
         rough(photo, paintings[0], **FAST)
     assert tried == ["bf16", "fp32"]
 
 
-def test_each_network_is_compiled_once(monkeypatch: pytest.MonkeyPatch, photo: Image.Image, paintings: list) -> None:
+def test_each_network_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch, photo: Image.Image, paintings: list
+) -> None:
     def compile(function, **options):
         compiled.append((function.__self__, options.get("mode")))
         return lambda *args, **kwargs: ran.append(function.__self__) or function(*args, **kwargs)
@@ -484,7 +642,16 @@ def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_painting_imports_nothing_of_training() -> None:
-    heavy = ("pytorch_lightning", "lightning", "torchvision", "matplotlib", "tensorboard", "torchmetrics", "diffusers", "webdataset")
+    heavy = (
+        "pytorch_lightning",
+        "lightning",
+        "torchvision",
+        "matplotlib",
+        "tensorboard",
+        "torchmetrics",
+        "diffusers",
+        "webdataset",
+    )
     code = f"import sys, ldm.pipeline.pipeline; ldm.pipeline.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
@@ -492,7 +659,10 @@ def test_painting_imports_nothing_of_training() -> None:
 
 def test_a_photo_in_its_own_style_stays_itself(bundled: StyleTransferPipeline) -> None:
     contents = [load_image(path) for path in sorted((ROOT / "data/contents").glob("*.jpg"))]
-    likeness = [psnr(bundled(photo, photo, look="fast", size=256), resize_short_side(photo, 256)) for photo in contents]
+    likeness = [
+        psnr(bundled(photo, photo, look="fast", size=256), resize_short_side(photo, 256))
+        for photo in contents
+    ]
     assert np.mean(likeness) > 19.5 and min(likeness) > 16, likeness
 
 
@@ -506,4 +676,7 @@ def test_the_seed_does_not_decide_the_brightness(bundled: StyleTransferPipeline)
 def test_centred_noise_has_mean_0_and_keeps_the_rest() -> None:
     noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) + 1
     moved = noise - centred(noise)
-    assert centred(noise).mean(dim=(2, 3)).abs().max() < 1e-6 and (moved - moved[:, :, :1, :1]).abs().max() < 1e-6
+    assert (
+        centred(noise).mean(dim=(2, 3)).abs().max() < 1e-6
+        and (moved - moved[:, :, :1, :1]).abs().max() < 1e-6
+    )

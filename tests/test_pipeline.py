@@ -61,17 +61,30 @@ def difference(a: Image.Image, b: Image.Image) -> int:
 
 
 @pytest.mark.parametrize(
-    "size, expected", [((64, 64), (32, 32)), ((100, 50), (64, 32)), ((50, 90), (32, 58)), ((16, 16), (32, 32)), ((33, 47), (32, 46))]
+    "size, expected",
+    [
+        ((64, 64), (32, 32)),
+        ((100, 50), (64, 32)),
+        ((50, 90), (32, 58)),
+        ((16, 16), (32, 32)),
+        ((33, 47), (32, 46)),
+    ],
 )
-def test_the_result_has_the_photos_aspect(pipeline: StyleTransferPipeline, painting: Image.Image, size: tuple, expected: tuple) -> None:
+def test_the_result_has_the_photos_aspect(
+    pipeline: StyleTransferPipeline, painting: Image.Image, size: tuple, expected: tuple
+) -> None:
     assert pipeline(picture(*size), painting, **FAST).size == expected
 
 
-def test_the_size_is_that_of_the_shorter_side(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_the_size_is_that_of_the_shorter_side(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     assert pipeline(photo, painting, **{**FAST, "size": 64}).size == (96, 64)
 
 
-def test_paths_and_pictures_give_the_same(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, tmp_path: Path) -> None:
+def test_paths_and_pictures_give_the_same(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, tmp_path: Path
+) -> None:
     photo.save(tmp_path / "photo.png")
     painting.save(tmp_path / "painting.png")
     from_pictures = pipeline(photo, painting, **FAST)
@@ -79,7 +92,9 @@ def test_paths_and_pictures_give_the_same(pipeline: StyleTransferPipeline, photo
     assert from_pictures == pipeline(tmp_path / "photo.png", str(tmp_path / "painting.png"), **FAST)
 
 
-def test_an_opened_picture_is_taken_upright_as_its_file_is(pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path) -> None:
+def test_an_opened_picture_is_taken_upright_as_its_file_is(
+    pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     picture(48, 32).save(tmp_path / "turned.png", exif=exif)
@@ -88,7 +103,9 @@ def test_an_opened_picture_is_taken_upright_as_its_file_is(pipeline: StyleTransf
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
-def test_pictures_of_any_mode_are_taken(pipeline: StyleTransferPipeline, painting: Image.Image, mode: str) -> None:
+def test_pictures_of_any_mode_are_taken(
+    pipeline: StyleTransferPipeline, painting: Image.Image, mode: str
+) -> None:
     given = Image.new("I;16", (32, 32), 30000) if mode == "I;16" else picture(32, 32).convert(mode)
     assert pipeline(given, painting, **FAST).mode == "RGB"
 
@@ -102,21 +119,30 @@ def test_lists_of_the_same_length_pair_up(pipeline: StyleTransferPipeline) -> No
 
 
 @pytest.mark.parametrize("several", ["content", "style"])
-def test_one_picture_goes_with_all_of_the_other_list(pipeline: StyleTransferPipeline, photo: Image.Image, several: str) -> None:
+def test_one_picture_goes_with_all_of_the_other_list(
+    pipeline: StyleTransferPipeline, photo: Image.Image, several: str
+) -> None:
     many = [picture(32, 32, seed) for seed in range(3)]
     results = pipeline(many, [photo], **FAST) if several == "content" else pipeline(photo, many, **FAST)
-    alone = [pipeline(one, photo, **FAST) if several == "content" else pipeline(photo, one, **FAST) for one in many]
+    alone = [
+        pipeline(one, photo, **FAST) if several == "content" else pipeline(photo, one, **FAST) for one in many
+    ]
     assert [difference(a, b) <= 1 for a, b in zip(results, alone)] == [True] * 3
 
 
-def test_a_list_of_one_gives_a_list_of_one(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_a_list_of_one_gives_a_list_of_one(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     assert [type(result) for result in pipeline([photo], painting, **FAST)] == [Image.Image]
 
 
 @pytest.mark.parametrize(
-    "contents, styles, problem", [(0, 1, "empty"), (1, 0, "empty"), (2, 3, "2 contents and 3 styles do not pair up")]
+    "contents, styles, problem",
+    [(0, 1, "empty"), (1, 0, "empty"), (2, 3, "2 contents and 3 styles do not pair up")],
 )
-def test_lists_that_do_not_pair_up_are_refused(pipeline: StyleTransferPipeline, contents: int, styles: int, problem: str) -> None:
+def test_lists_that_do_not_pair_up_are_refused(
+    pipeline: StyleTransferPipeline, contents: int, styles: int, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         pipeline([picture(32, 32)] * contents, [picture(32, 32)] * styles, **FAST)
 
@@ -126,7 +152,9 @@ def test_a_missing_file_is_named(pipeline: StyleTransferPipeline, photo: Image.I
         pipeline(photo, "nowhere.png", **FAST)
 
 
-def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path) -> None:
+def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(
+    pipeline: StyleTransferPipeline, painting: Image.Image, tmp_path: Path
+) -> None:
     path = tmp_path / "cut.jpg"
     picture(64, 64).save(path)
     path.write_bytes(path.read_bytes()[:700])
@@ -136,14 +164,20 @@ def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(pipeline: StyleT
 
 @pytest.mark.parametrize("size", [(1, 100_000), (0, 5)])
 @pytest.mark.parametrize("where", ["content", "style"])
-def test_a_picture_that_no_memory_would_hold_once_scaled_is_refused(pipeline: StyleTransferPipeline, photo: Image.Image, size: tuple, where: str) -> None:
+def test_a_picture_that_no_memory_would_hold_once_scaled_is_refused(
+    pipeline: StyleTransferPipeline, photo: Image.Image, size: tuple, where: str
+) -> None:
     pictures = {"content": photo, "style": photo, where: Image.new("RGB", size)}
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels cannot be scaled"):
         pipeline(**pictures, **FAST)
 
 
 def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
-    contents, styles, seeds = [picture(48, 32, 1), picture(40, 36, 2)], [picture(33, 32, 3).convert("P")], [4, 5]
+    contents, styles, seeds = (
+        [picture(48, 32, 1), picture(40, 36, 2)],
+        [picture(33, 32, 3).convert("P")],
+        [4, 5],
+    )
     before = [image.copy() for image in (*contents, *styles)]
     weights = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
     pipeline(contents, styles, seed=seeds, style_scale=2.0, **FAST)
@@ -154,9 +188,17 @@ def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
 def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> None:
     left, keep = torch.zeros(1, 1, 32, 40), torch.rand(1, 1, 32, 40)
     left[..., :20] = 1.0
-    given = {"content": torch.rand(1, 3, 32, 40) * 2 - 1, "style": torch.rand(1, 2, 40), "masks": torch.cat([left, 1 - left], dim=1), "keep": keep}
+    given = {
+        "content": torch.rand(1, 3, 32, 40) * 2 - 1,
+        "style": torch.rand(1, 2, 40),
+        "masks": torch.cat([left, 1 - left], dim=1),
+        "keep": keep,
+    }
     before = {name: tensor.clone() for name, tensor in given.items()}
-    pipeline.painter.paint(Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]), Settings(look="fast", steps=2, strength=0.5))
+    pipeline.painter.paint(
+        Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]),
+        Settings(look="fast", steps=2, strength=0.5),
+    )
     assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
 
 
@@ -164,9 +206,17 @@ def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"sampler": "ancestral"}, {"content_scale": 2.0, "style_scale": 0.0, "sampler": "ddim", "eta": 0.5}, {"strength": 0.5}]
+    "options",
+    [
+        {},
+        {"sampler": "ancestral"},
+        {"content_scale": 2.0, "style_scale": 0.0, "sampler": "ddim", "eta": 0.5},
+        {"strength": 0.5},
+    ],
 )
-def test_the_same_call_gives_the_same_picture_bit_by_bit(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, options) -> None:
+def test_the_same_call_gives_the_same_picture_bit_by_bit(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, options
+) -> None:
     torch.manual_seed(1)
     first = pipeline(photo, painting, seed=7, **FAST, **options)
     torch.manual_seed(2)
@@ -174,7 +224,9 @@ def test_the_same_call_gives_the_same_picture_bit_by_bit(pipeline: StyleTransfer
     assert pipeline(photo, painting, seed=7, **FAST, **options) == first
 
 
-def test_the_callers_random_numbers_go_on_undisturbed(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_the_callers_random_numbers_go_on_undisturbed(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     torch.manual_seed(1)
     expected = torch.randn(4)
     torch.manual_seed(1)
@@ -183,7 +235,9 @@ def test_the_callers_random_numbers_go_on_undisturbed(pipeline: StyleTransferPip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline, sampler: str) -> None:
+def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(
+    pipeline: StyleTransferPipeline, sampler: str
+) -> None:
     contents, styles = [picture(48, 32, s) for s in range(3)], [picture(32, 32, 10 + s) for s in range(3)]
     together = pipeline(contents, styles, seed=[5, 6, 7], sampler=sampler, style_scale=2.0, **FAST)
     for i in range(3):
@@ -193,22 +247,30 @@ def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleT
 
 def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
     contents = [picture(width, 32, width) for width in (48, 32, 48, 32, 48)]
-    one_by_one, three_by_three = (pipeline(contents, painting, seed=list(range(5)), batch_size=n, **FAST) for n in (1, 3))
+    one_by_one, three_by_three = (
+        pipeline(contents, painting, seed=list(range(5)), batch_size=n, **FAST) for n in (1, 3)
+    )
     assert [image.size[0] for image in three_by_three] == [48, 32, 48, 32, 48]
     assert max(map(difference, one_by_one, three_by_three)) <= 1
 
 
-def test_other_seeds_give_other_pictures(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_other_seeds_give_other_pictures(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     first, second, again = pipeline([photo] * 3, painting, seed=[1, 2, 1], **FAST)
     assert difference(first, second) > 20 and difference(first, again) <= 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64 - 1, np.int64(3)])
-def test_any_64_bit_number_is_a_seed(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, seed: int) -> None:
+def test_any_64_bit_number_is_a_seed(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, seed: int
+) -> None:
     assert pipeline(photo, painting, seed=seed, **FAST).size == (48, 32)
 
 
-def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_there_is_one_seed_or_one_for_each_picture(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     with pytest.raises(UserError, match="2 values of seed for 3 pictures"):
         pipeline([photo] * 3, painting, seed=[1, 2], **FAST)
 
@@ -229,14 +291,19 @@ def test_there_is_one_seed_or_one_for_each_picture(pipeline: StyleTransferPipeli
         ({"steps": 1}, {"steps": 4}),
         ({"detail": 0.0}, {"detail": 0.5}),
         ({"strength": 1.0}, {"strength": 0.6}),
-        ({"guidance_interval": None, "style_scale": 3.0}, {"guidance_interval": (0.0, 0.5), "style_scale": 3.0}),
+        (
+            {"guidance_interval": None, "style_scale": 3.0},
+            {"guidance_interval": (0.0, 0.5), "style_scale": 3.0},
+        ),
         ({"style_size": 32, "style_scale": 5.0}, {"style_size": 300, "style_scale": 5.0}),
         ({"size": 64, "tile": 32}, {"size": 64, "tile": 96}),
         ({"size": 64, "refine": 0.5}, {"size": 64, "refine": 1.0}),
         ({"preserve_color": False}, {"preserve_color": True}),
     ],
 )
-def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict) -> None:
+def test_every_dial_changes_the_picture(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict
+) -> None:
     results = [pipeline(photo, painting, **{**FAST, **options}) for options in (one, other)]
     assert np.abs(pixels(results[0]) - pixels(results[1])).mean() > 0.5  # the same call twice: exactly 0
 
@@ -244,11 +311,15 @@ def test_every_dial_changes_the_picture(pipeline: StyleTransferPipeline, photo: 
 def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
     pipeline: StyleTransferPipeline, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def predict(x: torch.Tensor, content: torch.Tensor, content_vectors: torch.Tensor, modulations: list) -> torch.Tensor:
+    def predict(
+        x: torch.Tensor, content: torch.Tensor, content_vectors: torch.Tensor, modulations: list
+    ) -> torch.Tensor:
         calls.append((content, modulations[0]))
         return original(x, content, content_vectors, modulations)
 
-    def of(content_scales: list, style_scales: list, interval: tuple | None, device: torch.device) -> Guidance:
+    def of(
+        content_scales: list, style_scales: list, interval: tuple | None, device: torch.device
+    ) -> Guidance:
         scales.append((content_scales, style_scales, interval))
         return make(content_scales, style_scales, interval, device)
 
@@ -261,23 +332,38 @@ def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
     (both, no_content, no_style), (style, same_style, null_style) = calls[0]
     assert not no_content.any() and torch.equal(no_style, both)
     null = network.embed(torch.tensor([999]), pipeline.model.null_style_vector.weight)
-    assert torch.equal(same_style, style) and torch.allclose(null_style, network.modulations(null)[0], atol=1e-5)
+    assert torch.equal(same_style, style) and torch.allclose(
+        null_style, network.modulations(null)[0], atol=1e-5
+    )
     assert (style - null_style).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("part", ["content", "style"])
-def test_a_scale_of_0_ignores_that_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, part: str) -> None:
+def test_a_scale_of_0_ignores_that_picture(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, part: str
+) -> None:
     pictures, others = ({"content": photo, "style": painting, part: picture(48, 32, seed)} for seed in (8, 9))
     ignored = [pipeline(**p, **FAST, **{f"{part}_scale": 0.0}) for p in (pictures, others)]
     assert difference(*ignored) <= 1 and difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
 
 
-def test_the_default_is_20_steps_of_dpm_solver(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
-    assert pipeline(photo, painting, look="fast", size=32) == pipeline(photo, painting, look="fast", size=32, sampler="dpm-solver++", steps=20)
+def test_the_default_is_20_steps_of_dpm_solver(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    assert pipeline(photo, painting, look="fast", size=32) == pipeline(
+        photo, painting, look="fast", size=32, sampler="dpm-solver++", steps=20
+    )
 
 
 @pytest.mark.parametrize("sampler, steps", [("ddim", 50), ("ancestral", 250)])
-def test_other_samplers_take_more_steps(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, monkeypatch, sampler: str, steps: int) -> None:
+def test_other_samplers_take_more_steps(
+    pipeline: StyleTransferPipeline,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch,
+    sampler: str,
+    steps: int,
+) -> None:
     def path(alphas: list, count: int, *options: object) -> list:
         counts.append(count)
         return sampling_path(alphas, 1, *options)
@@ -313,7 +399,9 @@ def test_other_samplers_take_more_steps(pipeline: StyleTransferPipeline, photo: 
         ({"styel_scale": 2.0}, "there is no setting 'styel_scale'.*style_scale"),
     ],
 )
-def test_impossible_settings_are_refused_before_any_picture_is_read(pipeline: StyleTransferPipeline, wrong: dict, problem: str) -> None:
+def test_impossible_settings_are_refused_before_any_picture_is_read(
+    pipeline: StyleTransferPipeline, wrong: dict, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         pipeline("nowhere.png", "nowhere.png", **wrong)
 
@@ -321,8 +409,12 @@ def test_impossible_settings_are_refused_before_any_picture_is_read(pipeline: St
 # Devices and number formats
 
 
-@pytest.mark.parametrize("features, expected", [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")])
-def test_the_cpu_computes_in_bf16_where_that_is_fast(monkeypatch: pytest.MonkeyPatch, features: dict, expected: str) -> None:
+@pytest.mark.parametrize(
+    "features, expected", [({}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")]
+)
+def test_the_cpu_computes_in_bf16_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, features: dict, expected: str
+) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
     assert choose_precision("auto", torch.device("cpu")) == expected
 
@@ -348,16 +440,25 @@ def test_a_precision_that_cannot_be_is_refused(name: str, problem: str) -> None:
         choose_precision(name, torch.device("cpu"))
 
 
-def test_bf16_is_near_float32(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_bf16_is_near_float32(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     rough = StyleTransferPipeline(pipeline.model, "bf16")(photo, painting, **FAST)
     exact = pipeline(photo, painting, **FAST)
     assert rough != exact and np.abs(pixels(rough) - pixels(exact)).mean() < 5
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    ],
 )
-def test_too_little_memory_is_a_user_error(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch, error: Exception) -> None:
+def test_too_little_memory_is_a_user_error(
+    pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch, error: Exception
+) -> None:
     def fail(*args: object) -> None:
         raise error
 
@@ -366,7 +467,9 @@ def test_too_little_memory_is_a_user_error(pipeline: StyleTransferPipeline, phot
         pipeline(photo, photo, **FAST)
 
 
-def test_other_errors_of_torch_are_not_taken_for_memory(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch) -> None:
+def test_other_errors_of_torch_are_not_taken_for_memory(
+    pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch
+) -> None:
     def fail(*args: object) -> None:
         raise RuntimeError("shapes do not match")
 
@@ -375,12 +478,16 @@ def test_other_errors_of_torch_are_not_taken_for_memory(pipeline: StyleTransferP
         pipeline(photo, photo, **FAST)
 
 
-def test_numbers_that_overflow_are_an_error_not_a_picture(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_numbers_that_overflow_are_an_error_not_a_picture(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     with pytest.raises(UserError, match="overflowed, .*choose smaller scales"):
         pipeline(photo, painting, style_scale=1e38, **FAST)
 
 
-def test_attention_is_laid_out_for_the_fast_kernels(pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_laid_out_for_the_fast_kernels(
+    pipeline: StyleTransferPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others need memory that grows with the fourth power of the size."""
 
     def attend(*parts: torch.Tensor) -> torch.Tensor:
@@ -412,7 +519,9 @@ def without(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
     return {name: value for name, value in state.items() if not name.startswith(prefix)}
 
 
-def test_a_safetensors_file_is_loaded(weights: Path, config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> None:
+def test_a_safetensors_file_is_loaded(
+    weights: Path, config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
     loaded = StyleTransferPipeline.from_pretrained(weights, config, device="cpu", precision="fp32")
     assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
 
@@ -425,20 +534,30 @@ def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
         for weight in trained.trained_parameters():
             weight.add_(1.0)
     extra = {"first_stage_model.loss.logvar": torch.zeros(())}
-    torch.save({"state_dict": {**trained.state_dict(), **extra}, "global_step": 9, "optimizer_states": [{}]}, tmp_path / "last.ckpt")
-    loaded = StyleTransferPipeline.from_pretrained(str(tmp_path / "last.ckpt"), str(config), device="cpu", precision="fp32")
+    torch.save(
+        {"state_dict": {**trained.state_dict(), **extra}, "global_step": 9, "optimizer_states": [{}]},
+        tmp_path / "last.ckpt",
+    )
+    loaded = StyleTransferPipeline.from_pretrained(
+        str(tmp_path / "last.ckpt"), str(config), device="cpu", precision="fp32"
+    )
     assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
     assert loaded(photo, painting, **FAST) != StyleTransferPipeline(trained)(photo, painting, **FAST)
 
 
-def test_a_written_checkpoint_can_be_read_by_whoever_may_read_other_files(weights: Path, tmp_path: Path) -> None:
+def test_a_written_checkpoint_can_be_read_by_whoever_may_read_other_files(
+    weights: Path, tmp_path: Path
+) -> None:
     (tmp_path / "plain").touch()
     assert weights.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_bundled_weights_that_are_gone_are_told_how_to_get_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUNDLED, "mini", ("checkpoints/mini/gone.safetensors", "configs/mini.yaml"))
-    with pytest.raises(UserError, match=r"the bundled weights are missing; `git checkout checkpoints/mini/gone.safetensors` brings them back"):
+    with pytest.raises(
+        UserError,
+        match=r"the bundled weights are missing; `git checkout checkpoints/mini/gone.safetensors` brings them back",
+    ):
         StyleTransferPipeline.from_pretrained()
 
 
@@ -450,7 +569,9 @@ def test_the_model_is_ready_for_inference(weights: Path, config: Path) -> None:
 def test_a_checkpoint_with_wrong_names_fails_and_mentions_the_config(config: Path, tmp_path: Path) -> None:
     state = {f"wrong.{name}": value for name, value in tiny_model(use_ema=False).state_dict().items()}
     save_safetensors(state, tmp_path / "wrong.safetensors")
-    with pytest.raises(CheckpointError, match=r"is .*tiny.yaml its config\? \(--config.*: \d+ missing .*, \d+ unexpected ") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"is .*tiny.yaml its config\? \(--config.*: \d+ missing .*, \d+ unexpected "
+    ) as caught:
         StyleTransferPipeline.from_pretrained(tmp_path / "wrong.safetensors", config)
     assert "wrong.safetensors" in str(caught.value)
 
@@ -465,13 +586,20 @@ def test_a_checkpoint_of_another_width_fails_and_names_the_shapes(weights: Path,
 
 @pytest.mark.parametrize("checkpoint, config_name", [("nowhere.ckpt", "tiny"), ("tiny", "nowhere.yaml")])
 def test_missing_files_are_named(weights: Path, config: Path, checkpoint: str, config_name: str) -> None:
-    paths = [weights if checkpoint == "tiny" else checkpoint, config if config_name == "tiny" else config_name]
+    paths = [
+        weights if checkpoint == "tiny" else checkpoint,
+        config if config_name == "tiny" else config_name,
+    ]
     with pytest.raises(UserError, match="nowhere.*no such file"):
         StyleTransferPipeline.from_pretrained(*paths)
 
 
-@pytest.mark.parametrize("content", [{}, {"model": None}, {"model": {"target": "torch.nn.SiLU"}}, {"model": {"params": []}}])
-def test_a_config_without_a_style_transfer_model_is_refused(weights: Path, tmp_path: Path, content: dict) -> None:
+@pytest.mark.parametrize(
+    "content", [{}, {"model": None}, {"model": {"target": "torch.nn.SiLU"}}, {"model": {"params": []}}]
+)
+def test_a_config_without_a_style_transfer_model_is_refused(
+    weights: Path, tmp_path: Path, content: dict
+) -> None:
     with pytest.raises(ConfigError, match="a.yaml: not the config of a style transfer model"):
         StyleTransferPipeline.from_pretrained(weights, save_config(content, tmp_path / "a.yaml"))
 
@@ -504,22 +632,31 @@ def test_untrusted_targets_need_to_be_allowed(weights: Path, tmp_path: Path) -> 
 # The style network's weights
 
 
-def test_a_checkpoint_with_a_style_network_needs_no_other_file(weights: Path, tmp_path: Path, photo: Image.Image, monkeypatch) -> None:
+def test_a_checkpoint_with_a_style_network_needs_no_other_file(
+    weights: Path, tmp_path: Path, photo: Image.Image, monkeypatch
+) -> None:
     forbid_network(monkeypatch)
     path = save_config({"model": model_config(vgg_ckpt_path="nowhere.ckpt")}, tmp_path / "a.yaml")
     loaded = StyleTransferPipeline.from_pretrained(weights, path, device="cpu")
     assert loaded(photo, photo, **FAST).size == (48, 32)
 
 
-def test_a_checkpoint_without_one_takes_that_of_the_config(weights: Path, pipeline: StyleTransferPipeline, tmp_path: Path, monkeypatch) -> None:
+def test_a_checkpoint_without_one_takes_that_of_the_config(
+    weights: Path, pipeline: StyleTransferPipeline, tmp_path: Path, monkeypatch
+) -> None:
     forbid_network(monkeypatch)
     save_safetensors(without(pipeline.model.state_dict(), "vgg."), tmp_path / "bare.safetensors")
     path = save_config({"model": model_config(vgg_ckpt_path=str(weights))}, tmp_path / "a.yaml")
     loaded = StyleTransferPipeline.from_pretrained(tmp_path / "bare.safetensors", path, device="cpu").model
-    assert all(torch.equal(value, pipeline.model.vgg.state_dict()[name]) for name, value in loaded.vgg.state_dict().items())
+    assert all(
+        torch.equal(value, pipeline.model.vgg.state_dict()[name])
+        for name, value in loaded.vgg.state_dict().items()
+    )
 
 
-def test_a_narrow_style_network_without_weights_is_an_error(config: Path, pipeline: StyleTransferPipeline, tmp_path: Path) -> None:
+def test_a_narrow_style_network_without_weights_is_an_error(
+    config: Path, pipeline: StyleTransferPipeline, tmp_path: Path
+) -> None:
     save_safetensors(without(pipeline.model.state_dict(), "vgg."), tmp_path / "bare.safetensors")
     with pytest.raises(ConfigError, match="narrow style network .*vgg_ckpt_path"):
         StyleTransferPipeline.from_pretrained(tmp_path / "bare.safetensors", config)
@@ -531,27 +668,39 @@ def vgg_width_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     folder = tmp_path_factory.mktemp("vgg")
     unet = model_config()["params"]["unet_config"]
     unet["params"]["context_dim"] = 2944
-    node = model_config(style_dim=2944, vgg_channels=list(lpips.VGG_CHANNELS), unet_config=unet, use_ema=False)
+    node = model_config(
+        style_dim=2944, vgg_channels=list(lpips.VGG_CHANNELS), unet_config=unet, use_ema=False
+    )
     save_safetensors(without(instantiate_from_config(node).state_dict(), "vgg."), folder / "bare.safetensors")
     return folder / "bare.safetensors", save_config({"model": node}, folder / "a.yaml")
 
 
-def test_vgg16_is_downloaded_where_nothing_else_names_it(vgg_width_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vgg16_is_downloaded_where_nothing_else_names_it(
+    vgg_width_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     downloads = []
     state = {name: torch.full_like(value, 0.5) for name, value in lpips.vgg16().state_dict().items()}
-    monkeypatch.setattr(VGG16_Weights, "get_state_dict", lambda self, **options: downloads.append(self) or state)
+    monkeypatch.setattr(
+        VGG16_Weights, "get_state_dict", lambda self, **options: downloads.append(self) or state
+    )
     loaded = StyleTransferPipeline.from_pretrained(*vgg_width_files, device="cpu").model
     assert len(downloads) == 1 and loaded.vgg.slice5[-2].weight.eq(0.5).all()
 
 
-def test_offline_without_vgg16_the_error_says_what_to_do(vgg_width_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_without_vgg16_the_error_says_what_to_do(
+    vgg_width_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forbid_network(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"could not be downloaded .*fetch https://\S+vgg16\S+ .*`vgg_ckpt_path`"):
+    with pytest.raises(
+        UserError, match=r"could not be downloaded .*fetch https://\S+vgg16\S+ .*`vgg_ckpt_path`"
+    ):
         StyleTransferPipeline.from_pretrained(*vgg_width_files)
 
 
-def test_building_the_published_model_needs_no_file_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_the_published_model_needs_no_file_and_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forbid_network(monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     config = load_config(ROOT / "configs/kl16_content12.yaml")
@@ -562,14 +711,20 @@ def test_building_the_published_model_needs_no_file_and_no_network(tmp_path: Pat
     assert not model.vgg.has_weights and model.model.diffusion_model.out_channels == 16
 
 
-def test_the_bundled_weights_go_with_their_config_by_name_and_by_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_weights_go_with_their_config_by_name_and_by_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(ROOT)
-    by_name, by_path = (resolve_checkpoint(name, None) for name in ("mini", "checkpoints/mini/model.safetensors"))
+    by_name, by_path = (
+        resolve_checkpoint(name, None) for name in ("mini", "checkpoints/mini/model.safetensors")
+    )
     assert by_name[0].samefile(by_path[0]) and by_name[1] == by_path[1] == ROOT / "configs/mini.yaml"
 
 
 @pytest.mark.parametrize("name, expected", [(None, "kl16_content12.yaml"), ("own.yaml", "own.yaml")])
-def test_a_checkpoints_config_is_the_published_one_unless_named(weights: Path, monkeypatch, name: str | None, expected: str) -> None:
+def test_a_checkpoints_config_is_the_published_one_unless_named(
+    weights: Path, monkeypatch, name: str | None, expected: str
+) -> None:
     def build(path: Path, kind: type, allow_targets: list) -> None:
         raise ConfigError(f"builds {path.name}")
 
@@ -584,7 +739,16 @@ def test_the_pipeline_builds_no_averages(config: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"seed": None}, {"seed": 1.0}, {"size": 256.0}, {"size": (64, 64.0)}, {"style_scale": "2"}, {"steps": "5"}, {"steps": 2.0}, {"eta": None}],
+    [
+        {"seed": None},
+        {"seed": 1.0},
+        {"size": 256.0},
+        {"size": (64, 64.0)},
+        {"style_scale": "2"},
+        {"steps": "5"},
+        {"steps": 2.0},
+        {"eta": None},
+    ],
 )
 def test_settings_of_a_wrong_type_are_user_errors(options: dict) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))} must be"):

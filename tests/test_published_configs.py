@@ -83,7 +83,9 @@ def narrow(node: dict[str, Any], **params: Any) -> LatentDiffusion:
 
 
 def sampled(model: LatentDiffusion, c: Any, n: int, side: int = 64, **options: Any) -> Tensor:
-    latents, _ = DDIMSampler(model).sample(S=2, conditioning=c, batch_size=n, shape=[3, side, side], verbose=False, eta=0.0, **options)
+    latents, _ = DDIMSampler(model).sample(
+        S=2, conditioning=c, batch_size=n, shape=[3, side, side], verbose=False, eta=0.0, **options
+    )
     return latents
 
 
@@ -91,7 +93,10 @@ def sampled(model: LatentDiffusion, c: Any, n: int, side: int = 64, **options: A
 def test_the_class_conditional_run_of_the_published_notebook() -> None:
     model = narrow(IMAGENET_V2)
     with model.ema_scope():
-        uc, c = (model.get_learned_conditioning({model.cond_stage_key: torch.tensor([label])}) for label in (1000, 25))
+        uc, c = (
+            model.get_learned_conditioning({model.cond_stage_key: torch.tensor([label])})
+            for label in (1000, 25)
+        )
         assert torch.equal(uc, model.null_condition(1)) and c.shape == (1, 1, 512)
         latents = sampled(model, c, 1, unconditional_guidance_scale=3.0, unconditional_conditioning=uc)
         pictures = model.decode_first_stage(latents)
@@ -108,7 +113,9 @@ def test_a_model_with_a_vector_quantised_first_stage_trains() -> None:
     model.set_scale(z)
     assert_same(model.get_input(batch, model.first_stage_key)[0], z / z.std())
     model.shared_step(batch)[0].backward()
-    assert model.cond_stage_model.embedding.weight.grad.any() and all(p.grad is None for p in model.first_stage_model.parameters())
+    assert model.cond_stage_model.embedding.weight.grad.any() and all(
+        p.grad is None for p in model.first_stage_model.parameters()
+    )
 
 
 @torch.no_grad()
@@ -117,26 +124,41 @@ def test_a_masked_picture_as_condition_by_the_first_stage() -> None:
     assert model.cond_stage_model is model.first_stage_model
     masked, mask = rnd("masked", 1, 3, 32, 32).tanh(), torch.ones(1, 1, 8, 8)
     c = model.cond_stage_model.encode(masked)
-    assert_same(model.get_learned_conditioning(model.condition_input({"masked_image": masked.permute(0, 2, 3, 1)})), c)
+    assert_same(
+        model.get_learned_conditioning(model.condition_input({"masked_image": masked.permute(0, 2, 3, 1)})), c
+    )
     assert sampled(model, torch.cat([c, mask], dim=1), 1, side=8).shape == (1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("node, shape, size", [(UPSCALING, (8, 8, 3), 8), (scenes(64), (32, 32, 182), 8)], ids=["LR_image", "segmentation"])
+@pytest.mark.parametrize(
+    "node, shape, size",
+    [(UPSCALING, (8, 8, 3), 8), (scenes(64), (32, 32, 182), 8)],
+    ids=["LR_image", "segmentation"],
+)
 @torch.no_grad()
 def test_maps_as_conditions(node: dict[str, Any], shape: tuple[int, ...], size: int) -> None:
     model = narrow(node)
-    c = model.get_learned_conditioning(model.condition_input({node["params"]["cond_stage_key"]: rnd("condition", 2, *shape)}))
+    c = model.get_learned_conditioning(
+        model.condition_input({node["params"]["cond_stage_key"]: rnd("condition", 2, *shape)})
+    )
     assert model.model.conditioning_key == "concat" and c.shape == (2, 3, size, size)
     assert sampled(model, c, 2, side=size).shape == (2, 3, size, size)
 
 
 def test_a_rescaler_halves_and_maps_channels() -> None:
     x, stage = rnd("maps", 2, 5, 16, 8), SpatialRescaler(n_stages=2, in_channels=5, out_channels=3)
-    smaller = x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))  # bilinear at one half takes the mean of four
+    smaller = (
+        x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
+    )  # bilinear at one half takes the mean of four
     smaller = smaller.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
     assert_same(SpatialRescaler(n_stages=2)(x), smaller)
-    assert_same(stage.encode(x), torch.einsum("oc,nchw->nohw", stage.channel_mapper.weight[..., 0, 0], smaller))
-    assert stage.channel_mapper.bias is None and SpatialRescaler(out_channels=1, bias=True).channel_mapper.bias is not None
+    assert_same(
+        stage.encode(x), torch.einsum("oc,nchw->nohw", stage.channel_mapper.weight[..., 0, 0], smaller)
+    )
+    assert (
+        stage.channel_mapper.bias is None
+        and SpatialRescaler(out_channels=1, bias=True).channel_mapper.bias is not None
+    )
     with pytest.raises(ConfigError, match="method must be one of nearest, bilinear"):
         SpatialRescaler(method="lanczos")
 
@@ -145,8 +167,12 @@ def test_a_rescaler_halves_and_maps_channels() -> None:
 
 
 def test_our_file_describes_the_published_model() -> None:
-    ours, published = (on_meta(node).state_dict() for node in (to_plain(load_config(CONFIG).model), IMAGENET_V2))
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in published.items()}
+    ours, published = (
+        on_meta(node).state_dict() for node in (to_plain(load_config(CONFIG).model), IMAGENET_V2)
+    )
+    assert {name: value.shape for name, value in ours.items()} == {
+        name: value.shape for name, value in published.items()
+    }
     with torch.device("meta"):
         assert isinstance(build_for_inference(CONFIG, LatentDiffusionModel).first_stage_model, VQLatents)
 
@@ -158,7 +184,10 @@ def test_the_published_weights_are_told_by_their_shapes() -> None:
     assert find(first_stage.state_dict()).name == "vq4_first_stage.yaml"
     assert not compare(first_stage, on_meta(PUBLISHED["models/first_stage_models/vq-f4"]).state_dict())
     assert find(on_meta(IMAGENET_V2).state_dict()) == CONFIG
-    assert find(on_meta(PUBLISHED["models/first_stage_models/kl-f16"]).state_dict()).name == "kl16_first_stage.yaml"
+    assert (
+        find(on_meta(PUBLISHED["models/first_stage_models/kl-f16"]).state_dict()).name
+        == "kl16_first_stage.yaml"
+    )
     for other in ("first_stage_models/vq-f4-noattn", "ldm/cin256", "ldm/celeba256"):
         assert find(on_meta(PUBLISHED[f"models/{other}"]).state_dict()) is None
 
@@ -180,34 +209,88 @@ def test_a_pixel_model_needs_no_weights_of_its_first_stage(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "target, accepted, refused",
     [
-        ("ldm.modules.diffusionmodules.openaimodel.UNetModel", {"use_fp16": False, "num_heads_upsample": -1, "n_embed": None}, {"use_fp16": True}),
-        ("ldm.modules.diffusionmodules.openaimodel.UNetModel", {"legacy": True, "use_new_attention_order": False}, {"n_embed": 8192}),
+        (
+            "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+            {"use_fp16": False, "num_heads_upsample": -1, "n_embed": None},
+            {"use_fp16": True},
+        ),
+        (
+            "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+            {"legacy": True, "use_new_attention_order": False},
+            {"n_embed": 8192},
+        ),
         ("ldm.modules.diffusionmodules.openaimodel.UNetModel", {"legacy": False}, {"num_heads_upsample": 4}),
-        ("ldm.modules.diffusionmodules.model.UNetModel", {"use_spatial_transformer": False, "num_classes": None}, {"use_spatial_transformer": True}),
-        ("ldm.modules.diffusionmodules.model.StyleUNetModel", {"use_fp16": False, "transformer_depth": 1, "legacy": True}, {"num_classes": 10}),
-        ("ldm.modules.vae.model.Encoder", {"use_linear_attn": False, "attn_type": "vanilla", "tanh_out": True}, {"use_linear_attn": True}),
-        ("ldm.modules.vae.model.Decoder", {"give_pre_end": False, "attn_type": "none"}, {"give_pre_end": True}),
+        (
+            "ldm.modules.diffusionmodules.model.UNetModel",
+            {"use_spatial_transformer": False, "num_classes": None},
+            {"use_spatial_transformer": True},
+        ),
+        (
+            "ldm.modules.diffusionmodules.model.StyleUNetModel",
+            {"use_fp16": False, "transformer_depth": 1, "legacy": True},
+            {"num_classes": 10},
+        ),
+        (
+            "ldm.modules.vae.model.Encoder",
+            {"use_linear_attn": False, "attn_type": "vanilla", "tanh_out": True},
+            {"use_linear_attn": True},
+        ),
+        (
+            "ldm.modules.vae.model.Decoder",
+            {"give_pre_end": False, "attn_type": "none"},
+            {"give_pre_end": True},
+        ),
         ("ldm.models.autoencoder.AutoencoderKL", {"colorize_nlabels": None}, {"colorize_nlabels": 182}),
         ("ldm.models.autoencoder.VQModel", {"lr_g_factor": 1.0, "use_ema": False}, {"lr_g_factor": 2.0}),
         ("ldm.models.autoencoder.VQModel", {"remap": None, "sane_index_shape": False}, {"remap": "used.npy"}),
-        ("ldm.models.autoencoder.VQModelInterface", {"batch_resize_range": None, "colorize_nlabels": None}, {"batch_resize_range": [128, 256]}),
-        ("ldm.modules.vqvae.quantize.VectorQuantizer", {"unknown_index": "random"}, {"sane_index_shape": True}),
-        ("ldm.modules.losses.LPIPSWithDiscriminator", {"use_actnorm": False, "disc_conditional": False}, {"use_actnorm": True}),
-        ("ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", {"perceptual_loss": "lpips", "pixel_loss": "l1"}, {"pixel_loss": "l2"}),
+        (
+            "ldm.models.autoencoder.VQModelInterface",
+            {"batch_resize_range": None, "colorize_nlabels": None},
+            {"batch_resize_range": [128, 256]},
+        ),
+        (
+            "ldm.modules.vqvae.quantize.VectorQuantizer",
+            {"unknown_index": "random"},
+            {"sane_index_shape": True},
+        ),
+        (
+            "ldm.modules.losses.LPIPSWithDiscriminator",
+            {"use_actnorm": False, "disc_conditional": False},
+            {"use_actnorm": True},
+        ),
+        (
+            "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+            {"perceptual_loss": "lpips", "pixel_loss": "l1"},
+            {"pixel_loss": "l2"},
+        ),
     ],
 )
-def test_other_values_of_published_options_are_refused_with_a_reason(target: str, accepted: dict[str, Any], refused: dict[str, Any]) -> None:
+def test_other_values_of_published_options_are_refused_with_a_reason(
+    target: str, accepted: dict[str, Any], refused: dict[str, Any]
+) -> None:
     params = {**REQUIRED[target.rpartition(".")[2]], **accepted}
     on_meta({"target": target, "params": params})
-    (name, value), = refused.items()
+    ((name, value),) = refused.items()
     with pytest.raises(ConfigError, match=rf"{name} can only be .*, not .*: \w+"):
         on_meta({"target": target, "params": {**params, name: value}})
     with pytest.raises(ConfigError, match=f"no parameter '{name}_'; did you mean {name}"):
         on_meta({"target": target, "params": {**params, f"{name}_": value}})
 
 
-UNET = {"image_size": 8, "in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": 1, "attention_resolutions": [], "num_heads": 1}
-STAGE = {"ddconfig": {**HALVES, "double_z": False}, "lossconfig": {"target": "torch.nn.Identity"}, "embed_dim": 4}
+UNET = {
+    "image_size": 8,
+    "in_channels": 4,
+    "model_channels": 32,
+    "out_channels": 4,
+    "num_res_blocks": 1,
+    "attention_resolutions": [],
+    "num_heads": 1,
+}
+STAGE = {
+    "ddconfig": {**HALVES, "double_z": False},
+    "lossconfig": {"target": "torch.nn.Identity"},
+    "embed_dim": 4,
+}
 LOSS = {"disc_start": 0, "perceptual_weight": 0.0}
 REQUIRED: dict[str, dict[str, Any]] = {
     "UNetModel": UNET, "StyleUNetModel": {**UNET, "content_in_dim": 4}, "Encoder": HALVES, "Decoder": HALVES,
@@ -230,7 +313,9 @@ def test_an_option_given_in_python_is_checked_too() -> None:
 @pytest.mark.parametrize("attn_type, layer", [("vanilla", AttnBlock), ("none", nn.Identity)])
 def test_halves_without_attention(attn_type: str, layer: type[nn.Module]) -> None:
     for half in (Encoder(**HALVES, attn_type=attn_type), Decoder(**HALVES, attn_type=attn_type)):
-        assert type(half.mid.attn_1) is layer and any(isinstance(m, AttnBlock) for m in half.modules()) == (attn_type == "vanilla")
+        assert type(half.mid.attn_1) is layer and any(isinstance(m, AttnBlock) for m in half.modules()) == (
+            attn_type == "vanilla"
+        )
     with pytest.raises(ConfigError, match="vanilla, none, got 'linear'"):
         Encoder(**HALVES, attn_type="linear")
 
@@ -245,7 +330,11 @@ def test_classes_of_taming_are_ours(theirs: str, ours: str) -> None:
 
 def test_a_published_loss_is_built_by_its_own_name() -> None:
     model = on_meta(vq_alone(8, {**HALVES, "double_z": False}, disc_start=3))
-    assert isinstance(model, VQModel) and isinstance(model.loss, VQLPIPSWithDiscriminator) and model.loss.disc_start == 3
+    assert (
+        isinstance(model, VQModel)
+        and isinstance(model.loss, VQLPIPSWithDiscriminator)
+        and model.loss.disc_start == 3
+    )
 
 
 @pytest.mark.parametrize("beginning, reason", OUT_OF_SCOPE)
@@ -259,5 +348,8 @@ def test_an_allowed_prefix_is_not_renamed(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "taming").mkdir()
     (tmp_path / "taming/parts.py").write_text("class Part:\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert type(instantiate_from_config({"target": "taming.parts.Part"}, ["taming"])).__module__ == "taming.parts"
+    assert (
+        type(instantiate_from_config({"target": "taming.parts.Part"}, ["taming"])).__module__
+        == "taming.parts"
+    )
     assert our_target("ldm.modules.vae.model.Encoder") == "ldm.modules.vae.model.Encoder"

@@ -135,7 +135,11 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda f: f.__qualname__)
 def test_parameters_stand_in_their_published_places(function: Any) -> None:
-    own = [name for name in inspect.signature(function).parameters if name != "self" or function is disabled_train]
+    own = [
+        name
+        for name in inspect.signature(function).parameters
+        if name != "self" or function is disabled_train
+    ]
     published = SIGNATURES[function].split()
     assert own[: len(published)] == published
 
@@ -158,7 +162,9 @@ def test_the_published_constructors_options_at_their_defaults() -> None:
 
 
 def test_the_first_stages_halves_are_where_latent_diffusion_has_them() -> None:
-    assert (Encoder, Decoder) == tuple(get_obj_from_str(f"ldm.modules.vae.model.{half}") for half in ("Encoder", "Decoder"))
+    assert (Encoder, Decoder) == tuple(
+        get_obj_from_str(f"ldm.modules.vae.model.{half}") for half in ("Encoder", "Decoder")
+    )
 
 
 def test_every_latent_diffusion_is_a_ddpm() -> None:
@@ -198,7 +204,10 @@ def test_the_first_stage_is_frozen_for_good(classes: LatentDiffusion) -> None:
     classes.instantiate_first_stage(FIRST_STAGE)
     apply_rule(classes)
     assert not any(p.requires_grad for p in classes.first_stage_model.parameters())
-    assert not classes.train().first_stage_model.training and classes.eval().cond_stage_model.embedding.weight.requires_grad
+    assert (
+        not classes.train().first_stage_model.training
+        and classes.eval().cond_stage_model.embedding.weight.requires_grad
+    )
     module = nn.Dropout()
     module.train = disabled_train
     assert module.train(module, False) is module and module.training
@@ -223,14 +232,24 @@ def test_an_input_is_a_latent_and_what_the_condition_stage_takes(classes: Latent
     assert torch.equal(z, seeded(lambda: classes.get_first_stage_encoding(classes.encode_first_stage(x))))
     assert labels.tolist() == [2, 0, 3]
     z, c, pictures, reconstruction, original = classes.get_input(given, "image", True, True, None, True, 2)
-    assert torch.equal(c, classes.get_learned_conditioning({"class_label": torch.tensor([2, 0])})) and not c.requires_grad
-    assert torch.equal(pictures, x[:2]) and torch.equal(reconstruction, classes.decode_first_stage(z)) and original.tolist() == [2, 0]
+    assert (
+        torch.equal(c, classes.get_learned_conditioning({"class_label": torch.tensor([2, 0])}))
+        and not c.requires_grad
+    )
+    assert (
+        torch.equal(pictures, x[:2])
+        and torch.equal(reconstruction, classes.decode_first_stage(z))
+        and original.tolist() == [2, 0]
+    )
 
 
 def test_an_input_is_taken_from_any_key(classes: LatentDiffusion) -> None:
     given = batch([2, 0])
     z, labels = seeded(
-        classes.get_input, {"photo": given["image"], "image": 0 * given["image"], "kind": given["class_label"]}, "photo", cond_key="kind"
+        classes.get_input,
+        {"photo": given["image"], "image": 0 * given["image"], "kind": given["class_label"]},
+        "photo",
+        cond_key="kind",
     )
     assert torch.equal(z, seeded(classes.get_input, given, "image")[0]) and labels.tolist() == [2, 0]
 
@@ -241,7 +260,11 @@ def test_training_and_its_pictures_go_through_what_a_subclass_overrides(tmp_path
     class Own(LatentDiffusion):
         def get_input(self, batch: dict[str, Any], k: str, **options: Any) -> list[Any]:
             calls.append("get_input")
-            return super().get_input({"image": batch["mine"], "class_label": torch.zeros(len(batch["mine"]), dtype=torch.long)}, k, **options)
+            return super().get_input(
+                {"image": batch["mine"], "class_label": torch.zeros(len(batch["mine"]), dtype=torch.long)},
+                k,
+                **options,
+            )
 
         def forward(self, x: torch.Tensor, c: Any, *args: Any, **options: Any) -> Any:
             calls.append("forward")
@@ -255,7 +278,10 @@ def test_training_and_its_pictures_go_through_what_a_subclass_overrides(tmp_path
     model.log_dict = lambda values, **options: calls.append(set(values))
     calls.clear()
     model.validation_step(given, 0)
-    own, averaged = {"val/loss_simple", "val/loss_vlb", "val/loss"}, {"val/loss_simple_ema", "val/loss_vlb_ema", "val/loss_ema"}
+    own, averaged = (
+        {"val/loss_simple", "val/loss_vlb", "val/loss"},
+        {"val/loss_simple_ema", "val/loss_vlb_ema", "val/loss_ema"},
+    )
     assert calls == ["get_input", "forward"] * 2 + [own | averaged]
     calls.clear()
     model.preview(given, max_images=1, ddim_steps=1)
@@ -267,7 +293,10 @@ def test_a_step_gives_loss_and_values(classes: LatentDiffusion) -> None:
     loss, values = seeded(classes.shared_step, batch([1, 2]))
     by_hand, same = seeded(lambda: classes(*classes.get_input(batch([1, 2]), classes.first_stage_key)))
     assert torch.equal(loss, by_hand) and loss.requires_grad
-    assert values.keys() == same.keys() == {"val/loss_simple", "val/loss_vlb", "val/loss"} and values["val/loss"] == loss
+    assert (
+        values.keys() == same.keys() == {"val/loss_simple", "val/loss_vlb", "val/loss"}
+        and values["val/loss"] == loss
+    )
 
 
 @pytest.mark.parametrize("kind, difference", [("l1", 2.0), ("l2", 4.0)])
@@ -277,15 +306,23 @@ def test_a_loss_is_a_mean_or_of_every_element(kind: str, difference: float) -> N
     assert_same(model.get_loss(x + 2, x, mean=False), torch.full_like(x, difference))
 
 
-def test_a_network_of_several_results_gives_the_first_unless_asked_for_all(classes: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_several_results_gives_the_first_unless_asked_for_all(
+    classes: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, t, c = latents("x"), torch.tensor([1, 5]), rnd("c", 2, 1, WIDTH)
     prediction = classes.apply_model(x, t, c, return_ids=True)
     monkeypatch.setattr(classes.model, "forward", lambda x, t, **cond: (prediction, "ids"))
-    assert classes.apply_model(x, t, c) is prediction and classes.apply_model(x, t, c, True) == (prediction, "ids")
+    assert classes.apply_model(x, t, c) is prediction and classes.apply_model(x, t, c, True) == (
+        prediction,
+        "ids",
+    )
 
 
 def test_weights_of_the_network_alone(classes: LatentDiffusion, tmp_path: Path) -> None:
-    path, wanted = tmp_path / "model.ckpt", {name: value + 1 for name, value in classes.model.state_dict().items()}
+    path, wanted = (
+        tmp_path / "model.ckpt",
+        {name: value + 1 for name, value in classes.model.state_dict().items()},
+    )
     torch.save({"state_dict": wanted}, path)
     fresh = class_ldm()
     fresh.init_from_ckpt(path, list(), only_model=True)
@@ -296,7 +333,9 @@ def test_weights_of_the_network_alone(classes: LatentDiffusion, tmp_path: Path) 
         fresh.init_from_ckpt(path)
 
 
-def test_averages_are_left_out_of_a_model_that_has_none(classes: LatentDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_averages_are_left_out_of_a_model_that_has_none(
+    classes: LatentDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.save({"state_dict": classes.state_dict()}, tmp_path / "model.ckpt")
     model = class_ldm(use_ema=False)
     with caplog.at_level(logging.WARNING):
@@ -308,14 +347,22 @@ def test_averages_of_which_a_state_has_none_start_at_its_weights(dual: DualCondL
     state = {name: value.clone() for name, value in dual.state_dict().items()}
     bare = {name: value for name, value in state.items() if "_ema." not in name}
     model = tiny_ldm(timesteps=STEPS)
-    model.load_state_dict({name: value + 1 if name.startswith("model.") else value for name, value in bare.items()}, strict=False)
+    model.load_state_dict(
+        {name: value + 1 if name.startswith("model.") else value for name, value in bare.items()},
+        strict=False,
+    )
     with model.ema_scope():
-        assert all(torch.equal(weight, bare[f"model.{name}"] + 1) for name, weight in model.model.named_parameters())
+        assert all(
+            torch.equal(weight, bare[f"model.{name}"] + 1) for name, weight in model.model.named_parameters()
+        )
     model.load_state_dict(state)
     average = next(iter(dual.model_ema.shadow_names.values()))
     half = {name: value for name, value in state.items() if name != f"model_ema.{average}"}
     model.load_state_dict(half, strict=False)
-    assert all(torch.equal(getattr(model.model_ema, shadow), weight) for shadow, weight in zip(model.model_ema.shadow_names.values(), model.model.parameters()))
+    assert all(
+        torch.equal(getattr(model.model_ema, shadow), weight)
+        for shadow, weight in zip(model.model_ema.shadow_names.values(), model.model.parameters())
+    )
     model.load_state_dict(state)
     for harmless in ({name: value for name, value in bare.items() if name.startswith("vgg.")}, {}):
         model.load_state_dict(harmless, strict=False)
@@ -326,7 +373,11 @@ def test_names_out_of_scope_can_be_imported_beside_others() -> None:
     from ldm.models.diffusion.plms import PLMSSampler
     from ldm.modules.encoders.modules import BERTEmbedder, TransformerEmbedder
 
-    for name, reason in ((PLMSSampler, "PLMS sampling is out of scope"), (BERTEmbedder, "BERT text"), (TransformerEmbedder, "BERT text")):
+    for name, reason in (
+        (PLMSSampler, "PLMS sampling is out of scope"),
+        (BERTEmbedder, "BERT text"),
+        (TransformerEmbedder, "BERT text"),
+    ):
         with pytest.raises(ConfigError, match=reason):
             name(1, n_embed=2)
 
@@ -350,13 +401,17 @@ def test_maps_are_shown_in_colours(classes: LatentDiffusion) -> None:
     maps = torch.eye(5)[None].permute(0, 2, 1)[..., None].expand(1, 5, 5, 3)  # one channel in each row
     shown = classes.to_rgb(maps)
     assert shown.shape == (1, 3, 5, 3) and shown.min() == -1 and shown.max() == 1
-    assert len({tuple(colour) for colour in shown[0, :, :, 0].T.tolist()}) == 5 and torch.equal(shown, classes.to_rgb(maps))
+    assert len({tuple(colour) for colour in shown[0, :, :, 0].T.tolist()}) == 5 and torch.equal(
+        shown, classes.to_rgb(maps)
+    )
 
 
 def test_the_prior_in_bits() -> None:
     model, x = unconditional_ldm(timesteps=4), latents("x")
     abar = model.alphas_cumprod[-1]
-    expected = normal_kl(abar.sqrt() * x, (1 - abar).log(), torch.tensor(0.0), torch.tensor(0.0)).mean(dim=(1, 2, 3)) / math.log(2)
+    expected = normal_kl(abar.sqrt() * x, (1 - abar).log(), torch.tensor(0.0), torch.tensor(0.0)).mean(
+        dim=(1, 2, 3)
+    ) / math.log(2)
     assert_same(model._prior_bpd(x), expected)
 
 
@@ -372,9 +427,19 @@ def test_a_first_stage_of_codes_is_told_to_give_latents() -> None:
 
 def test_the_wrapper_and_the_networks_own_numbers() -> None:
     model = tiny_ldm()
-    assert type(model.model) is DualConditionDiffusionWrapper and isinstance(model.model.diffusion_model, StyleUNetModel)
-    assert (model.model.diffusion_model.content_in_dim, model.model.diffusion_model.content_refined_dim) == (CHANNELS, 3)
-    assert (model.linear_start, model.linear_end, model.clip_denoised, model.use_scheduler) == (1e-4, 2e-2, False, False)
+    assert type(model.model) is DualConditionDiffusionWrapper and isinstance(
+        model.model.diffusion_model, StyleUNetModel
+    )
+    assert (model.model.diffusion_model.content_in_dim, model.model.diffusion_model.content_refined_dim) == (
+        CHANNELS,
+        3,
+    )
+    assert (model.linear_start, model.linear_end, model.clip_denoised, model.use_scheduler) == (
+        1e-4,
+        2e-2,
+        False,
+        False,
+    )
 
 
 @torch.no_grad()
@@ -384,18 +449,31 @@ def test_styles_without_a_content(dual: DualCondLDM) -> None:
         content = torch.zeros(3, model.channels, model.image_size, model.image_size)
         style = model.get_style_features(model.vgg(model.vgg_scaling_layer(styles)))
         assert style.shape == (3, STYLE_DIM) and torch.equal(style, model.get_style_statistics(styles))
-        samples = seeded(model.sample_log, cond={"c1": content, "c2": style}, batch_size=3, ddim=True, ddim_steps=3, eta=1.0)[0]
+        samples = seeded(
+            model.sample_log,
+            cond={"c1": content, "c2": style},
+            batch_size=3,
+            ddim=True,
+            ddim_steps=3,
+            eta=1.0,
+        )[0]
         assert model.decode_first_stage(samples).shape == (3, 3, 32, 32)
-        same, _ = seeded(DDIMSampler(model).sample, 3, 3, SHAPE, {"c1": content, "c2": style}, eta=1.0, verbose=False)
+        same, _ = seeded(
+            DDIMSampler(model).sample, 3, 3, SHAPE, {"c1": content, "c2": style}, eta=1.0, verbose=False
+        )
         assert torch.equal(samples, same)
 
 
 def test_input_of_the_dual_model(dual: DualCondLDM) -> None:
     z, c, x, reconstruction = dual.get_input(dual_batch(), "image", True, bs=2)
     assert torch.equal(x, dual_batch()["image"][:2].permute(0, 3, 1, 2)) and reconstruction.shape == x.shape
-    assert torch.equal(c["c1"], dual.get_content_features(z)) and torch.equal(c["c2"], dual.get_style_statistics(x))
+    assert torch.equal(c["c1"], dual.get_content_features(z)) and torch.equal(
+        c["c2"], dual.get_style_statistics(x)
+    )
     loss, _ = seeded(dual, z, c)
-    assert torch.equal(loss, seeded(dual.shared_step, {**{key: value[:2] for key, value in dual_batch().items()}})[0])
+    assert torch.equal(
+        loss, seeded(dual.shared_step, {**{key: value[:2] for key, value in dual_batch().items()}})[0]
+    )
 
 
 def test_averages_keep_and_give_back_parameters_or_a_whole_model(dual: DualCondLDM) -> None:
@@ -440,7 +518,9 @@ def test_content_may_be_modulated_by_vectors_with_the_axes_of_positions() -> Non
 def test_an_embedders_sinusoid() -> None:
     t = torch.tensor([0.0, 3.5])
     assert torch.equal(TimestepEmbedder.timestep_embedding(t, 6), diffusion_util.timestep_embedding(t, 6))
-    assert_same(TimestepEmbedder.timestep_embedding(t, 2, max_period=10), torch.stack([t.cos(), t.sin()], dim=1))
+    assert_same(
+        TimestepEmbedder.timestep_embedding(t, 2, max_period=10), torch.stack([t.cos(), t.sin()], dim=1)
+    )
 
 
 # Small functions

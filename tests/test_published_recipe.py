@@ -14,14 +14,37 @@ from ldm.training.train import main
 @pytest.fixture
 def published(tmp_path: Path) -> dict[str, Any]:
     """The published sections about a tiny model, at an eighth of the sizes."""
-    roots = {"style_root": str(picture_folder(tmp_path / "wiki-art", 8)), "content_root": str(picture_folder(tmp_path / "train2017", 8, seed=50))}
-    train = {"random_augment": True, "style_size": 64, "style_crop_size": 32, "content_size": 48, "content_crop_size": 32, "content_drop": 0.5, "style_drop": 0.1}
-    images = {"frequency_base": 4, "batch_frequency": 4096, "max_images": 2, "clamp": True, "increase_log_steps": True, "nrow": 8}
+    roots = {
+        "style_root": str(picture_folder(tmp_path / "wiki-art", 8)),
+        "content_root": str(picture_folder(tmp_path / "train2017", 8, seed=50)),
+    }
+    train = {
+        "random_augment": True,
+        "style_size": 64,
+        "style_crop_size": 32,
+        "content_size": 48,
+        "content_crop_size": 32,
+        "content_drop": 0.5,
+        "style_drop": 0.1,
+    }
+    images = {
+        "frequency_base": 4,
+        "batch_frequency": 4096,
+        "max_images": 2,
+        "clamp": True,
+        "increase_log_steps": True,
+        "nrow": 8,
+    }
     return {
         "model": {"base_learning_rate": 1.0e-4, **diffusion_node(tmp_path)},
         "data": {
             "target": "main.DataModuleFromConfig",
-            "params": {"batch_size": 2, "num_workers": 0, "wrap": True, "train": {"target": "ldm.data.wikiart.HybridTrain", "params": {**train, **roots}}},
+            "params": {
+                "batch_size": 2,
+                "num_workers": 0,
+                "wrap": True,
+                "train": {"target": "ldm.data.wikiart.HybridTrain", "params": {**train, **roots}},
+            },
         },
         "lightning": {
             "callbacks": {"image_logger": {"target": "main.ImageLogger", "params": images}},
@@ -34,10 +57,27 @@ def published(tmp_path: Path) -> dict[str, Any]:
 
 def test_it_trains_by_the_published_command_line(published: dict[str, Any], tmp_path: Path) -> None:
     path = save_config(published, tmp_path / "published.yaml")
-    main(["--base", str(path), "-t", "True", "-n", "run", "-l", str(tmp_path / "logs"), "--no-test", "--max_steps", "3"])
+    main(
+        [
+            "--base",
+            str(path),
+            "-t",
+            "True",
+            "-n",
+            "run",
+            "-l",
+            str(tmp_path / "logs"),
+            "--no-test",
+            "--max_steps",
+            "3",
+        ]
+    )
     run = tmp_path / "logs/run"
     assert last(run)["global_step"] == 3 and len(logged(run, "train/loss_simple")) >= 3
-    assert {path.name.rpartition("_")[2] for path in (run / "images").iterdir()} == {"00000001.png", "00000004.png"}
+    assert {path.name.rpartition("_")[2] for path in (run / "images").iterdir()} == {
+        "00000001.png",
+        "00000004.png",
+    }
     assert [path.name for path in (run / "checkpoints").glob("*step=2*")]
 
 
@@ -49,11 +89,21 @@ def test_it_trains_by_the_published_command_line(published: dict[str, Any], tmp_
         (("lightning", "trainer"), "max_epoch", "max_epochs"),
     ],
 )
-def test_a_dry_run_finds_every_unknown_key(published: dict[str, Any], tmp_path: Path, section: tuple[str, ...], key: str, near: str) -> None:
+def test_a_dry_run_finds_every_unknown_key(
+    published: dict[str, Any], tmp_path: Path, section: tuple[str, ...], key: str, near: str
+) -> None:
     node = published
     for part in section:
         node = node[part]
     node[key] = 1
     with pytest.raises(UserError, match=f"{key}.*{near}"):
-        main(["--base", str(save_config(published, tmp_path / "wrong.yaml")), "--logdir", str(tmp_path / "logs"), "--dry-run"])
+        main(
+            [
+                "--base",
+                str(save_config(published, tmp_path / "wrong.yaml")),
+                "--logdir",
+                str(tmp_path / "logs"),
+                "--dry-run",
+            ]
+        )
     assert not (tmp_path / "logs").exists()

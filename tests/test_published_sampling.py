@@ -42,9 +42,13 @@ def test_the_first_notes_run(quantised: LatentDiffusion) -> None:
     model, scale, n = quantised, 3.0, 2
     sampler, all_samples = DDIMSampler(model), []
     with torch.no_grad(), model.ema_scope():
-        uc = model.get_learned_conditioning({model.cond_stage_key: torch.tensor(n * [CLASSES - 1]).to(model.device)})
+        uc = model.get_learned_conditioning(
+            {model.cond_stage_key: torch.tensor(n * [CLASSES - 1]).to(model.device)}
+        )
         for label in (1, 3):
-            c = model.get_learned_conditioning({model.cond_stage_key: torch.tensor(n * [label]).to(model.device)})
+            c = model.get_learned_conditioning(
+                {model.cond_stage_key: torch.tensor(n * [label]).to(model.device)}
+            )
             samples, _ = sampler.sample(
                 S=4,
                 conditioning=c,
@@ -59,9 +63,16 @@ def test_the_first_notes_run(quantised: LatentDiffusion) -> None:
             all_samples.append(torch.clamp((pictures + 1.0) / 2.0, min=0.0, max=1.0))
             codes = model.first_stage_model.quantize(samples / model.scale_factor)[2][2]
             assert torch.equal(pictures, model.decode_first_stage(codes, predict_cids=True))
-            assert torch.equal(pictures, model.decode_first_stage(torch.nn.functional.one_hot(codes, 6).permute(0, 3, 1, 2).float(), True))
+            assert torch.equal(
+                pictures,
+                model.decode_first_stage(
+                    torch.nn.functional.one_hot(codes, 6).permute(0, 3, 1, 2).float(), True
+                ),
+            )
             plain = (samples / model.scale_factor)[:, :3, ::1]
-            assert torch.equal(model.decode_first_stage(samples, force_not_quantize=True)[:, :, ::4, ::4], plain)
+            assert torch.equal(
+                model.decode_first_stage(samples, force_not_quantize=True)[:, :, ::4, ::4], plain
+            )
     assert torch.stack(all_samples).shape == (2, n, 3, 4 * SIDE, 4 * SIDE)
 
 
@@ -75,7 +86,10 @@ def test_the_first_notes_run(quantised: LatentDiffusion) -> None:
     ids=["DDIM", "ancestral", "codes"],
 )
 def test_codes_need_a_first_stage_that_has_them(dual: DualCondLDM, call: Any) -> None:
-    with pytest.raises(ConfigError, match="needs a first stage with a codebook, like VQModelInterface; this model's is AutoencoderKL: leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match="needs a first stage with a codebook, like VQModelInterface; this model's is AutoencoderKL: leave it out",
+    ):
         call(dual, conditions()[0])
 
 
@@ -87,7 +101,9 @@ def test_without_a_codebook_not_quantising_means_nothing(dual: DualCondLDM) -> N
 def test_a_first_stage_may_give_the_latents_themselves(quantised: LatentDiffusion) -> None:
     x = batch([0, 1])["image"].permute(0, 3, 1, 2)
     z = quantised.unscaled_latents(batch([0, 1]))
-    assert torch.equal(z, quantised.first_stage_model.encode(x)) and torch.equal(quantised.get_input(batch([0, 1]), "image")[0], 0.5 * z)
+    assert torch.equal(z, quantised.first_stage_model.encode(x)) and torch.equal(
+        quantised.get_input(batch([0, 1]), "image")[0], 0.5 * z
+    )
 
 
 def nearest(model: LatentDiffusion, z: Tensor) -> Tensor:
@@ -103,17 +119,26 @@ def test_ddim_moves_every_predicted_start_to_its_codes(quantised: LatentDiffusio
     start = moved["pred_x0"][-1]
     assert torch.equal(start, nearest(quantised, start)) and not torch.equal(start, plain["pred_x0"][-1])
     by_the_other_name, _ = quantised.sample_log(c, 2, True, 4, x_T=x_T, quantize_denoised=True)
-    assert torch.equal(by_the_other_name, sampler.sample(4, 2, SHAPE, c, x_T=x_T, verbose=False, quantize_x0=True)[0])
+    assert torch.equal(
+        by_the_other_name, sampler.sample(4, 2, SHAPE, c, x_T=x_T, verbose=False, quantize_x0=True)[0]
+    )
 
 
 def test_an_ancestral_step_moves_clips_and_tells_the_start(quantised: LatentDiffusion) -> None:
     x, t, c = latents("x"), torch.tensor([4, 9]), rnd("c", 2, 1, WIDTH)
     before, start = seeded(quantised.p_sample, x, c, t, return_x0=True)
     assert_same(start, quantised.predict_start_from_noise(x, t, quantised.apply_model(x, t, c)))
-    assert torch.equal(quantised.p_sample(x, c, t, quantize_denoised=True, return_x0=True)[1], nearest(quantised, start))
-    assert torch.equal(quantised.p_sample(x, c, t, True, return_x0=True)[1], start.clamp(-1, 1)) and start.abs().max() > 1
+    assert torch.equal(
+        quantised.p_sample(x, c, t, quantize_denoised=True, return_x0=True)[1], nearest(quantised, start)
+    )
+    assert (
+        torch.equal(quantised.p_sample(x, c, t, True, return_x0=True)[1], start.clamp(-1, 1))
+        and start.abs().max() > 1
+    )
     mean, variance, log_variance, same = quantised.p_mean_variance(x, c, t, False, return_x0=True)
-    assert torch.equal(same, start) and all(torch.equal(a, b) for a, b in zip((mean, variance, log_variance), quantised.q_posterior(start, x, t)))
+    assert torch.equal(same, start) and all(
+        torch.equal(a, b) for a, b in zip((mean, variance, log_variance), quantised.q_posterior(start, x, t))
+    )
     assert_same(before, mean + (0.5 * log_variance).exp() * seeded(torch.randn, x.shape))
     with pytest.raises(ConfigError, match="return_codebook_ids"):
         quantised.p_sample(x, c, t, return_codebook_ids=True)
@@ -141,7 +166,9 @@ class Half:
 
 def test_an_ancestral_step_under_a_score_corrector(dual: DualCondLDM) -> None:
     x, t, (c, _, _) = latents("x"), torch.tensor([7, 7]), conditions()
-    _, start = dual.p_sample(x, c, t, return_x0=True, score_corrector=Half(), corrector_kwargs={"factor": 0.5})
+    _, start = dual.p_sample(
+        x, c, t, return_x0=True, score_corrector=Half(), corrector_kwargs={"factor": 0.5}
+    )
     assert_same(start, dual.predict_start_from_noise(x, t, 0.5 * dual.apply_model(x, t, c)))
     with pytest.raises(ValueError, match="parameterization 'eps'"):
         tiny_ldm(timesteps=STEPS, parameterization="x0").p_sample(x, c, t, score_corrector=Half())
@@ -156,7 +183,9 @@ def test_noising_has_a_mean_and_a_variance(dual: DualCondLDM) -> None:
 
 
 @torch.no_grad()
-def loop_by_hand(model: LatentDiffusion, c: Any, x: Tensor, steps: int, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+def loop_by_hand(
+    model: LatentDiffusion, c: Any, x: Tensor, steps: int, **options: Any
+) -> tuple[list[Tensor], list[Tensor]]:
     """Every x and every predicted start of a run of `p_sample`."""
     states, starts = [x], []
     for i in reversed(range(steps)):
@@ -166,7 +195,10 @@ def loop_by_hand(model: LatentDiffusion, c: Any, x: Tensor, steps: int, **option
     return states, starts
 
 
-@pytest.mark.parametrize("options, steps", [({}, STEPS), ({"timesteps": 7}, 7), ({"start_T": 4}, 4), ({"timesteps": 7, "start_T": 9}, 7)])
+@pytest.mark.parametrize(
+    "options, steps",
+    [({}, STEPS), ({"timesteps": 7}, 7), ({"start_T": 4}, 4), ({"timesteps": 7, "start_T": 9}, 7)],
+)
 def test_the_ancestral_loop(dual: DualCondLDM, options: dict[str, int], steps: int) -> None:
     c, x_T = conditions()[0], latents("x_T")
     states, _ = seeded(loop_by_hand, dual, c, x_T, steps)
@@ -177,7 +209,9 @@ def test_the_ancestral_loop(dual: DualCondLDM, options: dict[str, int], steps: i
     assert all(torch.equal(a, b) for a, b in zip(kept, logged, strict=True))
     if "start_T" not in options:
         assert torch.equal(out, seeded(dual.sample, c, 2, False, x_T, False, **options))
-        assert torch.equal(out, seeded(dual.sample_log, c, 2, False, None, x_T=x_T, verbose=False, eta=1.0, **options)[0])
+        assert torch.equal(
+            out, seeded(dual.sample_log, c, 2, False, None, x_T=x_T, verbose=False, eta=1.0, **options)[0]
+        )
 
 
 def test_ancestral_sampling_has_no_eta(dual: DualCondLDM) -> None:
@@ -189,7 +223,16 @@ def test_progressive_denoising_tells_the_predicted_starts(dual: DualCondLDM) -> 
     c, x_T = conditions()[0], latents("x_T")
     states, starts = seeded(loop_by_hand, dual, c, x_T, 8, temperature=0.5, noise_dropout=0.2)
     out, progress = seeded(
-        dual.progressive_denoising, c, SHAPE, False, batch_size=2, x_T=x_T, start_T=8, log_every_t=3, temperature=0.5, noise_dropout=0.2
+        dual.progressive_denoising,
+        c,
+        SHAPE,
+        False,
+        batch_size=2,
+        x_T=x_T,
+        start_T=8,
+        log_every_t=3,
+        temperature=0.5,
+        noise_dropout=0.2,
     )
     assert torch.equal(out, states[-1])
     assert all(torch.equal(a, starts[7 - i]) for a, i in zip(progress, (7, 6, 3, 0), strict=True))
@@ -199,7 +242,14 @@ def test_progressive_denoising_tells_the_predicted_starts(dual: DualCondLDM) -> 
 
 def test_ancestral_sampling_takes_its_share_of_a_longer_condition(dual: DualCondLDM) -> None:
     x_T = latents("x_T")
-    assert torch.equal(*(seeded(dual.sample, conditions(n)[0] if n == 2 else longer(), 2, x_T=x_T, verbose=False, timesteps=2) for n in (2, 4)))
+    assert torch.equal(
+        *(
+            seeded(
+                dual.sample, conditions(n)[0] if n == 2 else longer(), 2, x_T=x_T, verbose=False, timesteps=2
+            )
+            for n in (2, 4)
+        )
+    )
 
 
 def longer() -> dict[str, Tensor]:
@@ -254,13 +304,21 @@ def test_ddim_step_by_step_is_the_run(long_dual: DualCondLDM) -> None:
     for index, step in reversed(list(enumerate(sampler.ddim_timesteps))):
         x, _ = sampler.p_sample_ddim(x, c, torch.full((2,), int(step)), index, **guidance())
     assert torch.equal(x, expected)
-    assert torch.equal(seeded(sampler.ddim_sampling, c, (2, *SHAPE), latents("x_T"), verbose=False, **guidance())[0], expected)
+    assert torch.equal(
+        seeded(sampler.ddim_sampling, c, (2, *SHAPE), latents("x_T"), verbose=False, **guidance())[0],
+        expected,
+    )
 
 
 def test_a_ddim_step_may_repeat_its_noise(long_dual: DualCondLDM) -> None:
-    sampler, c = DDIMSampler(long_dual), {key: value[:1].repeat(2, *[1] * (value.ndim - 1)) for key, value in conditions()[0].items()}
+    sampler, c = (
+        DDIMSampler(long_dual),
+        {key: value[:1].repeat(2, *[1] * (value.ndim - 1)) for key, value in conditions()[0].items()},
+    )
     sampler.make_schedule(4, ddim_eta=1.0)
-    one, other = sampler.p_sample_ddim(latents("x")[:1].repeat(2, 1, 1, 1), c, torch.tensor([501, 501]), 2, True)[0]
+    one, other = sampler.p_sample_ddim(
+        latents("x")[:1].repeat(2, 1, 1, 1), c, torch.tensor([501, 501]), 2, True
+    )[0]
     assert torch.equal(one, other)
 
 
@@ -293,13 +351,22 @@ def test_a_condition_for_one_sample_serves_all_with_a_warning(
 ) -> None:
     c = conditions()[0]
     single = {key: value[:1] if key in singles else value for key, value in c.items()}
-    repeated = {key: value[:1].expand_as(value).clone() if key in singles else value for key, value in c.items()}
+    repeated = {
+        key: value[:1].expand_as(value).clone() if key in singles else value for key, value in c.items()
+    }
     with caplog.at_level(logging.WARNING):
-        out, _ = DDIMSampler(long_dual).sample(3, 2, SHAPE, single, x_T=latents("x_T"), verbose=False, **guidance())
+        out, _ = DDIMSampler(long_dual).sample(
+            3, 2, SHAPE, single, x_T=latents("x_T"), verbose=False, **guidance()
+        )
     assert "a condition for a single sample is used for all 2" in caplog.text
-    expected, _ = DDIMSampler(long_dual).sample(3, 2, SHAPE, repeated, x_T=latents("x_T"), verbose=False, **guidance())
+    expected, _ = DDIMSampler(long_dual).sample(
+        3, 2, SHAPE, repeated, x_T=latents("x_T"), verbose=False, **guidance()
+    )
     assert torch.equal(out, expected)
-    ancestral = [seeded(long_dual.sample, given, 2, x_T=latents("x_T"), timesteps=2, verbose=False) for given in (single, repeated)]
+    ancestral = [
+        seeded(long_dual.sample, given, 2, x_T=latents("x_T"), timesteps=2, verbose=False)
+        for given in (single, repeated)
+    ]
     assert torch.equal(*ancestral)
 
 
@@ -310,7 +377,17 @@ def test_published_pictures(classes: LatentDiffusion) -> None:
     pictures = classes.log_images(batch([0, 1, 2]), N=2, n_row=1, ddim_steps=2, plot_denoise_rows=True)
     side, cell = 4 * SIDE, 4 * SIDE + 2
     assert {name: tuple(images.shape) for name, images in pictures.items()} == {
-        **{name: (2, 3, side, side) for name in ("inputs", "reconstruction", "conditioning", "samples", "samples_inpainting", "samples_outpainting")},
+        **{
+            name: (2, 3, side, side)
+            for name in (
+                "inputs",
+                "reconstruction",
+                "conditioning",
+                "samples",
+                "samples_inpainting",
+                "samples_outpainting",
+            )
+        },
         "mask": (2, 1, SIDE, SIDE),
         "diffusion_row": (3, cell + 2, 4 * cell + 2),  # time steps 0, 5, 10 and the last
         "progressive_row": (3, 2 * cell + 2, 4 * cell + 2),
@@ -325,11 +402,23 @@ def test_published_pictures(classes: LatentDiffusion) -> None:
         ({"sample": False, "plot_diffusion_rows": False, "plot_progressive_rows": False}, set()),
         ({"sample": False, "plot_progressive_rows": False}, {"diffusion_row"}),
         ({"sample": False, "plot_diffusion_rows": False}, {"progressive_row"}),
-        ({"inpaint": False, "plot_diffusion_rows": False, "plot_progressive_rows": False, "ddim_steps": None}, {"samples"}),
+        (
+            {
+                "inpaint": False,
+                "plot_diffusion_rows": False,
+                "plot_progressive_rows": False,
+                "ddim_steps": None,
+            },
+            {"samples"},
+        ),
     ],
 )
 def test_published_pictures_are_left_out(dual: DualCondLDM, options: dict[str, Any], drawn: set[str]) -> None:
-    assert set(dual.log_images(dual_batch(), split="train", **options)) == {"inputs", "reconstruction", *drawn}
+    assert set(dual.log_images(dual_batch(), split="train", **options)) == {
+        "inputs",
+        "reconstruction",
+        *drawn,
+    }
 
 
 def test_pictures_by_codes_where_there_are_some(quantised: LatentDiffusion) -> None:
@@ -339,19 +428,33 @@ def test_pictures_by_codes_where_there_are_some(quantised: LatentDiffusion) -> N
 
 
 def test_only_the_pictures_asked_for(dual: DualCondLDM) -> None:
-    assert list(dual.log_images(dual_batch(), ddim_steps=1, plot_progressive_rows=False, return_keys=["samples", "inputs"])) == ["samples", "inputs"]
+    assert list(
+        dual.log_images(
+            dual_batch(), ddim_steps=1, plot_progressive_rows=False, return_keys=["samples", "inputs"]
+        )
+    ) == ["samples", "inputs"]
     with pytest.raises(ValueError, match="return_keys has 'sample', but drawn are inputs, reconstruction"):
-        dual.log_images(dual_batch(), sample=False, plot_progressive_rows=False, plot_diffusion_rows=False, return_keys=["sample"])
+        dual.log_images(
+            dual_batch(),
+            sample=False,
+            plot_progressive_rows=False,
+            plot_diffusion_rows=False,
+            return_keys=["sample"],
+        )
 
 
 def test_inpainting_keeps_what_the_mask_says(dual: DualCondLDM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dual, "decode_first_stage", lambda z: z)
-    pictures = dual.log_images(dual_batch(), ddim_steps=STEPS, plot_progressive_rows=False, plot_diffusion_rows=False)
+    pictures = dual.log_images(
+        dual_batch(), ddim_steps=STEPS, plot_progressive_rows=False, plot_diffusion_rows=False
+    )
     z, mask = pictures["reconstruction"], pictures["mask"]
     assert mask[0, 0].sum() == SIDE**2 - (SIDE // 2) ** 2 and mask[0, 0, SIDE // 2, SIDE // 2] == 0
     change = {name: (pictures[f"samples_{name}"] - z).abs() for name in ("inpainting", "outpainting")}
     for name, kept in (("inpainting", mask), ("outpainting", 1 - mask)):
-        assert (change[name] * kept).sum() / kept.sum() < 0.7 * (change[name] * (1 - kept)).sum() / (1 - kept).sum()
+        assert (change[name] * kept).sum() / kept.sum() < 0.7 * (change[name] * (1 - kept)).sum() / (
+            1 - kept
+        ).sum()
 
 
 def test_rows_show_the_averaged_weights_way(dual: DualCondLDM) -> None:
@@ -360,7 +463,12 @@ def test_rows_show_the_averaged_weights_way(dual: DualCondLDM) -> None:
     drawn = seeded(dual.log_images, dual_batch(1), **rows)["progressive_row"]
     with dual.ema_scope():
         c = dual.get_input(dual_batch(1), "image")[1]
-        _, starts = seeded(lambda: (dual.get_input(dual_batch(1), "image"), dual.progressive_denoising(c, given.shape, False))[1])
+        _, starts = seeded(
+            lambda: (
+                dual.get_input(dual_batch(1), "image"),
+                dual.progressive_denoising(c, given.shape, False),
+            )[1]
+        )
         assert_same(drawn, dual.row_of(starts), 1e-3)
 
 
@@ -368,9 +476,17 @@ def test_rows_show_the_averaged_weights_way(dual: DualCondLDM) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, drawn", [({}, "preview"), ({"ddim_steps": 5}, "preview"), ({"plot_denoise_rows": True}, "log_images"), ({"n_row": 2}, "log_images")]
+    "options, drawn",
+    [
+        ({}, "preview"),
+        ({"ddim_steps": 5}, "preview"),
+        ({"plot_denoise_rows": True}, "log_images"),
+        ({"n_row": 2}, "log_images"),
+    ],
 )
-def test_the_image_logger_draws_the_published_pictures_where_their_options_are_given(dual: DualCondLDM, options: dict[str, Any], drawn: str) -> None:
+def test_the_image_logger_draws_the_published_pictures_where_their_options_are_given(
+    dual: DualCondLDM, options: dict[str, Any], drawn: str
+) -> None:
     assert ImageLogger(log_images_kwargs=options).drawing_of(dual).__name__ == drawn
 
 

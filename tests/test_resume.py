@@ -50,13 +50,28 @@ class FailIn(pl.Callback):
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe in which everything that a resume could lose acts: dropout, warm-up, averages, both data sets, crops."""
     root = tmp_path_factory.mktemp("resume")
-    paintings, photos = picture_folder(root / "paintings", 4 * BATCHES + 2), picture_folder(root / "photos", 6, seed=50)
+    paintings, photos = (
+        picture_folder(root / "paintings", 4 * BATCHES + 2),
+        picture_folder(root / "photos", 6, seed=50),
+    )
     torch.manual_seed(0)
     torch.save(tiny_model().vgg.state_dict(), root / "style.pt")
-    schedule = {"target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "params": {"warm_up_steps": 7, "max_decay_steps": 15}}
-    model = model_config(vgg_ckpt_path=str(root / "style.pt"), scale_by_std=True, scale_batches=2, learn_logvar=True, scheduler_config=schedule)
+    schedule = {
+        "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
+        "params": {"warm_up_steps": 7, "max_decay_steps": 15},
+    }
+    model = model_config(
+        vgg_ckpt_path=str(root / "style.pt"),
+        scale_by_std=True,
+        scale_batches=2,
+        learn_logvar=True,
+        scheduler_config=schedule,
+    )
     model["params"]["unet_config"]["params"]["dropout"] = 0.2
-    hybrid = {"target": "ldm.data.wikiart.HybridTrain", "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"}}
+    hybrid = {
+        "target": "ldm.data.wikiart.HybridTrain",
+        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
+    }
     recipe = {
         "model": {"learning_rate": 1e-2, **model},
         "data": {
@@ -77,8 +92,26 @@ def run(config: Path, name: str, *options: str, callback: dict[str, Any] | None 
     """Train as the command does; the last checkpoint."""
     paths = [str(config)]
     if callback is not None:
-        paths.append(str(save_config({"lightning": {"callbacks": {"extra": callback}}}, config.parent / f"{name}-callback.yaml")))
-    main(["--base", *paths, "--logdir", str(config.parent / "logs"), "--name", name, "--allow-target", "test_resume", *options])
+        paths.append(
+            str(
+                save_config(
+                    {"lightning": {"callbacks": {"extra": callback}}}, config.parent / f"{name}-callback.yaml"
+                )
+            )
+        )
+    main(
+        [
+            "--base",
+            *paths,
+            "--logdir",
+            str(config.parent / "logs"),
+            "--name",
+            name,
+            "--allow-target",
+            "test_resume",
+            *options,
+        ]
+    )
     return last(config, name)
 
 
@@ -95,9 +128,17 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, torch.Tensor):
         return [] if torch.equal(a, b) else [where]
     if isinstance(a, dict):
-        return [d for key in {*a, *b} for d in (differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"])]
+        return [
+            d
+            for key in {*a, *b}
+            for d in (
+                differences(a[key], b[key], f"{where}.{key}") if key in a and key in b else [f"{where}.{key}"]
+            )
+        ]
     if isinstance(a, (list, tuple)):
-        return [d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{where}.{i}")]
+        return [
+            d for i, pair in enumerate(zip(a, b, strict=True)) for d in differences(*pair, f"{where}.{i}")
+        ]
     return [] if a == b else [where]
 
 
@@ -144,8 +185,17 @@ def test_an_error_leaves_a_checkpoint_to_go_on_from(config: Path, straight: dict
     assert_equal_runs(resumed(config, "failed"), straight)
 
 
-def test_the_save_signal_writes_a_checkpoint_and_training_goes_on(config: Path, straight: dict[str, Any]) -> None:
-    whole = run(config, "usr1", callback={"target": "test_resume.SignalIn", "params": {"batch": 2, "number": int(signal.SIGUSR1), "look": True}})
+def test_the_save_signal_writes_a_checkpoint_and_training_goes_on(
+    config: Path, straight: dict[str, Any]
+) -> None:
+    whole = run(
+        config,
+        "usr1",
+        callback={
+            "target": "test_resume.SignalIn",
+            "params": {"batch": 2, "number": int(signal.SIGUSR1), "look": True},
+        },
+    )
     assert SignalIn.seen == 2  # the next one by itself would come at the end of the epoch
     assert_equal_runs(whole, straight)
 
@@ -167,7 +217,9 @@ def test_validation_within_an_epoch_changes_nothing(config: Path, straight: dict
 
 def test_another_batch_size_in_the_middle_of_an_epoch_is_refused(config: Path) -> None:
     run(config, "size", callback=stop_after(2))
-    with pytest.raises(UserError, match="with batches of 4 samples .all processes together., not 2; go on with 4"):
+    with pytest.raises(
+        UserError, match="with batches of 4 samples .all processes together., not 2; go on with 4"
+    ):
         resumed(config, "size", "data.params.batch_size=2")
 
 

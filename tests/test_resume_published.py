@@ -47,7 +47,10 @@ from ldm.util import instantiate_from_config
 
 Patch, Captured = pytest.MonkeyPatch, pytest.CaptureFixture
 BATCHES, SEED = 5, 23  # of an epoch; what the command takes without --seed
-SCHEDULE = {"target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "params": {"warm_up_steps": 4, "max_decay_steps": 40}}
+SCHEDULE = {
+    "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
+    "params": {"warm_up_steps": 4, "max_decay_steps": 40},
+}
 
 
 class Watch(pl.Callback):
@@ -60,13 +63,19 @@ class Watch(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         (optimizer,) = trainer.optimizers
         (group,) = optimizer.param_groups
-        states = zip(names_of(module, group["params"]), (optimizer.state[weight] for weight in group["params"]))
+        states = zip(
+            names_of(module, group["params"]), (optimizer.state[weight] for weight in group["params"])
+        )
         Watch.moments = {name: {key: value.clone() for key, value in state.items()} for name, state in states}
         Watch.group = {key: value for key, value in group.items() if key != "params"}
         Watch.paths, Watch.began, Watch.validations = [], (trainer.global_step, trainer.current_epoch), []
-        Watch.averages = {name: value.clone() for name, value in module.state_dict().items() if "_ema." in name}
+        Watch.averages = {
+            name: value.clone() for name, value in module.state_dict().items() if "_ema." in name
+        }
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: dict[str, Any], batch_idx: int
+    ) -> None:
         Watch.paths.append(batch["path"])
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -76,7 +85,10 @@ class Watch(pl.Callback):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
-    paintings, photos = picture_folder(root / "paintings", 2 * BATCHES), picture_folder(root / "photos", 4, seed=50)
+    paintings, photos = (
+        picture_folder(root / "paintings", 2 * BATCHES),
+        picture_folder(root / "photos", 4, seed=50),
+    )
     torch.save(tiny_model().vgg.state_dict(), root / "style.pt")
     roots = {"style_root": str(paintings), "content_root": str(photos)}
     hybrid = {"target": "ldm.data.wikiart.HybridTrain", "params": {**roots, "size": 32, "split": "all"}}
@@ -107,7 +119,16 @@ def built(config: Path, **params: Any) -> pl.LightningModule:
 def resumed(config: Path, file: Path, folder: Path, *options: str) -> dict[str, Any]:
     """Go on from a file as the command does, for one step if the options say no other; the last checkpoint."""
     limit = [] if any("max_" in option for option in options) else [f"lightning.trainer.max_steps={STEP + 1}"]
-    arguments = ["--base", str(config), "--resume", str(file), "--logdir", str(folder / "logs"), "--name", "run"]
+    arguments = [
+        "--base",
+        str(config),
+        "--resume",
+        str(file),
+        "--logdir",
+        str(folder / "logs"),
+        "--name",
+        "run",
+    ]
     main([*arguments, "--allow-target", "test_resume_published", *limit, *options])
     return torch.load(folder / "logs/run/checkpoints/last.ckpt", weights_only=True)
 
@@ -117,10 +138,14 @@ def resumed(config: Path, file: Path, folder: Path, *options: str) -> dict[str, 
 
 @pytest.fixture(scope="module", params=["tiny", "class_cond_ldm"])
 def golden(request: pytest.FixtureRequest) -> tuple[pl.LightningModule, list[str]]:
-    return instantiate_from_config(OmegaConf.load(GOLDEN / f"{request.param}.yaml").model), golden_order(request.param)
+    return instantiate_from_config(OmegaConf.load(GOLDEN / f"{request.param}.yaml").model), golden_order(
+        request.param
+    )
 
 
-def test_an_optimiser_holds_its_weights_in_the_published_order(golden: tuple[pl.LightningModule, list[str]]) -> None:
+def test_an_optimiser_holds_its_weights_in_the_published_order(
+    golden: tuple[pl.LightningModule, list[str]],
+) -> None:
     model, order = golden
     (group,) = model.configure_optimizers().param_groups
     assert names_of(model, group["params"]) == order
@@ -131,7 +156,9 @@ def test_a_learned_logvar_comes_last(config: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["published", "ours", "mixed up"])
-def test_the_published_models_moments_reach_their_weights(golden: tuple[pl.LightningModule, list[str]], layout: str) -> None:
+def test_the_published_models_moments_reach_their_weights(
+    golden: tuple[pl.LightningModule, list[str]], layout: str
+) -> None:
     """Whatever the order of the file's state dict: where that is not the optimiser's, shapes tell."""
     model, order = golden
     weights = dict(model.named_parameters())
@@ -153,7 +180,9 @@ def test_names_in_a_state_count_more_than_any_order() -> None:
     state = adam_state(shuffled, weights)
     state["param_groups"][0]["param_names"] = shuffled
     (fitted,) = fitted_states(model, [AdamW(model.parameters())], [state], [*weights])
-    assert [float(fitted["state"][number]["exp_avg"].mean()) for number in range(6)] == pytest.approx([moment(name) for name in weights])
+    assert [float(fitted["state"][number]["exp_avg"].mean()) for number in range(6)] == pytest.approx(
+        [moment(name) for name in weights]
+    )
 
 
 def test_other_optimisers_keep_what_they_like() -> None:
@@ -164,7 +193,9 @@ def test_other_optimisers_keep_what_they_like() -> None:
     state = optimizer.state_dict()
     state["state"][1]["momentum_buffer"] = None
     (fitted,) = fitted_states(layer, [optimizer], [state], ["weight", "bias"])
-    assert torch.equal(fitted["state"][0]["momentum_buffer"], layer.weight.grad) and fitted["state"][1] == {"momentum_buffer": None}
+    assert torch.equal(fitted["state"][0]["momentum_buffer"], layer.weight.grad) and fitted["state"][1] == {
+        "momentum_buffer": None
+    }
 
 
 # Going on
@@ -190,7 +221,9 @@ def test_every_weight_goes_on_with_its_own_moments(gone_on: dict[str, Any]) -> N
 
 
 def test_learning_rate_step_and_averages_go_on(gone_on: dict[str, Any]) -> None:
-    assert gone_on["group"]["lr"] == RATE and gone_on["group"]["weight_decay"] == 1e-2  # the config's rate is another
+    assert (
+        gone_on["group"]["lr"] == RATE and gone_on["group"]["weight_decay"] == 1e-2
+    )  # the config's rate is another
     assert gone_on["began"] == (STEP, 2)
     expected = {name: value for name, value in gone_on["model"].state_dict().items() if "_ema." in name}
     assert all(torch.equal(gone_on["averages"][name], value) for name, value in expected.items())
@@ -224,13 +257,25 @@ def expected_paths(config: Path, epoch: int) -> list[str]:
     return [samples[draw]["path"] for draw, _ in zip(order, range(2))]
 
 
-@pytest.mark.parametrize("complete, version, epoch", [(False, "1.6.5", 2), (True, "1.6.5", 3), (True, "1.5.10", 2), (None, "1.4.2", 2)])
-def test_the_epoch_begins_anew_or_the_next_one_begins(config: Path, tmp_path: Path, complete: bool | None, version: str, epoch: int) -> None:
+@pytest.mark.parametrize(
+    "complete, version, epoch",
+    [(False, "1.6.5", 2), (True, "1.6.5", 3), (True, "1.5.10", 2), (None, "1.4.2", 2)],
+)
+def test_the_epoch_begins_anew_or_the_next_one_begins(
+    config: Path, tmp_path: Path, complete: bool | None, version: str, epoch: int
+) -> None:
     """Until 1.6 a file says the epoch to go on with; 1.4 has no loops."""
-    checkpoint = lightning_1_6(built(config), complete=bool(complete), batch=BATCHES if complete else 3) | {"pytorch-lightning_version": version}
+    checkpoint = lightning_1_6(built(config), complete=bool(complete), batch=BATCHES if complete else 3) | {
+        "pytorch-lightning_version": version
+    }
     if complete is None:
         del checkpoint["loops"]
-    after = resumed(config, write(checkpoint, tmp_path / "old.ckpt"), tmp_path, f"lightning.trainer.max_epochs={epoch + 1}")
+    after = resumed(
+        config,
+        write(checkpoint, tmp_path / "old.ckpt"),
+        tmp_path,
+        f"lightning.trainer.max_epochs={epoch + 1}",
+    )
     assert Watch.began == (STEP, epoch)
     assert Watch.paths[0] == expected_paths(config, epoch)
     assert len(Watch.paths) == BATCHES and Watch.validations == [BATCHES]
@@ -263,13 +308,23 @@ def test_gradients_are_accumulated_from_the_epochs_begin(config: Path, tmp_path:
 
 
 def test_what_goes_on_can_be_stopped_and_resumed_as_ever(config: Path, tmp_path: Path) -> None:
-    file, end = write(lightning_1_6(built(config)), tmp_path / "old.ckpt"), f"lightning.trainer.max_steps={STEP + 4}"
+    file, end = (
+        write(lightning_1_6(built(config)), tmp_path / "old.ckpt"),
+        f"lightning.trainer.max_steps={STEP + 4}",
+    )
     straight = resumed(config, file, tmp_path / "straight", end)
-    stop = save_config({"lightning": {"callbacks": {"stop": {"target": "test_resume.SignalIn", "params": {"batch": 2}}}}}, tmp_path / "stop.yaml")
-    stopped = resumed(config, file, tmp_path, end, "--base", str(config), str(stop), "--allow-target", "test_resume")
+    stop = save_config(
+        {"lightning": {"callbacks": {"stop": {"target": "test_resume.SignalIn", "params": {"batch": 2}}}}},
+        tmp_path / "stop.yaml",
+    )
+    stopped = resumed(
+        config, file, tmp_path, end, "--base", str(config), str(stop), "--allow-target", "test_resume"
+    )
     assert stopped["global_step"] == STEP + 2
     again = resumed(config, tmp_path / "logs/run", tmp_path, end)
-    assert all(torch.equal(again["state_dict"][name], value) for name, value in straight["state_dict"].items())
+    assert all(
+        torch.equal(again["state_dict"][name], value) for name, value in straight["state_dict"].items()
+    )
 
 
 def test_the_learning_rate_goes_on_along_its_schedule(config: Path, tmp_path: Path) -> None:
@@ -278,13 +333,19 @@ def test_the_learning_rate_goes_on_along_its_schedule(config: Path, tmp_path: Pa
     after = resumed(config, file, tmp_path, "--base", str(config), str(scheduled), "model.learning_rate=0.5")
     assert Watch.group["lr"] == RATE
     factor = instantiate_from_config(SCHEDULE).schedule(STEP + 1)
-    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-2 * factor)  # of the rate that the file began with
+    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(
+        1e-2 * factor
+    )  # of the rate that the file began with
 
 
 @pytest.mark.parametrize(
     "in_file, in_config, told",
     [
-        (True, False, "its learning-rate schedule is left out, as the config has none; the rate stays as it is"),
+        (
+            True,
+            False,
+            "its learning-rate schedule is left out, as the config has none; the rate stays as it is",
+        ),
         (False, True, "holds no learning-rate schedule; the config's begins with its first step"),
         (True, True, ""),
         (False, False, ""),
@@ -295,41 +356,97 @@ def test_a_schedule_on_one_side_alone_is_told(
 ) -> None:
     checkpoint = Resumed(write(lightning_1_6(built(config), schedule=in_file), tmp_path / "old.ckpt"))
     checkpoint.fit_to(built(config, scheduler_config=SCHEDULE if in_config else None), SEED)
-    assert [message.partition(".ckpt: ")[2] for message in caplog.messages if "schedule" in message] == ([told] if told else [])
+    assert [message.partition(".ckpt: ")[2] for message in caplog.messages if "schedule" in message] == (
+        [told] if told else []
+    )
 
 
-def test_weights_without_moments_are_named(config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_without_moments_are_named(
+    config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = lightning_1_6(built(config))
     for number in (0, 1):
         del checkpoint["optimizer_states"][0]["state"][number]
     Resumed(write(checkpoint, tmp_path / "old.ckpt")).fit_to(built(config), SEED)
     count = len(published_names(built(config)))
     first = "model.diffusion_model.time_embed.mlp.0"
-    assert f"no moments for 2 of {count} weights ({first}.weight, {first}.bias); theirs start at zero" in caplog.text
+    assert (
+        f"no moments for 2 of {count} weights ({first}.weight, {first}.bias); theirs start at zero"
+        in caplog.text
+    )
 
 
-def test_a_published_run_keeps_its_folder_to_itself(config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
+def test_a_published_run_keeps_its_folder_to_itself(
+    config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
     old = tmp_path / "2023_kl16"
     write(lightning_1_6(built(config)), old / "checkpoints/last.ckpt")
     before = everything_in(old)
-    assert_refused(run_program(main, ["--resume", old], monkeypatch), capsys.readouterr(), "give the config with --base")
-    main(["--resume", str(old), "--base", str(config), "--logdir", str(tmp_path / "logs"), "--allow-target", "test_resume_published", "--max_steps", "13"])
+    assert_refused(
+        run_program(main, ["--resume", old], monkeypatch), capsys.readouterr(), "give the config with --base"
+    )
+    main(
+        [
+            "--resume",
+            str(old),
+            "--base",
+            str(config),
+            "--logdir",
+            str(tmp_path / "logs"),
+            "--allow-target",
+            "test_resume_published",
+            "--max_steps",
+            "13",
+        ]
+    )
     assert everything_in(old) == before and (tmp_path / "logs/recipe/checkpoints/last.ckpt").exists()
 
 
-def test_a_published_run_goes_on_with_the_configs_of_its_folder(config: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_a_published_run_goes_on_with_the_configs_of_its_folder(
+    config: Path, tmp_path: Path, monkeypatch: Patch
+) -> None:
     old = tmp_path / "2023_kl16"
     write(lightning_1_6(built(config)), old / "checkpoints/last.ckpt")
     recipe = OmegaConf.load(config)
-    trainer = {"accelerator": "ddp", "resume_from_checkpoint": str(old / "checkpoints/last.ckpt")}  # as the published command writes it
+    trainer = {
+        "accelerator": "ddp",
+        "resume_from_checkpoint": str(old / "checkpoints/last.ckpt"),
+    }  # as the published command writes it
     (old / "configs").mkdir()
     OmegaConf.save({"model": recipe.model, "data": recipe.data}, old / "configs/2023-project.yaml")
-    OmegaConf.save({"lightning": OmegaConf.merge(recipe.lightning, {"trainer": trainer})}, old / "configs/2023-lightning.yaml")
+    OmegaConf.save(
+        {"lightning": OmegaConf.merge(recipe.lightning, {"trainer": trainer})},
+        old / "configs/2023-lightning.yaml",
+    )
     before = everything_in(old)
-    main(["--resume", str(old), "--logdir", str(tmp_path / "logs"), "--allow-target", "test_resume_published", "--max_steps", "13"])
+    main(
+        [
+            "--resume",
+            str(old),
+            "--logdir",
+            str(tmp_path / "logs"),
+            "--allow-target",
+            "test_resume_published",
+            "--max_steps",
+            "13",
+        ]
+    )
     assert everything_in(old) == before
-    assert torch.load(tmp_path / "logs/2023_kl16/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
-    main(["--resume", str(old), "--logdir", str(tmp_path), "--allow-target", "test_resume_published", "--max_steps", "13"])
+    assert (
+        torch.load(tmp_path / "logs/2023_kl16/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
+    )
+    main(
+        [
+            "--resume",
+            str(old),
+            "--logdir",
+            str(tmp_path),
+            "--allow-target",
+            "test_resume_published",
+            "--max_steps",
+            "13",
+        ]
+    )
     assert everything_in(old) == before and (tmp_path / "2023_kl16_resumed/checkpoints/last.ckpt").exists()
 
 
@@ -348,31 +465,54 @@ def test_an_optimiser_computes_in_its_own_way_after_loading(tmp_path: Path) -> N
 def test_a_first_stage_goes_on_with_both_its_optimisers(tmp_path: Path) -> None:
     """Lightning 1.6 counts the steps of both, ours the pictures' one."""
     node = copy.deepcopy(FIRST_STAGE)
-    node["params"]["lossconfig"] = {"target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator", "params": {"disc_start": 0}}
+    node["params"]["lossconfig"] = {
+        "target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
+        "params": {"disc_start": 0},
+    }
     model = instantiate_from_config(node)
     weights, optimizers = dict(model.named_parameters()), model.configure_optimizers()
     names = [names_of(model, optimizer.param_groups[0]["params"]) for optimizer in optimizers]
-    state = {"state_dict": model.state_dict(), "optimizer_states": [adam_state(of_one, weights) for of_one in names], "lr_schedulers": []}
-    checkpoint = Resumed(write({**state, "epoch": 1, "global_step": 2 * STEP, "pytorch-lightning_version": "1.6.5"}, tmp_path / "old.ckpt"))
+    state = {
+        "state_dict": model.state_dict(),
+        "optimizer_states": [adam_state(of_one, weights) for of_one in names],
+        "lr_schedulers": [],
+    }
+    checkpoint = Resumed(
+        write(
+            {**state, "epoch": 1, "global_step": 2 * STEP, "pytorch-lightning_version": "1.6.5"},
+            tmp_path / "old.ckpt",
+        )
+    )
     checkpoint.fit_to(model, SEED)
     taken = checkpoint.take()
     assert taken["global_step"] == STEP
     for of_one, moments in zip(names, taken["optimizer_states"], strict=True):
-        assert all((moments["state"][number]["exp_avg"] == moment(name)).all() for number, name in enumerate(of_one))
+        assert all(
+            (moments["state"][number]["exp_avg"] == moment(name)).all() for number, name in enumerate(of_one)
+        )
 
 
 # Older checkpoints of this project
 
 
-def test_a_checkpoint_of_ours_from_before_names_were_kept_goes_on(config: Path, gone_on: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_of_ours_from_before_names_were_kept_goes_on(
+    config: Path, gone_on: dict[str, Any], tmp_path: Path
+) -> None:
     """It holds the weights as the model registers them, the null style vector last."""
     model = built(config)
     names, weights = names_of(model, model.trained_parameters()), dict(model.named_parameters())
     assert names != published_names(model) and names[-2:] == ["logvar", "null_style_vector.weight"]
     state = adam_state(names, weights)
     old = {**gone_on["after"], "state_dict": model.state_dict(), "optimizer_states": [state]}
-    resumed(config, write(old, tmp_path / "run1/checkpoints/last.ckpt"), tmp_path, f"lightning.trainer.max_steps={STEP + 2}")
-    assert all((state["exp_avg"] == moment(name)).all() for name, state in Watch.moments.items()) and len(Watch.moments) == len(names)
+    resumed(
+        config,
+        write(old, tmp_path / "run1/checkpoints/last.ckpt"),
+        tmp_path,
+        f"lightning.trainer.max_steps={STEP + 2}",
+    )
+    assert all((state["exp_avg"] == moment(name)).all() for name, state in Watch.moments.items()) and len(
+        Watch.moments
+    ) == len(names)
 
 
 class AsksItsTrainer(pl.LightningModule):
@@ -385,10 +525,17 @@ class AsksItsTrainer(pl.LightningModule):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_optimisers_that_need_a_trainer_go_on_by_order_in_files_of_ours_alone(tmp_path: Path, ours: bool) -> None:
+def test_optimisers_that_need_a_trainer_go_on_by_order_in_files_of_ours_alone(
+    tmp_path: Path, ours: bool
+) -> None:
     model = AsksItsTrainer()
     state = adam_state(["layer.weight", "layer.bias"], dict(model.named_parameters()))
-    content = {"state_dict": model.state_dict(), "optimizer_states": [state], "lr_schedulers": [], "callbacks": {"StepSeeds": {}} if ours else {}}
+    content = {
+        "state_dict": model.state_dict(),
+        "optimizer_states": [state],
+        "lr_schedulers": [],
+        "callbacks": {"StepSeeds": {}} if ours else {},
+    }
     checkpoint = Resumed(write(content, tmp_path / "a.ckpt"))
     if ours:
         checkpoint.fit_to(model, SEED)
@@ -465,7 +612,10 @@ def another_schedule(checkpoint: dict[str, Any]) -> None:
         (moments_of_two_optimisers, "its optimiser is one of 2, this model has 1"),
         (without_states, "its optimiser has no state"),
         (no_state_at_all, "its optimiser is none of PyTorch's"),
-        (weights_alone, "weights alone, without an optimiser's state; only a checkpoint of the same model can be resumed"),
+        (
+            weights_alone,
+            "weights alone, without an optimiser's state; only a checkpoint of the same model can be resumed",
+        ),
         (of_another_model, "does not fit DualCondLDM"),
         (lacking_weights, "1 missing (null_style_vector.weight)"),
         (not_by_lightning, "not written by Lightning"),
@@ -474,14 +624,21 @@ def another_schedule(checkpoint: dict[str, Any]) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_and_leaves_nothing(
-    config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured, spoil: Callable[[dict[str, Any]], None], problem: str
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: Patch,
+    capsys: Captured,
+    spoil: Callable[[dict[str, Any]], None],
+    problem: str,
 ) -> None:
     checkpoint = lightning_1_6(built(config))
     spoil(checkpoint)
     assert_nothing_is_left(config, write(checkpoint, tmp_path / "old.ckpt"), monkeypatch, capsys, problem)
 
 
-def assert_nothing_is_left(config: Path, file: Path, monkeypatch: Patch, capsys: Captured, problem: str, *options: str) -> None:
+def assert_nothing_is_left(
+    config: Path, file: Path, monkeypatch: Patch, capsys: Captured, problem: str, *options: str
+) -> None:
     monkeypatch.chdir(file.parent)
     before = everything_in(file.parent)
     arguments = ["--base", config, "--resume", file, "--allow-target", "test_resume_published", *options]
@@ -490,15 +647,27 @@ def assert_nothing_is_left(config: Path, file: Path, monkeypatch: Patch, capsys:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.95])
-def test_a_file_cut_short_is_refused(config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured, share: float) -> None:
+def test_a_file_cut_short_is_refused(
+    config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured, share: float
+) -> None:
     file = write(lightning_1_6(built(config)), tmp_path / "old.ckpt")
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     assert_nothing_is_left(config, file, monkeypatch, capsys, "cut short")
 
 
-def test_a_checkpoint_from_behind_the_end_is_refused(config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured) -> None:
+def test_a_checkpoint_from_behind_the_end_is_refused(
+    config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
+) -> None:
     file = write(lightning_1_6(built(config)), tmp_path / "old.ckpt")
-    assert_nothing_is_left(config, file, monkeypatch, capsys, "is at epoch 2, behind lightning.trainer.max_epochs=1", "--max_epochs", "1")
+    assert_nothing_is_left(
+        config,
+        file,
+        monkeypatch,
+        capsys,
+        "is at epoch 2, behind lightning.trainer.max_epochs=1",
+        "--max_epochs",
+        "1",
+    )
 
 
 class Hostile:

@@ -103,7 +103,9 @@ def error(sample, steps: int) -> float:
     return float((sample(Mixture(alphas), x, path) - exact).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("sample, low, high", [(sample_dpm_solver, 3.4, 4.8), (sample_ddim, 1.8, 2.2)], ids=["second", "first"])
+@pytest.mark.parametrize(
+    "sample, low, high", [(sample_dpm_solver, 3.4, 4.8), (sample_ddim, 1.8, 2.2)], ids=["second", "first"]
+)
 def test_the_order_of_the_solver(sample, low: float, high: float) -> None:
     errors = [error(sample, steps) for steps in (20, 40, 80)]
     assert all(low < before / after < high for before, after in zip(errors, errors[1:])), errors
@@ -135,7 +137,9 @@ def model():
 def start_denoiser(model) -> StartDenoiser:
     """The model under the first of `conditions` as predictor of x_0."""
     alphas = model.alphas_cumprod.tolist()
-    return lambda x, t: start_of(x, model.apply_model(x, torch.full((len(x),), t), conditions(len(x))[0]), alphas[t])
+    return lambda x, t: start_of(
+        x, model.apply_model(x, torch.full((len(x),), t), conditions(len(x))[0]), alphas[t]
+    )
 
 
 @torch.no_grad()
@@ -143,7 +147,13 @@ def start_denoiser(model) -> StartDenoiser:
 def test_ddim_equals_the_published_sampler_with_trailing_steps(model, count: int) -> None:
     path = sampling_path(model.alphas_cumprod.tolist(), count)
     expected, _ = DDIMSampler(model).sample(
-        count, 2, (CHANNELS, SIDE, SIDE), conditions()[0], x_T=latents("x_T"), ddim_discretize="trailing", verbose=False
+        count,
+        2,
+        (CHANNELS, SIDE, SIDE),
+        conditions()[0],
+        x_T=latents("x_T"),
+        ddim_discretize="trailing",
+        verbose=False,
     )
     assert_same(sample_ddim(start_denoiser(model), latents("x_T"), path), expected, 1e-4)
 
@@ -153,7 +163,14 @@ def test_ddim_with_noise_equals_the_published_sampler(model) -> None:
     path = sampling_path(model.alphas_cumprod.tolist(), 5)
     torch.manual_seed(0)
     expected, _ = DDIMSampler(model).sample(
-        5, 2, (CHANNELS, SIDE, SIDE), conditions()[0], x_T=latents("x_T"), ddim_discretize="trailing", eta=0.7, verbose=False
+        5,
+        2,
+        (CHANNELS, SIDE, SIDE),
+        conditions()[0],
+        x_T=latents("x_T"),
+        ddim_discretize="trailing",
+        eta=0.7,
+        verbose=False,
     )
     torch.manual_seed(0)
     assert_same(sample_ddim(start_denoiser(model), latents("x_T"), path, eta=0.7), expected, 1e-4)
@@ -172,7 +189,9 @@ def test_eta_1_over_every_time_step_is_ancestral_sampling() -> None:
 def test_noise_is_drawn_for_every_step_but_the_last_and_only_where_it_is_used() -> None:
     path, drawn = sampling_path(ALPHAS, 5), []
     for eta in (0.0, 1.0):
-        sample_ddim(made_up, latents("x"), path, eta, lambda like: drawn.append(eta) or torch.zeros_like(like))
+        sample_ddim(
+            made_up, latents("x"), path, eta, lambda like: drawn.append(eta) or torch.zeros_like(like)
+        )
     assert drawn == [1.0] * 4
 
 
@@ -182,7 +201,9 @@ def test_noise_is_drawn_for_every_step_but_the_last_and_only_where_it_is_used() 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.1, 0.001])
 @pytest.mark.parametrize("count", [1, 2, 7, 20, 50, 250, 1000])
-def test_a_path_descends_from_its_noise_level_to_the_clean_end(count: int, strength: float, spacing: str) -> None:
+def test_a_path_descends_from_its_noise_level_to_the_clean_end(
+    count: int, strength: float, spacing: str
+) -> None:
     path = sampling_path(ALPHAS, count, strength, spacing)
     steps = [step.timestep for step in path]
     assert steps[0] == round(1000 * strength) - 1 and steps[-1] >= 0
@@ -192,8 +213,12 @@ def test_a_path_descends_from_its_noise_level_to_the_clean_end(count: int, stren
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("count, strength, expected", [(20, 1.0, 20), (20, 0.5, 10), (50, 0.3, 15), (1, 0.5, 1), (1, 0.001, 1)])
-def test_a_part_of_the_way_takes_its_part_of_the_steps(count: int, strength: float, expected: int, spacing: str) -> None:
+@pytest.mark.parametrize(
+    "count, strength, expected", [(20, 1.0, 20), (20, 0.5, 10), (50, 0.3, 15), (1, 0.5, 1), (1, 0.001, 1)]
+)
+def test_a_part_of_the_way_takes_its_part_of_the_steps(
+    count: int, strength: float, expected: int, spacing: str
+) -> None:
     assert len(sampling_path(ALPHAS, count, strength, spacing)) == expected
 
 
@@ -208,7 +233,9 @@ def test_a_schedule_may_be_short() -> None:
 
 def test_steps_between_the_spacings_lie_between_them() -> None:
     count = 20
-    in_time, between = ([log_snr(step.alpha) for step in sampling_path(ALPHAS, count, spacing=s)] for s in SPACINGS)
+    in_time, between = (
+        [log_snr(step.alpha) for step in sampling_path(ALPHAS, count, spacing=s)] for s in SPACINGS
+    )
     in_snr = np.linspace(log_snr(ALPHAS[-1]), log_snr(ALPHAS[0]), count)
     middle = (np.array(in_time) + in_snr) / 2
     finest = np.abs(np.diff([log_snr(alpha) for alpha in ALPHAS[::-1]]))

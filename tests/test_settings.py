@@ -77,7 +77,10 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"guidance_interval": (-0.1, 0.5)}, "got -0.1 and 0.5"),
         ({"guidance_interval": (0.0, 1.1)}, "got 0.0 and 1.1"),
         ({"guidance_interval": (0.0, float("nan"))}, "got 0.0 and nan"),
-        ({"guidance_interval": (0.1, 0.2, 0.3)}, "guidance_interval must be two numbers, got (0.1, 0.2, 0.3)"),
+        (
+            {"guidance_interval": (0.1, 0.2, 0.3)},
+            "guidance_interval must be two numbers, got (0.1, 0.2, 0.3)",
+        ),
         ({"guidance_interval": 0.5}, "guidance_interval must be two numbers, got 0.5"),
         ({"guidance_interval": "ab"}, "guidance_interval must be two numbers, got 'ab'"),
         ({"sampler": "euler"}, "sampler 'euler' is not one of dpm-solver++, ddim, ancestral"),
@@ -90,7 +93,10 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"effort": 101}, "effort must be above 0 and at most 100, got 101"),
         ({"effort": float("nan")}, "effort must be above 0 and at most 100, got nan"),
         ({"effort": "much"}, "effort must be a number, got 'much'"),
-        ({"style_scale": -1}, "style_scale must be at least 0 in the look fine, got -1; the look fast leads away below 0"),
+        (
+            {"style_scale": -1},
+            "style_scale must be at least 0 in the look fine, got -1; the look fast leads away below 0",
+        ),
         ({"content_scale": [1, -0.5]}, "content_scale must be at least 0 in the look fine, got -0.5"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"steps": -3}, "steps must be between 1 and 1000, got -3"),
@@ -124,7 +130,10 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"size": "64"}, "size must be a whole number or a pair of them, got '64'"),
         ({"size": None}, "size must be a whole number or a pair of them, got None"),
         ({"size": 6325}, f"size 6325 means more than the limit of {MAX_RESULT_PIXELS} pixels"),
-        ({"size": (32, 1_250_001)}, f"size (32, 1250001) means more than the limit of {MAX_RESULT_PIXELS} pixels"),
+        (
+            {"size": (32, 1_250_001)},
+            f"size (32, 1250001) means more than the limit of {MAX_RESULT_PIXELS} pixels",
+        ),
         ({"style_size": 31}, "style_size must be at least 32 pixels, got 31"),
         ({"style_size": 256.0}, f"style_size {WHOLE_OR_NONE}, got 256.0"),
         ({"style_size": (64, 64)}, f"style_size {WHOLE_OR_NONE}, got (64, 64)"),
@@ -166,7 +175,13 @@ def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
 
 @pytest.mark.parametrize(
     "options, side",
-    [({"size": 512}, 512), ({"size": (900, 400)}, 400), ({"size": 64}, 256), ({"size": 512, "style_size": 300}, 300), ({"look": "fast", "size": 512}, 256)],
+    [
+        ({"size": 512}, 512),
+        ({"size": (900, 400)}, 400),
+        ({"size": 64}, 256),
+        ({"size": 512, "style_size": 300}, 300),
+        ({"look": "fast", "size": 512}, 256),
+    ],
 )
 def test_how_large_style_pictures_are_looked_at(options: dict[str, Any], side: int) -> None:
     assert Settings(**options).style_side(256) == side
@@ -176,7 +191,9 @@ def test_the_default_is_the_fastest_sampler() -> None:
     assert Settings().sampler == "dpm-solver++" == min(SAMPLERS, key=SAMPLERS.get)
 
 
-@pytest.mark.parametrize("given, expected", [(2, [2, 2, 2]), (0.5, [0.5] * 3), ([1, 2, 3], [1, 2, 3]), ((1.0, 2, 3), [1.0, 2, 3])])
+@pytest.mark.parametrize(
+    "given, expected", [(2, [2, 2, 2]), (0.5, [0.5] * 3), ([1, 2, 3], [1, 2, 3]), ((1.0, 2, 3), [1.0, 2, 3])]
+)
 def test_one_value_is_for_all_pictures_and_a_list_has_one_for_each(given: Any, expected: list) -> None:
     assert Settings(style_scale=given).each("style_scale", 3) == expected
     assert Settings(seed=given).each("seed", 3) == expected
@@ -203,7 +220,15 @@ def test_settings_are_found_by_name() -> None:
     assert settings_from({}) == Settings()
 
 
-@pytest.mark.parametrize("name, near", [("syle_scale", "style_scale"), ("step", "steps"), ("preserve_colour", "preserve_color"), ("seeds", "seed")])
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("syle_scale", "style_scale"),
+        ("step", "steps"),
+        ("preserve_colour", "preserve_color"),
+        ("seeds", "seed"),
+    ],
+)
 def test_an_unknown_name_is_answered_with_the_one_that_was_meant(name: str, near: str) -> None:
     with pytest.raises(UserError, match=rf"there is no setting '{name}'.*\b{near}\b"):
         settings_from({name: 1})
@@ -217,5 +242,3 @@ def test_a_name_like_no_other_is_answered_without_a_guess() -> None:
 
 def test_every_setting_is_explained() -> None:
     assert [field.name for field in fields(Settings) if field.name not in Settings.__doc__] == []
-
-

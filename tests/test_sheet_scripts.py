@@ -21,7 +21,19 @@ COMMAND = {Path(command.script).stem: name for name, command in COMMANDS.items()
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--look", "fast", "--size", "32", "--steps", "2"]
+    return [
+        *write_model(tmp_path_factory.mktemp("model")),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--look",
+        "fast",
+        "--size",
+        "32",
+        "--steps",
+        "2",
+    ]
 
 
 @pytest.fixture
@@ -30,7 +42,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture(48, 32, seed=1).save(tmp_path / "photo.png")
     (tmp_path / "styles").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "styles/s.png")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "styles/t.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        tmp_path / "styles/t.png"
+    )
     (tmp_path / "text.jpg").write_text("no picture")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -51,7 +65,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def program(folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
+def program(
+    folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], int]:
     """Runs a program with these options, and returns its exit code."""
     return lambda name, options: run_program(script(name).main, [*model_files, *options.split()], monkeypatch)
 
@@ -70,16 +86,23 @@ def cells(path: str, size: tuple[int, int], left: int, top: int) -> list[list[Im
     """The pictures of a sheet whose first one begins `left` and `top`, by row."""
     sheet, (width, height) = load_image(path), size
     rows = range(top, sheet.height - height + 1, height + 4)
-    return [[sheet.crop((x, y, x + width, y + height)) for x in range(left, sheet.width - width + 1, width + 4)] for y in rows]
+    return [
+        [sheet.crop((x, y, x + width, y + height)) for x in range(left, sheet.width - width + 1, width + 4)]
+        for y in rows
+    ]
 
 
 # Help
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_help_explains_every_option(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_help_explains_every_option(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     parsers, parse = [], argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args))
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args)
+    )
     assert run_program(script(name).main, ["--help"], monkeypatch) == 0
     text = capsys.readouterr().out
     assert f"artfusion {COMMAND[name]} " in text  # an example
@@ -88,9 +111,15 @@ def test_help_explains_every_option(name: str, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_examples_of_the_help_are_accepted(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_help_are_accepted(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = script(name)
-    examples = [line.split("#")[0].replace("'", "").split()[2:] for line in module.__doc__.splitlines() if line.startswith("    artfusion ")]
+    examples = [
+        line.split("#")[0].replace("'", "").split()[2:]
+        for line in module.__doc__.splitlines()
+        if line.startswith("    artfusion ")
+    ]
     assert examples
     for example in examples:
         monkeypatch.setattr("sys.argv", ["program", *example])
@@ -102,16 +131,26 @@ def test_the_examples_of_the_help_are_accepted(name: str, folder: Path, monkeypa
 GRID = "--content photo.png --style styles/t.png --output new/grid.png --cell 48 "
 
 
-@pytest.mark.parametrize("rows, columns", [([0.5, 2.0], [1.0, 2.0, 3.0]), ([1.0], [0.0, 4.0]), ([0.5, 1.0, 2.0], [1.5])])
-def test_the_grid_has_every_combination(program: Callable, calls: list, pipeline: Callable, rows: list, columns: list) -> None:
-    scales = f"--content-scales {' '.join(map(str, rows))} --style-scales {' '.join(map(str, columns))} --seed 5"
+@pytest.mark.parametrize(
+    "rows, columns", [([0.5, 2.0], [1.0, 2.0, 3.0]), ([1.0], [0.0, 4.0]), ([0.5, 1.0, 2.0], [1.5])]
+)
+def test_the_grid_has_every_combination(
+    program: Callable, calls: list, pipeline: Callable, rows: list, columns: list
+) -> None:
+    scales = (
+        f"--content-scales {' '.join(map(str, rows))} --style-scales {' '.join(map(str, columns))} --seed 5"
+    )
     assert program("guidance_grid", GRID + scales) == 0
     given = 2 if len(rows) == 1 else 1  # photo and painting, beside each other or one below the other
-    grid = cells("new/grid.png", (48, 32), load_image("new/grid.png").width - (given + len(columns)) * 52, 22 + 4)
+    grid = cells(
+        "new/grid.png", (48, 32), load_image("new/grid.png").width - (given + len(columns)) * 52, 22 + 4
+    )
     assert [len(row) for row in grid] == [given + len(columns)] * len(rows)
     for content_scale, row in zip(rows, grid):
         for style_scale, cell in zip(columns, row[given:]):
-            expected = pipeline("photo.png", "styles/t.png", content_scale=content_scale, style_scale=style_scale, seed=5)
+            expected = pipeline(
+                "photo.png", "styles/t.png", content_scale=content_scale, style_scale=style_scale, seed=5
+            )
             assert apart(cell, expected) <= 1
     assert apart(grid[0][0], load_image("photo.png")) <= 1
 
@@ -119,7 +158,9 @@ def test_the_grid_has_every_combination(program: Callable, calls: list, pipeline
 def test_the_painting_stands_below_the_photo_or_beside_it(program: Callable) -> None:
     for rows, place in ((1, (0, 1)), (2, (1, 0))):
         assert program("guidance_grid", GRID + f"--content-scales {'1 ' * rows} --style-scales 1") == 0
-        grid = cells("new/grid.png", (48, 32), load_image("new/grid.png").width - (2 if rows == 2 else 3) * 52, 26)
+        grid = cells(
+            "new/grid.png", (48, 32), load_image("new/grid.png").width - (2 if rows == 2 else 3) * 52, 26
+        )
         painting = load_image("styles/t.png").resize((48, 48), Image.Resampling.LANCZOS).crop((0, 8, 48, 40))
         assert np.abs(pixels(grid[place[0]][place[1]]) - pixels(painting)).mean() < 12
 
@@ -143,7 +184,9 @@ def test_the_grid_is_labelled(program: Callable) -> None:
 # Styles alone
 
 
-def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(program: Callable, calls: list, pipeline: Callable) -> None:
+def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(
+    program: Callable, calls: list, pipeline: Callable
+) -> None:
     assert program("sample_styles", "--style styles --seeds 3 1 2 --output sheet.png --batch-size 4") == 0
     (call,) = calls
     assert call["content"] is None and call["seed"] == [3, 1, 2] * 2 and call["batch_size"] == 4
@@ -151,9 +194,15 @@ def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(program: Callab
     assert [len(row) for row in sheet] == [4, 4]
     for row, (style, first) in enumerate((("s", 0), ("t", 3))):
         assert apart(call["painted"][first + 2], pipeline(None, f"styles/{style}.png", seed=2)) <= 1
-        shown = [load_image(f"styles/{style}.png").resize((32, 32), Image.Resampling.LANCZOS), *call["painted"][first : first + 3]]
+        shown = [
+            load_image(f"styles/{style}.png").resize((32, 32), Image.Resampling.LANCZOS),
+            *call["painted"][first : first + 3],
+        ]
         for cell, expected in zip(sheet[row], shown):
-            assert np.abs(pixels(cell) - pixels(expected.resize((192, 192), Image.Resampling.LANCZOS))).mean() < 2
+            assert (
+                np.abs(pixels(cell) - pixels(expected.resize((192, 192), Image.Resampling.LANCZOS))).mean()
+                < 2
+            )
 
 
 # From one style to another
@@ -161,7 +210,9 @@ def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(program: Callab
 BETWEEN = "--content photo.png --style styles/s.png styles/t.png "
 
 
-def test_the_way_between_styles_ends_at_the_pure_styles(program: Callable, calls: list, pipeline: Callable) -> None:
+def test_the_way_between_styles_ends_at_the_pure_styles(
+    program: Callable, calls: list, pipeline: Callable
+) -> None:
     assert program("interpolate_styles", BETWEEN + "--output strip.png --frames 4 --seed 2") == 0
     (call,) = calls
     ends = [pipeline("photo.png", f"styles/{style}.png", seed=2) for style in "st"]
@@ -184,7 +235,9 @@ def test_the_strip_stands_between_the_paintings(program: Callable, calls: list) 
 
 @pytest.mark.parametrize("frames", [2, 4])
 def test_a_gif_goes_there_and_back_for_ever(program: Callable, calls: list, frames: int) -> None:
-    assert program("interpolate_styles", BETWEEN + f"--output moving.gif --frames {frames} --duration 120") == 0
+    assert (
+        program("interpolate_styles", BETWEEN + f"--output moving.gif --frames {frames} --duration 120") == 0
+    )
     painted = calls[0]["painted"]
     with Image.open("moving.gif") as gif:
         assert (gif.n_frames, gif.info["loop"], gif.size) == (2 * frames - 2, 0, (48, 32))
@@ -214,19 +267,43 @@ def test_a_gif_goes_there_and_back_for_ever(program: Callable, calls: list, fram
         ("sample_styles", "--style styles --output styles/s.png", "is one of the pictures to work from"),
         ("sample_styles", "--style styles --output sheet.png --content photo.png", "--content"),
         ("sample_styles", "--style styles --output sheet.png --seeds lucky", "--seeds: invalid int value"),
-        ("interpolate_styles", BETWEEN + "--output strip.png --frames 1", "--frames must be at least 2, got 1"),
-        ("interpolate_styles", BETWEEN + "--output a.gif --duration 0", "--duration must be from 10 to 60000 milliseconds, got 0"),
-        ("interpolate_styles", BETWEEN + "--output a.gif --duration 700000", "--duration must be from 10 to 60000"),
+        (
+            "interpolate_styles",
+            BETWEEN + "--output strip.png --frames 1",
+            "--frames must be at least 2, got 1",
+        ),
+        (
+            "interpolate_styles",
+            BETWEEN + "--output a.gif --duration 0",
+            "--duration must be from 10 to 60000 milliseconds, got 0",
+        ),
+        (
+            "interpolate_styles",
+            BETWEEN + "--output a.gif --duration 700000",
+            "--duration must be from 10 to 60000",
+        ),
         ("interpolate_styles", BETWEEN + "--output styles/t.png", "is one of the pictures to work from"),
-        ("interpolate_styles", "--content photo.png --style styles/s.png --output strip.png", "--style: expected 2 arguments"),
+        (
+            "interpolate_styles",
+            "--content photo.png --style styles/s.png --output strip.png",
+            "--style: expected 2 arguments",
+        ),
         ("interpolate_styles", BETWEEN + "--output strip.png --steps -1", "steps must be between"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_read(
-    program: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, options: str, problem: str
+    program: Callable,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    name: str,
+    options: str,
+    problem: str,
 ) -> None:
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     code, printed = program(name, options), capsys.readouterr()
-    assert code == 2 and printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("error: ")
+    assert (
+        code == 2 and printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("error: ")
+    )
     assert problem in printed.err and {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

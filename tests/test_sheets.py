@@ -26,7 +26,9 @@ def ink(sheet: Image.Image) -> np.ndarray:
     return (values.max(axis=2) < 200) & (np.ptp(values, axis=2) == 0)
 
 
-@pytest.mark.parametrize("size, cell", [((96, 96), (96, 96)), ((48, 96), (48, 96)), ((96, 24), (96, 24)), ((24, 12), (96, 48))])
+@pytest.mark.parametrize(
+    "size, cell", [((96, 96), (96, 96)), ((48, 96), (48, 96)), ((96, 24), (96, 24)), ((24, 12), (96, 48))]
+)
 def test_without_labels_a_sheet_is_its_cells_and_gaps(size: tuple, cell: tuple) -> None:
     sheet = labelled_sheet([[plain(*size)] * 3, [plain(*size)] * 3], cell=96)
     assert sheet.size == (3 * (cell[0] + GAP) + GAP, 2 * (cell[1] + GAP) + GAP)
@@ -44,11 +46,17 @@ def test_a_gap_stays_white() -> None:
     assert sheet.getpixel((56, 20)) == sheet.getpixel((20, 56)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("columns, rows", [(["one", "two"], []), ([], ["one", "two"]), (["one", "two"], ["three", "four"]), (["", "two"], [])])
+@pytest.mark.parametrize(
+    "columns, rows",
+    [(["one", "two"], []), ([], ["one", "two"]), (["one", "two"], ["three", "four"]), (["", "two"], [])],
+)
 def test_words_stand_over_their_columns_and_before_their_rows(columns: list[str], rows: list[str]) -> None:
     sheet = labelled_sheet([[plain(96, 96)] * 2] * 2, columns, rows, cell=96)
     left, top, right, bottom = box(sheet)
-    assert (right, bottom) == (sheet.width - GAP, sheet.height - GAP) and (right - left, bottom - top) == (196, 196)
+    assert (right, bottom) == (sheet.width - GAP, sheet.height - GAP) and (right - left, bottom - top) == (
+        196,
+        196,
+    )
     assert (left == GAP) == (not rows) and (top == GAP) == (not columns)
     written = ink(sheet)
     for i in range(2):

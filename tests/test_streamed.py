@@ -51,14 +51,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Four shards of three paintings each and four of one photo each."""
     root = tmp_path_factory.mktemp("shards")
     for s in range(SHARDS):
-        shard(root / f"paintings-{s:03d}.tar", {f"by.a.b/{s}-{i}.st.png": png(10 * s + i) for i in range(PER_SHARD)})
+        shard(
+            root / f"paintings-{s:03d}.tar",
+            {f"by.a.b/{s}-{i}.st.png": png(10 * s + i) for i in range(PER_SHARD)},
+        )
         shard(root / f"photos-{s:03d}.tar", {f"{s}.png": png(100 + s)})
-    return {f"{kind}_shards": str(root / f"{name}-{{000..003}}.tar") for kind, name in (("style", "paintings"), ("content", "photos"))}
+    return {
+        f"{kind}_shards": str(root / f"{name}-{{000..003}}.tar")
+        for kind, name in (("style", "paintings"), ("content", "photos"))
+    }
 
 
 def stream(shards: dict[str, str], **options: Any) -> StreamedHybridTrain:
     """By default an epoch of every painting once, no photos."""
-    return StreamedHybridTrain(**{**shards, "epoch_samples": SHARDS * PER_SHARD, "size": 8, "style_drop": 0.0, **options})
+    return StreamedHybridTrain(
+        **{**shards, "epoch_samples": SHARDS * PER_SHARD, "size": 8, "style_drop": 0.0, **options}
+    )
 
 
 def names(samples: Any) -> list[str]:
@@ -78,19 +86,38 @@ def test_samples_are_those_that_folders_give(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "a.png").write_bytes(png(seed))
         shard(tmp_path / f"{kind}.tar", {"a.png": png(seed)})
-    options = {"size": 6, "style_size": 9, "content_size": 7, "style_drop": 0.3, "content_drop": 0.4, "photo_share": 0.3}
-    folders = SeededSamples(HybridTrain(str(tmp_path / "style"), str(tmp_path / "content"), **options, split="train", validation_share=0.0))
-    streamed = StreamedHybridTrain(str(tmp_path / "style.tar"), str(tmp_path / "content.tar"), 60, **options, seed=5)
+    options = {
+        "size": 6,
+        "style_size": 9,
+        "content_size": 7,
+        "style_drop": 0.3,
+        "content_drop": 0.4,
+        "photo_share": 0.3,
+    }
+    folders = SeededSamples(
+        HybridTrain(
+            str(tmp_path / "style"), str(tmp_path / "content"), **options, split="train", validation_share=0.0
+        )
+    )
+    streamed = StreamedHybridTrain(
+        str(tmp_path / "style.tar"), str(tmp_path / "content.tar"), 60, **options, seed=5
+    )
     kinds = Counter()
     for position, sample in enumerate(streamed):
         expected = folders[Draw(0, mixed_seed(5, 0, 0, position))]
         assert sample.keys() == expected.keys() and np.array_equal(sample["image"], expected["image"])
-        assert [sample[key] for key in ("style_flag", "content_flag")] == [expected[key] for key in ("style_flag", "content_flag")]
+        assert [sample[key] for key in ("style_flag", "content_flag")] == [
+            expected[key] for key in ("style_flag", "content_flag")
+        ]
         kinds[Path(sample["path"]).parent.name, sample["style_flag"], sample["content_flag"]] += 1
-    assert len(kinds) == 5 and kinds.total() == 60  # paintings and photos with style, whose content is on or off; photos without style
+    assert (
+        len(kinds) == 5 and kinds.total() == 60
+    )  # paintings and photos with style, whose content is on or off; photos without style
 
 
-def test_an_epoch_has_its_number_of_samples_and_shows_every_picture_before_any_again(shards: dict[str, str]) -> None:
+def test_an_epoch_has_its_number_of_samples_and_shows_every_picture_before_any_again(
+    shards: dict[str, str],
+) -> None:
     seen = Counter(names(stream(shards, epoch_samples=2 * SHARDS * PER_SHARD)))
     assert len(seen) == SHARDS * PER_SHARD and set(seen.values()) == {2}
     assert len(names(stream(shards, epoch_samples=5))) == 5
@@ -103,7 +130,14 @@ def test_the_training_processs_random_numbers_stay_as_they_are(shards: dict[str,
 
 
 def test_only_picture_files_of_a_shard_are_read(tmp_path: Path) -> None:
-    files = {"a.jpg": b"1", "deep/er/st.-remy.JPEG": b"2", "deep/er/st.-paul.JPEG": b"3", "a.json": b"{}", "a": b"", "._a.jpg": b"mac"}
+    files = {
+        "a.jpg": b"1",
+        "deep/er/st.-remy.JPEG": b"2",
+        "deep/er/st.-paul.JPEG": b"3",
+        "a.json": b"{}",
+        "a": b"",
+        "._a.jpg": b"mac",
+    }
     found = dict(pictures_in(shard(tmp_path / "a.tar", files)))
     assert found == {f"{tmp_path}/a.tar/{name}": files[name] for name in list(files)[:3]}
 
@@ -127,10 +161,17 @@ def test_the_pictures_of_a_single_shard_come_in_another_order_each_epoch(shards:
 
 def test_the_shuffle_buffer_mixes_shards(shards: dict[str, str]) -> None:
     def shard_of_each(buffer: int) -> list[str]:
-        return [Path(name).parts[-3] for name, _ in islice(endless(shard_names(shards["style_shards"]), buffer, 3), SHARDS * PER_SHARD)]
+        return [
+            Path(name).parts[-3]
+            for name, _ in islice(endless(shard_names(shards["style_shards"]), buffer, 3), SHARDS * PER_SHARD)
+        ]
 
     unmixed, mixed = shard_of_each(1), shard_of_each(1000)
-    assert len(set(unmixed[:PER_SHARD])) == 1 and len(set(mixed[:PER_SHARD])) > 1 and Counter(unmixed) == Counter(mixed)
+    assert (
+        len(set(unmixed[:PER_SHARD])) == 1
+        and len(set(mixed[:PER_SHARD])) > 1
+        and Counter(unmixed) == Counter(mixed)
+    )
 
 
 def test_readers_share_the_shards_in_another_way_for_each_seed() -> None:
@@ -144,11 +185,17 @@ def test_loader_workers_share_an_epoch_and_the_next_one_differs(shards: dict[str
     loader = DataLoader(stream(shards), batch_size=3, num_workers=2, persistent_workers=True)
     first, second = ([Path(path).name for batch in loader for path in batch["path"]] for _ in range(2))
     assert sorted(first) == sorted(second) == sorted(names(stream(shards))) and first != second
-    again = [Path(path).name for batch in DataLoader(stream(shards), batch_size=3, num_workers=2) for path in batch["path"]]
+    again = [
+        Path(path).name
+        for batch in DataLoader(stream(shards), batch_size=3, num_workers=2)
+        for path in batch["path"]
+    ]
     assert again == first
 
 
-def test_processes_share_every_epoch_in_equal_parts_and_in_another_way(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_every_epoch_in_equal_parts_and_in_another_way(
+    shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     everything, parts = sorted(names(stream(shards))), []
     for rank in range(2):
         in_process(monkeypatch, rank, 2)
@@ -159,7 +206,9 @@ def test_processes_share_every_epoch_in_equal_parts_and_in_another_way(shards: d
     assert len({frozenset(names) for names in parts[0]}) > 1
 
 
-def test_a_worker_without_a_process_group_knows_its_processs_part(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_a_process_group_knows_its_processs_part(
+    shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as process:
         in_process(process, 1, 2)
         expected, sent = names(stream(shards)), pickle.dumps(stream(shards))
@@ -169,25 +218,40 @@ def test_a_worker_without_a_process_group_knows_its_processs_part(shards: dict[s
 # What cannot be read
 
 
-def test_an_unreadable_picture_is_named_once_and_replaced(tmp_path: Path, shards: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_picture_is_named_once_and_replaced(
+    tmp_path: Path, shards: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     style = shard(tmp_path / "a.tar", {"good.png": png(0), "broken.png": b"no picture"})
-    node = {"target": "ldm.data.streamed.StreamedHybridTrain", "params": {**shards, "style_shards": style, "epoch_samples": 30, "size": 8}}
+    node = {
+        "target": "ldm.data.streamed.StreamedHybridTrain",
+        "params": {**shards, "style_shards": style, "epoch_samples": 30, "size": 8},
+    }
     data = DataModuleFromConfig(batch_size=1, train=node, num_workers=0)
     data.setup()
     with caplog.at_level(logging.WARNING):
         batches = [data.on_before_batch_transfer(batch, 0) for batch in data.train_dataloader()]
     assert [len(batch["image"]) for batch in batches] == [1] * 30 and "unreadable" not in batches[0]
-    assert [line for line in caplog.messages if "a.tar/broken.png: not a picture" in line] == [f"picture left out: {data.unreadable[0]}"]
+    assert [line for line in caplog.messages if "a.tar/broken.png: not a picture" in line] == [
+        f"picture left out: {data.unreadable[0]}"
+    ]
 
 
-def test_too_many_unreadable_pictures_in_a_row_are_a_user_error(tmp_path: Path, shards: dict[str, str]) -> None:
+def test_too_many_unreadable_pictures_in_a_row_are_a_user_error(
+    tmp_path: Path, shards: dict[str, str]
+) -> None:
     style = shard(tmp_path / "a.tar", {"a.png": b"no picture"})
-    with pytest.raises(UserError, match="20 pictures in a row could not be read: .*a.tar/a.png: not a picture"):
+    with pytest.raises(
+        UserError, match="20 pictures in a row could not be read: .*a.tar/a.png: not a picture"
+    ):
         next(iter(stream({**shards, "style_shards": style})))
 
 
-@pytest.mark.parametrize("content, problem", [(b"", "empty"), (b"no tar file" * 100, "invalid header"), (None, "unexpected end")])
-def test_a_shard_that_is_not_whole_is_a_user_error(tmp_path: Path, content: bytes | None, problem: str) -> None:
+@pytest.mark.parametrize(
+    "content, problem", [(b"", "empty"), (b"no tar file" * 100, "invalid header"), (None, "unexpected end")]
+)
+def test_a_shard_that_is_not_whole_is_a_user_error(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     path = Path(shard(tmp_path / "a.tar", {"a.png": bytes(3000)}))
     path.write_bytes(path.read_bytes()[:2000] if content is None else content)
     with pytest.raises(UserError, match=rf"a.tar: this shard cannot be read to its end.*\({problem}"):
@@ -201,15 +265,23 @@ def test_shards_without_pictures_are_a_user_error(tmp_path: Path, shards: dict[s
 
 def test_fewer_shards_than_readers_are_a_user_error_before_any_is_read(shards: dict[str, str]) -> None:
     photos = shards["content_shards"].replace("003", "000")
-    with pytest.raises(UserError, match=r"photos-000.tar .* 1 shards, too few for 2 readers .* lower data.params.num_workers"):
+    with pytest.raises(
+        UserError, match=r"photos-000.tar .* 1 shards, too few for 2 readers .* lower data.params.num_workers"
+    ):
         next(iter(DataLoader(stream({**shards, "content_shards": photos}), num_workers=2)))
 
 
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ({"style_shards": "paintings-{000..002}.tar"}, r"paintings-000.tar: no such shard \(3 of 3 are missing\); write names such as"),
-        ({"content_shards": "pipe:touch made #://"}, "shards are files or have urls that begin with http://, https://, gs://, s3://"),
+        (
+            {"style_shards": "paintings-{000..002}.tar"},
+            r"paintings-000.tar: no such shard \(3 of 3 are missing\); write names such as",
+        ),
+        (
+            {"content_shards": "pipe:touch made #://"},
+            "shards are files or have urls that begin with http://, https://, gs://, s3://",
+        ),
         ({"content_shards": "pipe:touch made"}, "pipe:touch made: no such shard"),
         ({"style_shards": []}, "no shards are named"),
         ({"epoch_samples": 0}, "epoch_samples must be a whole number from 1 on, got 0"),
@@ -220,7 +292,11 @@ def test_fewer_shards_than_readers_are_a_user_error_before_any_is_read(shards: d
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(
-    shards: dict[str, str], options: dict[str, Any], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: dict[str, str],
+    options: dict[str, Any],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=problem):
@@ -228,12 +304,16 @@ def test_wrong_options_are_refused_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_package_is_asked_for_only_at_use_with_the_command_that_installs_it(shards: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_is_asked_for_only_at_use_with_the_command_that_installs_it(
+    shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "webdataset", None)
     spec = importlib.util.find_spec("ldm.data.streamed")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with pytest.raises(ConfigError, match=r"needs the package webdataset; install it with: pip install -e '\.\[stream\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs the package webdataset; install it with: pip install -e '\.\[stream\]'"
+    ):
         module.StreamedHybridTrain(**shards, epoch_samples=1)
 
 
@@ -244,13 +324,17 @@ def stand_in(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending:
     """A program that gives the file in `tmp_path` that is named like the url's end, then does `ending`."""
     program = tmp_path / "bin" / name
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nfor a; do case $a in *://*) cat "{tmp_path}/${{a##*/}}" || exit 9;; esac; done\n{ending}\n')
+    program.write_text(
+        f'#!/bin/sh\nfor a; do case $a in *://*) cat "{tmp_path}/${{a##*/}}" || exit 9;; esac; done\n{ending}\n'
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
-@pytest.mark.parametrize("program, scheme", [("curl", "http"), ("curl", "https"), ("gsutil", "gs"), ("aws", "s3")])
+@pytest.mark.parametrize(
+    "program, scheme", [("curl", "http"), ("curl", "https"), ("gsutil", "gs"), ("aws", "s3")]
+)
 class TestUrls:
     def test_shards_come_through_the_program_for_their_scheme(
         self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,10 +350,14 @@ class TestUrls:
     ) -> None:
         shard(tmp_path / "a.tar", {"a.png": png(0)})
         stand_in(program, tmp_path, monkeypatch, ending="exit 7")
-        with pytest.raises(UserError, match=f"{scheme}://there/a.tar: this shard cannot be read to its end.*exit 7"):
+        with pytest.raises(
+            UserError, match=f"{scheme}://there/a.tar: this shard cannot be read to its end.*exit 7"
+        ):
             list(pictures_in(f"{scheme}://there/a.tar"))
 
-    def test_a_shard_left_in_the_middle_ends_its_program(self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_shard_left_in_the_middle_ends_its_program(
+        self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         shard(tmp_path / "a.tar", {f"{i}.png": bytes(10000) for i in range(3)})
         stand_in(program, tmp_path, monkeypatch, ending="exec sleep 20")  # as on a network that stands still
         pictures, began = pictures_in(f"{scheme}://there/a.tar"), time.monotonic()
@@ -285,10 +373,22 @@ def streamed_recipe(folder: Path, train: dict[str, str], workers: int) -> Path:
     """A config of two epochs of 16 samples for the tiny model, with a folder for validation."""
     torch.save(tiny_model().vgg.state_dict(), folder / "style.pt")
     roots = {f"{kind}_root": str(picture_folder(folder / kind, 4)) for kind in ("style", "content")}
-    train = {"target": "ldm.data.streamed.StreamedHybridTrain", "params": {**train, "epoch_samples": 16, "size": 32, "style_drop": 0.3}}
+    train = {
+        "target": "ldm.data.streamed.StreamedHybridTrain",
+        "params": {**train, "epoch_samples": 16, "size": 32, "style_drop": 0.3},
+    }
     validation = {"target": "ldm.data.wikiart.HybridTrain", "params": {**roots, "size": 32, "split": "all"}}
-    data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 4, "num_workers": workers, "train": train, "validation": validation}}
-    trainer = {"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    data = {
+        "target": "main.DataModuleFromConfig",
+        "params": {"batch_size": 4, "num_workers": workers, "train": train, "validation": validation},
+    }
+    trainer = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     model = {"learning_rate": 1e-3, **model_config(vgg_ckpt_path=str(folder / "style.pt"))}
     return save_config({"model": model, "data": data, "lightning": {"trainer": trainer}}, folder / "a.yaml")
 

@@ -33,7 +33,12 @@ def mask(width: int = 64, height: int = 48, left: float = 0.5, grey: int = 255) 
 
 @pytest.mark.parametrize(
     "weights, shares",
-    [(None, [1 / 3] * 3), ([1, 1, 2], [0.25, 0.25, 0.5]), ((0, 0.0, 5), [0, 0, 1]), (np.array([2.0, 3.0, 5.0]), [0.2, 0.3, 0.5])],
+    [
+        (None, [1 / 3] * 3),
+        ([1, 1, 2], [0.25, 0.25, 0.5]),
+        ((0, 0.0, 5), [0, 0, 1]),
+        (np.array([2.0, 3.0, 5.0]), [0.2, 0.3, 0.5]),
+    ],
 )
 def test_the_weights_of_a_mixture_are_scaled_to_sum_1(weights, shares: list[float]) -> None:
     assert StyleMix(["a", "b", "c"], weights).shares() == pytest.approx(shares)
@@ -62,7 +67,11 @@ def test_weights_that_make_no_mixture_are_refused(styles: list, weights: list | 
 def test_a_mixture_is_one_region_of_weighted_pictures() -> None:
     pictures = [picture(40, 32, 1), picture(40, 32, 2)]
     read = PictureReader().style(StyleMix(pictures, [1, 3]))
-    assert read.regions == [[(pictures[0], 0.25), (pictures[1], 0.75)]] and read.masks is None and read.pictures == pictures
+    assert (
+        read.regions == [[(pictures[0], 0.25), (pictures[1], 0.75)]]
+        and read.masks is None
+        and read.pictures == pictures
+    )
 
 
 # Regions
@@ -134,13 +143,19 @@ def test_a_mask_is_scaled_to_the_picture(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 64), (64, 50), (67, 48)])
 def test_a_mask_of_another_aspect_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(UserError, match=f"mask of 64x48 pixels does not have the picture's aspect, {size[0]}x{size[1]}"):
+    with pytest.raises(
+        UserError, match=f"mask of 64x48 pixels does not have the picture's aspect, {size[0]}x{size[1]}"
+    ):
         mask_tensor(mask(), size)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1", "P", "RGBA", "I;16"])
 def test_masks_of_any_mode_are_taken(mode: str) -> None:
-    given = mask().convert("I").point(lambda v: v * 257).convert("I;16") if mode == "I;16" else mask().convert(mode)
+    given = (
+        mask().convert("I").point(lambda v: v * 257).convert("I;16")
+        if mode == "I;16"
+        else mask().convert(mode)
+    )
     assert torch.equal(mask_tensor(PictureReader().mask(given), (64, 48)), mask_tensor(mask(), (64, 48)))
 
 
@@ -153,7 +168,9 @@ def test_a_position_of_the_latent_has_the_mean_of_its_pixels() -> None:
     torch.testing.assert_close(to_latent(x, 8, 16), expected)
 
 
-@pytest.mark.parametrize("height, width, expected", [(33, 64, (6, 8)), (32, 50, (4, 8)), (37, 50, (6, 8)), (32, 64, (4, 8))])
+@pytest.mark.parametrize(
+    "height, width, expected", [(33, 64, (6, 8)), (32, 50, (4, 8)), (37, 50, (6, 8)), (32, 64, (4, 8))]
+)
 def test_masks_are_padded_as_the_pictures_are(height: int, width: int, expected: tuple[int, int]) -> None:
     x = rnd("mask", 1, 2, height, width)
     small = to_latent(x, 8, 16)
@@ -173,14 +190,23 @@ def test_shares_still_sum_to_1_at_the_latents_positions() -> None:
 def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(64, 48).save(tmp_path / "a.png")
     read, files = PictureReader(), []
-    monkeypatch.setattr("ldm.pipeline.inputs.load_image", lambda path: files.append(str(path)) or picture(64, 48))
+    monkeypatch.setattr(
+        "ldm.pipeline.inputs.load_image", lambda path: files.append(str(path)) or picture(64, 48)
+    )
     path = tmp_path / "a.png"
-    assert read(path) is read(str(path)) is read.style(StyleMix([path])).pictures[0] is read.style(path).pictures[0]
+    assert (
+        read(path)
+        is read(str(path))
+        is read.style(StyleMix([path])).pictures[0]
+        is read.style(path).pictures[0]
+    )
     assert read.mask(path) is read.style(StyleRegions([path], [path])).masks[0]
     assert files == [str(path)] * 2  # once as a picture, once as a mask
 
 
 @pytest.mark.parametrize("wrong", [3, None, np.zeros((4, 4, 3)), b"a.png"])
 def test_what_is_no_picture_is_refused(wrong) -> None:
-    with pytest.raises(UserError, match=f"paths or PIL pictures, or lists of them; got a {type(wrong).__name__}"):
+    with pytest.raises(
+        UserError, match=f"paths or PIL pictures, or lists of them; got a {type(wrong).__name__}"
+    ):
         read_picture(wrong)

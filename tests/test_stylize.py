@@ -21,18 +21,34 @@ ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    return [*write_model(tmp_path_factory.mktemp("model")), "--device", "cpu", "--precision", "fp32", "--look", "fast", "--size", "32", "--steps", "2"]
+    return [
+        *write_model(tmp_path_factory.mktemp("model")),
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--look",
+        "fast",
+        "--size",
+        "32",
+        "--steps",
+        "2",
+    ]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: three photos, two of them of one size; two styles; a mask of the left half; bad files."""
-    for i, (name, size) in enumerate({"photos/a.png": (48, 32), "photos/b.png": (48, 32), "photos/deep/c.png": (32, 40)}.items()):
+    for i, (name, size) in enumerate(
+        {"photos/a.png": (48, 32), "photos/b.png": (48, 32), "photos/deep/c.png": (32, 40)}.items()
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         picture(*size, seed=i).save(tmp_path / name)
     (tmp_path / "styles").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "styles/s.png")  # two styles that the tiny model tells apart
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "styles/t.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        tmp_path / "styles/t.png"
+    )
     mask = Image.new("L", (48, 32))
     mask.paste(255, (0, 0, 24, 32))
     mask.save(tmp_path / "left.png")
@@ -77,7 +93,11 @@ def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
 
 def written(folder: str | Path = "out") -> set[str]:
     """The names of the files below, whatever they are called."""
-    return {path.stem if path.suffix == ".png" else path.name for path in Path(folder).rglob("*") if path.is_file()}
+    return {
+        path.stem if path.suffix == ".png" else path.name
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 def told(path: str) -> dict[str, Any]:
@@ -104,7 +124,9 @@ def last_line(capsys: pytest.CaptureFixture) -> str:
         ("photos/a.png --content photos/b.png photos/deep/c.png", "styles/s.png --style styles/t.png"),
     ],
 )
-def test_every_content_is_painted_in_every_style(stylize: Callable, capsys: pytest.CaptureFixture, content: str, style: str) -> None:
+def test_every_content_is_painted_in_every_style(
+    stylize: Callable, capsys: pytest.CaptureFixture, content: str, style: str
+) -> None:
     assert stylize(content=content, style=style) == 0
     assert written() == ALL and last_line(capsys) == "6 painted, 0 there already, 0 failed"
     assert load_image("out/c__t.png").size == (32, 40)
@@ -140,13 +162,20 @@ def test_styles_of_the_same_name_get_results_of_their_own(stylize: Callable) -> 
 
 
 def test_a_template_names_the_results(stylize: Callable) -> None:
-    assert stylize("--seed 5", content="photos/a.png photos/b.png", output="new/{style}/{content}-{seed}.jpg") == 0
-    assert {path.as_posix() for path in Path("new").rglob("*.*")} == {f"new/{s}/{c}-5.jpg" for s in "st" for c in "ab"}
+    assert (
+        stylize("--seed 5", content="photos/a.png photos/b.png", output="new/{style}/{content}-{seed}.jpg")
+        == 0
+    )
+    assert {path.as_posix() for path in Path("new").rglob("*.*")} == {
+        f"new/{s}/{c}-5.jpg" for s in "st" for c in "ab"
+    }
     with Image.open("new/s/a-5.jpg") as image:
         assert (image.format, image.size) == ("JPEG", (48, 32))
 
 
-def test_a_single_picture_goes_into_a_new_folder_too(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_single_picture_goes_into_a_new_folder_too(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     assert stylize(content="photos/a.png", style="styles/s.png", output="new/er") == 0
     assert last_line(capsys) == "new/er/a__s.png" and Path("new/er/a__s.png").is_file()
 
@@ -162,7 +191,13 @@ def test_odd_pictures_come_out_upright_and_right(stylize: Callable, pipeline: Ca
     upright.convert("CMYK").save("odd/cmyk.tif")
     assert stylize(content="odd", style="styles/s.png") == 0
     sixteen, grey = upright.quantize(16).convert("RGB"), upright.convert("L").convert("RGB")
-    for name, expected in {"turned": upright, "rgba": upright, "palette": sixteen, "deep": grey, "cmyk": upright}.items():
+    for name, expected in {
+        "turned": upright,
+        "rgba": upright,
+        "palette": sixteen,
+        "deep": grey,
+        "cmyk": upright,
+    }.items():
         assert apart(load_image(f"out/{name}__s.png"), pipeline(expected, "styles/s.png")) <= 1, name
 
 
@@ -198,11 +233,15 @@ def test_fine_pictures_of_a_folder_are_those_painted_alone(stylize: Callable) ->
     assert load_image("alone.png").size == (96, 64)
 
 
-def test_a_fine_picture_that_is_stopped_is_kept_as_far_as_it_came(stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_fine_picture_that_is_stopped_is_kept_as_far_as_it_came(
+    stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture
+) -> None:
     stop_at_level(1)
     assert stylize(FINE, "photos/a.png", "styles/s.png") == 130
     captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.splitlines()[-1] == "stopped: out/a__s.png is as far as it came"
+    assert (
+        captured.out == "" and captured.err.splitlines()[-1] == "stopped: out/a__s.png is as far as it came"
+    )
     assert load_image("out/a__s.png").size == (96, 64) and told("out/a__s.png")["stopped"] is True
     stop_at_level(0)
     before = load_image("out/a__s.png")
@@ -211,10 +250,16 @@ def test_a_fine_picture_that_is_stopped_is_kept_as_far_as_it_came(stylize: Calla
     assert load_image("out/a__s.png") != before and "stopped" not in told("out/a__s.png")
 
 
-def test_of_many_fine_pictures_those_that_are_done_are_kept(stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_of_many_fine_pictures_those_that_are_done_are_kept(
+    stylize: Callable, stop_at_level: Callable, capsys: pytest.CaptureFixture
+) -> None:
     stop_at_level(2)
     assert stylize(FINE, style="styles/s.png") == 130
-    assert written() == {"a__s"} and "stopped" not in told("out/a__s.png") and capsys.readouterr().err.endswith("stopped: 1 of 3 painted; the same command does the rest\n")
+    assert (
+        written() == {"a__s"}
+        and "stopped" not in told("out/a__s.png")
+        and capsys.readouterr().err.endswith("stopped: 1 of 3 painted; the same command does the rest\n")
+    )
 
 
 # Metadata
@@ -222,34 +267,60 @@ def test_of_many_fine_pictures_those_that_are_done_are_kept(stylize: Callable, s
 
 @pytest.mark.parametrize("content", ["photos/a.png", "photos/a.png photos/b.png"])
 def test_a_png_says_how_it_was_made(stylize: Callable, model_files: list, content: str) -> None:
-    assert stylize("--seed 3 --content-scale 0.5 --style-scale 2 --sampler ddim --keep left.png", content, "styles/s.png") == 0
-    expected = {"content": "a.png", "style": "s", "seed": 3, "content_scale": 0.5, "style_scale": 2.0, "sampler": "ddim", "steps": 2}
+    assert (
+        stylize(
+            "--seed 3 --content-scale 0.5 --style-scale 2 --sampler ddim --keep left.png",
+            content,
+            "styles/s.png",
+        )
+        == 0
+    )
+    expected = {
+        "content": "a.png",
+        "style": "s",
+        "seed": 3,
+        "content_scale": 0.5,
+        "style_scale": 2.0,
+        "sampler": "ddim",
+        "steps": 2,
+    }
     expected |= {"keep": "left.png", "size": 32, "precision": "fp32", "checkpoint": "tiny.safetensors"}
     expected |= {"checkpoint_sha256": file_hash(model_files[1]), "content_sha256": file_hash("photos/a.png")}
     assert told("out/a__s.png").items() >= expected.items()
 
 
-def test_default_steps_are_told_as_a_number(folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_steps_are_told_as_a_number(
+    folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = ["--content", "photos/a.png", "--style", "styles/s.png", "--output", "o.png"]
-    assert run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0  # but for --steps
+    assert (
+        run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0
+    )  # but for --steps
     assert told("o.png")["steps"] == 20
 
 
 # Starting again
 
 
-def test_what_is_finished_is_not_painted_again(stylize: Callable, painted: list, capsys: pytest.CaptureFixture) -> None:
+def test_what_is_finished_is_not_painted_again(
+    stylize: Callable, painted: list, capsys: pytest.CaptureFixture
+) -> None:
     assert stylize() == 0
     Path("out/b__t.png").unlink()
     kept = Path("out/a__s.png").stat().st_mtime_ns
     painted.clear()
     assert stylize() == 0
     assert [call["count"] for call in painted] == [1] and written() == ALL
-    assert Path("out/a__s.png").stat().st_mtime_ns == kept and last_line(capsys) == "1 painted, 5 there already, 0 failed"
+    assert (
+        Path("out/a__s.png").stat().st_mtime_ns == kept
+        and last_line(capsys) == "1 painted, 5 there already, 0 failed"
+    )
 
 
 @pytest.mark.parametrize("again", ["--seed 1", "--style-scale 2", "--keep all.png", "--overwrite"])
-def test_pictures_are_painted_again_where_asked_or_made_differently(stylize: Callable, painted: list, again: str) -> None:
+def test_pictures_are_painted_again_where_asked_or_made_differently(
+    stylize: Callable, painted: list, again: str
+) -> None:
     Image.new("L", (48, 32)).save("all.png")
     assert stylize(content="photos/*.png", style="styles/s.png") == 0
     painted.clear()
@@ -257,8 +328,13 @@ def test_pictures_are_painted_again_where_asked_or_made_differently(stylize: Cal
     assert [call["count"] for call in painted] == [2]
 
 
-@pytest.mark.parametrize("changed, options", [("photos/a.png", ""), ("left.png", "--keep left.png"), ("left.png", "--mask left.png")])
-def test_a_changed_photo_or_mask_is_painted_again(stylize: Callable, painted: list, changed: str, options: str) -> None:
+@pytest.mark.parametrize(
+    "changed, options",
+    [("photos/a.png", ""), ("left.png", "--keep left.png"), ("left.png", "--mask left.png")],
+)
+def test_a_changed_photo_or_mask_is_painted_again(
+    stylize: Callable, painted: list, changed: str, options: str
+) -> None:
     style = "styles" if "--mask" in options else "styles/s.png"
     assert stylize(options, content="photos/*.png", style=style) == 0
     painted.clear()
@@ -280,14 +356,19 @@ def test_an_interrupted_run_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(StyleTransferPipeline, "__call__", stop_at_the_second)
         assert stylize("--batch-size 2") == 130
-    assert written() == {"a__s", "a__t"} and "stopped: 2 of 6 painted; the same command does the rest" in capsys.readouterr().err
+    assert (
+        written() == {"a__s", "a__t"}
+        and "stopped: 2 of 6 painted; the same command does the rest" in capsys.readouterr().err
+    )
     painted.clear()
     assert stylize("--batch-size 2") == 0
     assert [call["count"] for call in painted] == [2, 2] and written() == ALL
 
 
 @pytest.mark.parametrize("output", ["photos", "photos/out"])
-def test_results_among_the_photos_are_not_painted_in_turn(stylize: Callable, painted: list, output: str) -> None:
+def test_results_among_the_photos_are_not_painted_in_turn(
+    stylize: Callable, painted: list, output: str
+) -> None:
     for _ in range(2):
         assert stylize(output=output) == 0
     assert written("photos") == {"a", "b", "c", *ALL} and sum(call["count"] for call in painted) == 6
@@ -302,16 +383,22 @@ def test_results_among_the_styles_are_no_styles(stylize: Callable) -> None:
 # What goes wrong on the way
 
 
-def test_contents_that_cannot_be_read_are_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_contents_that_cannot_be_read_are_listed_at_the_end(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     assert stylize(content="text.jpg photos empty.png") == 1
     printed = capsys.readouterr()
     assert written() == ALL and printed.out.endswith("6 painted, 0 there already, 4 failed\n")
     listed = [line for line in printed.err.splitlines() if line.startswith("failed: ")]
     assert len(listed) == 2  # a photo once, whatever the number of its styles
-    assert listed[0].startswith("failed: text.jpg: not a picture") and listed[1].startswith("failed: empty.png: the file is empty")
+    assert listed[0].startswith("failed: text.jpg: not a picture") and listed[1].startswith(
+        "failed: empty.png: the file is empty"
+    )
 
 
-def test_styles_that_cannot_be_read_are_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_styles_that_cannot_be_read_are_listed_at_the_end(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     for painted in (6, 0):  # the second time nothing is left but what fails again
         assert stylize(style="text.jpg styles") == 1
         printed = capsys.readouterr()
@@ -320,7 +407,9 @@ def test_styles_that_cannot_be_read_are_listed_at_the_end(stylize: Callable, cap
     assert written() == ALL
 
 
-def test_a_picture_that_cannot_be_painted_is_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_picture_that_cannot_be_painted_is_listed_at_the_end(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     Image.new("RGB", (80_000, 1)).save("photos/wide.png")
     assert stylize(style="styles/s.png") == 1
     printed = capsys.readouterr()
@@ -328,7 +417,9 @@ def test_a_picture_that_cannot_be_painted_is_listed_at_the_end(stylize: Callable
     assert "failed: out/wide__s.png: a picture of 80000x1 pixels cannot be scaled" in printed.err
 
 
-def test_a_style_that_cannot_be_used_is_listed_at_the_end(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_style_that_cannot_be_used_is_listed_at_the_end(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     Image.new("RGB", (80_000, 1)).save("styles/wide.png")
     assert stylize(content="photos/*.png") == 1
     printed = capsys.readouterr()
@@ -336,9 +427,14 @@ def test_a_style_that_cannot_be_used_is_listed_at_the_end(stylize: Callable, cap
     assert "80000x1 pixels" in printed.err
 
 
-def test_a_mask_that_fits_some_photos_only_leaves_the_others_undone(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_a_mask_that_fits_some_photos_only_leaves_the_others_undone(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
     assert stylize("--keep left.png", style="styles/s.png") == 1
-    assert written() == {"a__s", "b__s"} and "failed: out/c__s.png: a mask of 48x32 pixels" in capsys.readouterr().err
+    assert (
+        written() == {"a__s", "b__s"}
+        and "failed: out/c__s.png: a mask of 48x32 pixels" in capsys.readouterr().err
+    )
 
 
 def test_running_out_of_memory_paints_one_by_one(stylize: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,9 +450,13 @@ def test_running_out_of_memory_paints_one_by_one(stylize: Callable, monkeypatch:
 
 
 @pytest.mark.parametrize("wrong", [{"content": "text.jpg"}, {"style": "empty.png"}])
-def test_a_single_picture_that_cannot_be_read_is_an_error(stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys, wrong: dict) -> None:
+def test_a_single_picture_that_cannot_be_read_is_an_error(
+    stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys, wrong: dict
+) -> None:
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
-    assert stylize(**{"content": "photos/a.png", "style": "styles/s.png", "output": "new/o.png", **wrong}) == 2
+    assert (
+        stylize(**{"content": "photos/a.png", "style": "styles/s.png", "output": "new/o.png", **wrong}) == 2
+    )
     assert capsys.readouterr().err.startswith("error: ") and not Path("new").exists()
 
 
@@ -372,7 +472,9 @@ def test_processes_share_the_work(stylize: Callable, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("content", ["photos/a.png", "photos/*.png"])
-def test_a_process_without_a_share_has_nothing_to_complain_of(stylize: Callable, monkeypatch, painted: list, capsys, content: str) -> None:
+def test_a_process_without_a_share_has_nothing_to_complain_of(
+    stylize: Callable, monkeypatch, painted: list, capsys, content: str
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
     assert stylize(content=content, style="styles/s.png") == 0
@@ -418,13 +520,24 @@ def test_what_is_kept_stays_the_photo(stylize: Callable, content: str) -> None:
         ({"options": "--style-weights 0 0"}, "not all of them 0"),
         ({"options": "--style-weights 1 nan"}, "style weights must be numbers"),
         ({"options": "--mask left.png left.png left.png"}, "3 masks for 2 styles"),
-        ({"options": "--mask left.png", "style": "styles/s.png styles/t.png photos/a.png"}, "1 masks for 3 styles"),
+        (
+            {"options": "--mask left.png", "style": "styles/s.png styles/t.png photos/a.png"},
+            "1 masks for 3 styles",
+        ),
         ({"options": "--mask left.png --style-weights 1 1"}, "--style-weights and --mask do not go together"),
         ({"options": "--mask text.jpg"}, "text.jpg: not a picture"),
         ({"options": "--mask nowhere.png"}, "nowhere.png: no such file"),
         ({"options": "--keep empty.png"}, "empty.png: the file is empty"),
         ({"options": "--keep photos"}, "photos: is a folder"),
-        ({"options": "--keep left.png", "output": "left.png", "content": "photos/a.png", "style": "styles/s.png"}, "is one of the pictures to work from"),
+        (
+            {
+                "options": "--keep left.png",
+                "output": "left.png",
+                "content": "photos/a.png",
+                "style": "styles/s.png",
+            },
+            "is one of the pictures to work from",
+        ),
         ({"options": "--look finest"}, "--look: invalid choice: 'finest'"),
         ({"options": "--effort 0"}, "effort must be above 0 and at most 100, got 0.0"),
         ({"options": "--effort 101"}, "effort must be above 0 and at most 100, got 101.0"),
@@ -440,22 +553,35 @@ def test_what_is_kept_stays_the_photo(stylize: Callable, content: str) -> None:
         ({"output": "{colour}.png"}, "there is no field {colour}"),
         ({"output": "{content.png"}, "--output {content.png"),
         ({"output": "one.png"}, "6 pictures do not fit into one file"),
-        ({"output": "{content}.png"}, "a.png: would be written for both photos/a.png in s and photos/a.png in t"),
+        (
+            {"output": "{content}.png"},
+            "a.png: would be written for both photos/a.png in s and photos/a.png in t",
+        ),
         ({"output": "text.jpg/out"}, "text.jpg is a file, not a folder"),
-        ({"output": "photos/{content}.png", "style": "styles/s.png"}, "photos/a.png: is one of the pictures to work from"),
+        (
+            {"output": "photos/{content}.png", "style": "styles/s.png"},
+            "photos/a.png: is one of the pictures to work from",
+        ),
         ({"content": "photos nowhere.png"}, "nowhere.png: no such file or folder"),
         ({"style": "nowhere/*.png"}, "no file matches it"),
         ({"content": "blank"}, "blank: no pictures in it"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_read(
-    stylize: Callable, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+    stylize: Callable,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    wrong: dict,
+    problem: str,
 ) -> None:
     monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
     (folder / "blank").mkdir()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     code, printed = stylize(**wrong), capsys.readouterr()
-    assert code == 2 and printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("error: ")
+    assert (
+        code == 2 and printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("error: ")
+    )
     assert problem in printed.err and {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

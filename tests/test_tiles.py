@@ -9,7 +9,18 @@ from torch import Tensor
 
 from ldm.pipeline.tiles import UNCUT, Tile, Tiling, blend, cut
 
-SIZES = [(8, 8, 8), (12, 12, 8), (13, 12, 8), (13, 40, 8), (100, 17, 8), (64, 64, 16), (25, 26, 16), (7, 9, 1), (5, 5, 3), (30, 31, 6)]
+SIZES = [
+    (8, 8, 8),
+    (12, 12, 8),
+    (13, 12, 8),
+    (13, 40, 8),
+    (100, 17, 8),
+    (64, 64, 16),
+    (25, 26, 16),
+    (7, 9, 1),
+    (5, 5, 3),
+    (30, 31, 6),
+]
 every_size = pytest.mark.parametrize("height, width, size", SIZES)
 
 
@@ -32,12 +43,16 @@ def test_tiles_cover_everything(height: int, width: int, size: int) -> None:
 def test_tiles_have_one_shape_and_none_reaches_over_the_end(height: int, width: int, size: int) -> None:
     tiles = Tiling(height, width, size).tiles
     assert len({(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in tiles}) == 1
-    assert max(rows.stop for rows, _ in tiles) == height and max(columns.stop for _, columns in tiles) == width
+    assert (
+        max(rows.stop for rows, _ in tiles) == height and max(columns.stop for _, columns in tiles) == width
+    )
     assert min(min(rows.start, columns.start) for rows, columns in tiles) == 0
 
 
 @every_size
-def test_a_side_is_cut_only_where_it_is_longer_than_a_tile_and_a_half(height: int, width: int, size: int) -> None:
+def test_a_side_is_cut_only_where_it_is_longer_than_a_tile_and_a_half(
+    height: int, width: int, size: int
+) -> None:
     rows, columns = Tiling(height, width, size).tiles[0]
     for length, part in ((height, rows), (width, columns)):
         assert part.stop - part.start == (length if length <= UNCUT * size else size)
@@ -69,7 +84,9 @@ def test_cut_gives_the_tiles_one_below_the_other() -> None:
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("at_once", [1, 2, 5, 100])
 @every_size
-def test_what_acts_on_each_position_alone_is_the_same_in_tiles(height: int, width: int, size: int, at_once: int, scale: int) -> None:
+def test_what_acts_on_each_position_alone_is_the_same_in_tiles(
+    height: int, width: int, size: int, at_once: int, scale: int
+) -> None:
     x = rnd("x", 3, 2, height, width)
     act = (lambda x: doubled(x).sin()) if scale == 2 else torch.sin
     whole = blend(lambda tiles: act(cut(x, tiles)), Tiling(height, width, size), at_once, scale)
@@ -122,7 +139,9 @@ def test_one_tile_fades_into_the_next_without_a_step() -> None:
     line = blend(lambda tiles: torch.full((1, 1, 8, 8), float(tiles[0][1].start > 0)), tiling)[0, 0, 4]
     slopes = line.diff()
     assert line[:6].eq(0).all() and line[8:].eq(1).all() and (slopes >= 0).all() and slopes.max() < 0.6
-    wide = blend(lambda tiles: torch.full((1, 1, 80, 80), float(tiles[0][1].start > 0)), Tiling(80, 140, 80))[0, 0, 40]
+    wide = blend(lambda tiles: torch.full((1, 1, 80, 80), float(tiles[0][1].start > 0)), Tiling(80, 140, 80))[
+        0, 0, 40
+    ]
     assert wide[:60].eq(0).all() and wide[80:].eq(1).all() and wide.diff().max() < 0.06
 
 

@@ -35,38 +35,83 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pictures")
-    return {"photos": picture_folder(root / "photos", 4), "paintings": picture_folder(root / "paintings", 4, seed=50)}
+    return {
+        "photos": picture_folder(root / "photos", 4),
+        "paintings": picture_folder(root / "paintings", 4, seed=50),
+    }
 
 
 def budget(seconds: float, **params: Any) -> dict[str, Any]:
-    return {"budget": {"target": "ldm.training.budget.TimeBudget", "params": {"hours": seconds / 3600, "warm_up_steps": 1, **params}}}
+    return {
+        "budget": {
+            "target": "ldm.training.budget.TimeBudget",
+            "params": {"hours": seconds / 3600, "warm_up_steps": 1, **params},
+        }
+    }
 
 
 def test_the_rate_rises_by_steps_and_falls_by_time() -> None:
     timed = TimeBudget(1.0, warm_up_steps=4, lr_min=0.1)
     assert [timed.factor(0.0, step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [timed.factor(share, 100) for share in (0.0, 0.5, 1.0, 1.2)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    assert [timed.factor(share, 100) for share in (0.0, 0.5, 1.0, 1.2)] == pytest.approx(
+        [1.0, 0.55, 0.1, 0.1]
+    )
 
 
-def test_a_run_ends_when_its_time_is_over(folders: dict[str, Path], tmp_path: Path, clock: list[float]) -> None:
+def test_a_run_ends_when_its_time_is_over(
+    folders: dict[str, Path], tmp_path: Path, clock: list[float]
+) -> None:
     node = diffusion_node(tmp_path)
-    run = train(recipe(tmp_path / "timed.yaml", node, hybrid_data(folders), steps=-1, max_epochs=-1, callbacks=budget(4.5)))
-    assert 2 <= last(run)["global_step"] <= 5 and (run / FINISHED).exists()  # each step looks at the clock, and so does each checkpoint
+    run = train(
+        recipe(
+            tmp_path / "timed.yaml",
+            node,
+            hybrid_data(folders),
+            steps=-1,
+            max_epochs=-1,
+            callbacks=budget(4.5),
+        )
+    )
+    assert (
+        2 <= last(run)["global_step"] <= 5 and (run / FINISHED).exists()
+    )  # each step looks at the clock, and so does each checkpoint
     (rate,) = {group["lr"] for state in last(run)["optimizer_states"] for group in state["param_groups"]}
     assert rate == pytest.approx(0.02e-3, rel=1e-3)
 
 
-def test_a_stopped_run_has_the_rest_of_its_time_left(folders: dict[str, Path], tmp_path: Path, clock: list[float]) -> None:
-    config = recipe(tmp_path / "timed.yaml", diffusion_node(tmp_path), hybrid_data(folders), steps=3, max_epochs=-1, callbacks=budget(20))
+def test_a_stopped_run_has_the_rest_of_its_time_left(
+    folders: dict[str, Path], tmp_path: Path, clock: list[float]
+) -> None:
+    config = recipe(
+        tmp_path / "timed.yaml",
+        diffusion_node(tmp_path),
+        hybrid_data(folders),
+        steps=3,
+        max_epochs=-1,
+        callbacks=budget(20),
+    )
     run = train(config)
     assert last(run)["global_step"] == 3 and not (run / FINISHED).exists()
     clock[0] += 10_000  # what passes between two sittings does not count
     train(config, "--resume", run, "lightning.trainer.max_steps=-1")
     kept = last(run)["callbacks"]["TimeBudget"]
-    assert (run / FINISHED).exists() and 5 < last(run)["global_step"] < 20 and 20 <= kept["elapsed"] < 30 and kept["rates"] == [1e-3]
+    assert (
+        (run / FINISHED).exists()
+        and 5 < last(run)["global_step"] < 20
+        and 20 <= kept["elapsed"] < 30
+        and kept["rates"] == [1e-3]
+    )
 
 
-@pytest.mark.parametrize("wrong, problem", [({"hours": 0}, "hours"), ({"hours": float("nan")}, "hours"), ({"lr_min": 2}, "lr_min"), ({"warm_up_steps": 0}, "warm_up")])
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        ({"hours": 0}, "hours"),
+        ({"hours": float("nan")}, "hours"),
+        ({"lr_min": 2}, "lr_min"),
+        ({"warm_up_steps": 0}, "warm_up"),
+    ],
+)
 def test_budgets_that_cannot_be(wrong: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         TimeBudget(**{"hours": 1.0, **wrong})
@@ -89,7 +134,11 @@ class Sitting:
     def __call__(self, command: list[str], processes: int = 1) -> None:
         self.commands.append(command)
         if command[0] == "train":
-            run = Path(command[command.index("--resume") + 1]) if "--resume" in command else self.output / command[command.index("--name") + 1]
+            run = (
+                Path(command[command.index("--resume") + 1])
+                if "--resume" in command
+                else self.output / command[command.index("--name") + 1]
+            )
             (run / "checkpoints").mkdir(parents=True, exist_ok=True)
             (run / "checkpoints/last.ckpt").touch()
             if run.name != self.stop_in:
@@ -107,7 +156,16 @@ def program(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.Monkey
     """(the sitting, how to run the program with more options: its exit code)"""
     module, sitting = script("train_bundled"), Sitting(tmp_path / "out")
     monkeypatch.setattr(module, "call", sitting)
-    options = ["--photos", folders["photos"], "--paintings", folders["paintings"], "--output", sitting.output, "--hours", "10"]
+    options = [
+        "--photos",
+        folders["photos"],
+        "--paintings",
+        folders["paintings"],
+        "--output",
+        sitting.output,
+        "--hours",
+        "10",
+    ]
     return sitting, lambda *more: run_program(module.main, [*options, *more], monkeypatch)
 
 
@@ -120,14 +178,27 @@ def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) ->
     sitting, train_bundled = program
     assert train_bundled() == 0
     assert sitting.runs == ["first", "decoder", "cache", "diffusion", "cross", "checkpoint convert"]
-    last_of = {name: str(sitting.output / name / "checkpoints/last.ckpt") for name in ("first", "decoder", "diffusion", "cross")}
+    last_of = {
+        name: str(sitting.output / name / "checkpoints/last.ckpt")
+        for name in ("first", "decoder", "diffusion", "cross")
+    }
     assert settings(sitting, "decoder")["model"]["params"]["ckpt_path"] == last_of["first"]
     cross = settings(sitting, "cross")
-    parts = {"first_stage_config": {"params": {"ckpt_path": last_of["decoder"]}}, "ckpt_path": last_of["diffusion"]}
+    parts = {
+        "first_stage_config": {"params": {"ckpt_path": last_of["decoder"]}},
+        "ckpt_path": last_of["diffusion"],
+    }
     assert cross["model"]["params"] == {"scheduler_config": None, **parts}
-    assert cross["data"]["params"]["train"]["params"] == {"style_root": str(folders["paintings"]), "content_root": str(folders["photos"])}
-    hours = [settings(sitting, name)["lightning"]["callbacks"]["budget"]["params"]["hours"] for name in last_of]
-    assert hours == pytest.approx([2, 0.5, 2.5, 5]) and settings(sitting, "first")["model"]["params"] == {"scheduler_config": None}
+    assert cross["data"]["params"]["train"]["params"] == {
+        "style_root": str(folders["paintings"]),
+        "content_root": str(folders["photos"]),
+    }
+    hours = [
+        settings(sitting, name)["lightning"]["callbacks"]["budget"]["params"]["hours"] for name in last_of
+    ]
+    assert hours == pytest.approx([2, 0.5, 2.5, 5]) and settings(sitting, "first")["model"]["params"] == {
+        "scheduler_config": None
+    }
     result = [last_of["cross"], str(sitting.output / "model.safetensors")]
     assert sitting.commands[-1] == ["checkpoint convert", *result, "--half", "--leave-out", "vgg.", "--force"]
 
@@ -136,19 +207,36 @@ def test_what_is_not_trained_comes_from_the_bundled_weights(program: Any) -> Non
     sitting, train_bundled = program
     assert train_bundled("--phases", "cross", "decoder") == 0
     assert sitting.runs == ["decoder", "cross", "checkpoint convert"]
-    bundled, own = str(ROOT / "checkpoints/mini/model.safetensors"), str(sitting.output / "decoder/checkpoints/last.ckpt")
+    bundled, own = (
+        str(ROOT / "checkpoints/mini/model.safetensors"),
+        str(sitting.output / "decoder/checkpoints/last.ckpt"),
+    )
     params = settings(sitting, "cross")["model"]["params"]
     assert (params["ckpt_path"], params["first_stage_config"]["params"]["ckpt_path"]) == (bundled, own)
-    assert settings(sitting, "cross")["lightning"]["callbacks"]["budget"]["params"]["hours"] == pytest.approx(10 * 0.5 / 0.55)
+    assert settings(sitting, "cross")["lightning"]["callbacks"]["budget"]["params"]["hours"] == pytest.approx(
+        10 * 0.5 / 0.55
+    )
 
 
 def test_a_gpu_gets_batches_of_its_own_size(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sitting, train_bundled = program
     module = script("train_bundled")
-    assert train_bundled("--phases", "cross") == 0 and settings(sitting, "cross")["data"]["params"].keys() == {"train"}
-    args = Namespace(hours=1, phases=["cross"], photos=Path("photos"), paintings=Path("paintings"), output=sitting.output, start="mini")
+    assert train_bundled("--phases", "cross") == 0 and settings(sitting, "cross")["data"][
+        "params"
+    ].keys() == {"train"}
+    args = Namespace(
+        hours=1,
+        phases=["cross"],
+        photos=Path("photos"),
+        paintings=Path("paintings"),
+        output=sitting.output,
+        start="mini",
+    )
     monkeypatch.setattr(module, "choose_device", lambda name: torch.device("cuda"))
-    assert module.settings_of("cross", args)["data"]["params"] | {"train": None} == {"train": None, **module.PHASES["cross"].on_gpu}
+    assert module.settings_of("cross", args)["data"]["params"] | {"train": None} == {
+        "train": None,
+        **module.PHASES["cross"].on_gpu,
+    }
 
 
 def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.CaptureFixture) -> None:
@@ -172,7 +260,9 @@ def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.Ca
         (["--processes", "0"], "--processes must be at least 1"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_made(program: Any, wrong: list[str], problem: str, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input_is_refused_before_anything_is_made(
+    program: Any, wrong: list[str], problem: str, capsys: pytest.CaptureFixture
+) -> None:
     sitting, train_bundled = program
     assert_refused(train_bundled(*wrong), capsys.readouterr(), problem)
     assert not sitting.commands and not sitting.output.exists()

@@ -49,7 +49,10 @@ from ldm.training.train import build, main
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pictures")
-    return {"paintings": picture_folder(root / "paintings", 5), "photos": picture_folder(root / "photos", 4, seed=50)}
+    return {
+        "paintings": picture_folder(root / "paintings", 5),
+        "photos": picture_folder(root / "photos", 4, seed=50),
+    }
 
 
 # The three recipes, one after the other
@@ -58,7 +61,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def first_stage(pictures: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {**FIRST_STAGE, "params": {**FIRST_STAGE["params"], "lossconfig": LOSS}}
-    config = recipe(tmp_path_factory.mktemp("first") / "first.yaml", model, picture_data(pictures), callbacks=logger_node(batch_frequency=2))
+    config = recipe(
+        tmp_path_factory.mktemp("first") / "first.yaml",
+        model,
+        picture_data(pictures),
+        callbacks=logger_node(batch_frequency=2),
+    )
     return train(config)
 
 
@@ -81,8 +89,12 @@ def trained_parts(first_stage: Path, style_network: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def diffusion_config(pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return recipe(tmp_path_factory.mktemp("diffusion") / "diffusion.yaml", trained_parts, hybrid_data(pictures))
+def diffusion_config(
+    pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return recipe(
+        tmp_path_factory.mktemp("diffusion") / "diffusion.yaml", trained_parts, hybrid_data(pictures)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,62 +104,114 @@ def diffusion(diffusion_config: Path) -> Path:
 
 def test_the_first_stage_trains(first_stage: Path) -> None:
     assert last(first_stage)["global_step"] == 2
-    assert len(logged(first_stage, "train/rec_loss")) == 2 and all(map(math.isfinite, logged(first_stage, "train/rec_loss")))
+    assert len(logged(first_stage, "train/rec_loss")) == 2 and all(
+        map(math.isfinite, logged(first_stage, "train/rec_loss"))
+    )
 
 
-def test_the_diffusion_model_trains_on_both_parts(diffusion: Path, first_stage: Path, style_network: Path) -> None:
+def test_the_diffusion_model_trains_on_both_parts(
+    diffusion: Path, first_stage: Path, style_network: Path
+) -> None:
     state = last(diffusion)["state_dict"]
     styles = torch.load(style_network, weights_only=True)
-    for prefix, source, name in (("first_stage_model.", last(first_stage)["state_dict"], "encoder.conv_out.weight"), ("vgg.", styles, "slice5.28.weight")):
+    for prefix, source, name in (
+        ("first_stage_model.", last(first_stage)["state_dict"], "encoder.conv_out.weight"),
+        ("vgg.", styles, "slice5.28.weight"),
+    ):
         assert torch.equal(state[prefix + name], source[name])
-    assert last(diffusion)["global_step"] == 2 and all(map(math.isfinite, logged(diffusion, "train/loss_simple")))
+    assert last(diffusion)["global_step"] == 2 and all(
+        map(math.isfinite, logged(diffusion, "train/loss_simple"))
+    )
 
 
 def test_averages_follow_the_weights(diffusion: Path) -> None:
     state = last(diffusion)["state_dict"]
-    live, shadow = state["model.diffusion_model.out.conv.weight"], state["model_ema.diffusion_modeloutconvweight"]
-    assert state["model_ema.num_updates"] == 2 and live.any() and shadow.any() and not torch.equal(live, shadow)
+    live, shadow = (
+        state["model.diffusion_model.out.conv.weight"],
+        state["model_ema.diffusion_modeloutconvweight"],
+    )
+    assert (
+        state["model_ema.num_updates"] == 2 and live.any() and shadow.any() and not torch.equal(live, shadow)
+    )
 
 
 def test_the_latents_scale_is_set_from_the_pictures(diffusion: Path) -> None:
     state = last(diffusion)["state_dict"]
-    assert state["scale_factors"].shape == (4,) and state["scale_factors"].ne(1).all() and state["shift_values"].ne(0).all()
+    assert (
+        state["scale_factors"].shape == (4,)
+        and state["scale_factors"].ne(1).all()
+        and state["shift_values"].ne(0).all()
+    )
 
 
 def test_the_pipeline_loads_what_training_wrote(diffusion: Path, diffusion_config: Path) -> None:
-    pipeline = StyleTransferPipeline.from_pretrained(diffusion / "checkpoints/last.ckpt", diffusion_config, device="cpu")
+    pipeline = StyleTransferPipeline.from_pretrained(
+        diffusion / "checkpoints/last.ckpt", diffusion_config, device="cpu"
+    )
     assert pipeline(picture(48, 32), picture(32, 32, 1), look="fast", size=32, steps=2).size == (48, 32)
 
 
 def test_the_log_says_how_fast_training_is_and_what_it_waits_for(diffusion: Path) -> None:
     values = {name: logged(diffusion, name) for name in ("images_per_s", "data_wait", "peak_GB")}
-    assert {name: len(column) for name, column in values.items()} == {"images_per_s": 2, "data_wait": 2, "peak_GB": 2}
-    assert min(values["images_per_s"]) > 0 and min(values["peak_GB"]) > 0 and all(0 <= share < 1 for share in values["data_wait"])
+    assert {name: len(column) for name, column in values.items()} == {
+        "images_per_s": 2,
+        "data_wait": 2,
+        "peak_GB": 2,
+    }
+    assert (
+        min(values["images_per_s"]) > 0
+        and min(values["peak_GB"]) > 0
+        and all(0 <= share < 1 for share in values["data_wait"])
+    )
 
 
 @pytest.fixture
-def cached_config(pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cached_config(
+    pictures: dict[str, Path], trained_parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A recipe for training on a cache, which is made here."""
-    cached = {"target": "ldm.data.cached.CachedHybridTrain", "params": {"cache": str(tmp_path / "cache"), "split": "all"}}
+    cached = {
+        "target": "ldm.data.cached.CachedHybridTrain",
+        "params": {"cache": str(tmp_path / "cache"), "split": "all"},
+    }
     config = recipe(tmp_path / "cached.yaml", trained_parts, data_module(cached, cached))
-    options = {"config": config, "output": tmp_path / "cache", "size": 32, "short-side": 36, "num-workers": 0, **pictures}
+    options = {
+        "config": config,
+        "output": tmp_path / "cache",
+        "size": 32,
+        "short-side": 36,
+        "num-workers": 0,
+        **pictures,
+    }
     call = [text for name, value in options.items() for text in (f"--{name}", value)]
     assert run_program(script("precompute_latents").main, call, monkeypatch) == 0
     return config
 
 
 def test_training_on_cached_latents(cached_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.models.autoencoder.AutoencoderKL.encode", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(
+        "ldm.models.autoencoder.AutoencoderKL.encode", lambda *args: pytest.fail("encoded again")
+    )
     assert last(train(cached_config))["global_step"] == 2
 
 
-@pytest.mark.parametrize("part, key", [("first stage", "first_stage_config.params.ckpt_path"), ("style network", "vgg_ckpt_path")])
-def test_a_cache_of_other_weights_is_refused(cached_config: Path, tmp_path: Path, part: str, key: str) -> None:
+@pytest.mark.parametrize(
+    "part, key", [("first stage", "first_stage_config.params.ckpt_path"), ("style network", "vgg_ckpt_path")]
+)
+def test_a_cache_of_other_weights_is_refused(
+    cached_config: Path, tmp_path: Path, part: str, key: str
+) -> None:
     config = merged_config([str(cached_config)])
     state = torch.load(OmegaConf.select(config.model.params, key), weights_only=True)
     state = state.get("state_dict", state)
-    torch.save({name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()}, tmp_path / "other.pt")
-    with pytest.raises(ConfigError, match=f"made with other weights of the {part} than the config's; make the cache anew with artfusion cache"):
+    torch.save(
+        {name: value * 1.01 if value.is_floating_point() else value for name, value in state.items()},
+        tmp_path / "other.pt",
+    )
+    with pytest.raises(
+        ConfigError,
+        match=f"made with other weights of the {part} than the config's; make the cache anew with artfusion cache",
+    ):
         train(cached_config, f"model.params.{key}={tmp_path / 'other.pt'}")
 
 
@@ -168,20 +232,36 @@ class Slow(pl.Callback):
     on_validation_start = on_train_batch_end
 
 
-def test_pictures_and_validation_do_not_count_as_time(diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_and_validation_do_not_count_as_time(
+    diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ldm.training.throughput.time", Clock())
-    slow = save_config({"lightning": {"callbacks": {"slow": {"target": "test_training.Slow"}}}}, tmp_path / "slow.yaml")
+    slow = save_config(
+        {"lightning": {"callbacks": {"slow": {"target": "test_training.Slow"}}}}, tmp_path / "slow.yaml"
+    )
     options = ["lightning.trainer.val_check_interval=1", "--allow-target", "test_training"]
     main(["--base", str(diffusion_config), str(slow), "--logdir", str(tmp_path), "--name", "slow", *options])
     assert min(logged(tmp_path / "slow", "images_per_s")) > 1
 
 
-def test_on_a_gpu_the_share_of_its_matrix_rate_is_logged(diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_share_of_its_matrix_rate_is_logged(
+    diffusion_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def on_a_gpu(self: Throughput, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._matrix_rate, self._counter = 1e12, FlopCounterMode(display=False)
 
     monkeypatch.setattr(Throughput, "on_train_start", on_a_gpu)
-    main(["--base", str(diffusion_config), "--logdir", str(tmp_path), "--name", "gpu", "lightning.trainer.max_steps=3"])
+    main(
+        [
+            "--base",
+            str(diffusion_config),
+            "--logdir",
+            str(tmp_path),
+            "--name",
+            "gpu",
+            "lightning.trainer.max_steps=3",
+        ]
+    )
     shares = logged(tmp_path / "gpu", "matrix_share")
     assert len(shares) == 2 and all(0 < share < 1 for share in shares)  # the first step was for counting
 
@@ -189,13 +269,34 @@ def test_on_a_gpu_the_share_of_its_matrix_rate_is_logged(diffusion_config: Path,
 # A config as it was published
 
 
-def test_a_config_with_the_published_keys_trains_and_leaves_the_checkpoints_it_asks_for(pictures: dict[str, Path], tmp_path: Path) -> None:
-    logger = {"batch_frequency": 2, "max_images": 2, "clamp": True, "rescale": True, "increase_log_steps": False, "log_on_batch_idx": True, "nrow": 8}
-    data = {"target": "main.DataModuleFromConfig", "params": {**hybrid_data(pictures)["params"], "batch_size": 1}}
+def test_a_config_with_the_published_keys_trains_and_leaves_the_checkpoints_it_asks_for(
+    pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    logger = {
+        "batch_frequency": 2,
+        "max_images": 2,
+        "clamp": True,
+        "rescale": True,
+        "increase_log_steps": False,
+        "log_on_batch_idx": True,
+        "nrow": 8,
+    }
+    data = {
+        "target": "main.DataModuleFromConfig",
+        "params": {**hybrid_data(pictures)["params"], "batch_size": 1},
+    }
     lightning = {
-        "modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelCheckpoint", "params": {"save_top_k": 1}},
+        "modelcheckpoint": {
+            "target": "pytorch_lightning.callbacks.ModelCheckpoint",
+            "params": {"save_top_k": 1},
+        },
         "modelcheckpoint_step": {"params": {"every_n_train_steps": 2, "save_top_k": -1}},
-        "callbacks": {"image_logger": {"target": "main.ImageLogger", "params": {**logger, "log_images_kwargs": {"ddim_steps": 1}}}},
+        "callbacks": {
+            "image_logger": {
+                "target": "main.ImageLogger",
+                "params": {**logger, "log_images_kwargs": {"ddim_steps": 1}},
+            }
+        },
         "trainer": {"max_epochs": 1, "benchmark": True, **QUIET},
     }
     model = {"base_learning_rate": 1e-3, **diffusion_node(tmp_path, monitor="val/loss")}
@@ -216,7 +317,9 @@ def test_a_run_keeps_the_config_it_was_made_with(first_stage: Path) -> None:
 
 def test_a_checkpoint_resumes_with_its_optimiser(diffusion: Path, diffusion_config: Path) -> None:
     checkpoint = diffusion / "checkpoints/last.ckpt"
-    resumed = last(train(diffusion_config, "--resume", checkpoint, "lightning.trainer.max_steps=3", name="resumed"))
+    resumed = last(
+        train(diffusion_config, "--resume", checkpoint, "lightning.trainer.max_steps=3", name="resumed")
+    )
     assert resumed["global_step"] == 3
     assert {int(state["step"]) for state in resumed["optimizer_states"][0]["state"].values()} == {3}
     assert resumed["state_dict"]["model_ema.num_updates"] == 3
@@ -224,7 +327,9 @@ def test_a_checkpoint_resumes_with_its_optimiser(diffusion: Path, diffusion_conf
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/last.ckpt"])
-def test_a_run_goes_on_in_its_folder_with_its_own_config(diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_run_goes_on_in_its_folder_with_its_own_config(
+    diffusion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     run = Path(shutil.copytree(diffusion, tmp_path / "moved/run"))
     monkeypatch.chdir(tmp_path)
     main(["--resume", str(run / where), "lightning.trainer.max_steps=3"])
@@ -236,19 +341,54 @@ def test_a_run_goes_on_in_its_folder_with_its_own_config(diffusion: Path, tmp_pa
 def test_a_resumed_run_may_get_a_name_of_its_own(diffusion: Path, tmp_path: Path) -> None:
     before = files_below(diffusion)
     config = next(diffusion.glob("config_*.yaml"))
-    main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path), "--base", str(config), "lightning.trainer.max_steps=3"])
+    main(
+        [
+            "--resume",
+            str(diffusion),
+            "--name",
+            "branch",
+            "--logdir",
+            str(tmp_path),
+            "--base",
+            str(config),
+            "lightning.trainer.max_steps=3",
+        ]
+    )
     assert last(tmp_path / "branch")["global_step"] == 3 and files_below(diffusion) == before
 
 
 def test_a_start_that_is_refused_while_resuming_leaves_no_folder(diffusion: Path, tmp_path: Path) -> None:
     config = next(diffusion.glob("config_*.yaml"))
     with pytest.raises(UserError, match="leave --seed out"):
-        main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path / "logs"), "--base", str(config), "--seed", "5"])
+        main(
+            [
+                "--resume",
+                str(diffusion),
+                "--name",
+                "branch",
+                "--logdir",
+                str(tmp_path / "logs"),
+                "--base",
+                str(config),
+                "--seed",
+                "5",
+            ]
+        )
     assert not (tmp_path / "logs/branch").exists()
 
 
 def test_a_resumed_run_takes_its_own_config_under_another_name_too(diffusion: Path, tmp_path: Path) -> None:
-    main(["--resume", str(diffusion), "--name", "branch", "--logdir", str(tmp_path), "lightning.trainer.max_steps=3"])
+    main(
+        [
+            "--resume",
+            str(diffusion),
+            "--name",
+            "branch",
+            "--logdir",
+            str(tmp_path),
+            "lightning.trainer.max_steps=3",
+        ]
+    )
     assert last(tmp_path / "branch")["global_step"] == 3
 
 
@@ -256,18 +396,27 @@ def test_a_resumed_run_takes_its_own_config_under_another_name_too(diffusion: Pa
     "override, problem",
     [
         ("lightning.modelcheckpoint.params.monitor=val/los", "training cannot go on: .*val/los"),
-        ("lightning.callbacks.images.params.log_images_kwargs.ddim_steps=abc", "no pictures with log_images_kwargs"),
+        (
+            "lightning.callbacks.images.params.log_images_kwargs.ddim_steps=abc",
+            "no pictures with log_images_kwargs",
+        ),
     ],
 )
-def test_what_fails_before_anything_is_learnt_is_one_line_and_leaves_nothing(diffusion_config: Path, tmp_path: Path, override: str, problem: str) -> None:
+def test_what_fails_before_anything_is_learnt_is_one_line_and_leaves_nothing(
+    diffusion_config: Path, tmp_path: Path, override: str, problem: str
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         main(["--base", str(diffusion_config), "--logdir", str(tmp_path / "logs"), "--name", "x", override, "lightning.callbacks.images.params.batch_frequency=1",
               "lightning.callbacks.images.target=main.ImageLogger", "lightning.trainer.val_check_interval=1"])  # fmt: skip
     assert not (tmp_path / "logs/x").exists() or list((tmp_path / "logs/x/checkpoints").glob("*"))
 
 
-@pytest.mark.parametrize("content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")])
-def test_a_checkpoint_that_cannot_resume_is_refused(diffusion_config: Path, tmp_path: Path, content: bytes | None, problem: str) -> None:
+@pytest.mark.parametrize(
+    "content, problem", [(None, "no such file"), (b"<html>", "web page"), (b"", "empty")]
+)
+def test_a_checkpoint_that_cannot_resume_is_refused(
+    diffusion_config: Path, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
     if content is not None:
         (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=problem):
@@ -289,7 +438,9 @@ def test_a_checkpoint_of_another_model_is_refused(diffusion_config: Path, first_
         ("bare", "bare: no config_*.yaml in this run's folder; give the config with --base"),
     ],
 )
-def test_what_cannot_be_resumed_by_itself_is_one_line(diffusion: Path, tmp_path: Path, monkeypatch, capsys, resume: str, problem: str) -> None:
+def test_what_cannot_be_resumed_by_itself_is_one_line(
+    diffusion: Path, tmp_path: Path, monkeypatch, capsys, resume: str, problem: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare/checkpoints").mkdir(parents=True)
     for copy in ("alone.ckpt", "bare/checkpoints/last.ckpt"):
@@ -321,7 +472,9 @@ def test_pictures_do_not_change_the_training(diffusion: Path, diffusion_config: 
     node = "{target: main.ImageLogger, params: {batch_frequency: 1, max_images: 2, log_images_kwargs: {ddim_steps: 2, content_scales: []}}}"
     watched = train(diffusion_config, f"lightning.callbacks.images={node}", name="watched")
     names = ("neighbours_style", "reconstructions", "samples", "style_guidance_5")
-    assert sorted(path.name for path in (watched / "images").iterdir()) == [f"{name}_0000000{step}.png" for name in names for step in (1, 2)]
+    assert sorted(path.name for path in (watched / "images").iterdir()) == [
+        f"{name}_0000000{step}.png" for name in names for step in (1, 2)
+    ]
     assert equal_weights(watched, diffusion)
 
 
@@ -339,7 +492,9 @@ def test_pictures_stand_side_by_side(first_stage: Path) -> None:
         ({"batch_frequency": 5, "disabled": True}, []),
     ],
 )
-def test_pictures_come_often_at_first(options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_come_often_at_first(
+    options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from main import ImageLogger
 
     class Trainer:
@@ -363,7 +518,11 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
     del config.model.learning_rate
     config.model[key] = 0.0125
     model, data = build(config, seed=3)
-    assert model.configure_optimizers().defaults["lr"] == 0.0125 and isinstance(data, DataModuleFromConfig) and data.seed == 3
+    assert (
+        model.configure_optimizers().defaults["lr"] == 0.0125
+        and isinstance(data, DataModuleFromConfig)
+        and data.seed == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -395,21 +554,27 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("data.params.train.params.styl_size=3", "did you mean style_size"),
     ],
 )
-def test_a_wrong_config_is_a_user_error(diffusion_config: Path, tmp_path: Path, override: str, problem: str) -> None:
+def test_a_wrong_config_is_a_user_error(
+    diffusion_config: Path, tmp_path: Path, override: str, problem: str
+) -> None:
     config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
     with pytest.raises(UserError, match=problem):
         train(config, override)
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_gpu_that_is_not_there_is_a_user_error(diffusion_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_there_is_a_user_error(
+    diffusion_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="the trainer cannot be set up.* leave out --gpus"):
         train(diffusion_config, "--gpus", "0,")
 
 
-def test_a_missing_config_is_one_line_and_exit_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_config_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     assert run_program(main, ["--base", "nowhere.yaml"], monkeypatch) == 2
     assert capsys.readouterr().err == "error: config nowhere.yaml: no such file\n"
 

@@ -36,12 +36,21 @@ def plain(*paths: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 def test_later_files_and_overrides_win(tmp_path: Path) -> None:
     one = {"model": {"a": 1, "b": 1, "c": 1}, "data": {}}
     paths = save_all(tmp_path, one=one, other={"model": {"b": 2, "c": 2}})
-    assert plain(*paths, overrides=("model.c=3", "data.x=[1,2]")) == {"model": {"a": 1, "b": 2, "c": 3}, "data": {"x": [1, 2]}}
+    assert plain(*paths, overrides=("model.c=3", "data.x=[1,2]")) == {
+        "model": {"a": 1, "b": 2, "c": 3},
+        "data": {"x": [1, 2]},
+    }
 
 
-def test_a_file_is_merged_onto_the_one_it_extends_wherever_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_merged_onto_the_one_it_extends_wherever_it_is_read_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sub").mkdir()
-    save_all(tmp_path, base={"model": {"a": 1, "b": 1, "c": 1}, "data": {}}, middle={"extends": "base.yaml", "model": {"b": 2, "c": 2}})
+    save_all(
+        tmp_path,
+        base={"model": {"a": 1, "b": 1, "c": 1}, "data": {}},
+        middle={"extends": "base.yaml", "model": {"b": 2, "c": 2}},
+    )
     (top,) = save_all(tmp_path / "sub", top={"extends": "../middle.yaml", "model": {"c": 3}})
     monkeypatch.chdir(tmp_path / "sub")
     for path in (top, "top.yaml"):
@@ -49,7 +58,11 @@ def test_a_file_is_merged_onto_the_one_it_extends_wherever_it_is_read_from(tmp_p
 
 
 def test_interpolations_see_the_merged_values(tmp_path: Path) -> None:
-    paths = save_all(tmp_path, base={"model": {"a": 1, "b": "${model.a}"}, "data": {}}, top={"extends": "base.yaml", "model": {"a": 2}})
+    paths = save_all(
+        tmp_path,
+        base={"model": {"a": 1, "b": "${model.a}"}, "data": {}},
+        top={"extends": "base.yaml", "model": {"a": 2}},
+    )
     assert merged_config(paths[1:]).model.b == 2 and merged_config(paths[1:], ["model.a=3"]).model.b == 3
 
 
@@ -68,25 +81,44 @@ def test_a_missing_file_to_extend_is_named(tmp_path: Path) -> None:
 
 OLD = {"data": {"params": {"train": {"target": "A", "params": {"x": 1, "y": 1}}, "n": 4}}, "model": {}}
 BASE, SUBCLASS = "ldm.models.first_stage.KLAutoencoder", "ldm.models.autoencoder.AutoencoderKL"
-CHANGES = [({"target": "B", "params": {"y": 2}}, {"y": 2}), ({"target": "A", "params": {"y": 2}}, {"x": 1, "y": 2}), ({"params": {"y": 2}}, {"x": 1, "y": 2})]
+CHANGES = [
+    ({"target": "B", "params": {"y": 2}}, {"y": 2}),
+    ({"target": "A", "params": {"y": 2}}, {"x": 1, "y": 2}),
+    ({"params": {"y": 2}}, {"x": 1, "y": 2}),
+]
 
 
-@pytest.mark.parametrize("old, new, params", [(BASE, SUBCLASS, {"x": 1, "y": 2}), (SUBCLASS, BASE, {"y": 2})], ids=["subclass", "base"])
+@pytest.mark.parametrize(
+    "old, new, params",
+    [(BASE, SUBCLASS, {"x": 1, "y": 2}), (SUBCLASS, BASE, {"y": 2})],
+    ids=["subclass", "base"],
+)
 def test_a_subclass_keeps_the_parameters(tmp_path: Path, old: str, new: str, params: dict[str, int]) -> None:
     base = {"model": {"target": old, "params": {"x": 1, "y": 1}}, "data": {}}
-    paths = save_all(tmp_path, base=base, child={"extends": "base.yaml", "model": {"target": new, "params": {"y": 2}}})
+    paths = save_all(
+        tmp_path, base=base, child={"extends": "base.yaml", "model": {"target": new, "params": {"y": 2}}}
+    )
     assert plain(paths[1])["model"] == {"target": new, "params": params}
 
 
 @pytest.mark.parametrize("change, params", CHANGES, ids=["another target", "same target", "no target"])
 @pytest.mark.parametrize("way", ["second file", "extends", "overrides"])
-def test_only_another_target_replaces_a_node_whole(tmp_path: Path, change: dict[str, Any], params: dict[str, int], way: str) -> None:
+def test_only_another_target_replaces_a_node_whole(
+    tmp_path: Path, change: dict[str, Any], params: dict[str, int], way: str
+) -> None:
     overrides = [f"data.params.train.target={change['target']}"] if "target" in change else []
     new = {"data": {"params": {"train": change}}}
     paths = save_all(tmp_path, old=OLD, new=new, top={"extends": "old.yaml", **new})
-    calls = {"second file": (paths[:2], []), "extends": (paths[2:], []), "overrides": (paths[:1], [*overrides, "data.params.train.params.y=2"])}
+    calls = {
+        "second file": (paths[:2], []),
+        "extends": (paths[2:], []),
+        "overrides": (paths[:1], [*overrides, "data.params.train.params.y=2"]),
+    }
     config = OmegaConf.to_container(merged_config(*calls[way]))
-    assert config["data"]["params"] == {"n": 4, "train": {"target": change.get("target", "A"), "params": params}}
+    assert config["data"]["params"] == {
+        "n": 4,
+        "train": {"target": change.get("target", "A"), "params": params},
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,16 +147,26 @@ def test_a_config_needs_a_model_and_data(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     "given, overrides",
     [
-        ("--max_epochs 5 --accumulate_grad_batches 2 --precision 16", ["max_epochs=5", "accumulate_grad_batches=2", "precision=16"]),
+        (
+            "--max_epochs 5 --accumulate_grad_batches 2 --precision 16",
+            ["max_epochs=5", "accumulate_grad_batches=2", "precision=16"],
+        ),
         ("--max-steps=7 a.b=1 --fast_dev_run --no-test", ["max_steps=7", "fast_dev_run=true"]),
-        ("--deterministic a.b=1 --benchmark true --scale_lr False --no-test True", ["deterministic=true", "benchmark=true"]),
+        (
+            "--deterministic a.b=1 --benchmark true --scale_lr False --no-test True",
+            ["deterministic=true", "benchmark=true"],
+        ),
         ("--max_epochs -1 --benchmark -n n", ["max_epochs=-1", "benchmark=true"]),
     ],
 )
 def test_lightnings_flags_set_the_trainers_options(given: str, overrides: list[str]) -> None:
     args = parse_args(["-b", "a.yaml", *given.split(), "-l", "DIR", "-f", "_x", "-n", "n", "-s", "3"])
     found = [text.removeprefix("lightning.trainer.") for text in args.overrides if text != "a.b=1"]
-    assert sorted(found) == sorted(overrides) and args.base == ["a.yaml"] and ("a.b=1" in args.overrides) == ("a.b=1" in given)
+    assert (
+        sorted(found) == sorted(overrides)
+        and args.base == ["a.yaml"]
+        and ("a.b=1" in args.overrides) == ("a.b=1" in given)
+    )
     assert run_folder(args, None) == Path("DIR/n_x") and args.seed == 3
 
 
@@ -141,7 +183,9 @@ def test_lightnings_flags_set_the_trainers_options(given: str, overrides: list[s
         ("--weights_save_path=x", "--weights_save_path: give --logdir DIR"),
     ],
 )
-def test_published_flags_without_a_meaning_are_refused_by_what_replaces_them(given: str, problem: str) -> None:
+def test_published_flags_without_a_meaning_are_refused_by_what_replaces_them(
+    given: str, problem: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(problem)):
         parse_args(["--base", "a.yaml", *given.split()])
 
@@ -168,7 +212,9 @@ def test_the_option_to_train_changes_nothing(options: list[str]) -> None:
 
 @pytest.mark.parametrize("option", ["-t", "--train"])
 def test_the_option_to_train_leaves_the_next_flag_its_value(option: str) -> None:
-    assert parse_args(["--base", "a.yaml", option, "--max_epochs", "1"]).overrides == ["lightning.trainer.max_epochs=1"]
+    assert parse_args(["--base", "a.yaml", option, "--max_epochs", "1"]).overrides == [
+        "lightning.trainer.max_epochs=1"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +244,12 @@ def test_a_config_file_or_a_run_to_resume_is_needed(options: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "options, problem",
-    [(["--max_epoch", "5"], "did you mean --max_epochs"), (["--seed", "-1"], "--seed must be between 0 and"), (["--seed", "4294967296"], "--seed must be between 0 and"), (["--sede", "1"], "--sede")],
+    [
+        (["--max_epoch", "5"], "did you mean --max_epochs"),
+        (["--seed", "-1"], "--seed must be between 0 and"),
+        (["--seed", "4294967296"], "--seed must be between 0 and"),
+        (["--sede", "1"], "--sede"),
+    ],
 )
 def test_a_wrong_option_is_a_user_error(options: list[str], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
@@ -206,15 +257,31 @@ def test_a_wrong_option_is_a_user_error(options: list[str], problem: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "given, devices", [("0,", [0]), ("0,1", [0, 1]), ("2,5,", [2, 5]), ([0, 2], [0, 2]), ("2", 2), (3, 3), ("-1", -1), (-1, -1)], ids=repr
+    "given, devices",
+    [
+        ("0,", [0]),
+        ("0,1", [0, 1]),
+        ("2,5,", [2, 5]),
+        ([0, 2], [0, 2]),
+        ("2", 2),
+        (3, 3),
+        ("-1", -1),
+        (-1, -1),
+    ],
+    ids=repr,
 )
-def test_gpus_are_numbers_with_commas_or_a_count_as_in_lightning_1_6(given: object, devices: int | list[int]) -> None:
+def test_gpus_are_numbers_with_commas_or_a_count_as_in_lightning_1_6(
+    given: object, devices: int | list[int]
+) -> None:
     assert gpu_devices(given) == devices
 
 
 @pytest.mark.parametrize(
     "text, problem",
-    [*((text, "--gpus takes numbers such as 0,1") for text in ("first", "", ",", "0,-1", "1.5")), ("0", "--gpus 0 is no GPU, .*`--gpus 0,` for the first")],
+    [
+        *((text, "--gpus takes numbers such as 0,1") for text in ("first", "", ",", "0,-1", "1.5")),
+        ("0", "--gpus 0 is no GPU, .*`--gpus 0,` for the first"),
+    ],
 )
 def test_what_is_no_gpu_is_refused(text: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
@@ -231,7 +298,9 @@ def test_published_configs_may_name_gpus_and_the_option_wins(option: str | None)
 
 
 @pytest.mark.parametrize("key", ["accelerator", "distributed_backend"])
-def test_what_the_published_command_set_itself_is_taken_for_what_it_means_now(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_published_command_set_itself_is_taken_for_what_it_means_now(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = lightning_recipe(trainer={key: "ddp", "devices": 2}).trainer_options()
     assert key not in options and isinstance(options["strategy"], DDPStrategy)
 
@@ -268,17 +337,31 @@ class OptimisesItself(pl.LightningModule):
 
 @pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 1.0}], ids=str)
 def test_what_lightning_does_not_do_for_a_model_is_refused_before_it_trains(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"lightning.trainer.{next(iter(options))}: OptimisesItself optimises by itself .*leave it out"):
+    with pytest.raises(
+        ConfigError,
+        match=f"lightning.trainer.{next(iter(options))}: OptimisesItself optimises by itself .*leave it out",
+    ):
         lightning_recipe(None, OptimisesItself(), trainer=options)
-    assert lightning_recipe(None, OptimisesItself(), trainer={"accumulate_grad_batches": 1}).trainer_options()["log_every_n_steps"] == 20
+    assert (
+        lightning_recipe(None, OptimisesItself(), trainer={"accumulate_grad_batches": 1}).trainer_options()[
+            "log_every_n_steps"
+        ]
+        == 20
+    )
 
 
 @pytest.mark.parametrize("fast, expected", [(True, "bf16-mixed"), (False, "32-true")])
-@pytest.mark.parametrize("trainer", [{}, {"precision": "auto"}, {"precision": "auto", "accelerator": "cpu"}], ids=str)
-def test_precision_is_bfloat16_where_the_device_is_fast_at_it(trainer: dict[str, str], fast: bool, expected: str, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "trainer", [{}, {"precision": "auto"}, {"precision": "auto", "accelerator": "cpu"}], ids=str
+)
+def test_precision_is_bfloat16_where_the_device_is_fast_at_it(
+    trainer: dict[str, str], fast: bool, expected: str, monkeypatch
+) -> None:
     asked = []
     monkeypatch.setattr("ldm.training.trainer.has_bf16", lambda device: asked.append(device.type) or fast)
-    monkeypatch.setattr("ldm.training.trainer.choose_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(
+        "ldm.training.trainer.choose_device", lambda name: torch.device("cuda" if name == "auto" else name)
+    )
     assert lightning_recipe(trainer=trainer).trainer_options()["precision"] == expected
     assert asked == [trainer.get("accelerator", "cuda")]
 
@@ -289,9 +372,17 @@ def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "features, expected", [({}, False), ({"avx512_bf16": False, "avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+    "features, expected",
+    [
+        ({}, False),
+        ({"avx512_bf16": False, "avx2": True}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+    ],
 )
-def test_a_cpu_is_fast_at_bfloat16_with_instructions_for_it(features: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_fast_at_bfloat16_with_instructions_for_it(
+    features: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
     assert has_bf16(torch.device("cpu")) == expected and not has_bf16(torch.device("mps"))
 
@@ -311,9 +402,14 @@ class Monitored(pl.LightningModule):
     monitor = "val/loss"
 
 
-@pytest.mark.parametrize("wrap", [lambda params: params, lambda params: {"params": params}], ids=["plain", "published"])
+@pytest.mark.parametrize(
+    "wrap", [lambda params: params, lambda params: {"params": params}], ids=["plain", "published"]
+)
 def test_checkpoints_of_the_best_and_of_every_n_steps_are_asked_for(tmp_path: Path, wrap: Any) -> None:
-    nodes = {"modelcheckpoint": wrap({"save_top_k": 2}), "modelcheckpoint_step": wrap({"every_n_train_steps": 5})}
+    nodes = {
+        "modelcheckpoint": wrap({"save_top_k": 2}),
+        "modelcheckpoint_step": wrap({"every_n_train_steps": 5}),
+    }
     lightning = lightning_recipe(None, Monitored(), trainer={"accelerator": "cpu"}, **nodes)
     lightning.data.datasets["validation"] = []
     best, steps = [c for c in lightning.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
@@ -322,15 +418,25 @@ def test_checkpoints_of_the_best_and_of_every_n_steps_are_asked_for(tmp_path: Pa
     assert {str(best.dirpath), str(steps.dirpath)} == {str(tmp_path / "checkpoints")}
 
 
-@pytest.mark.parametrize("options, expected", [({"every_n_train_steps": 3}, (None, -1)), ({"monitor": "train/loss"}, ("train/loss", 3))], ids=str)
-def test_checkpoints_that_need_no_validation_are_written_without(tmp_path: Path, options: dict[str, Any], expected: tuple[str | None, int]) -> None:
-    recipe = lightning_recipe(None, Monitored(), trainer={"accelerator": "cpu"}, modelcheckpoint={"params": options})
+@pytest.mark.parametrize(
+    "options, expected",
+    [({"every_n_train_steps": 3}, (None, -1)), ({"monitor": "train/loss"}, ("train/loss", 3))],
+    ids=str,
+)
+def test_checkpoints_that_need_no_validation_are_written_without(
+    tmp_path: Path, options: dict[str, Any], expected: tuple[str | None, int]
+) -> None:
+    recipe = lightning_recipe(
+        None, Monitored(), trainer={"accelerator": "cpu"}, modelcheckpoint={"params": options}
+    )
     (found,) = [c for c in recipe.trainer(tmp_path, seed=0).callbacks if isinstance(c, ModelCheckpoint)]
     assert (found.monitor, found.save_top_k) == expected
 
 
 @pytest.mark.parametrize("validates, monitored", [(False, True), (True, False)])
-def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture, validates: bool, monitored: bool) -> None:
+def test_without_a_value_to_watch_there_is_no_best_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, validates: bool, monitored: bool
+) -> None:
     model = Monitored() if monitored else None
     for options, told in (({}, 0), ({"save_top_k": 2}, 1)):
         recipe = lightning_recipe(None, model, trainer={"accelerator": "cpu"}, modelcheckpoint=options)
@@ -339,7 +445,10 @@ def test_without_a_value_to_watch_there_is_no_best_checkpoint(tmp_path: Path, ca
         assert caplog.text.count("lightning.modelcheckpoint has no effect") == told
 
 
-@pytest.mark.parametrize("section", ["trainer", "callbacks", "logger", "performance", "modelcheckpoint", "modelcheckpoint_step", "last"])
+@pytest.mark.parametrize(
+    "section",
+    ["trainer", "callbacks", "logger", "performance", "modelcheckpoint", "modelcheckpoint_step", "last"],
+)
 def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> None:
     assert isinstance(trainer_of(tmp_path, **{section: None}), pl.Trainer)
 
@@ -348,28 +457,53 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
     "lightning, problem",
     [
         ({"trainr": {}}, "unknown config key 'trainr'; did you mean trainer"),
-        ({"modelcheckpoint_steps": {}}, "unknown config key 'modelcheckpoint_steps'; did you mean modelcheckpoint_step"),
+        (
+            {"modelcheckpoint_steps": {}},
+            "unknown config key 'modelcheckpoint_steps'; did you mean modelcheckpoint_step",
+        ),
         ({"trainer": {"max_epoch": 3}}, "has no parameter 'max_epoch'; did you mean max_epochs"),
         ({"trainer": {"precision": "fp7"}}, "Precision 'fp7' is invalid"),
         ({"trainer": {"max_steps": "many"}}, "lightning.trainer.max_steps must be a whole number from -1"),
         ({"trainer": {"max_time": "many"}}, "the trainer cannot be set up"),
-        ({"trainer": {"accumulate_grad_batches": 0}}, "lightning.trainer.accumulate_grad_batches must be a whole number from 1 on"),
+        (
+            {"trainer": {"accumulate_grad_batches": 0}},
+            "lightning.trainer.accumulate_grad_batches must be a whole number from 1 on",
+        ),
         ({"trainer": {"val_check_interval": 0}}, "lightning.trainer.val_check_interval must be above 0"),
         ({"modelcheckpoint_step": {"params": {"every_n_train_step": 3}}}, "did you mean every_n_train_steps"),
         ({"modelcheckpoint": {"params": {"save_top_kk": 3}}}, "did you mean save_top_k"),
-        ({"modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelChekpoint"}}, "did you mean ModelCheckpoint"),
-        ({"logger": {"target": "pytorch_lightning.loggers.TestTubeLogger"}}, "TensorBoard's and CSV files are always written"),
-        ({"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}}, "lightning.modelcheckpoint_step: .*mutually exclusive"),
-        ({"last": {"every_n_train_step": 3}}, "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps"),
+        (
+            {"modelcheckpoint": {"target": "pytorch_lightning.callbacks.ModelChekpoint"}},
+            "did you mean ModelCheckpoint",
+        ),
+        (
+            {"logger": {"target": "pytorch_lightning.loggers.TestTubeLogger"}},
+            "TensorBoard's and CSV files are always written",
+        ),
+        (
+            {"modelcheckpoint_step": {"every_n_train_steps": 3, "every_n_epochs": 3}},
+            "lightning.modelcheckpoint_step: .*mutually exclusive",
+        ),
+        (
+            {"last": {"every_n_train_step": 3}},
+            "KeepLast has no parameter 'every_n_train_step'; did you mean every_n_train_steps",
+        ),
         ({"callbacks": {"x": {"target": "os.system"}}}, "'os.system' is not under"),
         ({"callbacks": [1]}, "`lightning.callbacks` must be names with values, got"),
-        ({"logger": {"target": "pytorch_lightning.loggers.CometLogger"}}, "CometLogger needs a package that is not installed"),
+        (
+            {"logger": {"target": "pytorch_lightning.loggers.CometLogger"}},
+            "CometLogger needs a package that is not installed",
+        ),
     ],
 )
-def test_what_the_trainer_does_not_know_is_refused(tmp_path: Path, lightning: dict[str, Any], problem: str) -> None:
+def test_what_the_trainer_does_not_know_is_refused(
+    tmp_path: Path, lightning: dict[str, Any], problem: str
+) -> None:
     trainer = lightning.get("trainer", {})
     with pytest.raises(ConfigError, match=problem):
-        lightning_recipe(**{**lightning, "trainer": {"accelerator": "cpu", **trainer}}).trainer(tmp_path, seed=0)
+        lightning_recipe(**{**lightning, "trainer": {"accelerator": "cpu", **trainer}}).trainer(
+            tmp_path, seed=0
+        )
 
 
 @pytest.mark.parametrize("lightning", [3, [1], "trainer"])
@@ -403,13 +537,17 @@ def test_channels_last_is_the_order_of_the_weights(matmul_precision: None, wante
 
 
 @pytest.mark.parametrize("options, expected", [({}, "high"), ({"matmul_precision": "highest"}, "highest")])
-def test_float32_products_may_be_as_fast_as_asked(matmul_precision: None, options: dict[str, str], expected: str) -> None:
+def test_float32_products_may_be_as_fast_as_asked(
+    matmul_precision: None, options: dict[str, str], expected: str
+) -> None:
     apply_performance(Convolution(), options)
     assert torch.get_float32_matmul_precision() == expected
     assert torch.backends.cudnn.allow_tf32 == (expected != "highest")
 
 
-def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul_precision: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(
+    matmul_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled, model = [], Convolution()
     monkeypatch.setattr(nn.Module, "compile", lambda self, dynamic: compiled.append(self))
     names = list(model.state_dict())
@@ -431,7 +569,9 @@ def test_networks_are_compiled_in_place_so_that_names_in_checkpoints_stay(matmul
         ({"matmul_precision": 3}, "matmul_precision must be highest or high or medium, got 3"),
     ],
 )
-def test_unknown_performance_options_are_refused(matmul_precision: None, options: dict[str, Any], problem: str) -> None:
+def test_unknown_performance_options_are_refused(
+    matmul_precision: None, options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         apply_performance(Convolution(), options)
 
@@ -439,18 +579,32 @@ def test_unknown_performance_options_are_refused(matmul_precision: None, options
 @pytest.mark.parametrize(
     "lightning, problem",
     [
-        ({"last": {"every_n_train_steps": 0}}, "lightning.last.every_n_train_steps must be a whole number from 1 on"),
-        ({"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}}, "batch_frequency must be a whole number from 1 on"),
-        ({"modelcheckpoint_step": {"params": {}, "every_n_train_steps": 5}}, "unknown config key 'every_n_train_steps'; `lightning.modelcheckpoint_step` has target, params"),
+        (
+            {"last": {"every_n_train_steps": 0}},
+            "lightning.last.every_n_train_steps must be a whole number from 1 on",
+        ),
+        (
+            {"callbacks": {"images": {"target": "main.ImageLogger", "params": {"batch_frequency": 0}}}},
+            "batch_frequency must be a whole number from 1 on",
+        ),
+        (
+            {"modelcheckpoint_step": {"params": {}, "every_n_train_steps": 5}},
+            "unknown config key 'every_n_train_steps'; `lightning.modelcheckpoint_step` has target, params",
+        ),
     ],
 )
-def test_settings_that_would_fail_or_be_forgotten_later_are_refused(lightning: dict, problem: str, tmp_path: Path) -> None:
+def test_settings_that_would_fail_or_be_forgotten_later_are_refused(
+    lightning: dict, problem: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=problem):
         lightning_recipe(**lightning).trainer(tmp_path, seed=0)
 
 
 def test_a_run_may_go_without_loggers(tmp_path: Path) -> None:
-    assert lightning_recipe(trainer={"logger": False, "accelerator": "cpu"}).trainer(tmp_path, seed=0).loggers == []
+    assert (
+        lightning_recipe(trainer={"logger": False, "accelerator": "cpu"}).trainer(tmp_path, seed=0).loggers
+        == []
+    )
 
 
 def test_an_override_given_twice_is_refused() -> None:

@@ -67,7 +67,9 @@ def group_norm(x: Tensor, groups: int, eps: float = 1e-5, affine: nn.Module | No
     grouped = x.reshape(len(x), groups, -1)
     deviation = grouped - grouped.mean(-1, keepdim=True)
     normed = (deviation / (deviation.square().mean(-1, keepdim=True) + eps).sqrt()).reshape(x.shape)
-    return normed if affine is None else normed * spread(affine.weight[None], x) + spread(affine.bias[None], x)
+    return (
+        normed if affine is None else normed * spread(affine.weight[None], x) + spread(affine.bias[None], x)
+    )
 
 
 def spread(vectors: Tensor, x: Tensor) -> Tensor:
@@ -101,7 +103,9 @@ def test_time_embedding_is_cosines_then_sines_then_a_zero_column_if_odd(width):
     half = width // 2
     angles = [[t * math.exp(-math.log(10000) * i / half) for i in range(half)] for t in times]
     expected = [[*map(math.cos, row), *map(math.sin, row), *[0.0] * (width % 2)] for row in angles]
-    torch.testing.assert_close(timestep_embedding(torch.tensor(times), width), torch.tensor(expected), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        timestep_embedding(torch.tensor(times), width), torch.tensor(expected), rtol=0, atol=1e-4
+    )
 
 
 def test_time_embedder_is_a_linear_silu_linear_of_the_sinusoid():
@@ -139,7 +143,9 @@ def reference_res_block(block: AdaLNResBlock, x: Tensor, emb: Tensor, scale_shif
 
 
 @pytest.mark.parametrize(
-    "resample, direct", [(None, lambda x: x), ("up", double), ("down", halve)], ids=["same size", "up", "down"]
+    "resample, direct",
+    [(None, lambda x: x), ("up", double), ("down", halve)],
+    ids=["same size", "up", "down"],
 )
 @pytest.mark.parametrize("scale_shift", [True, False])
 @pytest.mark.parametrize("out_channels", [8, 16])
@@ -209,7 +215,9 @@ def test_final_layer_modulates_without_a_nonlinearity():
     layer = apply_rule(FinalLayer(8, EMB, 3, GROUPS))
     x, emb = faint(2, 8, 4, 6), rnd("emb", 2, EMB)
     shift, scale = chunks(layer, emb, x, 2)
-    assert_same(layer(x, emb), conv(layer.conv, group_norm(x, GROUPS, affine=layer.norm_final) * (1 + scale) + shift))
+    assert_same(
+        layer(x, emb), conv(layer.conv, group_norm(x, GROUPS, affine=layer.norm_final) * (1 + scale) + shift)
+    )
 
 
 def test_content_refinement_follows_the_time_embedding_alone():
@@ -221,7 +229,9 @@ def test_content_refinement_follows_the_time_embedding_alone():
     shift, scale = (spread(part, content) for part in vectors.chunk(2, dim=1))
     refined = conv(model.content_in[2], silu(conv(model.content_in[0], content * (1 + scale) + shift)))
     assert_same(model.content_vectors(emb), vectors)
-    assert_same(model.predict(x, content, vectors, emb), UNetModel.forward(model, torch.cat([x, refined], dim=1), emb))
+    assert_same(
+        model.predict(x, content, vectors, emb), UNetModel.forward(model, torch.cat([x, refined], dim=1), emb)
+    )
     whole = UNetModel.forward(model, torch.cat([x, refined], dim=1), emb + model.context_emb(style))
     assert_same(model(x, t, content, style), whole)
 
@@ -242,12 +252,16 @@ def test_refined_width_is_the_contents_own_by_default():
 def test_style_embedding_is_a_linear_silu_linear():
     model, (_, _, _, style) = tiny_unet(), inputs()
     first, _, last = model.context_emb
-    assert_same(model.embed_context(style), silu(style @ first.weight.T + first.bias) @ last.weight.T + last.bias)
+    assert_same(
+        model.embed_context(style), silu(style @ first.weight.T + first.bias) @ last.weight.T + last.bias
+    )
 
 
 def test_whitened_components_are_all_as_strong_and_apart_from_each_other():
     whitening = Whitening(6, 4)
-    vectors = 3 + rnd("vectors", 500, 6) @ (rnd("mixing", 6, 6) * torch.tensor([30, 10, 3, 1, 0.1, 0.05])[:, None])
+    vectors = 3 + rnd("vectors", 500, 6) @ (
+        rnd("mixing", 6, 6) * torch.tensor([30, 10, 3, 1, 0.1, 0.05])[:, None]
+    )
     whitening.measure(vectors)
     components = whitening(vectors)
     assert_same(components.mean(0) + 1, torch.ones(4), 1e-3)
@@ -262,7 +276,11 @@ def test_components_that_hardly_vary_are_not_blown_up():
     vectors = rnd("vectors", 200, 3) * torch.tensor([100.0, 10.0, 1e-3])
     whitening.measure(vectors)
     spread = whitening(vectors).std(0)
-    assert spread[0] == pytest.approx(1, rel=0.01) and spread[1] == pytest.approx(1, rel=0.01) and spread[2] < 0.01
+    assert (
+        spread[0] == pytest.approx(1, rel=0.01)
+        and spread[1] == pytest.approx(1, rel=0.01)
+        and spread[2] < 0.01
+    )
 
 
 def test_few_vectors_make_few_components():
@@ -284,7 +302,10 @@ def test_the_network_embeds_the_whitened_style():
     assert model.context_emb[0].in_features == 5
     model.context_whitening.measure(rnd("styles", 50, STYLE_DIM))
     assert_same(model.embed_context(style), model.context_emb(model.context_whitening(style)))
-    assert {name for name in model.state_dict() if "whitening" in name} == {"context_whitening.mean", "context_whitening.basis"}
+    assert {name for name in model.state_dict() if "whitening" in name} == {
+        "context_whitening.mean",
+        "context_whitening.basis",
+    }
     with pytest.raises(ValueError, match="components"):
         tiny_unet(context_components=STYLE_DIM + 1)
 
@@ -327,7 +348,9 @@ def test_channelwise_heads_are_of_the_width_asked_for_and_of_4():
 def test_resampling(with_conv):
     x = rnd("x", 2, 8, 4, 6)
     down, up = apply_rule(Downsample(8, with_conv)), apply_rule(Upsample(8, with_conv))
-    strided = F.conv2d(F.pad(x, (1, 1, 1, 1)), down.op.weight, down.op.bias, stride=2) if with_conv else halve(x)
+    strided = (
+        F.conv2d(F.pad(x, (1, 1, 1, 1)), down.op.weight, down.op.bias, stride=2) if with_conv else halve(x)
+    )
     assert_same(down(x), strided)
     assert_same(up(x), conv(up.conv, double(x)) if with_conv else double(x))
 
@@ -415,15 +438,25 @@ def test_one_and_three_dimensions(name, refined, dims, sides):
 def linears_by_kind(model: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, nn.Linear]]:
     """(the adaLN outputs, all other linear layers of the base network) by name."""
     named = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    zero = {name: m for name, m in named.items() if "adaLN_modulation" in name and not name.endswith("modulation.0")}
-    return zero, {name: m for name, m in named.items() if name not in zero and not name.startswith("content_")}
+    zero = {
+        name: m
+        for name, m in named.items()
+        if "adaLN_modulation" in name and not name.endswith("modulation.0")
+    }
+    return zero, {
+        name: m for name, m in named.items() if name not in zero and not name.startswith("content_")
+    }
 
 
 @every_option
 def test_what_ends_a_branch_starts_at_zero(options):
     model = untrained_unet(**options)
     adaln, _ = linears_by_kind(model)
-    blocks = [m for m in model.modules() if isinstance(m, (AdaLNResBlock, AdaLNAttentionBlock, ChannelwiseTransformerBlock, FinalLayer))]
+    blocks = [
+        m
+        for m in model.modules()
+        if isinstance(m, (AdaLNResBlock, AdaLNAttentionBlock, ChannelwiseTransformerBlock, FinalLayer))
+    ]
     assert len(adaln) == len(blocks) + model.refines_content
     assert not any(p.any() for layer in adaln.values() for p in layer.parameters())
     assert model.out.conv.bias is None and not model.out.conv.weight.any()
@@ -432,7 +465,9 @@ def test_what_ends_a_branch_starts_at_zero(options):
 def test_without_scale_shift_every_res_block_ends_in_a_zero_conv():
     blocks = [m for m in untrained_unet(use_scale_shift_norm=False).modules() if isinstance(m, AdaLNResBlock)]
     assert blocks and not any(p.any() for block in blocks for p in block.out_layers[-1].parameters())
-    assert all(m.out_layers[-1].weight.any() for m in untrained_unet().modules() if isinstance(m, AdaLNResBlock))
+    assert all(
+        m.out_layers[-1].weight.any() for m in untrained_unet().modules() if isinstance(m, AdaLNResBlock)
+    )
 
 
 def test_linear_layers_start_xavier_uniform_and_the_time_embedding_normal():

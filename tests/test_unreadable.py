@@ -75,10 +75,18 @@ class Reader(pl.LightningModule):
         return None
 
 
-def read_once(root: Path, workers: int = 0, batch_size: int = 20, limit: int | None = None, **options: Any) -> int:
+def read_once(
+    root: Path, workers: int = 0, batch_size: int = 20, limit: int | None = None, **options: Any
+) -> int:
     """Pictures seen in one epoch."""
-    node = {"target": "ldm.data.pictures.PictureFolder", "params": {"roots": str(root), "size": 16, "validation_share": 0.0}}
-    data, reader = DataModuleFromConfig(batch_size=batch_size, num_workers=workers, train=node, **options), Reader(limit)
+    node = {
+        "target": "ldm.data.pictures.PictureFolder",
+        "params": {"roots": str(root), "size": 16, "validation_share": 0.0},
+    }
+    data, reader = (
+        DataModuleFromConfig(batch_size=batch_size, num_workers=workers, train=node, **options),
+        Reader(limit),
+    )
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=root, use_distributed_sampler=False,
@@ -98,15 +106,21 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_with_bad_pictures_is_read_whole(thousand: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
+def test_a_folder_with_bad_pictures_is_read_whole(
+    thousand: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
     assert read_once(thousand, workers) == 1000
     *left_out, report = warned(caplog)
-    assert sorted(name_in(message.removeprefix("picture left out: ")) for message in left_out) == bad_names(thousand)
+    assert sorted(name_in(message.removeprefix("picture left out: ")) for message in left_out) == bad_names(
+        thousand
+    )
     assert report.startswith("50 of 1000 pictures could not be read and were replaced by others:")
     assert all(report.count(name) == 1 for name in bad_names(thousand))
 
 
-def test_a_run_that_fails_reports_what_it_left_out_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_fails_reports_what_it_left_out_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(RuntimeError, match="something broke"):
         read_once(folder_of(tmp_path / "failing", good=36, bad=4), batch_size=40, limit=40)
     assert warned(caplog)[-1].startswith("4 of 40 pictures could not be read")
@@ -115,12 +129,29 @@ def test_a_run_that_fails_reports_what_it_left_out_too(tmp_path: Path, caplog: p
 def test_the_log_says_what_is_wrong_with_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_once(folder_of(tmp_path / "each", good=40, bad=4))
     *left_out, _ = warned(caplog)
-    for kind, problem in {"cut": "broken or cut short", "empty": "is empty", "text": "not a picture", "bomb": "too many pixels"}.items():
-        assert len([message for message in left_out if f"-{kind}." in message and problem in message and "\n" not in message]) == 1
+    for kind, problem in {
+        "cut": "broken or cut short",
+        "empty": "is empty",
+        "text": "not a picture",
+        "bomb": "too many pixels",
+    }.items():
+        assert (
+            len(
+                [
+                    message
+                    for message in left_out
+                    if f"-{kind}." in message and problem in message and "\n" not in message
+                ]
+            )
+            == 1
+        )
 
 
 def test_too_many_bad_pictures_stop_the_run_with_their_list(thousand: Path) -> None:
-    with pytest.raises(UserError, match=r"of 1000 pictures could not be read, more than data.params.max_unreadable_share \(0.01\) allows") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"of 1000 pictures could not be read, more than data.params.max_unreadable_share \(0.01\) allows",
+    ) as caught:
         read_once(thousand, max_unreadable_share=0.01)
     listed = [name for name in bad_names(thousand) if name in str(caught.value)]
     assert len(listed) >= 11 and "\n" not in str(caught.value)
@@ -137,7 +168,9 @@ def test_the_share_is_of_all_pictures(tmp_path: Path, share: float, stops: bool)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 20])
-def test_a_picture_is_counted_and_named_once_however_often_it_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture, batch_size: int) -> None:
+def test_a_picture_is_counted_and_named_once_however_often_it_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, batch_size: int
+) -> None:
     """Half of the pictures are bad, so that their replacements often are too."""
     root = folder_of(tmp_path / "half", good=10, bad=10)
     read_once(root, batch_size=batch_size, max_unreadable_share=1.0)
@@ -166,7 +199,9 @@ def test_a_sample_tells_which_pictures_it_stands_in_for(tmp_path: Path, split: s
     replaced, good = data[0], data[1]
     assert np.array_equal(replaced["image"], good["image"])
     assert replaced["path"] == good["path"] == str(tmp_path / "b-good.png")
-    assert good["unreadable"] == "" and set(map(name_in, replaced["unreadable"].splitlines())) == {"a-bad.png"}
+    assert good["unreadable"] == "" and set(map(name_in, replaced["unreadable"].splitlines())) == {
+        "a-bad.png"
+    }
 
 
 def test_the_replacement_is_the_next_picture_where_nothing_is_random(tmp_path: Path) -> None:
@@ -197,7 +232,9 @@ UNUSUAL = {
     "CMYK": encoded(picture(32, 24).convert("CMYK"), "jpeg", quality=95),
     "palette with a transparent colour": encoded(picture(32, 24).convert("P"), "png", transparency=0),
     "transparent": encoded(picture(32, 24).convert("RGBA"), "png"),
-    "16 bits": encoded(Image.fromarray(np.linspace(0, 65535, 32 * 24).reshape(24, 32).astype(np.uint16)), "png"),
+    "16 bits": encoded(
+        Image.fromarray(np.linspace(0, 65535, 32 * 24).reshape(24, 32).astype(np.uint16)), "png"
+    ),
     "grey": encoded(picture(32, 24).convert("L"), "png"),
     "black and white": encoded(picture(32, 24).convert("1"), "png"),
 }

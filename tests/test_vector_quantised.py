@@ -16,7 +16,12 @@ from ldm.modules.vqvae import quantize
 from ldm.modules.vqvae.quantize import VectorQuantizer
 
 CODES, WIDTH = 7, 4
-PARAMS = {"ddconfig": {**HALVES, "double_z": False}, "lossconfig": {"target": "torch.nn.Identity"}, "n_embed": CODES, "embed_dim": WIDTH}
+PARAMS = {
+    "ddconfig": {**HALVES, "double_z": False},
+    "lossconfig": {"target": "torch.nn.Identity"},
+    "n_embed": CODES,
+    "embed_dim": WIDTH,
+}
 LOSS = {
     "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
     "params": {"disc_start": 2, "perceptual_weight": 0.0, "disc_num_layers": 1},
@@ -138,17 +143,33 @@ def test_every_parameter_takes_part() -> None:
 
 def test_the_layout_is_the_published_one() -> None:
     shapes = {name: tuple(value.shape) for name, value in vq_model().state_dict().items()}
-    assert {name.partition(".")[0] for name in shapes} == {"encoder", "decoder", "quantize", "quant_conv", "post_quant_conv"}
-    assert shapes["quantize.embedding.weight"] == (CODES, WIDTH) and shapes["encoder.conv_out.weight"] == (WIDTH, 16, 3, 3)
+    assert {name.partition(".")[0] for name in shapes} == {
+        "encoder",
+        "decoder",
+        "quantize",
+        "quant_conv",
+        "post_quant_conv",
+    }
+    assert shapes["quantize.embedding.weight"] == (CODES, WIDTH) and shapes["encoder.conv_out.weight"] == (
+        WIDTH,
+        16,
+        3,
+        3,
+    )
     assert shapes["quant_conv.weight"] == shapes["post_quant_conv.weight"] == (WIDTH, WIDTH, 1, 1)
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_loads_a_published_file(tmp_path, prefix: str) -> None:
     state = {f"{prefix}{name}": 2 * value for name, value in vq_model().state_dict().items()}
-    torch.save({"state_dict": state | {f"{prefix}loss.discriminator.main.0.weight": torch.zeros(4)}}, tmp_path / "vq.ckpt")
+    torch.save(
+        {"state_dict": state | {f"{prefix}loss.discriminator.main.0.weight": torch.zeros(4)}},
+        tmp_path / "vq.ckpt",
+    )
     model = VQModelInterface(**{**PARAMS, "ckpt_path": str(tmp_path / "vq.ckpt")})
-    assert model.has_weights and all(torch.equal(model.state_dict()[name.removeprefix(prefix)], value) for name, value in state.items())
+    assert model.has_weights and all(
+        torch.equal(model.state_dict()[name.removeprefix(prefix)], value) for name, value in state.items()
+    )
     del state[f"{prefix}quantize.embedding.weight"]
     torch.save({"state_dict": state}, tmp_path / "vq.ckpt")
     with pytest.raises(CheckpointError, match="1 missing .quantize.embedding.weight"):
@@ -177,16 +198,24 @@ def vq_loss(**changes: Any) -> VQLPIPSWithDiscriminator:
 def test_the_loss_is_a_mean_and_the_weighed_codebook_loss() -> None:
     x, recon, codebook = pictures(), rnd("recon", 2, 3, 16, 24), torch.tensor(0.7)
     latent = (codebook, torch.tensor([0, 1]))
-    value, parts = vq_loss(codebook_weight=0.5).autoencoder_loss(x, recon, latent, 1, nn.Parameter(torch.ones(1)))
+    value, parts = vq_loss(codebook_weight=0.5).autoencoder_loss(
+        x, recon, latent, 1, nn.Parameter(torch.ones(1))
+    )
     assert_same(value, (x - recon).abs().mean() + 0.35)
-    assert parts.keys() == {"total_loss", "rec_loss", "nll_loss", "quant_loss"} and parts["quant_loss"] == codebook
+    assert (
+        parts.keys() == {"total_loss", "rec_loss", "nll_loss", "quant_loss"}
+        and parts["quant_loss"] == codebook
+    )
 
 
 def test_the_discriminator_joins_in_at_its_step() -> None:
     loss, last, x = vq_loss(disc_weight=0.75), nn.Parameter(torch.ones(1)), pictures()
     recon = last * rnd("recon", 2, 3, 16, 24)
     value, parts = loss.autoencoder_loss(x, recon, (torch.tensor(0.7), torch.tensor([0])), 2, last)
-    norms = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in ((x - recon).abs().mean(), loss.discriminator(recon).mean())]
+    norms = [
+        torch.autograd.grad(part, last, retain_graph=True)[0].norm()
+        for part in ((x - recon).abs().mean(), loss.discriminator(recon).mean())
+    ]
     assert_same(parts["d_weight"], 0.75 * norms[0] / (norms[1] + 1e-4))
     assert_same(value, (x - recon).abs().mean() + 0.7 - parts["d_weight"] * loss.discriminator(recon).mean())
 
@@ -195,7 +224,9 @@ def test_how_much_of_the_codebook_is_used() -> None:
     usage = codebook_usage(torch.tensor([0, 3, 0, 3, 0, 3]), 8)
     assert usage["cluster_usage"] == 2
     assert_same(usage["perplexity"], torch.tensor(2.0))
-    _, parts = vq_loss(n_classes=8).autoencoder_loss(pictures(), pictures(), (torch.tensor(0.0), torch.arange(8)), 0, nn.Parameter(torch.ones(1)))
+    _, parts = vq_loss(n_classes=8).autoencoder_loss(
+        pictures(), pictures(), (torch.tensor(0.0), torch.arange(8)), 0, nn.Parameter(torch.ones(1))
+    )
     assert_same(parts["perplexity"], torch.tensor(8.0))
 
 
@@ -204,23 +235,35 @@ def test_how_much_of_the_codebook_is_used() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_all_of_it_trains(tmp_path) -> None:
-    model = vq_model(lossconfig={**LOSS, "params": {**LOSS["params"], "n_classes": CODES, "disc_loss": "vanilla"}})
+    model = vq_model(
+        lossconfig={**LOSS, "params": {**LOSS["params"], "n_classes": CODES, "disc_loss": "vanilla"}}
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fit(model, pictures(n=4).permute(0, 2, 3, 1), tmp_path)
-    assert model.global_step == 4 and {"train/quant_loss", "train/cluster_usage", "train/disc_loss"} <= model.trainer.callback_metrics.keys()
+    assert (
+        model.global_step == 4
+        and {"train/quant_loss", "train/cluster_usage", "train/disc_loss"}
+        <= model.trainer.callback_metrics.keys()
+    )
     assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
 def test_what_the_optimisers_train_in_the_published_order() -> None:
     model = vq_model(lossconfig=LOSS)
-    weights, discriminator = (optimizer.param_groups[0]["params"] for optimizer in model.configure_optimizers())
+    weights, discriminator = (
+        optimizer.param_groups[0]["params"] for optimizer in model.configure_optimizers()
+    )
     halves = (model.encoder, model.decoder, model.quantize, model.quant_conv, model.post_quant_conv)
     assert [id(p) for p in weights] == [id(p) for part in halves for p in part.parameters()]
     assert len(discriminator) == len(list(model.loss.discriminator.parameters()))
 
 
 def test_trainable_decoder_freezes_the_codebook_too() -> None:
-    trained = {name.partition(".")[0] for name, p in vq_model(trainable="decoder", lossconfig=LOSS).named_parameters() if p.requires_grad}
+    trained = {
+        name.partition(".")[0]
+        for name, p in vq_model(trainable="decoder", lossconfig=LOSS).named_parameters()
+        if p.requires_grad
+    }
     assert trained == {"decoder", "post_quant_conv", "loss"}
 
 
@@ -233,6 +276,9 @@ def test_pictures_for_the_logger() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_training_needs_its_own_loss(tmp_path) -> None:
-    of_kl = {"target": "ldm.modules.losses.LPIPSWithDiscriminator", "params": {"disc_start": 0, "perceptual_weight": 0.0}}
+    of_kl = {
+        "target": "ldm.modules.losses.LPIPSWithDiscriminator",
+        "params": {"disc_start": 0, "perceptual_weight": 0.0},
+    }
     with pytest.raises(ConfigError, match="must be ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"):
         fit(vq_model(lossconfig=of_kl), pictures().permute(0, 2, 3, 1), tmp_path)

@@ -54,22 +54,44 @@ def paint(program: ModuleType, model_files: list[str], folder: Path, monkeypatch
 
 def arguments(**changes: object) -> list[str]:
     """Options of a good call, with these changed; None leaves one out."""
-    options = {"content": "clip.mkv", "style": "painting.png", "output": "out.mp4", "look": "fast", "size": 32, "steps": 1, **changes}
-    return [text for name, value in options.items() if value is not None for text in (f"--{name.replace('_', '-')}", str(value))]
+    options = {
+        "content": "clip.mkv",
+        "style": "painting.png",
+        "output": "out.mp4",
+        "look": "fast",
+        "size": 32,
+        "steps": 1,
+        **changes,
+    }
+    return [
+        text
+        for name, value in options.items()
+        if value is not None
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def write_clip(
-    path: Path, frames: list[Image.Image], times: list[int] | None = None, tone: str | None = None, aspect: int = 1, rotation: int = 0
+    path: Path,
+    frames: list[Image.Image],
+    times: list[int] | None = None,
+    tone: str | None = None,
+    aspect: int = 1,
+    rotation: int = 0,
 ) -> Path:
     """A video file without loss, RATE frames per second or shown at these `times` of 1/RATE s, with a tone encoded by the codec `tone`."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1" if path.suffix == ".mkv" else "libx264rgb", rate=RATE, options={"crf": "0"})
+        stream = container.add_stream(
+            "ffv1" if path.suffix == ".mkv" else "libx264rgb", rate=RATE, options={"crf": "0"}
+        )
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "bgr0" if path.suffix == ".mkv" else "rgb24"
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if rotation:
             stream.set_display_rotation(rotation)
-        sound = container.add_stream(tone, rate=48000, layout="mono") if tone else None  # before the first packet, as all streams
+        sound = (
+            container.add_stream(tone, rate=48000, layout="mono") if tone else None
+        )  # before the first packet, as all streams
         for time, image in zip(times or range(len(frames)), frames):
             frame = av.VideoFrame.from_ndarray(np.asarray(image))
             frame.pts, frame.time_base = time, 1 / RATE
@@ -136,7 +158,9 @@ def test_number_pace_and_size_of_the_frames_are_kept(paint: Any, folder: Path, o
     assert paint(output=output, batch_size=2) == 0
     result = video.open_clip(folder / output)
     frames = list(result.frames())
-    assert [frame.time * result.time_base for frame in frames] == [Fraction(number) / RATE for number in range(5)]
+    assert [frame.time * result.time_base for frame in frames] == [
+        Fraction(number) / RATE for number in range(5)
+    ]
     assert result.rate == RATE and {frame.picture.size for frame in frames} == {(48, 32)}
 
 
@@ -145,7 +169,9 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     write_clip(folder / "clip.mkv", content)
     assert paint("--preserve-color", output="new/painted", style_scale=2, seed=5, batch_size=8) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])
-    expected = pipeline(content, "painting.png", style_scale=2.0, seed=5, look="fast", size=32, steps=1, preserve_color=True)
+    expected = pipeline(
+        content, "painting.png", style_scale=2.0, seed=5, look="fast", size=32, steps=1, preserve_color=True
+    )
     results = read(folder / "new/painted")
     assert [frame.name for frame in results] == [f"{number:06d}.png" for number in range(3)]
     assert [difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
@@ -156,12 +182,21 @@ def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
     write_clip(folder / "clip.mkv", [still, moving, still, moving, still])
     assert paint(output="painted", batch_size=2) == 0
     results = [frame.picture for frame in read(folder / "painted")]
-    assert max(difference(results[0], results[2]), difference(results[0], results[4]), difference(results[1], results[3])) < 0.01
+    assert (
+        max(
+            difference(results[0], results[2]),
+            difference(results[0], results[4]),
+            difference(results[1], results[3]),
+        )
+        < 0.01
+    )
     assert difference(results[0], results[1]) > 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_no_more_than_a_batch_of_frames_is_in_memory(paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+def test_no_more_than_a_batch_of_frames_is_in_memory(
+    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
     write_frame_files(folder / "frames", pictures(10))
     loaded: list[weakref.ref[Image.Image]] = []
     alive = []
@@ -237,10 +272,14 @@ def test_frames_of_another_size_are_scaled_to_the_first(paint: Any, folder: Path
 
 def test_pixels_that_are_not_square_become_so(folder: Path) -> None:
     source = write_clip(folder / "clip.mp4", [picture(24, 32)], aspect=2)
-    assert [frame.picture for frame in read(source)] == [picture(24, 32).resize((48, 32), Image.Resampling.LANCZOS)]
+    assert [frame.picture for frame in read(source)] == [
+        picture(24, 32).resize((48, 32), Image.Resampling.LANCZOS)
+    ]
 
 
-@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this version of av cannot write rotations")
+@pytest.mark.skipif(
+    not hasattr(av.VideoStream, "set_display_rotation"), reason="this version of av cannot write rotations"
+)
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_a_turned_video_is_read_upright(folder: Path, rotation: int) -> None:
     source = write_clip(folder / "clip.mp4", [picture(48, 32)], rotation=rotation)
@@ -280,16 +319,26 @@ def test_the_sound_of_a_part_begins_and_ends_with_it(folder: Path) -> None:
         assert abs(next(container.decode(audio=0)).time) <= 0.02
 
 
-def test_sound_that_does_not_fit_is_left_out(paint: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_sound_that_does_not_fit_is_left_out(
+    paint: Any, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_clip(folder / "clip.mkv", pictures(3), tone="aac")
     for output in ("out.webm", "out.gif"):
         caplog.clear()
         assert paint(output=output) == 0
-        assert [kind for kind, _ in kinds_of(folder / output)] == ["video"] and len(read(folder / output)) == 3
-        assert [record.message.startswith(f"{output}: without sound") for record in caplog.records if record.name == "ldm.media.video"] == [True]
+        assert [kind for kind, _ in kinds_of(folder / output)] == ["video"] and len(
+            read(folder / output)
+        ) == 3
+        assert [
+            record.message.startswith(f"{output}: without sound")
+            for record in caplog.records
+            if record.name == "ldm.media.video"
+        ] == [True]
 
 
-def test_sound_that_breaks_off_costs_no_frame(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_sound_that_breaks_off_costs_no_frame(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     source = write_clip(folder / "clip.mkv", pictures(10), tone="pcm_s16le")
     whole = video.Sound._read
 
@@ -301,7 +350,10 @@ def test_sound_that_breaks_off_costs_no_frame(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(video.Sound, "_read", breaking)
     with caplog.at_level(logging.WARNING):
         assert len(copied(source, folder / "out.mkv")) == 10
-    assert sound_of(folder / "out.mkv") == sound_of(source)[:3] and "without sound from some point on" in caplog.text
+    assert (
+        sound_of(folder / "out.mkv") == sound_of(source)[:3]
+        and "without sound from some point on" in caplog.text
+    )
 
 
 # Folders of frames
@@ -325,19 +377,33 @@ def test_a_restart_paints_what_is_missing(paint: Any, folder: Path, monkeypatch:
     (folder / "painted/frame9.png").write_bytes(b"cut short")
     assert paint(content="frames", output="painted") == 0
     assert (folder / "painted/frame8.png").stat().st_mtime_ns == first
-    assert all(difference(a.picture, b.picture) < 0.01 for a, b in zip(read(folder / "whole"), read(folder / "painted"), strict=True))
+    assert all(
+        difference(a.picture, b.picture) < 0.01
+        for a, b in zip(read(folder / "whole"), read(folder / "painted"), strict=True)
+    )
     before = everything_in(folder / "painted")
     with monkeypatch.context() as patch:
-        patch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model, with nothing to do"))
+        patch.setattr(
+            StyleTransferPipeline,
+            "from_pretrained",
+            lambda *args: pytest.fail("read the model, with nothing to do"),
+        )
         assert paint(content="frames", output="painted") == 0
     assert everything_in(folder / "painted") == before
 
 
 def test_frames_painted_otherwise_are_painted_again(paint: Any, folder: Path) -> None:
     write_frame_files(folder / "frames", pictures(2))
-    assert paint(content="frames", output="painted", seed=1) == paint(content="frames", output="painted", seed=2) == 0
+    assert (
+        paint(content="frames", output="painted", seed=1)
+        == paint(content="frames", output="painted", seed=2)
+        == 0
+    )
     assert paint(content="frames", output="other", seed=2) == 0
-    assert [difference(a.picture, b.picture) for a, b in zip(read(folder / "painted"), read(folder / "other"), strict=True)] == [0, 0]
+    assert [
+        difference(a.picture, b.picture)
+        for a, b in zip(read(folder / "painted"), read(folder / "other"), strict=True)
+    ] == [0, 0]
 
 
 # What goes wrong
@@ -361,12 +427,16 @@ def test_a_failure_in_the_middle_leaves_nothing_half_done(
     monkeypatch.setattr(StyleTransferPipeline, "__call__", failing)
     assert paint(output=output, batch_size=2) == code
     if output == "painted":
-        assert [frame.name for frame in read(folder / "painted")] == [f"{number:06d}.png" for number in range(4)]
+        assert [frame.name for frame in read(folder / "painted")] == [
+            f"{number:06d}.png" for number in range(4)
+        ]
     else:
         assert everything_in(folder) == before
 
 
-def test_a_video_that_is_broken_in_the_middle_is_refused(paint: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_video_that_is_broken_in_the_middle_is_refused(
+    paint: Any, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = write_clip(folder / "clip.mp4", pictures(6))
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
@@ -414,7 +484,12 @@ def test_a_video_that_is_broken_in_the_middle_is_refused(paint: Any, folder: Pat
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_read(
-    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, wrong: dict, problem: str
+    paint: Any,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    wrong: dict,
+    problem: str,
 ) -> None:
     write_clip(folder / "clip.mkv", pictures(3))
     spoil(folder)
@@ -442,20 +517,34 @@ def spoil(folder: Path) -> None:
 def test_an_unknown_checkpoint_is_refused(paint: Any, folder: Path, capsys: pytest.CaptureFixture) -> None:
     write_clip(folder / "clip.mkv", pictures(2))
     for output in ("out.mp4", "painted"):
-        assert_refused(paint("--checkpoint", "nowhere.ckpt", output=output), capsys.readouterr(), "nowhere.ckpt: no such file")
+        assert_refused(
+            paint("--checkpoint", "nowhere.ckpt", output=output),
+            capsys.readouterr(),
+            "nowhere.ckpt: no such file",
+        )
     assert not (folder / "painted").exists()
 
 
-def test_only_videos_need_the_package(paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_only_videos_need_the_package(
+    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     write_clip(folder / "clip.mkv", pictures(2))
     write_frame_files(folder / "frames", pictures(2))
     monkeypatch.setitem(sys.modules, "av", None)
     for options in ({}, {"output": "painted"}, {"content": "frames"}):
-        assert_refused(paint(**options), capsys.readouterr(), "videos need the package av; install it with: pip install -e '.[video]'")
+        assert_refused(
+            paint(**options),
+            capsys.readouterr(),
+            "videos need the package av; install it with: pip install -e '.[video]'",
+        )
     assert paint(content="frames", output="painted") == 0 and len(read(folder / "painted")) == 2
 
 
-def test_an_encoder_that_is_not_there_is_named(paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_an_encoder_that_is_not_there_is_named(
+    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     write_clip(folder / "clip.mkv", pictures(2))
     monkeypatch.setitem(video.FORMATS, ".mp4", replace(video.FORMATS[".mp4"], codec="libmissing"))
-    assert_refused(paint(), capsys.readouterr(), "out.mp4: the package av that is installed cannot write libmissing")
+    assert_refused(
+        paint(), capsys.readouterr(), "out.mp4: the package av that is installed cannot write libmissing"
+    )

@@ -14,7 +14,18 @@ from pipeline_builders import ROOT, picture_folder
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        ROOT,
+    ]
     subprocess.run(build, check=True)
     (file,) = folder.glob("artfusion-*.whl")
     return file
@@ -24,14 +35,35 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the wheel alone is installed in."""
     folder = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, wheel], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            folder,
+            wheel,
+        ],
+        check=True,
+    )
     return folder
 
 
 def artfusion(installed: Path, folder: Path, *arguments: str) -> str:
     """What the installed command prints, run in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([installed / "bin/artfusion", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [installed / "bin/artfusion", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,21 +71,52 @@ def artfusion(installed: Path, folder: Path, *arguments: str) -> str:
 def test_a_wheel_holds_the_package_and_nothing_else_at_its_top(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {"ldm"}
-    assert {"ldm/py.typed", "ldm/bundled/configs/mini.yaml", "ldm/bundled/checkpoints/mini/model.safetensors"} <= {*names}
+    assert {
+        "ldm/py.typed",
+        "ldm/bundled/configs/mini.yaml",
+        "ldm/bundled/checkpoints/mini/model.safetensors",
+    } <= {*names}
     assert wheel.stat().st_size < 80e6
 
 
 def test_it_paints_with_the_bundled_model_from_any_folder(installed: Path, tmp_path: Path) -> None:
     assert f"{installed}/ldm/bundled" in artfusion(installed, tmp_path, "info")
-    photo, painting = (str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg"))
+    photo, painting = (
+        str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg")
+    )
     artfusion(installed, tmp_path, photo, painting, "--look", "fast", "--size", "64", "--steps", "1")
     assert min(Image.open(tmp_path / "moose__turner_whalers.png").size) == 64
 
 
 def test_it_trains_from_a_bundled_config(installed: Path, tmp_path: Path) -> None:
     folders = {kind: picture_folder(tmp_path / kind, 3) for kind in ("paintings", "photos")}
-    roots = [f"data.params.train.params.{key}={folders[kind]}" for key, kind in (("style_root", "paintings"), ("content_root", "photos"))]
-    small = ["data.params.train.params.size=32", "data.params.train.params.style_size=32", "data.params.train.params.content_size=32", "data.params.validation=null"]
-    few = ["data.params.batch_size=2", "data.params.num_workers=0", "model.params.scale_batches=1", "lightning.trainer.max_steps=2"]
-    artfusion(installed, tmp_path, "train", "--base", "configs/mini.yaml", "--name", "run", *roots, *small, *few, "lightning.trainer.accelerator=cpu")
+    roots = [
+        f"data.params.train.params.{key}={folders[kind]}"
+        for key, kind in (("style_root", "paintings"), ("content_root", "photos"))
+    ]
+    small = [
+        "data.params.train.params.size=32",
+        "data.params.train.params.style_size=32",
+        "data.params.train.params.content_size=32",
+        "data.params.validation=null",
+    ]
+    few = [
+        "data.params.batch_size=2",
+        "data.params.num_workers=0",
+        "model.params.scale_batches=1",
+        "lightning.trainer.max_steps=2",
+    ]
+    artfusion(
+        installed,
+        tmp_path,
+        "train",
+        "--base",
+        "configs/mini.yaml",
+        "--name",
+        "run",
+        *roots,
+        *small,
+        *few,
+        "lightning.trainer.accelerator=cpu",
+    )
     assert (tmp_path / "logs/run/checkpoints/last.ckpt").exists()

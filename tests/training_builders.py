@@ -20,7 +20,10 @@ QUIET = {
     "num_sanity_val_steps": 0,
     "limit_val_batches": 1,
 }
-LOSS = {"target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator", "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0}}
+LOSS = {
+    "target": "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator",
+    "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0},
+}
 
 
 def style_weights(folder: Path) -> str:
@@ -35,19 +38,30 @@ def diffusion_node(folder: Path, **params: Any) -> dict[str, Any]:
 
 
 def picture_data(pictures: dict[str, Path]) -> dict[str, Any]:
-    node = {"target": "ldm.data.pictures.PictureFolder", "params": {"roots": [str(p) for p in pictures.values()], "size": 32}}
+    node = {
+        "target": "ldm.data.pictures.PictureFolder",
+        "params": {"roots": [str(p) for p in pictures.values()], "size": 32},
+    }
     validation = {**node, "params": {**node["params"], "split": "all"}}
     return data_module({**node, "params": {**node["params"], "validation_share": 0.0}}, validation)
 
 
 def data_module(train: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
-    return {"target": "main.DataModuleFromConfig", "params": {"batch_size": 4, "num_workers": 0, "train": train, "validation": validation}}
+    return {
+        "target": "main.DataModuleFromConfig",
+        "params": {"batch_size": 4, "num_workers": 0, "train": train, "validation": validation},
+    }
 
 
 def hybrid_data(pictures: dict[str, Path]) -> dict[str, Any]:
     node = {
         "target": "ldm.data.wikiart.HybridTrain",
-        "params": {"style_root": str(pictures["paintings"]), "content_root": str(pictures["photos"]), "size": 32, "split": "all"},
+        "params": {
+            "style_root": str(pictures["paintings"]),
+            "content_root": str(pictures["photos"]),
+            "size": 32,
+            "split": "all",
+        },
     }
     return data_module(node, node)
 
@@ -56,9 +70,21 @@ def logger_node(**params: Any) -> dict[str, Any]:
     return {"images": {"target": "main.ImageLogger", "params": {"max_images": 2, **params}}}
 
 
-def recipe(path: Path, model: dict[str, Any], data: dict[str, Any], steps: int = 2, callbacks: dict[str, Any] | None = None, **trainer: Any) -> Path:
-    lightning = {"trainer": {"max_steps": steps, "log_every_n_steps": 1, **QUIET, **trainer}, "callbacks": callbacks or {}}
-    return save_config({"model": {"learning_rate": 1e-3, **model}, "data": data, "lightning": lightning}, path)
+def recipe(
+    path: Path,
+    model: dict[str, Any],
+    data: dict[str, Any],
+    steps: int = 2,
+    callbacks: dict[str, Any] | None = None,
+    **trainer: Any,
+) -> Path:
+    lightning = {
+        "trainer": {"max_steps": steps, "log_every_n_steps": 1, **QUIET, **trainer},
+        "callbacks": callbacks or {},
+    }
+    return save_config(
+        {"model": {"learning_rate": 1e-3, **model}, "data": data, "lightning": lightning}, path
+    )
 
 
 def train(config: Path, *options: Any, name: str | None = None) -> Path:
@@ -68,9 +94,16 @@ def train(config: Path, *options: Any, name: str | None = None) -> Path:
     return config.parent / "logs" / (name or config.stem)
 
 
-def lightning_recipe(gpus: str | None = None, model: pl.LightningModule | None = None, **lightning: Any) -> Recipe:
+def lightning_recipe(
+    gpus: str | None = None, model: pl.LightningModule | None = None, **lightning: Any
+) -> Recipe:
     """The recipe of a config with this `lightning` section, for a model and data that do nothing."""
-    return Recipe(OmegaConf.create({"lightning": lightning}), model or pl.LightningModule(), DataModuleFromConfig(batch_size=1), gpus)
+    return Recipe(
+        OmegaConf.create({"lightning": lightning}),
+        model or pl.LightningModule(),
+        DataModuleFromConfig(batch_size=1),
+        gpus,
+    )
 
 
 def last(run: Path) -> dict[str, Any]:
@@ -88,4 +121,8 @@ def logged(run: Path, column: str, version: int = 0) -> list[float]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -67,7 +67,10 @@ def main(args: Namespace) -> None:
 def measure_starts(pipeline: StyleTransferPipeline, args: Namespace) -> list[dict[str, Way]]:
     """The ways from the photo and from the sampled picture, for each pair."""
     contents, styles = find_pictures(args.contents), find_pictures(args.styles)
-    pairs = [(load_square(contents[i % len(contents)], args.size), load_square(styles[i % len(styles)], args.size)) for i in range(args.pictures)]
+    pairs = [
+        (load_square(contents[i % len(contents)], args.size), load_square(styles[i % len(styles)], args.size))
+        for i in range(args.pictures)
+    ]
     sampling = {"look": "fast", "steps": Settings().number_of_steps, "size": args.size, "seed": args.seed}
     pipeline(*pairs[0], **sampling)  # to warm up
     measured = []
@@ -77,7 +80,12 @@ def measure_starts(pipeline: StyleTransferPipeline, args: Namespace) -> list[dic
             sampled = pipeline(photo, painting, **sampling)
             seconds, energy = watch.seconds(), energy_for(pipeline, photo, painting)
             starts = {PHOTO: (photo, 0.0), SAMPLED: (sampled, seconds)}
-            measured.append({name: Way(energy, _tensor(start, pipeline), before, bar) for name, (start, before) in starts.items()})
+            measured.append(
+                {
+                    name: Way(energy, _tensor(start, pipeline), before, bar)
+                    for name, (start, before) in starts.items()
+                }
+            )
     return measured
 
 
@@ -93,13 +101,32 @@ def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:
 
 def print_tables(whole: list[tuple[int, Result]], ways: list[dict[str, Way]], args: Namespace) -> None:
     where = machine(choose_device(args.device))
-    print(f"artfusion stylize, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n")
-    rows = [[f"{size} x {size}", f"{result['seconds']:.1f}", f"{result['bytes'] / 1e9:.2f} GB"] for size, result in whole]
+    print(
+        f"artfusion stylize, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n"
+    )
+    rows = [
+        [f"{size} x {size}", f"{result['seconds']:.1f}", f"{result['bytes'] / 1e9:.2f} GB"]
+        for size, result in whole
+    ]
     print(markdown_table(["picture", "seconds", "peak memory"], rows))
-    print(f"\nOne size, {args.size} x {args.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n")
-    print(markdown_table(["begun with", *(f"{steps} steps" for steps in NOTED)], [start_row(name, ways) for name in (PHOTO, SAMPLED)]))
-    print(f"\nSeconds, that of sampling included, until the energy is what 10, 20 and 40 steps from {SAMPLED} make of it, medians\n")
-    print(markdown_table(["begun with", "10 steps", "20 steps", "40 steps"], [seconds_row(name, ways) for name in (PHOTO, SAMPLED)]))
+    print(
+        f"\nOne size, {args.size} x {args.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n"
+    )
+    print(
+        markdown_table(
+            ["begun with", *(f"{steps} steps" for steps in NOTED)],
+            [start_row(name, ways) for name in (PHOTO, SAMPLED)],
+        )
+    )
+    print(
+        f"\nSeconds, that of sampling included, until the energy is what 10, 20 and 40 steps from {SAMPLED} make of it, medians\n"
+    )
+    print(
+        markdown_table(
+            ["begun with", "10 steps", "20 steps", "40 steps"],
+            [seconds_row(name, ways) for name in (PHOTO, SAMPLED)],
+        )
+    )
 
 
 def start_row(name: str, ways: list[dict[str, Way]]) -> list[str]:

@@ -59,16 +59,28 @@ def _parts(task: ways.Task) -> Iterator[ways.Task]:
         yield replace(task, content=task.content[part], style=task.style[part], seeds=task.seeds[part])
 
 
-def print_table(measured: dict[tuple[str, tuple[float, float]], list[float]], num_timesteps: int, args: Namespace) -> None:
+def print_table(
+    measured: dict[tuple[str, tuple[float, float]], list[float]], num_timesteps: int, args: Namespace
+) -> None:
     print(
         f"PSNR in dB to DDIM with {num_timesteps} steps, float32, mean of {args.pictures} pictures of {args.size} x {args.size} pixels; "
         f"{Path(args.config).name}, weights {args.checkpoint}, {machine(choose_device(args.device))}\n"
     )
     rows = [
-        [sampler, *(f"{scale:g}" for scale in scales), *(f"{value:.1f}" for value in measured[sampler, scales])]
+        [
+            sampler,
+            *(f"{scale:g}" for scale in scales),
+            *(f"{value:.1f}" for value in measured[sampler, scales]),
+        ]
         for sampler in CONVERGING
         for scales in SCALES
     ]
     rows.append(["ancestral", "any", "any", *["random"] * len(STEPS)])
-    print(markdown_table(["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)], rows))
-    print("\nAncestral sampling draws fresh noise at every step: its pictures do not converge to one, so there is nothing to compare with.")
+    print(
+        markdown_table(
+            ["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)], rows
+        )
+    )
+    print(
+        "\nAncestral sampling draws fresh noise at every step: its pictures do not converge to one, so there is nothing to compare with."
+    )

@@ -36,7 +36,11 @@ from ldm.text import markdown_table
 BF16 = {"precision": "bf16"}
 FAST = {**BF16, "channels_last": True}
 PAINTING_ROWS = (
-    SamplingRow("published: 250 steps of DDIM with fresh noise, all computed at every step, float32", way="published", fused_attention=False),
+    SamplingRow(
+        "published: 250 steps of DDIM with fresh noise, all computed at every step, float32",
+        way="published",
+        fused_attention=False,
+    ),
     SamplingRow("DPM-Solver++, 20 steps", way="unprepared", fused_attention=False),
     SamplingRow("+ bf16", way="unprepared", fused_attention=False, **BF16),
     SamplingRow("+ channels_last", way="unprepared", fused_attention=False, **FAST),
@@ -59,7 +63,9 @@ class TrainingWay:
 
 
 TRAINING_ROWS = (
-    TrainingWay("published: encoders in the step, attention recomputed, float32", {"recompute": True, "fused": False}),
+    TrainingWay(
+        "published: encoders in the step, attention recomputed, float32", {"recompute": True, "fused": False}
+    ),
     TrainingWay("+ bf16", {"recompute": True, "fused": False, "bf16": True}),
     TrainingWay("+ no recomputing", {"fused": False, "bf16": True}),
     TrainingWay("+ cached latents", {"fused": False, "bf16": True, "cached": True}),
@@ -82,9 +88,13 @@ class Results:
     def __init__(self, args: Namespace):
         self.folder = args.output
         told = ("config", "checkpoint", "seed", "repeats", "published_steps")
-        settings = {name: str(getattr(args, name)) for name in told} | {"machine": machine(choose_device(args.device))}
+        settings = {name: str(getattr(args, name)) for name in told} | {
+            "machine": machine(choose_device(args.device))
+        }
         if self.get("settings") not in (None, settings):
-            raise UserError(f"{self.folder}: has results of another machine or of other options; choose another --output")
+            raise UserError(
+                f"{self.folder}: has results of another machine or of other options; choose another --output"
+            )
         self.put("settings", settings)
 
     def get(self, name: str) -> Result | None:
@@ -163,24 +173,34 @@ def check(args: Namespace) -> None:
         if min(getattr(args, name)) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if not 1 <= args.published_steps <= ways.PUBLISHED_STEPS:
-        raise UserError(f"--published-steps must be between 1 and {ways.PUBLISHED_STEPS}, got {args.published_steps}")
+        raise UserError(
+            f"--published-steps must be between 1 and {ways.PUBLISHED_STEPS}, got {args.published_steps}"
+        )
 
 
 def can_run(row: SamplingRow | TrainingWay, args: Namespace) -> bool:
     """CUDA graphs and fp16 are for GPUs."""
     painting = isinstance(row, SamplingRow)
-    return choose_device(args.device).type == "cuda" or not (painting and (row.record or row.precision == "fp16"))
+    return choose_device(args.device).type == "cuda" or not (
+        painting and (row.record or row.precision == "fp16")
+    )
 
 
 def measure_limits(device: torch.device) -> Result:
     """The machine's own: operations a second in float32 (without TF32) and bfloat16, bytes a second."""
     exact_float32()
-    return {"fp32": matrix_rate(device, torch.float32), "bf16": matrix_rate(device, torch.bfloat16), "bytes": copy_bandwidth(device)}
+    return {
+        "fp32": matrix_rate(device, torch.float32),
+        "bf16": matrix_rate(device, torch.bfloat16),
+        "bytes": copy_bandwidth(device),
+    }
 
 
 def measure_rows(rows: Sequence[int], results: Results, args: Namespace) -> None:
     """In this process. The models that the rows copy stay on the CPU, so that the GPU's memory is the row's own."""
-    painting, training = ([n for n in rows if isinstance(ALL_ROWS[n], kind)] for kind in (SamplingRow, TrainingWay))
+    painting, training = (
+        [n for n in rows if isinstance(ALL_ROWS[n], kind)] for kind in (SamplingRow, TrainingWay)
+    )
     if painting:
         model = load_model(args, torch.device("cpu"))
         for number in painting:
@@ -209,13 +229,17 @@ def measure_painting(number: int, model: DualCondModel, results: Results, args: 
     row = PAINTING_ROWS[number]
     exact_float32()
     for size in args.sizes:
-        results.or_measured(f"work-{size}", lambda size=size: count_work(model, task_of(model, 1, size, args)))
+        results.or_measured(
+            f"work-{size}", lambda size=size: count_work(model, task_of(model, 1, size, args))
+        )
     adapt(model, row)
     if not results.tensors(number).is_file():
         with written_whole(results.tensors(number)) as path:
             torch.save(accuracy_tensors(model, row, task_of(model, 1, args.sizes[0], args)), path)
     for batch, size in shapes(args):
-        results.or_measured(f"row-{number + 1}-{batch}x{size}", partial(time_painting, model, row, batch, size, args))
+        results.or_measured(
+            f"row-{number + 1}-{batch}x{size}", partial(time_painting, model, row, batch, size, args)
+        )
 
 
 def recorder_of(row: SamplingRow) -> Recorder | None:
@@ -229,8 +253,13 @@ def task_of(model: DualCondModel, batch: int, size: int, args: Namespace) -> way
 
 def count_work(model: DualCondModel, task: ways.Task) -> Result:
     """Operations for one picture: of each step, and of encoding and decoding. Bytes of the weights that a step reads in float32."""
-    one, two = (count_flops(partial(ways.prepared, model, task, Settings(look="fast", steps=steps), "fp32")) for steps in (1, 2))
-    weights = sum(weight.numel() * weight.element_size() for weight in model.model.diffusion_model.parameters())
+    one, two = (
+        count_flops(partial(ways.prepared, model, task, Settings(look="fast", steps=steps), "fp32"))
+        for steps in (1, 2)
+    )
+    weights = sum(
+        weight.numel() * weight.element_size() for weight in model.model.diffusion_model.parameters()
+    )
     return {"step": two - one, "rest": one - (two - one), "weights": weights}
 
 
@@ -242,11 +271,16 @@ def accuracy_tensors(model: DualCondModel, row: SamplingRow, task: ways.Task) ->
     shape = (1, model.channels, model.image_size, model.image_size)
     x, content = (torch.randn(shape, generator=generator).to(model.device) for _ in range(2))
     style = torch.rand(1, model.null_style_vector.weight.shape[1], generator=generator).to(model.device)
-    guidance, timestep = Guidance.of([GUIDANCE[0]], [GUIDANCE[1]], device=model.device), model.num_timesteps // 2
+    guidance, timestep = (
+        Guidance.of([GUIDANCE[0]], [GUIDANCE[1]], device=model.device),
+        model.num_timesteps // 2,
+    )
 
     def predict(x: Tensor, content: Tensor, style: Tensor) -> Tensor:
         with autocast(model.device, row.precision):
-            return GuidedDenoiser(model, content, style, guidance, [timestep], model.image_size)(x, timestep).float()
+            return GuidedDenoiser(model, content, style, guidance, [timestep], model.image_size)(
+                x, timestep
+            ).float()
 
     inputs = {"x": x, "content": content, "style": style}
     prediction = predict(**inputs) if recorder is None else recorder(predict, inputs, "prediction")
@@ -263,7 +297,10 @@ def time_painting(model: DualCondModel, row: SamplingRow, batch: int, size: int,
         with without_peak_before(model.device):
             for _ in range(2 + args.repeats):
                 seconds.append(paint(model, task, row, args.published_steps, recorder)[1])
-            return {"seconds": sorted(seconds[2:])[args.repeats // 2] / batch, "bytes": peak_memory(model.device)}
+            return {
+                "seconds": sorted(seconds[2:])[args.repeats // 2] / batch,
+                "bytes": peak_memory(model.device),
+            }
     except torch.OutOfMemoryError:
         return OUT_OF_MEMORY
 
@@ -300,7 +337,14 @@ def time_training(training: Any, row: Any, model: DualCondModel, args: Namespace
         with without_peak_before(device):
             result = training.measure(row, copy.deepcopy(model).to(device), args)
         once = Namespace(batch_size=1, steps=1)
-        work = count_flops(partial(training.measure, replace(row, compile=False, recompute=False), copy.deepcopy(model).to(device), once))
+        work = count_flops(
+            partial(
+                training.measure,
+                replace(row, compile=False, recompute=False),
+                copy.deepcopy(model).to(device),
+                once,
+            )
+        )
         return result | {"work": work / (training.WARM_UP + once.steps)}
     except UserError as error:
         if "memory" not in str(error):
@@ -313,26 +357,52 @@ def time_training(training: Any, row: Any, model: DualCondModel, args: Namespace
 
 def print_tables(chosen: Sequence[int], results: Results, limits: Result, args: Namespace) -> None:
     weights = "random weights" if args.checkpoint == "random" else f"weights {args.checkpoint}"
-    print(f"{Path(args.config).name}, {weights}, {machine(choose_device(args.device))}, medians of {args.repeats} runs")
+    print(
+        f"{Path(args.config).name}, {weights}, {machine(choose_device(args.device))}, medians of {args.repeats} runs"
+    )
     print(
         f"matrix products: {limits['fp32'] / 1e12:.3g} TFLOP/s in float32, {limits['bf16'] / 1e12:.3g} in bf16; "
         f"copies: {limits['bytes'] / 1e9:.3g} GB/s, read and written\n"
     )
     painting = [n for n in chosen if n < len(PAINTING_ROWS)]
     if painting:
-        print(f"Against {PAINTING_ROWS[REFERENCE].name} in float32: one guided prediction from random inputs, and a picture\n")
+        print(
+            f"Against {PAINTING_ROWS[REFERENCE].name} in float32: one guided prediction from random inputs, and a picture\n"
+        )
         rows = [[PAINTING_ROWS[n].name, *accuracy(n, results)] for n in painting]
         print(markdown_table(["way", "relative error of a prediction", "PSNR of the picture"], rows))
     for batch, size in shapes(args) if painting else ():
-        print(f"\n{size} x {size} pixels, {batch} at once, scales {GUIDANCE[0]:g} and {GUIDANCE[1]:g}, encoding and decoding included\n")
+        print(
+            f"\n{size} x {size} pixels, {batch} at once, scales {GUIDANCE[0]:g} and {GUIDANCE[1]:g}, encoding and decoding included\n"
+        )
         rows = [[PAINTING_ROWS[n].name, *painting_cells(n, batch, size, results, limits)] for n in painting]
-        head = ["way", "ms per picture", "pictures/s", "times the first", "share of the bf16 matrix rate", "reading weights, share of copies", "peak memory"]
+        head = [
+            "way",
+            "ms per picture",
+            "pictures/s",
+            "times the first",
+            "share of the bf16 matrix rate",
+            "reading weights, share of copies",
+            "peak memory",
+        ]
         print(markdown_table(head, rows))
     training = [n for n in chosen if n >= len(PAINTING_ROWS)]
     for batch in args.training_batch_sizes if training else ():
         print(f"\nTraining, batch {batch}\n")
         rows = [[ALL_ROWS[n].name, *training_cells(n, batch, results, limits)] for n in training]
-        print(markdown_table(["way", "images/s", "times the first", "share of the bf16 matrix rate", "peak memory", "loss of step 1"], rows))
+        print(
+            markdown_table(
+                [
+                    "way",
+                    "images/s",
+                    "times the first",
+                    "share of the bf16 matrix rate",
+                    "peak memory",
+                    "loss of step 1",
+                ],
+                rows,
+            )
+        )
 
 
 def accuracy(number: int, results: Results) -> list[str]:
@@ -341,7 +411,10 @@ def accuracy(number: int, results: Results) -> list[str]:
         return ["not run"] * 2
     own, wanted = (torch.load(file, weights_only=True) for file in files)
     error = (own["prediction"] - wanted["prediction"]).norm() / wanted["prediction"].norm()
-    return [f"{error:.2g}", f"{psnr(own['picture'], wanted['picture']).item():.1f}" if "picture" in own else "random"]
+    return [
+        f"{error:.2g}",
+        f"{psnr(own['picture'], wanted['picture']).item():.1f}" if "picture" in own else "random",
+    ]
 
 
 def painting_cells(number: int, batch: int, size: int, results: Results, limits: Result) -> list[str]:
@@ -355,7 +428,10 @@ def painting_cells(number: int, batch: int, size: int, results: Results, limits:
     if work is not None:
         steps = ways.PUBLISHED_STEPS if row.way == "published" else Settings(look="fast").number_of_steps
         weights = work["weights"] * (1 if row.precision == "fp32" else 0.5) / batch
-        shares = [f"{(work['rest'] + steps * work['step']) / seconds / limits['bf16']:.1%}", f"{steps * weights / seconds / limits['bytes']:.1%}"]
+        shares = [
+            f"{(work['rest'] + steps * work['step']) / seconds / limits['bf16']:.1%}",
+            f"{steps * weights / seconds / limits['bytes']:.1%}",
+        ]
     return [f"{1000 * seconds:.3g}", f"{1 / seconds:.3g}", times(first, seconds), *shares, gigabytes(own)]
 
 
@@ -364,7 +440,13 @@ def training_cells(number: int, batch: int, results: Results, limits: Result) ->
     if own is None or own["seconds"] is None:
         return ["out of memory" if own else "not run", *["-"] * 4]
     rate = batch / own["seconds"]
-    return [f"{rate:.4g}", times(first, own["seconds"]), f"{rate * own['work'] / limits['bf16']:.1%}", gigabytes(own), f"{own['loss']:.4f}"]
+    return [
+        f"{rate:.4g}",
+        times(first, own["seconds"]),
+        f"{rate * own['work'] / limits['bf16']:.1%}",
+        gigabytes(own),
+        f"{own['loss']:.4f}",
+    ]
 
 
 def times(first: Result | None, seconds: float) -> str:

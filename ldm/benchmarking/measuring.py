@@ -58,7 +58,12 @@ def in_own_process(*arguments: str) -> dict[str, float] | None:
 
     Peak memory and compiled code of one row must not be another's.
     """
-    done = subprocess.run(own_command("benchmark", *sys.argv[1:], *arguments), env=own_environment(), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        own_command("benchmark", *sys.argv[1:], *arguments),
+        env=own_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
@@ -74,7 +79,11 @@ def places(numbers: Sequence[int], count: int) -> list[int]:
 
 
 def machine(device: torch.device) -> str:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type.upper()}, {torch.get_num_threads()} threads"
+    )
     return f"{where}, torch {torch.__version__}"
 
 

@@ -28,14 +28,18 @@ def fill_zero_weights(network: nn.Module) -> None:
 
 def checkpoint_for(config: str) -> str:
     """The bundled weights for the bundled model's config, random ones for others."""
-    return next((name for name, (_, path) in BUNDLED.items() if Path(config).resolve() == ROOT / path), RANDOM)
+    return next(
+        (name for name, (_, path) in BUNDLED.items() if Path(config).resolve() == ROOT / path), RANDOM
+    )
 
 
 def check_painting(args: Namespace, needs_weights: str | None = None) -> None:
     """Raises UserError, before any work, for what cannot be painted; `needs_weights` is an option that needs trained ones."""
     Settings(size=args.size, seed=args.seed).check()
     if needs_weights is not None and args.checkpoint == RANDOM:
-        raise UserError(f"{needs_weights} needs trained weights: random ones have no picture to converge to; give --checkpoint")
+        raise UserError(
+            f"{needs_weights} needs trained weights: random ones have no picture to converge to; give --checkpoint"
+        )
     for folder in (args.contents, args.styles):
         find_pictures(folder)
 

@@ -71,14 +71,20 @@ class SamplingRow:
 
 
 ROWS = (
-    SamplingRow("published: 250 steps of DDIM with fresh noise, all computed at every step, float32", way="published"),
+    SamplingRow(
+        "published: 250 steps of DDIM with fresh noise, all computed at every step, float32", way="published"
+    ),
     SamplingRow("DPM-Solver++, 20 steps", way="unprepared"),
     SamplingRow("+ conditions prepared once"),
     SamplingRow("+ bf16", precision="bf16"),
     SamplingRow("+ channels_last", precision="bf16", channels_last=True),
     SamplingRow("+ compile (optional)", precision="bf16", channels_last=True, compile=True, optional=True),
-    SamplingRow("ours, scales 1 and 1 (no null branches)", precision="auto", channels_last=True, scales=(1.0, 1.0)),
-    SamplingRow("ours, guidance from 0.2 to 0.8 of the way", precision="auto", channels_last=True, interval=(0.2, 0.8)),
+    SamplingRow(
+        "ours, scales 1 and 1 (no null branches)", precision="auto", channels_last=True, scales=(1.0, 1.0)
+    ),
+    SamplingRow(
+        "ours, guidance from 0.2 to 0.8 of the way", precision="auto", channels_last=True, interval=(0.2, 0.8)
+    ),
     SamplingRow("ours, batch of 8", precision="auto", channels_last=True, batch=8),
     SamplingRow("whole process: artfusion stylize --look fast", way="process"),
 )
@@ -104,7 +110,9 @@ def check(args: Namespace) -> None:
     """Raises UserError, before any work, for what cannot be measured."""
     check_painting(args, needs_weights="--reference" if args.reference else None)
     if not 1 <= args.published_steps <= ways.PUBLISHED_STEPS:
-        raise UserError(f"--published-steps must be between 1 and {ways.PUBLISHED_STEPS}, got {args.published_steps}")
+        raise UserError(
+            f"--published-steps must be between 1 and {ways.PUBLISHED_STEPS}, got {args.published_steps}"
+        )
 
 
 def choose_rows(args: Namespace) -> list[int]:
@@ -151,10 +159,15 @@ def measure(number: int, args: Namespace) -> Result:
     with memory_errors("lower --size"):
         if not row.converged:
             paint(model, task, row, WARM_UP_STEPS)
-        runs = [paint(model, task, row, args.published_steps) for _ in range(1 if row.converged else args.repeats)]
+        runs = [
+            paint(model, task, row, args.published_steps) for _ in range(1 if row.converged else args.repeats)
+        ]
     if args.results is not None:
         torch.save(runs[0][0][0].float().cpu(), picture_file(args.results, number))
-    return {"seconds": statistics.median(seconds for _, seconds in runs) / row.batch, "bytes": peak_memory(device)}
+    return {
+        "seconds": statistics.median(seconds for _, seconds in runs) / row.batch,
+        "bytes": peak_memory(device),
+    }
 
 
 def adapt(model: DualCondModel, row: SamplingRow) -> None:
@@ -167,7 +180,13 @@ def adapt(model: DualCondModel, row: SamplingRow) -> None:
         compile_networks(model)
 
 
-def paint(model: DualCondModel, task: ways.Task, row: SamplingRow, published_steps: int, recorder: Recorder | None = None) -> ways.Painted:
+def paint(
+    model: DualCondModel,
+    task: ways.Task,
+    row: SamplingRow,
+    published_steps: int,
+    recorder: Recorder | None = None,
+) -> ways.Painted:
     precision = choose_precision(row.precision, model.device)
     with nullcontext() if row.fused_attention else sdpa_kernel(SDPBackend.MATH):
         if row.way == "published":
@@ -184,12 +203,22 @@ def measure_process(args: Namespace, size: int, look: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         content = Path(folder) / "content.png"
         load_square(find_pictures(args.contents)[0], size).save(content)
-        files = {"--content": content, "--style": find_pictures(args.styles)[0], "--output": Path(folder) / "result.png"}
+        files = {
+            "--content": content,
+            "--style": find_pictures(args.styles)[0],
+            "--output": Path(folder) / "result.png",
+        }
         options = {**files, "--look": look, "--size": str(size)}
         command = own_command("stylize", *(str(part) for option in options.items() for part in option))
         for _ in range(1 + args.repeats):
             watch = Stopwatch(torch.device("cpu"))
-            done = subprocess.run(command, env=own_environment() | hidden, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                command,
+                env=own_environment() | hidden,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             seconds.append(watch.seconds())
             if done.returncode:
                 raise UserError(f"artfusion stylize failed: {' '.join(done.stderr.splitlines()[-1:])}")
@@ -203,16 +232,29 @@ def picture_file(folder: str | Path, number: int) -> Path:
 # The table
 
 
-def print_table(chosen: Sequence[int], results: dict[int, Result | None], folder: Path, args: Namespace) -> None:
+def print_table(
+    chosen: Sequence[int], results: dict[int, Result | None], folder: Path, args: Namespace
+) -> None:
     device = choose_device(args.device)
     weights = "random weights" if args.checkpoint == RANDOM else f"weights {args.checkpoint}"
     scales = f"scales {GUIDANCE[0]:g} and {GUIDANCE[1]:g}"
-    print(f"{Path(args.config).name}, {weights}, {args.size} x {args.size} pixels, {scales}, {machine(device)}, median of {args.repeats} runs,")
+    print(
+        f"{Path(args.config).name}, {weights}, {args.size} x {args.size} pixels, {scales}, {machine(device)}, median of {args.repeats} runs,"
+    )
     print(f"our own number format here: {choose_precision('auto', device)}\n")
-    rows = [[row_name(n, args), *numbers(results[n], results[chosen[0]]), quality(n, results, folder, args)] for n in chosen]
-    print(markdown_table(["way", "seconds per picture", "times the first", "peak memory", "PSNR to converged"], rows))
+    rows = [
+        [row_name(n, args), *numbers(results[n], results[chosen[0]]), quality(n, results, folder, args)]
+        for n in chosen
+    ]
+    print(
+        markdown_table(
+            ["way", "seconds per picture", "times the first", "peak memory", "PSNR to converged"], rows
+        )
+    )
     if args.reference:
-        print("\nPSNR in dB to DDIM with as many steps as the schedule has, in float32, with the row's scales acting all the way.")
+        print(
+            "\nPSNR in dB to DDIM with as many steps as the schedule has, in float32, with the row's scales acting all the way."
+        )
         print("random: fresh noise at every step makes another picture each time.")
 
 
@@ -233,7 +275,11 @@ def numbers(result: Result | None, first: Result | None) -> list[str]:
     if result is None:
         return ["failed"] * 3
     ratio = "?" if first is None else f"{first['seconds'] / result['seconds']:.2f}"
-    return [f"{result['seconds']:.3g}", ratio, f"{result['bytes'] / 1e9:.2f} GB" if result["bytes"] else "not known"]
+    return [
+        f"{result['seconds']:.3g}",
+        ratio,
+        f"{result['bytes'] / 1e9:.2f} GB" if result["bytes"] else "not known",
+    ]
 
 
 def quality(number: int, results: dict[int, Result | None], folder: Path, args: Namespace) -> str:

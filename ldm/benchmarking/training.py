@@ -52,7 +52,9 @@ ROWS = (
 def main(args: Namespace) -> None:
     if args.one_row is not None:
         torch.manual_seed(0)
-        print(json.dumps(measure(ROWS[args.one_row], build(args.config).to(choose_device(args.device)), args)))
+        print(
+            json.dumps(measure(ROWS[args.one_row], build(args.config).to(choose_device(args.device)), args))
+        )
         return
     chosen = range(len(ROWS)) if args.rows is None else places(args.rows, len(ROWS))
     print_table([(ROWS[n].name, measured(n)) for n in tqdm(chosen, unit="row")], args)
@@ -73,9 +75,20 @@ def measure(row: TrainingRow, model: DualCondLDM, args: Namespace) -> dict[str, 
     for block in model.modules():
         if isinstance(block, SelfAttention):
             block.use_checkpoint = row.recompute
-    apply_performance(model, {"channels_last": row.channels_last, "compile": row.compile, "matmul_precision": "high" if row.bf16 else "highest"})
-    batch = {name: value.to(device) for name, value in made_up_batch(model, args.batch_size, row.cached).items()}
-    optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-4, fused=(row.fused and device.type == "cuda") or None)
+    apply_performance(
+        model,
+        {
+            "channels_last": row.channels_last,
+            "compile": row.compile,
+            "matmul_precision": "high" if row.bf16 else "highest",
+        },
+    )
+    batch = {
+        name: value.to(device) for name, value in made_up_batch(model, args.batch_size, row.cached).items()
+    }
+    optimizer = torch.optim.AdamW(
+        model.trained_parameters(), lr=1e-4, fused=(row.fused and device.type == "cuda") or None
+    )
     losses, seconds = [], []
     with memory_errors("lower --batch-size"):
         for step in range(WARM_UP + args.steps):
@@ -92,7 +105,9 @@ def build(config: str) -> DualCondLDM:
     node["params"]["first_stage_config"]["params"]["ckpt_path"] = None
     model = instantiate_from_config(node)
     if not isinstance(model, DualCondLDM):
-        raise ConfigError(f"{config}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
+        raise ConfigError(
+            f"{config}: describes a {type(model).__name__}, not a style transfer model (DualCondLDM)"
+        )
     fill_zero_weights(model.model)
     return model
 
@@ -103,10 +118,15 @@ def made_up_batch(model: DualCondLDM, n: int, cached: bool) -> dict[str, Tensor]
         side = model.image_size * model.first_stage_model.encoder.factor
         return flags | {"image": torch.rand(n, side, side, 3) * 2 - 1}
     shape = (n, model.channels, model.image_size, model.image_size)
-    return flags | {"latent": torch.randn(shape), "style": torch.rand(n, model.null_style_vector.weight.shape[1])}
+    return flags | {
+        "latent": torch.randn(shape),
+        "style": torch.rand(n, model.null_style_vector.weight.shape[1]),
+    }
 
 
-def train_step(model: DualCondLDM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], precision: str) -> float:
+def train_step(
+    model: DualCondLDM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], precision: str
+) -> float:
     optimizer.zero_grad(set_to_none=True)
     with autocast(model.device, precision):
         loss, _ = model.shared_step(batch)
@@ -127,4 +147,10 @@ def print_table(results: list[tuple[str, dict[str, float]]], args: Namespace) ->
 
 def cells(name: str, result: dict[str, float], first: float, batch_size: int) -> list[str]:
     seconds = result["seconds"]
-    return [name, f"{batch_size / seconds:.2f}", f"{first / seconds:.2f}", f"{result['bytes'] / 1e9:.1f} GB", f"{result['loss']:.4f}"]
+    return [
+        name,
+        f"{batch_size / seconds:.2f}",
+        f"{first / seconds:.2f}",
+        f"{result['bytes'] / 1e9:.1f} GB",
+        f"{result['loss']:.4f}",
+    ]

@@ -67,7 +67,9 @@ def unprepared(model: DualCondModel, task: Task, precision: str = "fp32") -> Pai
 
 def _unprepared(model: DualCondModel, task: Task) -> Tensor:
     z, condition, no_content, no_style = _conditions(model, task)
-    guidance = TwoWayGuidance(model.apply_model, condition, task.scales[0], no_content, task.scales[1], no_style)
+    guidance = TwoWayGuidance(
+        model.apply_model, condition, task.scales[0], no_content, task.scales[1], no_style
+    )
     alphas = model.alphas_cumprod.tolist()
 
     def denoise(x: Tensor, timestep: int) -> Tensor:
@@ -77,10 +79,14 @@ def _unprepared(model: DualCondModel, task: Task) -> Tensor:
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
     x = centred(PerPictureNoise(task.seeds)(condition["c1"]))
     pictures = model.decode_first_stage(sample_dpm_solver(denoise, x, path))
-    return pictures + model.detail * (task.content - model.decode_first_stage(z)) if model.detail else pictures
+    return (
+        pictures + model.detail * (task.content - model.decode_first_stage(z)) if model.detail else pictures
+    )
 
 
-def prepared(model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None) -> Painted:
+def prepared(
+    model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None
+) -> Painted:
     """The pipeline's way to sample: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
     watch = Stopwatch(model.device)
     painter, n = Painter(model, precision, recorder), len(task.seeds)

@@ -18,7 +18,10 @@ _KINDS = (
     ("Stable Diffusion 1", ("model.diffusion_model.", "cond_stage_model.transformer.text_model.")),
     ("class-conditional latent diffusion", ("model.diffusion_model.", "cond_stage_model.embedding.weight")),
     ("latent diffusion", ("model.diffusion_model.", "cond_stage_model.")),
-    ("latent diffusion without a condition stage of its own", ("model.diffusion_model.", "first_stage_model.")),
+    (
+        "latent diffusion without a condition stage of its own",
+        ("model.diffusion_model.", "first_stage_model."),
+    ),
     ("VQ first stage", ("encoder.", "decoder.", "quantize.embedding.weight")),
     ("KL first stage", ("encoder.", "decoder.", "quant_conv.")),
     # Of torchvision's networks only VGG16 has a convolution at 26.

@@ -23,7 +23,9 @@ def is_ema_name(name: str) -> bool:
 
 def inference_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The live weights and buffers: without EMA entries and without the networks of the training losses."""
-    return {n: value for n, value in state_dict.items() if not is_ema_name(n) and not n.startswith(TRAINING_ONLY)}
+    return {
+        n: value for n, value in state_dict.items() if not is_ema_name(n) and not n.startswith(TRAINING_ONLY)
+    }
 
 
 def bake_ema(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -32,7 +34,9 @@ def bake_ema(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A live value without a shadow (a buffer, a frozen weight) stays. Raises CheckpointError if a shadow fits no live
     weight, or more than one, or has another shape.
     """
-    owners = dict.fromkeys(name.partition(".")[0].removesuffix("_ema") for name in state_dict if is_ema_name(name))
+    owners = dict.fromkeys(
+        name.partition(".")[0].removesuffix("_ema") for name in state_dict if is_ema_name(name)
+    )
     baked = inference_only(state_dict)
     for owner in owners:
         baked |= _shadow_weights(state_dict, owner)
@@ -41,7 +45,9 @@ def bake_ema(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _shadow_weights(state_dict: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
     """The shadows of one EMA by the names of their live weights."""
-    shadows = {name for name in state_dict if name.startswith(f"{owner}_ema.") and not name.endswith(_EMA_COUNTERS)}
+    shadows = {
+        name for name in state_dict if name.startswith(f"{owner}_ema.") and not name.endswith(_EMA_COUNTERS)
+    }
     live_names: dict[str, str] = {}
     for name in (name for name in state_dict if name.startswith(f"{owner}.")):
         shadow = f"{owner}_ema." + name.removeprefix(f"{owner}.").replace(".", "")
@@ -53,7 +59,9 @@ def _shadow_weights(state_dict: Mapping[str, Tensor], owner: str) -> dict[str, T
     return {name: state_dict[shadow] for shadow, name in live_names.items()}
 
 
-def _check_shadows(state_dict: Mapping[str, Tensor], shadows: set[str], live_names: Mapping[str, str]) -> None:
+def _check_shadows(
+    state_dict: Mapping[str, Tensor], shadows: set[str], live_names: Mapping[str, str]
+) -> None:
     orphans = sorted(shadows - live_names.keys())
     if orphans:
         raise CheckpointError(f"{len(orphans)} EMA weights belong to no live weight ({first_of(orphans)})")

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from ldm.errors import CheckpointError
 from ldm.text import first_of
 
-_FIT_ADVICE = "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"
+_FIT_ADVICE = (
+    "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"
+)
 
 
 def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -29,7 +31,9 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.misshapen)
 
     def __str__(self) -> str:
-        return ", ".join(f"{len(names)} {kind} ({first_of(names)})" for kind, names in vars(self).items() if names)
+        return ", ".join(
+            f"{len(names)} {kind} ({first_of(names)})" for kind, names in vars(self).items() if names
+        )
 
 
 def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = ()) -> Mismatch:
@@ -49,7 +53,11 @@ def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: It
 
 
 def load_strict(
-    module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = (), where: str = "checkpoint", advice: str = _FIT_ADVICE
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    ignore_keys: Iterable[str] = (),
+    where: str = "checkpoint",
+    advice: str = _FIT_ADVICE,
 ) -> None:
     """Copy a state dict into a module, in the module's own dtypes, if every name and shape agrees.
 
@@ -63,7 +71,9 @@ def load_strict(
     if mismatch:
         raise CheckpointError(f"{where} does not fit {type(module).__name__}; {advice}: {mismatch}")
     if not given:
-        raise CheckpointError(f"{where}: nothing to load into {type(module).__name__}: all names are left out")
+        raise CheckpointError(
+            f"{where}: nothing to load into {type(module).__name__}: all names are left out"
+        )
     module.load_state_dict(given, strict=False)  # not strict, as what ignore_keys leave out is missing
 
 

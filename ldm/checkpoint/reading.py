@@ -88,12 +88,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif head.startswith(b"PK\x03\x04"):
         _check_zip(path)
         tensors, extra = _read_pickled(path, mmap=True)
-    elif head.startswith(b"\x80"):  # files of torch before 1.6, such as torchvision's VGG16, are no zip archives
+    elif head.startswith(
+        b"\x80"
+    ):  # files of torch before 1.6, such as torchvision's VGG16, are no zip archives
         tensors, extra = _read_pickled(path, mmap=False)
     else:
         raise _bad(path, "not a checkpoint: neither a PyTorch nor a safetensors file")
     if not tensors:
-        raise _bad(path, f"no tensors in it; its top-level names are: {first_of([str(name) for name in extra])}")
+        raise _bad(
+            path, f"no tensors in it; its top-level names are: {first_of([str(name) for name in extra])}"
+        )
     return tensors, extra
 
 
@@ -101,7 +105,9 @@ def _head(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a checkpoint file")
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}, from where relative paths are taken'}")
+        raise CheckpointError(
+            f"{path}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}, from where relative paths are taken'}"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -162,7 +168,9 @@ def _unpickling_problem(message: str) -> str:
 
 def _only_tensors(weights: Mapping) -> dict[str, Tensor]:
     return {
-        name: value.detach() for name, value in weights.items() if isinstance(name, str) and isinstance(value, Tensor)
+        name: value.detach()
+        for name, value in weights.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
 
 
@@ -187,7 +195,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         text = file.read(length)
     header, data_length = _parse_header(path, text)
     if 8 + length + data_length > size:
-        raise _bad(path, f"cut short: it should have {human_size(8 + length + data_length)}; download it again")
+        raise _bad(
+            path, f"cut short: it should have {human_size(8 + length + data_length)}; download it again"
+        )
     return header
 
 
@@ -198,7 +208,9 @@ def _parse_header(path: Path, text: bytes) -> tuple[dict[str, Any], int]:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         return header, max(ends, default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _bad(path, "a damaged safetensors file: its header cannot be read; download it again") from error
+        raise _bad(
+            path, "a damaged safetensors file: its header cannot be read; download it again"
+        ) from error
 
 
 def _bad(path: Path, problem: str) -> CheckpointError:

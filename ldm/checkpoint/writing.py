@@ -20,7 +20,10 @@ _FLOAT32_BUFFERS = (
 
 
 def save_safetensors(
-    state_dict: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None, half: bool = False
+    state_dict: Mapping[str, Tensor],
+    path: str | Path,
+    metadata: dict[str, str] | None = None,
+    half: bool = False,
 ) -> None:
     """Write tensors and a few words about them to a `.safetensors` file, whole or not at all.
 
@@ -35,7 +38,9 @@ def save_safetensors(
     }
     for name, value in state_dict.items():
         if count_nonfinite(tensors[name]) > count_nonfinite(value):
-            raise CheckpointError(f"{name}: its values exceed float16's largest, 65504; write float32 instead")
+            raise CheckpointError(
+                f"{name}: its values exceed float16's largest, 65504; write float32 instead"
+            )
     try:
         with written_whole(path) as aside:
             save_file(tensors, aside, {"format": "pt", **(metadata or {})})

@@ -46,7 +46,12 @@ PAINTING = {
     "seed": 0,
 }
 OPTIONS = {
-    "training": {"config": str(ROOT / "configs/kl16_content12.yaml"), "batch_size": 2, "steps": 5, "rows": None},
+    "training": {
+        "config": str(ROOT / "configs/kl16_content12.yaml"),
+        "batch_size": 2,
+        "steps": 5,
+        "rows": None,
+    },
     "sampling": {**PAINTING, "repeats": 3, "rows": None, "published_steps": 250, "reference": False},
     "convergence": {**PAINTING, "pictures": 4},
     "brush": {**PAINTING, "pictures": 4, "sizes": [256, 512, 1024], "repeats": 3},
@@ -69,19 +74,47 @@ AT_LEAST_ONE = ("batch_size", "steps", "repeats", "pictures")
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--suite", choices=OPTIONS, default="training")
-    parser.add_argument("--config", metavar="YAML", help="the model's config (default: the published model for training, else the bundled one)")
+    parser.add_argument(
+        "--config",
+        metavar="YAML",
+        help="the model's config (default: the published model for training, else the bundled one)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows, counted from 1 (training, sampling, gpu)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="only these rows, counted from 1 (training, sampling, gpu)",
+    )
     training = parser.add_argument_group("training")
     training.add_argument("--batch-size", type=int, help="(default: 2)")
     training.add_argument("--steps", type=int, help="measured steps of each row (default: 5)")
     add_painting_options(parser.add_argument_group("sampling, convergence, brush and gpu"))
     gpu = parser.add_argument_group("gpu")
-    gpu.add_argument("--sizes", type=int, nargs="+", metavar="N", help="gpu, brush: sides of the pictures in pixels (default: 256 512; brush: and 1024)")
-    gpu.add_argument("--batch-sizes", type=int, nargs="+", metavar="N", help="pictures painted at once (default: 1 8 64)")
-    gpu.add_argument("--training-batch-sizes", type=int, nargs="+", metavar="N", help="of a training step (default: 16 64 256)")
-    gpu.add_argument("--output", type=Path, metavar="DIR", help="folder for the results (default: outputs/gpu)")
-    gpu.add_argument("--tables-only", action="store_true", default=None, help="measure nothing, print what --output has")
+    gpu.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="gpu, brush: sides of the pictures in pixels (default: 256 512; brush: and 1024)",
+    )
+    gpu.add_argument(
+        "--batch-sizes", type=int, nargs="+", metavar="N", help="pictures painted at once (default: 1 8 64)"
+    )
+    gpu.add_argument(
+        "--training-batch-sizes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of a training step (default: 16 64 256)",
+    )
+    gpu.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the results (default: outputs/gpu)"
+    )
+    gpu.add_argument(
+        "--tables-only", action="store_true", default=None, help="measure nothing, print what --output has"
+    )
     parser.add_argument("--one-row", type=int, help=argparse.SUPPRESS)  # how the parent process calls a row,
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # or several,
     parser.add_argument("--results", help=argparse.SUPPRESS)  # and where it wants the picture
@@ -89,15 +122,39 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_painting_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint", metavar="mini|PATH|random", help="weights (default: mini for its own config, else random)")
-    group.add_argument("--contents", type=Path, metavar="DIR", help="folder of photos (default: data/contents)")
-    group.add_argument("--styles", type=Path, metavar="DIR", help="folder of paintings (default: data/styles)")
+    group.add_argument(
+        "--checkpoint",
+        metavar="mini|PATH|random",
+        help="weights (default: mini for its own config, else random)",
+    )
+    group.add_argument(
+        "--contents", type=Path, metavar="DIR", help="folder of photos (default: data/contents)"
+    )
+    group.add_argument(
+        "--styles", type=Path, metavar="DIR", help="folder of paintings (default: data/styles)"
+    )
     group.add_argument("--size", type=int, help="side of the pictures in pixels (default: 256)")
     group.add_argument("--seed", type=int, help="of the first picture's noise (default: 0)")
-    group.add_argument("--repeats", type=int, help="sampling, brush, gpu: measured runs of each row (default: 3; gpu: 10)")
-    group.add_argument("--published-steps", type=int, metavar="N", help="sampling, gpu: run only N of the published 250 steps, and scale")
-    group.add_argument("--reference", action="store_true", default=None, help="sampling: also paint with 1000 steps, for the column of PSNR")
-    group.add_argument("--pictures", type=int, help="convergence, brush: pairs of photo and painting to take the mean over (default: 4)")
+    group.add_argument(
+        "--repeats", type=int, help="sampling, brush, gpu: measured runs of each row (default: 3; gpu: 10)"
+    )
+    group.add_argument(
+        "--published-steps",
+        type=int,
+        metavar="N",
+        help="sampling, gpu: run only N of the published 250 steps, and scale",
+    )
+    group.add_argument(
+        "--reference",
+        action="store_true",
+        default=None,
+        help="sampling: also paint with 1000 steps, for the column of PSNR",
+    )
+    group.add_argument(
+        "--pictures",
+        type=int,
+        help="convergence, brush: pairs of photo and painting to take the mean over (default: 4)",
+    )
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:

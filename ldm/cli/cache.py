@@ -39,18 +39,34 @@ log = logging.getLogger(__name__)
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--config", required=True, help="the model's config; its first stage and style network are used")
+    parser.add_argument(
+        "--config", required=True, help="the model's config; its first stage and style network are used"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
     parser.add_argument("--paintings", required=True, metavar="DIR", help="folder of paintings, of any depth")
     parser.add_argument("--photos", required=True, metavar="DIR", help="folder of photos, of any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256)")
-    parser.add_argument("--short-side", type=int, default=288, help="pictures are scaled to this smaller side first (default: 288)")
-    parser.add_argument("--photo-short-side", type=int, help="another smaller side for the photos (default: the same)")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=288,
+        help="pictures are scaled to this smaller side first (default: 288)",
+    )
+    parser.add_argument(
+        "--photo-short-side", type=int, help="another smaller side for the photos (default: the same)"
+    )
     parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
-    parser.add_argument("--pictures-per-shard", type=int, default=256, help="a stop loses at most one shard's work (default: 256)")
+    parser.add_argument(
+        "--pictures-per-shard",
+        type=int,
+        default=256,
+        help="a stop loses at most one shard's work (default: 256)",
+    )
     parser.add_argument("--batch-size", type=int, default=4, help="pictures encoded at once (default: 4)")
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that read pictures (default: 2)")
+    parser.add_argument(
+        "--num-workers", type=int, default=2, help="processes that read pictures (default: 2)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_intermixed_args()
 
@@ -61,7 +77,10 @@ def main() -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     sides = {"paintings": args.short_side, "photos": args.photo_short_side or args.short_side}
-    folders = {kind: PictureFolder(getattr(args, kind), args.size, sides[kind], flip=False, validation_share=0.0) for kind in KINDS}
+    folders = {
+        kind: PictureFolder(getattr(args, kind), args.size, sides[kind], flip=False, validation_share=0.0)
+        for kind in KINDS
+    }
     model = encoders(to_plain(merged_config([args.config], args.overrides).model))
     factor = model.first_stage_model.encoder.factor
     if args.size % factor:
@@ -82,26 +101,48 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
         raise UserError("the config's first stage has no ckpt_path, and random latents are no use")
     model = instantiate_from_config(config).eval()
     if not isinstance(model, DualCondLDM):
-        raise ConfigError(f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)")
+        raise ConfigError(
+            f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)"
+        )
     model.load_style_network()
     device = choose_device()
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device.type == "cuda" else device)
 
 
-def open_cache(args: argparse.Namespace, folders: dict[str, PictureFolder], model: DualCondLDM) -> LatentCache:
+def open_cache(
+    args: argparse.Namespace, folders: dict[str, PictureFolder], model: DualCondLDM
+) -> LatentCache:
     """A new cache, or the one of the same call that was stopped."""
-    what = {name: getattr(args, name) for name in ("paintings", "photos", "size", "short_side", "photo_short_side", "crops", "seed", "pictures_per_shard")}
+    what = {
+        name: getattr(args, name)
+        for name in (
+            "paintings",
+            "photos",
+            "size",
+            "short_side",
+            "photo_short_side",
+            "crops",
+            "seed",
+            "pictures_per_shard",
+        )
+    }
     made_by = {**what, "encoders": encoder_fingerprints(model)}
-    pictures = {kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()}
+    pictures = {
+        kind: [p.relative_to(getattr(args, kind)).as_posix() for p in f.paths] for kind, f in folders.items()
+    }
     if (Path(args.output) / "cache.json").exists():
         cache = LatentCache(args.output)
         if cache.meta["made_by"] != made_by or cache.meta["pictures"] != pictures:
-            raise UserError(f"{args.output}: holds a cache made with other options, weights or pictures; choose another folder")
+            raise UserError(
+                f"{args.output}: holds a cache made with other options, weights or pictures; choose another folder"
+            )
         return cache
     return LatentCache.create(args.output, made_by, pictures, 2 * args.crops, args.pictures_per_shard)
 
 
-def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace) -> None:
+def fill(
+    cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace
+) -> None:
     """Encode this process's shards of one kind that are not done yet."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     mine = cache.shards(kind)[rank::world]
@@ -109,7 +150,14 @@ def fill(cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLD
     # Batches never reach across shards, so that one is written as soon as its last batch is done.
     batches = {shard: _pieces(cache.pictures_of(kind, shard), args.batch_size) for shard in todo}
     crops = PictureCrops(folder, args.crops, args.seed)
-    loader = iter(DataLoader(crops, batch_sampler=list(itertools.chain(*batches.values())), num_workers=args.num_workers, collate_fn=list))
+    loader = iter(
+        DataLoader(
+            crops,
+            batch_sampler=list(itertools.chain(*batches.values())),
+            num_workers=args.num_workers,
+            collate_fn=list,
+        )
+    )
     total, left = (sum(len(cache.pictures_of(kind, shard)) for shard in shards) for shards in (mine, todo))
     with tqdm(initial=total - left, total=total, desc=kind, unit="picture", disable=rank > 0) as bar:
         for shard, indices in batches.items():
@@ -158,10 +206,14 @@ def encode(model: DualCondLDM, pictures: list[Tensor | str]) -> list[tuple[np.nd
     return [picture if isinstance(picture, str) else next(done) for picture in pictures]
 
 
-def _readable(names: list[str], encoded: list[tuple[np.ndarray, np.ndarray] | str]) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+def _readable(
+    names: list[str], encoded: list[tuple[np.ndarray, np.ndarray] | str]
+) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """A shard's (latents, styles, names of its pictures, what is wrong with the others)."""
     good = {name: rows for name, rows in zip(names, encoded) if not isinstance(rows, str)}
-    latents, styles = (np.concatenate(parts) for parts in zip(*good.values())) if good else (np.zeros(0), np.zeros(0))
+    latents, styles = (
+        (np.concatenate(parts) for parts in zip(*good.values())) if good else (np.zeros(0), np.zeros(0))
+    )
     return latents, styles, list(good), [problem for problem in encoded if isinstance(problem, str)]
 
 

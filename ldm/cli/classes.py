@@ -20,14 +20,36 @@ from ldm.program import ArgumentParser
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--classes", required=True, type=int, nargs="+", metavar="LABEL", help="a row for each")
+    parser.add_argument(
+        "--classes", required=True, type=int, nargs="+", metavar="LABEL", help="a row for each"
+    )
     parser.add_argument("--n", type=int, default=4, metavar="N", help="pictures of each class (default: 4)")
-    parser.add_argument("--scale", type=float, default=3.0, metavar="S", help="guidance: 1 none, more is more typical of the class (default: 3)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="guidance: 1 none, more is more typical of the class (default: 3)",
+    )
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)")
-    parser.add_argument("--eta", type=float, default=0.0, help="0 is deterministic, 1 as noisy as training (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first picture of each class; the others count on (default: 0)")
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="0 is deterministic, 1 as noisy as training (default: 0)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the first picture of each class; the others count on (default: 0)",
+    )
     parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a .ckpt or .safetensors file")
-    parser.add_argument("--config", type=Path, default=CONFIG, metavar="YAML", help="its config (default: configs/class_conditional.yaml)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONFIG,
+        metavar="YAML",
+        help="its config (default: configs/class_conditional.yaml)",
+    )
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
     return parser.parse_args()
@@ -43,7 +65,12 @@ def main() -> None:
     labels = [label for label in args.classes for _ in range(args.n)]
     seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
     with memory_errors("choose a smaller --n"):
-        pictures = [tensor_to_image(picture) for picture in sample_classes(model, labels, seeds, args.scale, args.steps, args.eta)]
+        pictures = [
+            tensor_to_image(picture)
+            for picture in sample_classes(model, labels, seeds, args.scale, args.steps, args.eta)
+        ]
     rows = [pictures[i : i + args.n] for i in range(0, len(pictures), args.n)]
-    save_image(labelled_sheet(rows, row_labels=[f"class {label}" for label in args.classes], cell=128), output)
+    save_image(
+        labelled_sheet(rows, row_labels=[f"class {label}" for label in args.classes], cell=128), output
+    )
     print(output)

@@ -35,8 +35,12 @@ def main() -> None:
     check_output(args.output, args.force)
     report = describe(args.input)
     if report.nonfinite:
-        raise CheckpointError(f"{args.input}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
-    weights, tensors = choose_weights(leaving_out(args.leave_out, read_state_dict(args.input)), args.keep_live)
+        raise CheckpointError(
+            f"{args.input}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}"
+        )
+    weights, tensors = choose_weights(
+        leaving_out(args.leave_out, read_state_dict(args.input)), args.keep_live
+    )
     save_safetensors(tensors, args.output, metadata(args.input, report, weights), args.half)
     print(
         f"{args.output}: {human_size(args.output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
@@ -48,9 +52,13 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("input", type=Path, help="a .ckpt or .safetensors file")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--half", action="store_true", help="store weights as float16, the noise schedule not")
+    parser.add_argument(
+        "--half", action="store_true", help="store weights as float16, the noise schedule not"
+    )
     parser.add_argument("--keep-live", action="store_true", help="keep the live weights and drop the EMA")
-    parser.add_argument("--leave-out", nargs="+", default=[], metavar="PREFIX", help="leave out tensors whose names begin so")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="PREFIX", help="leave out tensors whose names begin so"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the output file")
     return parser.parse_args()
 
@@ -68,7 +76,9 @@ def leaving_out(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> di
     """Raises UserError for a prefix that no name has."""
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in state_dict):
-            raise UserError(f"--leave-out {prefix}: no name begins so; `artfusion checkpoint verify` lists them")
+            raise UserError(
+                f"--leave-out {prefix}: no name begins so; `artfusion checkpoint verify` lists them"
+            )
     return without(state_dict, tuple(prefixes))
 
 
@@ -85,4 +95,9 @@ def choose_weights(state_dict: dict[str, Tensor], keep_live: bool) -> tuple[str,
 def metadata(source: Path, report: Report, weights: str) -> dict[str, str]:
     facts = {"global_step": report.global_step, "epoch": report.epoch}
     known = {name: str(value) for name, value in facts.items() if value is not None}
-    return {"kind": report.kind, "weights": weights, "source": f"{source.name} sha256:{file_hash(source)}", **known}
+    return {
+        "kind": report.kind,
+        "weights": weights,
+        "source": f"{source.name} sha256:{file_hash(source)}",
+        **known,
+    }

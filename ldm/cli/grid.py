@@ -19,13 +19,40 @@ from ldm.program import ArgumentParser
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--content", required=True, metavar="FILE", help="the picture that says what to paint")
+    parser.add_argument(
+        "--content", required=True, metavar="FILE", help="the picture that says what to paint"
+    )
     parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
-    parser.add_argument("--content-scales", type=float, nargs="+", default=[0.25, 0.5, 1, 2], metavar="S", help="rows (default: 0.25 0.5 1 2)")
-    parser.add_argument("--style-scales", type=float, nargs="+", default=[0.5, 1, 1.5, 2, 3], metavar="S", help="columns (default: 0.5 1 1.5 2 3)")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures painted together (default: all); fewer take less memory")
-    parser.add_argument("--cell", type=int, default=192, metavar="N", help="side of a picture in the sheet, in pixels (default: 192)")
+    parser.add_argument(
+        "--content-scales",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 1, 2],
+        metavar="S",
+        help="rows (default: 0.25 0.5 1 2)",
+    )
+    parser.add_argument(
+        "--style-scales",
+        type=float,
+        nargs="+",
+        default=[0.5, 1, 1.5, 2, 3],
+        metavar="S",
+        help="columns (default: 0.5 1 1.5 2 3)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="pictures painted together (default: all); fewer take less memory",
+    )
+    parser.add_argument(
+        "--cell",
+        type=int,
+        default=192,
+        metavar="N",
+        help="side of a picture in the sheet, in pixels (default: 192)",
+    )
     add_settings_options(parser, leave_out=("content_scale", "style_scale"))
     add_model_options(parser)
     return parser.parse_args()
@@ -43,7 +70,9 @@ def main() -> None:
     content, style = load_image(args.content), load_image(args.style)
     pipeline = load_pipeline(args)
     batch_size = len(pairs) if args.batch_size is None else args.batch_size
-    painted = pipeline([content] * len(pairs), style, batch_size=batch_size, progress=True, **scales, **settings)
+    painted = pipeline(
+        [content] * len(pairs), style, batch_size=batch_size, progress=True, **scales, **settings
+    )
     width = len(args.style_scales)
     rows = [painted[i : i + width] for i in range(0, len(painted), width)]
     givens = [thumbnail(content, painted[0]), thumbnail(style, painted[0])]
@@ -58,4 +87,6 @@ def sheet(givens: list, rows: list[list], content_scales: list[float], style_sca
     if len(rows) == 1:
         return labelled_sheet([[*givens, *rows[0]]], ["photo", "painting", *columns], labels, cell)
     givens += [None] * (len(rows) - 2)
-    return labelled_sheet([[given, *row] for given, row in zip(givens, rows)], ["photo, painting", *columns], labels, cell)
+    return labelled_sheet(
+        [[given, *row] for given, row in zip(givens, rows)], ["photo, painting", *columns], labels, cell
+    )

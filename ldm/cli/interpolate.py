@@ -22,12 +22,31 @@ from ldm.program import ArgumentParser
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--content", required=True, metavar="FILE", help="the picture that says what to paint")
-    parser.add_argument("--style", required=True, nargs=2, metavar="FILE", help="the styles to go from and to")
-    parser.add_argument("--output", required=True, metavar="FILE", help="a strip (.png or .jpg), or a moving picture there and back (.gif)")
-    parser.add_argument("--frames", type=int, default=5, metavar="N", help="pictures, the two ends included (default: 5)")
-    parser.add_argument("--duration", type=int, default=80, metavar="MS", help="of a GIF's frame, in milliseconds (default: 80)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)")
+    parser.add_argument(
+        "--content", required=True, metavar="FILE", help="the picture that says what to paint"
+    )
+    parser.add_argument(
+        "--style", required=True, nargs=2, metavar="FILE", help="the styles to go from and to"
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="a strip (.png or .jpg), or a moving picture there and back (.gif)",
+    )
+    parser.add_argument(
+        "--frames", type=int, default=5, metavar="N", help="pictures, the two ends included (default: 5)"
+    )
+    parser.add_argument(
+        "--duration",
+        type=int,
+        default=80,
+        metavar="MS",
+        help="of a GIF's frame, in milliseconds (default: 80)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)"
+    )
     add_settings_options(parser)
     add_model_options(parser)
     return parser.parse_args()

@@ -39,7 +39,9 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, list(arguments[words:])
-    return ("stylize" if _is_picture(arguments[0]) else arguments[0]), list(arguments if _is_picture(arguments[0]) else arguments[1:])
+    return ("stylize" if _is_picture(arguments[0]) else arguments[0]), list(
+        arguments if _is_picture(arguments[0]) else arguments[1:]
+    )
 
 
 def _is_picture(text: str) -> bool:
@@ -54,7 +56,9 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
 
     def command() -> int | None:
         if name not in COMMANDS:
-            raise UserError(f"{name}: no such command{did_you_mean(name, COMMANDS)}; `artfusion --help` lists them all")
+            raise UserError(
+                f"{name}: no such command{did_you_mean(name, COMMANDS)}; `artfusion --help` lists them all"
+            )
         return importlib.import_module(COMMANDS[name].module).main()
 
     run(command, leave_at_once=name in COMMANDS and COMMANDS[name].leave_at_once)

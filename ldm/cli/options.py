@@ -44,11 +44,17 @@ def parse_size(text: str) -> int | tuple[int, int]:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2):
-        raise argparse.ArgumentTypeError(f"expected a number such as 256, or width x height such as 640x480, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a number such as 256, or width x height such as 640x480, got {text!r}"
+        )
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None) -> None:
+def add_settings_options(
+    parser: argparse.ArgumentParser,
+    leave_out: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Options for the settings, but for those left out, with other `defaults` where given."""
     group = parser.add_argument_group("how to paint")
     for name, declaration in _SETTINGS.items():
@@ -59,7 +65,9 @@ def add_settings_options(parser: argparse.ArgumentParser, leave_out: tuple[str, 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings among parsed options, checked as far as it goes without a model. Raises UserError."""
-    settings = {field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)}
+    settings = {
+        field.name: getattr(args, field.name) for field in fields(Settings) if hasattr(args, field.name)
+    }
     chosen = Settings(**settings)
     chosen.check()
     if chosen.effort != 1 and not chosen.has_brush:
@@ -84,12 +92,34 @@ def provenance(args: argparse.Namespace, settings: dict[str, Any], precision: st
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with which model, and where")
-    group.add_argument("--checkpoint", default="mini", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file")
-    group.add_argument("--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)")
+    group.add_argument(
+        "--checkpoint",
+        default="mini",
+        metavar="mini|PATH",
+        help="the bundled model (default) or a checkpoint file",
+    )
+    group.add_argument(
+        "--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)"
+    )
     group.add_argument("--device", default="auto", choices=DEVICES, help="default: a GPU if there is one")
-    group.add_argument("--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where the device is fast at it, else fp32")
-    group.add_argument("--compile", action="store_true", help="compile the networks first: pays from some hundred pictures of one size on")
-    group.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes that the config names under this dotted prefix")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="auto: bf16 where the device is fast at it, else fp32",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks first: pays from some hundred pictures of one size on",
+    )
+    group.add_argument(
+        "--allow-target",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="also build classes that the config names under this dotted prefix",
+    )
 
 
 def load_pipeline(args: argparse.Namespace) -> StyleTransferPipeline:
@@ -97,4 +127,6 @@ def load_pipeline(args: argparse.Namespace) -> StyleTransferPipeline:
     device = args.device
     if "LOCAL_RANK" in os.environ and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, device, args.precision, args.allow_target, args.compile)
+    return StyleTransferPipeline.from_pretrained(
+        args.checkpoint, args.config, device, args.precision, args.allow_target, args.compile
+    )

@@ -17,10 +17,28 @@ from ldm.program import ArgumentParser
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--style", required=True, nargs="+", action="extend", metavar="PATH", help="the paintings: files, folders, or quoted globs")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg): a row for each painting")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="N", help="a column for each (default: 0 1 2 3)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)")
+    parser.add_argument(
+        "--style",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="the paintings: files, folders, or quoted globs",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="the sheet (.png or .jpg): a row for each painting"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2, 3],
+        metavar="N",
+        help="a column for each (default: 0 1 2 3)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)"
+    )
     add_settings_options(parser, leave_out=("content_scale", "detail", "strength", "preserve_color", "seed"))
     add_model_options(parser)
     return parser.parse_args()
@@ -35,9 +53,17 @@ def main() -> None:
     pairs = [(style, seed) for style in styles for seed in args.seeds]
     pipeline = load_pipeline(args)
     painted = pipeline(
-        None, [style for style, _ in pairs], seed=[seed for _, seed in pairs], batch_size=args.batch_size, progress=True, **settings
+        None,
+        [style for style, _ in pairs],
+        seed=[seed for _, seed in pairs],
+        batch_size=args.batch_size,
+        progress=True,
+        **settings,
     )
     width = len(args.seeds)
-    rows = [[thumbnail(style, painted[0]), *painted[i * width : (i + 1) * width]] for i, style in enumerate(styles)]
+    rows = [
+        [thumbnail(style, painted[0]), *painted[i * width : (i + 1) * width]]
+        for i, style in enumerate(styles)
+    ]
     save_image(labelled_sheet(rows, ["painting", *(f"seed {seed}" for seed in args.seeds)]), output)
     print(output)

@@ -55,15 +55,55 @@ from ldm.program import ArgumentParser
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     several = {"nargs": "+", "action": "extend"}
-    parser.add_argument("pictures", nargs="*", metavar="PHOTO PAINTING [RESULT]", help="one photo in one style, in place of the next three options")
-    parser.add_argument("--content", **several, metavar="PATH", help="what to paint: picture files, folders, or quoted globs")
-    parser.add_argument("--style", **several, metavar="PATH", help="how to paint it: likewise; every content is painted in every style")
-    parser.add_argument("--output", metavar="PATH", help="a file (.png, .jpg, ...), a folder, or a name with {content} and {style} in it")
-    parser.add_argument("--style-weights", type=float, nargs="+", metavar="W", help="mix all styles into one with these weights")
-    parser.add_argument("--mask", nargs="+", action="extend", metavar="FILE", help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest")
-    parser.add_argument("--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is")
-    parser.add_argument("--overwrite", action="store_true", help="paint pictures again that are there already, made the same way")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures of the fast look painted together (default: 8); fewer take less memory")
+    parser.add_argument(
+        "pictures",
+        nargs="*",
+        metavar="PHOTO PAINTING [RESULT]",
+        help="one photo in one style, in place of the next three options",
+    )
+    parser.add_argument(
+        "--content", **several, metavar="PATH", help="what to paint: picture files, folders, or quoted globs"
+    )
+    parser.add_argument(
+        "--style",
+        **several,
+        metavar="PATH",
+        help="how to paint it: likewise; every content is painted in every style",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="a file (.png, .jpg, ...), a folder, or a name with {content} and {style} in it",
+    )
+    parser.add_argument(
+        "--style-weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="mix all styles into one with these weights",
+    )
+    parser.add_argument(
+        "--mask",
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest",
+    )
+    parser.add_argument(
+        "--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="paint pictures again that are there already, made the same way",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="pictures of the fast look painted together (default: 8); fewer take less memory",
+    )
     add_settings_options(parser)
     add_model_options(parser)
     args = parser.parse_args()
@@ -71,14 +111,24 @@ def parse_args() -> argparse.Namespace:
         _take_pictures(args, parser)
     lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
     if lacking:
-        parser.error(f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)")
+        parser.error(
+            f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
+        )
     return args
 
 
 def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
     """What is given without options as what those would say."""
-    if len(args.pictures) > 3 or len(args.pictures) < 2 or args.content or args.style or (args.output and len(args.pictures) == 3):
-        parser.error(f"{' '.join(args.pictures)}: without options give a photo, a painting and, if you like, the result's file; else --content, --style and --output")
+    if (
+        len(args.pictures) > 3
+        or len(args.pictures) < 2
+        or args.content
+        or args.style
+        or (args.output and len(args.pictures) == 3)
+    ):
+        parser.error(
+            f"{' '.join(args.pictures)}: without options give a photo, a painting and, if you like, the result's file; else --content, --style and --output"
+        )
     content, style, *result = args.pictures
     args.content, args.style = [content], [style]
     args.output = result[0] if result else args.output or f"{Path(content).stem}__{Path(style).stem}.png"
@@ -124,12 +174,16 @@ def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
     check_inputs_survive([task.output for task in tasks], masks)
 
 
-def description(args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline) -> dict[str, Any]:
+def description(
+    args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline
+) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
     kept = None if args.keep is None else file_hash(args.keep)
     extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
     settings = {**settings, "detail": pipeline.painter.detail(Settings(**settings))}
-    return provenance(args, settings, pipeline.painter.precision) | {name: value for name, value in extra.items() if value is not None}
+    return provenance(args, settings, pipeline.painter.precision) | {
+        name: value for name, value in extra.items() if value is not None
+    }
 
 
 def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
@@ -159,12 +213,16 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, 
     chosen = Settings(**settings)
     styles, problems = read_styles(todo, chosen.style_side(pipeline.painter.native_size))
     # Fine pictures are painted one by one, so each is written before the next is begun.
-    painter = ManyPainter(pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings)
+    painter = ManyPainter(
+        pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings
+    )
     doable = [task for task in todo if task.style_name in styles]
     try:
         painter.paint(doable)
     except KeyboardInterrupt:
-        print(f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest", file=sys.stderr)
+        print(
+            f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest", file=sys.stderr
+        )
         return 130
     failed = len(todo) - len(doable) + painter.failed
     print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")

@@ -55,13 +55,39 @@ PHASES = {
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--photos", required=True, type=Path, metavar="DIR", help="folder of photos, of any depth")
-    parser.add_argument("--paintings", required=True, type=Path, metavar="DIR", help="folder of paintings, of any depth")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the runs and of the result")
-    parser.add_argument("--hours", required=True, type=float, metavar="H", help="of training, all phases together")
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE", help=f"some of {', '.join(PHASES)} (default: all)")
-    parser.add_argument("--start", default="mini", metavar="mini|FILE", help="weights of what is not trained here (default: the bundled ones)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of one thread each on a CPU, or one on each GPU (default: 1)")
+    parser.add_argument(
+        "--photos", required=True, type=Path, metavar="DIR", help="folder of photos, of any depth"
+    )
+    parser.add_argument(
+        "--paintings", required=True, type=Path, metavar="DIR", help="folder of paintings, of any depth"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder of the runs and of the result"
+    )
+    parser.add_argument(
+        "--hours", required=True, type=float, metavar="H", help="of training, all phases together"
+    )
+    parser.add_argument(
+        "--phases",
+        nargs="+",
+        choices=PHASES,
+        default=list(PHASES),
+        metavar="PHASE",
+        help=f"some of {', '.join(PHASES)} (default: all)",
+    )
+    parser.add_argument(
+        "--start",
+        default="mini",
+        metavar="mini|FILE",
+        help="weights of what is not trained here (default: the bundled ones)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of one thread each on a CPU, or one on each GPU (default: 1)",
+    )
     return parser.parse_args()
 
 
@@ -79,7 +105,17 @@ def main() -> int:
             return 130
     if phases[-1] in ("diffusion", "cross"):
         result = args.output / "model.safetensors"
-        call(["checkpoint convert", weights_of(phases[-1], args), str(result), "--half", "--leave-out", "vgg.", "--force"])
+        call(
+            [
+                "checkpoint convert",
+                weights_of(phases[-1], args),
+                str(result),
+                "--half",
+                "--leave-out",
+                "vgg.",
+                "--force",
+            ]
+        )
     return 0
 
 
@@ -107,7 +143,15 @@ def train(name: str, args: argparse.Namespace) -> bool:
         settings.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(settings) as aside:
             OmegaConf.save(OmegaConf.create(settings_of(name, args)), aside)
-        options = ["--base", str(ROOT / "configs" / PHASES[name].config), str(settings), "--name", name, "--logdir", str(args.output)]
+        options = [
+            "--base",
+            str(ROOT / "configs" / PHASES[name].config),
+            str(settings),
+            "--name",
+            name,
+            "--logdir",
+            str(args.output),
+        ]
     call(["train", *options], args.processes)
     return (folder / FINISHED).exists()
 
@@ -149,18 +193,33 @@ def first_stage(args: argparse.Namespace) -> str:
 
 def compute_latents(args: argparse.Namespace) -> None:
     parts = [f"model.params.first_stage_config.params.ckpt_path={first_stage(args)}"]
-    folders = ["--paintings", str(args.paintings), "--photos", str(args.photos), "--output", str(args.output / "cache")]
+    folders = [
+        "--paintings",
+        str(args.paintings),
+        "--photos",
+        str(args.photos),
+        "--output",
+        str(args.output / "cache"),
+    ]
     call(["cache", "--config", str(ROOT / "configs/mini.yaml"), *folders, *parts], args.processes)
 
 
 def call(command: list[str], processes: int = 1) -> None:
     """Run a sub-command of `artfusion` and wait for it. Raises UserError where it fails; it has said why."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    several = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else []
+    )
     threads = {"OMP_NUM_THREADS": "1"} if processes > 1 else {}
-    with subprocess.Popen(own_command(*command, before=several), env={**threads, **own_environment()}) as process:
+    with subprocess.Popen(
+        own_command(*command, before=several), env={**threads, **own_environment()}
+    ) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the terminal has told it, too: it writes its checkpoint first
             code = process.wait()
     if code not in (0, 130):
-        raise UserError(f"artfusion {command[0]} ended with exit code {code}, see above; mend that and give the same command again")
+        raise UserError(
+            f"artfusion {command[0]} ended with exit code {code}, see above; mend that and give the same command again"
+        )

@@ -37,9 +37,18 @@ CONV = "model.diffusion_model.input_blocks.0.0.weight"
 # (config, shapes that tell its model from others)
 PUBLISHED = (
     ("kl16_content12.yaml", {CONV: (384, 28, 3, 3), "null_style_vector.weight": (1, 2944)}),
-    ("latent-diffusion/cin256-v2.yaml", {CONV: (192, 3, 3, 3), "cond_stage_model.embedding.weight": (1001, 512)}),
-    ("kl16_first_stage.yaml", {"encoder.conv_in.weight": (128, 3, 3, 3), "quant_conv.weight": (32, 32, 1, 1)}),
-    ("vq4_first_stage.yaml", {"quantize.embedding.weight": (8192, 3), "encoder.mid.attn_1.q.weight": (512, 512, 1, 1)}),
+    (
+        "latent-diffusion/cin256-v2.yaml",
+        {CONV: (192, 3, 3, 3), "cond_stage_model.embedding.weight": (1001, 512)},
+    ),
+    (
+        "kl16_first_stage.yaml",
+        {"encoder.conv_in.weight": (128, 3, 3, 3), "quant_conv.weight": (32, 32, 1, 1)},
+    ),
+    (
+        "vq4_first_stage.yaml",
+        {"quantize.embedding.weight": (8192, 3), "encoder.mid.attn_1.q.weight": (512, 512, 1, 1)},
+    ),
 )
 
 
@@ -67,9 +76,13 @@ def print_report(report: Report, digest: str) -> None:
     print(f"  tensors: {report.tensors} ({dtypes}), {report.parameters / 1e6:.1f} million values")
     print(f"  EMA: {'yes' if report.has_ema else 'no'}")
     if report.global_step is not None:
-        print(f"  step: {report.global_step}" + (f", epoch: {report.epoch}" if report.epoch is not None else ""))
+        print(
+            f"  step: {report.global_step}" + (f", epoch: {report.epoch}" if report.epoch is not None else "")
+        )
     if report.nonfinite:
-        print(f"  NaN or infinite: {sum(report.nonfinite.values())} values, in {', '.join(list(report.nonfinite)[:5])}")
+        print(
+            f"  NaN or infinite: {sum(report.nonfinite.values())} values, in {', '.join(list(report.nonfinite)[:5])}"
+        )
     else:
         print("  whole, all values finite")
 
@@ -85,7 +98,9 @@ def print_comparison(config: Path, tensors: dict[str, Tensor], has_ema: bool) ->
     node = to_plain(load_config(config)).get("model")
     if node is None:
         raise ConfigError(f"config {config}: it has no `model`")
-    mismatch = compare(instantiate_from_config(without_ckpt_paths(node)), tensors, TRAINING_ONLY)  # which is never loaded
+    mismatch = compare(
+        instantiate_from_config(without_ckpt_paths(node)), tensors, TRAINING_ONLY
+    )  # which is never loaded
     if not has_ema:
         mismatch = forgive_missing_ema(mismatch)
     print(f"  against {config.name}: {mismatch or 'every name and shape fits'}")

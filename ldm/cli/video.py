@@ -49,13 +49,35 @@ from ldm.program import ArgumentParser
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--content", required=True, metavar="CLIP", help="what to paint: a video file, or a folder of frames")
+    parser.add_argument(
+        "--content", required=True, metavar="CLIP", help="what to paint: a video file, or a folder of frames"
+    )
     parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
-    parser.add_argument("--output", required=True, metavar="CLIP", help="where the result goes: .mp4, .mov, .mkv, .webm, .gif, or a folder")
-    parser.add_argument("--start", type=at_least(0), default=0, metavar="N", help="leave out the first N frames (default: 0)")
-    parser.add_argument("--frames", type=at_least(1), metavar="N", help="paint only N frames, for a trial (default: all)")
-    parser.add_argument("--fps", type=frames_per_second, metavar="N", help=f"of a folder of frames, made a video (default: {DEFAULT_RATE})")
-    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="frames painted together in the fast look; fewer take less memory (default: 8)")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="CLIP",
+        help="where the result goes: .mp4, .mov, .mkv, .webm, .gif, or a folder",
+    )
+    parser.add_argument(
+        "--start", type=at_least(0), default=0, metavar="N", help="leave out the first N frames (default: 0)"
+    )
+    parser.add_argument(
+        "--frames", type=at_least(1), metavar="N", help="paint only N frames, for a trial (default: all)"
+    )
+    parser.add_argument(
+        "--fps",
+        type=frames_per_second,
+        metavar="N",
+        help=f"of a folder of frames, made a video (default: {DEFAULT_RATE})",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=8,
+        metavar="N",
+        help="frames painted together in the fast look; fewer take less memory (default: 8)",
+    )
     add_settings_options(parser, defaults={"look": "fast", "size": 256})
     add_model_options(parser)
     return parser.parse_args()
@@ -67,7 +89,9 @@ def at_least(least: int) -> partial[int]:
 
 def _whole_number(least: int, text: str) -> int:
     if not text.isdecimal() or len(text) > 9 or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number between {least} and 999999999, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number between {least} and 999999999, got {text!r}"
+        )
     return int(text)
 
 
@@ -95,7 +119,9 @@ def main() -> None:
         if args.look == "fast":
             results = painted(frames, paint, args.batch_size)
         else:  # goes through all frames, since each is compared with those before
-            results = steadily_painted(clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there))
+            results = steadily_painted(
+                clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there)
+            )
         write(target, clip, results, number_to_paint(clip, args, there), about)
     print(target)
 
@@ -131,7 +157,9 @@ def number_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str])
     return sum(clip.name(number) not in there for number in range(clip.count)[args.start : stop_of(args)])
 
 
-def write(target: Path, clip: Clip, frames: Iterator[Frame], count: int | None, about: dict[str, str]) -> None:
+def write(
+    target: Path, clip: Clip, frames: Iterator[Frame], count: int | None, about: dict[str, str]
+) -> None:
     sound = is_video(target) and can_keep_sound(clip, target)
     bar = tqdm(frames, "painting", count, unit="frame")
     if is_video(target):

@@ -48,7 +48,9 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
         try:
             return target(**params)
         except (ValueError, TypeError) as error:
-            if isinstance(error, UserError) or (isinstance(error, TypeError) and not _CALL_ERRORS.search(str(error))):
+            if isinstance(error, UserError) or (
+                isinstance(error, TypeError) and not _CALL_ERRORS.search(str(error))
+            ):
                 raise
             raise ConfigError(f"{name} cannot be built from its `params`: {error}") from error
 
@@ -65,7 +67,9 @@ def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
         raise ConfigError(f"a config node needs a `target` key to be built, got {_short(config)}")
     unknown = [key for key in config if key not in NODE_KEYS]
     if unknown:
-        raise ConfigError(f"the config node of {config['target']} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], NODE_KEYS)}")
+        raise ConfigError(
+            f"the config node of {config['target']} has an unknown key {unknown[0]!r}{did_you_mean(unknown[0], NODE_KEYS)}"
+        )
     params = to_plain(config.get("params")) or {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigError(f"`params` of {config['target']} must be names with values, got {_short(params)}")
@@ -96,7 +100,9 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
         )
     obj = _resolve(target, reload)
     # A module also holds the names that it imported; those must not be a way around the list.
-    if not target.startswith(allowed or ("\0",)) and not (inspect.isclass(obj) and _defined_under(obj, trusted)):
+    if not target.startswith(allowed or ("\0",)) and not (
+        inspect.isclass(obj) and _defined_under(obj, trusted)
+    ):
         raise ConfigError(f"target {target!r} is not a class defined under {', '.join(trusted)}")
     return obj
 
@@ -114,7 +120,9 @@ def _resolve(target: str, reload: bool) -> Any:
     if reload:
         importlib.reload(module)
     if not hasattr(module, name):
-        raise ConfigError(f"target {target!r}: {module_name} has no {name!r}{did_you_mean(name, dir(module))}")
+        raise ConfigError(
+            f"target {target!r}: {module_name} has no {name!r}{did_you_mean(name, dir(module))}"
+        )
     return getattr(module, name)
 
 
@@ -122,7 +130,9 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
     accepted, required, open_ended = _parameters(target)
     unknown = [name for name in params if name not in accepted]
     if unknown and not open_ended:
-        raise ConfigError(f"{target_name} has no parameter {unknown[0]!r}{did_you_mean(unknown[0], accepted)}")
+        raise ConfigError(
+            f"{target_name} has no parameter {unknown[0]!r}{did_you_mean(unknown[0], accepted)}"
+        )
     missing = [name for name in required if name not in params]
     if missing:
         raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
@@ -133,7 +143,11 @@ def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
 
     `**kwargs` of a class's own constructor stands for the parameters of its bases.
     """
-    constructors = [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
+    constructors = (
+        [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)]
+        if inspect.isclass(target)
+        else [target]
+    )
     accepted, required = [], []
     for depth, constructor in enumerate(constructors):
         try:
@@ -175,7 +189,9 @@ def load_config(path: str | Path) -> Any:
     except Exception as error:  # PyYAML's own errors share no useful base with the above
         raise ConfigError(f"config {path}: not valid YAML: {_first_line(error)}") from error
     if not OmegaConf.is_dict(config):
-        raise ConfigError(f"config {path}: expected keys and values at the top, found {_short(to_plain(config))}")
+        raise ConfigError(
+            f"config {path}: expected keys and values at the top, found {_short(to_plain(config))}"
+        )
     return config
 
 

@@ -33,7 +33,9 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
     """Raises ConfigError for a key that the section does not have."""
     for key in section:
         if key not in known:
-            raise ConfigError(f"unknown config key {key!r}{did_you_mean(key, known)}; {where} has {', '.join(known)}")
+            raise ConfigError(
+                f"unknown config key {key!r}{did_you_mean(key, known)}; {where} has {', '.join(known)}"
+            )
 
 
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -49,7 +51,9 @@ def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(old: Any, new: Any) -> Any:
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or not _takes_params_of(new.get("target", old.get("target")), old.get("target")):
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or not _takes_params_of(
+        new.get("target", old.get("target")), old.get("target")
+    ):
         return new
     return {**old, **{key: _merge(old[key], value) if key in old else value for key, value in new.items()}}
 
@@ -71,7 +75,9 @@ def _overrides(items: Sequence[str]) -> dict[str, Any]:
     keys = [item.partition("=")[0] for item in items]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
-        raise ConfigError(f"{twice} is given {keys.count(twice)} times; give it once (and in quotes if it has braces, which a shell expands)")
+        raise ConfigError(
+            f"{twice} is given {keys.count(twice)} times; give it once (and in quotes if it has braces, which a shell expands)"
+        )
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
     except Exception as error:  # PyYAML's own errors

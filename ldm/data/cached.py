@@ -32,18 +32,29 @@ class LatentCache:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.meta = _read_json(self.folder / "cache.json", f"{self.folder}: no latent cache there; make one with artfusion cache")
+        self.meta = _read_json(
+            self.folder / "cache.json", f"{self.folder}: no latent cache there; make one with artfusion cache"
+        )
         if self.meta.get("format") != _FORMAT:
-            raise UserError(f"{self.folder}: a latent cache of an older layout; make it anew with artfusion cache")
+            raise UserError(
+                f"{self.folder}: a latent cache of an older layout; make it anew with artfusion cache"
+            )
 
     @classmethod
     def create(
-        cls, folder: str | Path, made_by: dict[str, Any], pictures: dict[str, list[str]], rows_per_picture: int, pictures_per_shard: int
+        cls,
+        folder: str | Path,
+        made_by: dict[str, Any],
+        pictures: dict[str, list[str]],
+        rows_per_picture: int,
+        pictures_per_shard: int,
     ) -> "LatentCache":
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         counts = {"rows_per_picture": rows_per_picture, "pictures_per_shard": pictures_per_shard}
-        _write_json(folder / "cache.json", {"format": _FORMAT, "made_by": made_by, **counts, "pictures": pictures})
+        _write_json(
+            folder / "cache.json", {"format": _FORMAT, "made_by": made_by, **counts, "pictures": pictures}
+        )
         return cls(folder)
 
     def shards(self, kind: str) -> range:
@@ -58,7 +69,15 @@ class LatentCache:
     def is_done(self, kind: str, shard: int) -> bool:
         return self._path(kind, shard, ".json").exists()
 
-    def write(self, kind: str, shard: int, latents: np.ndarray, styles: np.ndarray, pictures: list[str], unreadable: list[str]) -> None:
+    def write(
+        self,
+        kind: str,
+        shard: int,
+        latents: np.ndarray,
+        styles: np.ndarray,
+        pictures: list[str],
+        unreadable: list[str],
+    ) -> None:
         """Store a shard; a stop at any moment leaves it undone or done."""
         for name, array in (("latent", latents), ("style", styles)):
             with written_whole(self._path(kind, shard, f"_{name}.npy")) as aside:
@@ -67,8 +86,12 @@ class LatentCache:
 
     def read(self, kind: str, shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """(latents, style statistics, both memory-mapped; what the shard's own file says)."""
-        arrays = [np.load(self._path(kind, shard, f"_{name}.npy"), mmap_mode="r") for name in ("latent", "style")]
-        return *arrays, _read_json(self._path(kind, shard, ".json"), f"{self.folder}: shard {shard} of the {kind} is not done")
+        arrays = [
+            np.load(self._path(kind, shard, f"_{name}.npy"), mmap_mode="r") for name in ("latent", "style")
+        ]
+        return *arrays, _read_json(
+            self._path(kind, shard, ".json"), f"{self.folder}: shard {shard} of the {kind} is not done"
+        )
 
     def check_complete(self) -> None:
         """Raises UserError for a cache whose making was stopped."""
@@ -110,7 +133,9 @@ class CachedHybridTrain(HybridDraws):
 
     def check_model(self, model: nn.Module) -> None:
         """Raises ConfigError for a model whose encoders did not make this cache."""
-        if model.vgg_ckpt_path is not None:  # else it would be a download, which training may need and this does not
+        if (
+            model.vgg_ckpt_path is not None
+        ):  # else it would be a download, which training may need and this does not
             model.load_style_network()
         theirs = self.store.meta["made_by"]["encoders"]
         for name, mark in encoder_fingerprints(model).items():
@@ -128,8 +153,18 @@ class CachedRows(Dataset):
         check_split(split)
         self.per_picture = store.meta["rows_per_picture"]
         self.shards = [store.read(kind, shard) for shard in store.shards(kind)]
-        places = [(shard, place, name) for shard, (_, _, meta) in enumerate(self.shards) for place, name in enumerate(meta["pictures"])]
-        chosen = of_split([Path(name) for *_, name in places], split, validation_share, seed, where=f"{store.folder}, {kind}")
+        places = [
+            (shard, place, name)
+            for shard, (_, _, meta) in enumerate(self.shards)
+            for place, name in enumerate(meta["pictures"])
+        ]
+        chosen = of_split(
+            [Path(name) for *_, name in places],
+            split,
+            validation_share,
+            seed,
+            where=f"{store.folder}, {kind}",
+        )
         self.places = np.array([places[i][:2] for i in chosen])
 
     @property

@@ -28,7 +28,9 @@ def class_names(root: str | Path) -> list[str]:
     paths = find_pictures(root)
     loose = [path for path in paths if path.parent == Path(root)]
     if loose:
-        raise UserError(f"{loose[0]}: belongs to no class; move it into a folder below {root}, one for each class")
+        raise UserError(
+            f"{loose[0]}: belongs to no class; move it into a folder below {root}, one for each class"
+        )
     return sorted({_folder_of(path, Path(root)) for path in paths})
 
 

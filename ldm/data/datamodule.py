@@ -68,7 +68,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        return self._loader("validation", shuffle=self.shuffle_validation) if "validation" in self.datasets else []
+        return (
+            self._loader("validation", shuffle=self.shuffle_validation)
+            if "validation" in self.datasets
+            else []
+        )
 
     def _loader(self, name: str, shuffle: bool) -> DataLoader:
         dataset = self.datasets[name]
@@ -80,12 +84,18 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if self.num_workers:
-            options |= {"persistent_workers": True, "prefetch_factor": PREFETCHED_BATCHES, "worker_init_fn": leave_signals_to_parent}
+            options |= {
+                "persistent_workers": True,
+                "prefetch_factor": PREFETCHED_BATCHES,
+                "worker_init_fn": leave_signals_to_parent,
+            }
         if isinstance(dataset, IterableDataset):
             if name == "train" and hasattr(dataset, "epoch"):
                 dataset.epoch = self._begin[0]  # it counts on from there
             return DataLoader(dataset, **options)
-        return DataLoader(SeededSamples(dataset), sampler=self._order(dataset, shuffle, name == "train"), **options)
+        return DataLoader(
+            SeededSamples(dataset), sampler=self._order(dataset, shuffle, name == "train"), **options
+        )
 
     def _order(self, dataset: Dataset, shuffle: bool, training: bool) -> EpochOrder:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -99,7 +109,12 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         epoch, batches = self._position()
-        return {"seed": self.seed, "epoch": epoch, "samples": batches * self._whole_batch(), "whole_batch": self._whole_batch()}
+        return {
+            "seed": self.seed,
+            "epoch": epoch,
+            "samples": batches * self._whole_batch(),
+            "whole_batch": self._whole_batch(),
+        }
 
     def _whole_batch(self) -> int:
         """Samples of all processes together in a batch."""

@@ -31,7 +31,16 @@ class EpochOrder(Sampler[Draw]):
     With `shuffle` each epoch has an order and choices of its own, without it all epochs are equal.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        rank: int = 0,
+        world: int = 1,
+    ):
         whole = batch_size * world
         # All processes need equally many samples: what is left over is dropped, or filled up from the beginning.
         self.total = length - length % whole if drop_last else -(-length // world) * world
@@ -52,7 +61,11 @@ class EpochOrder(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         epoch = self.epoch if self.shuffle else 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length) if self.shuffle else np.arange(self.length)
+        order = (
+            np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            if self.shuffle
+            else np.arange(self.length)
+        )
         for position in range(self.start + self.rank, self.total, self.world):
             yield Draw(int(order[position % self.length]), mixed_seed(self.seed, epoch, position))
 

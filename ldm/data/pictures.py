@@ -25,7 +25,9 @@ SPLITS = ("train", "validation", "all")
 _MAX_REPLACEMENTS = 20
 
 
-def find_pictures(root: str | Path, split: str = "all", validation_share: float = 0.02, seed: int = 0) -> list[Path]:
+def find_pictures(
+    root: str | Path, split: str = "all", validation_share: float = 0.02, seed: int = 0
+) -> list[Path]:
     """All picture files below `root`, sorted; of one split only, if asked. Raises UserError if there are none.
 
     A file's split depends on `seed` and its path below `root` alone, so adding files moves no other.
@@ -37,7 +39,12 @@ def find_pictures(root: str | Path, split: str = "all", validation_share: float 
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not paths:
         raise UserError(f"{root}: no pictures in it ({', '.join(EXTENSIONS)})")
-    return [paths[i] for i in of_split([p.relative_to(root) for p in paths], split, validation_share, seed, where=str(root))]
+    return [
+        paths[i]
+        for i in of_split(
+            [p.relative_to(root) for p in paths], split, validation_share, seed, where=str(root)
+        )
+    ]
 
 
 def of_split(names: Sequence[Path], split: str, validation_share: float, seed: int, where: str) -> list[int]:
@@ -81,7 +88,9 @@ class Crops:
     The crop is at a `random` place or central, and with `flip` mirrored every other time.
     """
 
-    def __init__(self, size: int = 256, short_side: int | None = None, random: bool = True, flip: bool = True):
+    def __init__(
+        self, size: int = 256, short_side: int | None = None, random: bool = True, flip: bool = True
+    ):
         self.size, self.short_side = size, short_side or size
         if self.short_side < size:
             raise ConfigError(f"short_side {short_side} is smaller than the crop of {size} pixels")
@@ -100,7 +109,9 @@ class Crops:
             array = array[:, ::-1]
         return np.ascontiguousarray(array / 127.5 - 1.0)
 
-    def sample(self, candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> dict[str, np.ndarray | str]:
+    def sample(
+        self, candidates: Iterable[tuple[str, Callable[[], Image.Image]]]
+    ) -> dict[str, np.ndarray | str]:
         """The sample of the first of several pictures (name, how to read it) that can be read.
 
         Raises UserError when too many in a row cannot.
@@ -111,7 +122,9 @@ class Crops:
                 return {"image": self.crop(read()), "path": name, "unreadable": "\n".join(problems)}
             except UserError as error:
                 problems.append(" ".join(str(error).split()))
-        raise UserError(f"{_MAX_REPLACEMENTS} pictures in a row could not be read: {'; '.join(dict.fromkeys(problems))}")
+        raise UserError(
+            f"{_MAX_REPLACEMENTS} pictures in a row could not be read: {'; '.join(dict.fromkeys(problems))}"
+        )
 
 
 class PictureFolder(Crops, Dataset):

@@ -83,7 +83,9 @@ class StreamedHybridTrain(IterableDataset):
 
     def __len__(self) -> int:
         """Samples of this process in an epoch."""
-        return -(-self.epoch_samples // self._rank_and_world()[1])  # all need equally many, or some would wait for ever
+        return -(
+            -self.epoch_samples // self._rank_and_world()[1]
+        )  # all need equally many, or some would wait for ever
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -95,7 +97,11 @@ class StreamedHybridTrain(IterableDataset):
         pictures = []
         for kind, (crops, shards) in enumerate(self.kinds):
             mine = share(shards, mixed_seed(self.seed, epoch, kind), reader, readers)
-            pictures.append(NextPicture(crops, endless(mine, self.shuffle_buffer, mixed_seed(self.seed, epoch, kind, reader))))
+            pictures.append(
+                NextPicture(
+                    crops, endless(mine, self.shuffle_buffer, mixed_seed(self.seed, epoch, kind, reader))
+                )
+            )
         draws = SeededSamples(HybridDraws(*pictures, **self.shares))
         for position in range(worker, len(self), workers):
             yield draws[Draw(position, mixed_seed(self.seed, epoch, rank, position))]
@@ -161,7 +167,9 @@ def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
     except (OSError, tarfile.TarError) as error:
         # webdataset adds the open file and the url to what happened.
         reason = str(error) if getattr(error, "errno", None) else str(error.args[0]).partition(" @ ")[0]
-        raise UserError(f"{shard}: this shard cannot be read to its end; is it a tar file, and whole? ({reason})") from error
+        raise UserError(
+            f"{shard}: this shard cannot be read to its end; is it a tar file, and whole? ({reason})"
+        ) from error
 
 
 @contextmanager
@@ -170,11 +178,15 @@ def _opened(shard: str) -> Iterator[BinaryIO]:
     stream = _open(shard)
     try:
         yield stream
-        while stream.read(1 << 20):  # a program that cannot write all of what it has would seem to have failed
+        while stream.read(
+            1 << 20
+        ):  # a program that cannot write all of what it has would seem to have failed
             pass
         stream.close()
     finally:
-        if hasattr(stream, "proc"):  # of a shard that is left in the middle; it may be waiting for the network
+        if hasattr(
+            stream, "proc"
+        ):  # of a shard that is left in the middle; it may be waiting for the network
             stream.proc.terminate()
         with suppress(OSError):
             stream.close()
@@ -197,11 +209,19 @@ def shard_names(patterns: str | Sequence[str]) -> list[str]:
     names = [name for pattern in patterns for name in _webdataset().SimpleShardList(pattern).urls]
     for name in names:
         if _scheme(name) and _scheme(name) not in SCHEMES:
-            raise ConfigError(f"{name}: shards are files or have urls that begin with {', '.join(f'{s}://' for s in SCHEMES)}")
+            raise ConfigError(
+                f"{name}: shards are files or have urls that begin with {', '.join(f'{s}://' for s in SCHEMES)}"
+            )
     missing = [name for name in names if not _scheme(name) and not Path(name).is_file()]
     if missing or not names:
-        what = f"{missing[0]}: no such shard ({len(missing)} of {len(names)} are missing)" if names else "no shards are named"
-        raise UserError(f"{what}; write names such as paintings-{{000..099}}.tar, in quotes on a command line")
+        what = (
+            f"{missing[0]}: no such shard ({len(missing)} of {len(names)} are missing)"
+            if names
+            else "no shards are named"
+        )
+        raise UserError(
+            f"{what}; write names such as paintings-{{000..099}}.tar, in quotes on a command line"
+        )
     return names
 
 
@@ -212,7 +232,9 @@ def _scheme(shard: str) -> str:
 
 def _is_picture(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._")  # macOS's tar adds such files to every one
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(
+        "._"
+    )  # macOS's tar adds such files to every one
 
 
 def _worker_and_workers() -> tuple[int, int]:
@@ -224,5 +246,7 @@ def _webdataset() -> ModuleType:
     try:
         import webdataset
     except ModuleNotFoundError as error:
-        raise ConfigError("training from shards needs the package webdataset; install it with: pip install -e '.[stream]'") from error
+        raise ConfigError(
+            "training from shards needs the package webdataset; install it with: pip install -e '.[stream]'"
+        ) from error
     return webdataset

@@ -19,7 +19,13 @@ class WikiArtTrain(PictureFolder):
 
     split = "train"
 
-    def __init__(self, roots: str = "datasets/wiki-art", size: int | None = None, crop_size: int | None = None, **options: Any):
+    def __init__(
+        self,
+        roots: str = "datasets/wiki-art",
+        size: int | None = None,
+        crop_size: int | None = None,
+        **options: Any,
+    ):
         if crop_size is not None:
             options["short_side"], size = size or _scaled_to(crop_size), crop_size
         super().__init__(roots, size=size or 256, split=self.split, **options)
@@ -53,7 +59,9 @@ class HybridDraws(TwoKinds):
     have both. Those with a style are paintings, or with probability `photo_share` photos.
     """
 
-    def __init__(self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float):
+    def __init__(
+        self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float
+    ):
         check_fractions(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
         self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
         super().__init__(paintings, photos)
@@ -108,7 +116,9 @@ def _one_crop_size(*sizes: int | None) -> int:
     """The size that all who name one agree on. Raises ConfigError."""
     given = sorted({size for size in sizes if size is not None})
     if len(given) > 1:
-        raise ConfigError(f"HybridTrain: crops of {' and '.join(map(str, given))} pixels do not go into one batch; give one size")
+        raise ConfigError(
+            f"HybridTrain: crops of {' and '.join(map(str, given))} pixels do not go into one batch; give one size"
+        )
     return given[0] if given else 256
 
 
@@ -146,7 +156,11 @@ class CrossPairs(TwoKinds):
         samples = {"painting": self._sample(self.paintings, index), "photo": self._sample(self.photos, photo)}
         unreadable = "\n".join(sample["unreadable"] for sample in samples.values() if sample["unreadable"])
         rows = {f"{kind}_row": sample["row"] for kind, sample in samples.items() if "row" in sample}
-        return {**{kind: sample["image"] for kind, sample in samples.items()}, **rows, "unreadable": unreadable}
+        return {
+            **{kind: sample["image"] for kind, sample in samples.items()},
+            **rows,
+            "unreadable": unreadable,
+        }
 
     def _sample(self, pictures: PictureFolder, index: int) -> dict[str, Any]:
         if self.fixed or not self.variants:

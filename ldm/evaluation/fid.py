@@ -48,7 +48,9 @@ def check_extra() -> None:
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as error:
-        raise UserError("--inception-weights needs the package torch-fidelity: pip install 'artfusion[evaluation]'") from error
+        raise UserError(
+            "--inception-weights needs the package torch-fidelity: pip install 'artfusion[evaluation]'"
+        ) from error
 
 
 def load_inception(path: str | Path, device: torch.device) -> Inception:
@@ -60,9 +62,13 @@ def load_inception(path: str | Path, device: torch.device) -> Inception:
     torch.save(read_state_dict(path), tensors)
     tensors.seek(0)
     try:
-        net = FeatureExtractorInceptionV3("inception", [FEATURES], feature_extractor_weights_path=tensors).to(device)
+        net = FeatureExtractorInceptionV3("inception", [FEATURES], feature_extractor_weights_path=tensors).to(
+            device
+        )
     except RuntimeError as error:
-        raise UserError(f"{path}: not the weights of torch-fidelity's Inception network ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: not the weights of torch-fidelity's Inception network ({str(error).splitlines()[0]})"
+        ) from error
     return lambda pictures: _features(net, pictures.to(device))
 
 

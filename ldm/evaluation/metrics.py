@@ -68,7 +68,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(N,) structural similarity (Wang et al. 2004) of the luminance of pictures: 1 for equal ones."""
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
 
-    return structural_similarity_index_measure(luminance(a), luminance(b), data_range=1.0, reduction="none").reshape(-1)
+    return structural_similarity_index_measure(
+        luminance(a), luminance(b), data_range=1.0, reduction="none"
+    ).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,30 @@ class PairMetrics:
         return [Statistics(*map(torch.cat, zip(*layer))) for layer in zip(*batches)]
 
     @torch.no_grad()
-    def measure(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> list[dict[str, float | None]]:
+    def measure(
+        self, results: Tensor, content: Content, styles: Sequence[Statistics]
+    ) -> list[dict[str, float | None]]:
         """METRICS of each of N results of one content; `styles` has what each was painted with (N)."""
         results = results.to(self.device)
-        columns = {"ssim": ssim(results, content.picture.expand_as(results)).tolist(), **self._vgg_metrics(results, content, styles)}
+        columns = {
+            "ssim": ssim(results, content.picture.expand_as(results)).tolist(),
+            **self._vgg_metrics(results, content, styles),
+        }
         if self.lpips is not None:
             columns["lpips"] = self.lpips(results, content.picture).flatten().tolist()
-        return [{name: columns[name][i] if name in columns else None for name in METRICS} for i in range(len(results))]
+        return [
+            {name: columns[name][i] if name in columns else None for name in METRICS}
+            for i in range(len(results))
+        ]
 
-    def _vgg_metrics(self, results: Tensor, content: Content, styles: Sequence[Statistics]) -> dict[str, list[float | None]]:
+    def _vgg_metrics(
+        self, results: Tensor, content: Content, styles: Sequence[Statistics]
+    ) -> dict[str, list[float | None]]:
         maps = self.features(results)
         stats = statistics(maps)
-        distances = [cosine_distance(maps[name], content.maps[name].expand_as(maps[name])) for name in CONTENT_LAYERS]
+        distances = [
+            cosine_distance(maps[name], content.maps[name].expand_as(maps[name])) for name in CONTENT_LAYERS
+        ]
         losses, untouched = (mean_std_loss(s, styles).tolist() for s in (stats, content.statistics))
         return {
             "content_cosine": (sum(distances) / len(distances)).tolist(),

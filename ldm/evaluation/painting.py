@@ -30,18 +30,33 @@ class PairPainter:
     styles: Mapping[str, Image.Image]
     folder: Path | None = None
 
-    def result_sets(self, settings: Sequence[Settings], pairs: Sequence[Pair], named: Mapping[str, Settings] | None = None) -> list[ResultSet]:
+    def result_sets(
+        self, settings: Sequence[Settings], pairs: Sequence[Pair], named: Mapping[str, Settings] | None = None
+    ) -> list[ResultSet]:
         """One for each settings, called after its scales, and for each of those that have a name; several are kept in a folder each."""
         named = named or {}
         several = len(settings) + len(named) > 1
         by_scales = [
-            ResultSet(set_name(one), pairs, self._painter(one, set_name(one), several), one.content_scale, one.style_scale) for one in settings
+            ResultSet(
+                set_name(one),
+                pairs,
+                self._painter(one, set_name(one), several),
+                one.content_scale,
+                one.style_scale,
+            )
+            for one in settings
         ]
         # Their scales are not all that differs: they are no points of a sweep's curves.
-        return by_scales + [ResultSet(name, pairs, self._painter(one, name, several)) for name, one in named.items()]
+        return by_scales + [
+            ResultSet(name, pairs, self._painter(one, name, several)) for name, one in named.items()
+        ]
 
-    def _painter(self, settings: Settings, name: str, several: bool) -> Callable[[Sequence[Pair]], list[Image.Image]]:
-        return partial(self.paint, settings, self.folder / folder_name(name) if self.folder and several else self.folder)
+    def _painter(
+        self, settings: Settings, name: str, several: bool
+    ) -> Callable[[Sequence[Pair]], list[Image.Image]]:
+        return partial(
+            self.paint, settings, self.folder / folder_name(name) if self.folder and several else self.folder
+        )
 
     def paint(self, settings: Settings, folder: Path | None, pairs: Sequence[Pair]) -> list[Image.Image]:
         """The pairs' pictures, in order. Raises UserError where one cannot be kept."""

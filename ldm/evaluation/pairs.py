@@ -41,7 +41,9 @@ def by_name(folder: str | Path) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in paths:
         if path.stem in named:
-            raise UserError(f"{folder}: {named[path.stem]} and {path} would both be called {path.stem!r} here; rename one")
+            raise UserError(
+                f"{folder}: {named[path.stem]} and {path} would both be called {path.stem!r} here; rename one"
+            )
         named[path.stem] = path
     return named
 
@@ -52,7 +54,9 @@ def all_pairs(contents: Iterable[str], styles: Sequence[str]) -> list[Pair]:
     for pair in ((content, style) for content in contents for style in styles):
         other = named.setdefault(result_name(pair), pair)
         if other != pair:
-            raise UserError(f"{result_name(pair)!r} could be the result of {other} or of {pair}; rename a picture")
+            raise UserError(
+                f"{result_name(pair)!r} could be the result of {other} or of {pair}; rename a picture"
+            )
     return list(named.values())
 
 
@@ -65,7 +69,9 @@ def result_folder(name: str, folder: str | Path, pairs: Sequence[Pair], size: in
     files = by_name(folder)
     found = {pair: files[result_name(pair)] for pair in pairs if result_name(pair) in files}
     if not found:
-        raise UserError(f"{folder}: no result of any pair in it; the first would be called {result_name(pairs[0])}.png")
+        raise UserError(
+            f"{folder}: no result of any pair in it; the first would be called {result_name(pairs[0])}.png"
+        )
     for path in found.values():
         load_image(path)  # a broken one is told now, not after an hour of painting the others
     return ResultSet(name, list(found), partial(_read_all, found, size))

@@ -49,9 +49,19 @@ def _draw_curves(axes: Any, swept: Sequence[Measured]) -> None:
 
     scales = sorted({one.results.style_scale for one in swept})
     for i, scale in enumerate(scales):
-        curve = sorted((one for one in swept if one.results.style_scale == scale), key=lambda one: one.results.content_scale)
+        curve = sorted(
+            (one for one in swept if one.results.style_scale == scale),
+            key=lambda one: one.results.content_scale,
+        )
         colour = colormaps["plasma"](0.8 * i / max(1, len(scales) - 1))  # its last fifth is too pale on white
-        axes.plot([one.mean(X) for one in curve], [one.mean(Y) for one in curve], "o-", color=colour, ms=5, label=f"style scale {scale:g}")
+        axes.plot(
+            [one.mean(X) for one in curve],
+            [one.mean(Y) for one in curve],
+            "o-",
+            color=colour,
+            ms=5,
+            label=f"style scale {scale:g}",
+        )
         for one in curve:
             _note(axes, one, f"{one.results.content_scale:g}", color=colour, fontsize=8)
 
@@ -60,7 +70,9 @@ def _draw_points(axes: Any, points: Sequence[Measured]) -> None:
     for one, marker in zip(points, cycle("sD^vP*X")):
         axes.plot(one.mean(X), one.mean(Y), marker, color="crimson", ms=9, label=one.results.name)
     for one in points:
-        right = one.mean(X) > sum(axes.get_xlim()) / 2  # names there go to the left of their points, to stay within the frame
+        right = (
+            one.mean(X) > sum(axes.get_xlim()) / 2
+        )  # names there go to the left of their points, to stay within the frame
         _note(axes, one, one.results.name, left=right, color="crimson", fontsize=9)
 
 
@@ -69,7 +81,15 @@ def _note(axes: Any, one: Measured, text: str, left: bool = False, **options: An
 
     halo = [withStroke(linewidth=3, foreground="white")]  # lines pass behind some of the texts
     side = {"xytext": (-7, -3), "ha": "right"} if left else {"xytext": (7, -3)}
-    axes.annotate(text, (one.mean(X), one.mean(Y)), textcoords="offset points", path_effects=halo, zorder=5, **side, **options)
+    axes.annotate(
+        text,
+        (one.mean(X), one.mean(Y)),
+        textcoords="offset points",
+        path_effects=halo,
+        zorder=5,
+        **side,
+        **options,
+    )
 
 
 def _label(axes: Any, measured: Sequence[Measured]) -> None:

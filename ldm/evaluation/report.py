@@ -43,9 +43,15 @@ def whole_table(measured: Sequence[Measured]) -> str:
     """One row for each set: what is said of its results together, WHOLE_METRICS."""
     rows = []
     for one in measured:
-        tops = one.share_within(1, "style_rank"), one.share_within(3, "style_rank"), one.share_within(1, "content_rank")
+        tops = (
+            one.share_within(1, "style_rank"),
+            one.share_within(3, "style_rank"),
+            one.share_within(1, "content_rank"),
+        )
         others = one.alike, one.palette_share, one.mean("chroma_bw")
-        cells = [_NOT_RUN if value is None else f"{value:.2f}" for value in tops] + ["none" if value is None else f"{value:.3g}" for value in others]
+        cells = [_NOT_RUN if value is None else f"{value:.2f}" for value in tops] + [
+            "none" if value is None else f"{value:.3g}" for value in others
+        ]
         rows.append([one.results.name, *cells])
     return markdown_table(["whose style, whose photo, which colours", *WHOLE_METRICS], rows)
 
@@ -54,9 +60,13 @@ def notes(measured: Sequence[Measured], pairs: Sequence[Pair], judge: bool) -> l
     """Lines below the table: pairs that are missing, networks that are, numbers to be read with care."""
     lines = _missing_pairs(measured, pairs)
     if not judge:
-        lines.append("Retrieval (style_top1, style_top3, content_top1) was not run: it needs --judge-weights.")
+        lines.append(
+            "Retrieval (style_top1, style_top3, content_top1) was not run: it needs --judge-weights."
+        )
     if any(one.fid_biased for one in measured):
-        lines.append("biased: fewer pictures than Inception features, so the distance comes out too large; compare equal numbers of pictures only.")
+        lines.append(
+            "biased: fewer pictures than Inception features, so the distance comes out too large; compare equal numbers of pictures only."
+        )
     return lines
 
 
@@ -67,7 +77,9 @@ def _missing_pairs(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[
         missing = [result_name(pair) for pair in pairs if pair not in one.rows]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            lines.append(f"{one.results.name}: {len(missing)} of {len(pairs)} pairs missing: {', '.join(missing[:3])}{more}")
+            lines.append(
+                f"{one.results.name}: {len(missing)} of {len(pairs)} pairs missing: {', '.join(missing[:3])}{more}"
+            )
     return lines
 
 
@@ -78,8 +90,15 @@ def write_csv(measured: Sequence[Measured], path: Path) -> None:
         writer = csv.DictWriter(file, CSV_COLUMNS)  # writes None as an empty field
         writer.writeheader()
         for one in measured:
-            shared = {"set": one.results.name, "content_scale": one.results.content_scale, "style_scale": one.results.style_scale}
-            writer.writerows(shared | {"content": content, "style": style} | row for (content, style), row in one.rows.items())
+            shared = {
+                "set": one.results.name,
+                "content_scale": one.results.content_scale,
+                "style_scale": one.results.style_scale,
+            }
+            writer.writerows(
+                shared | {"content": content, "style": style} | row
+                for (content, style), row in one.rows.items()
+            )
 
 
 def check_file(path: Path, suffix: str) -> None:

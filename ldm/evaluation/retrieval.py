@@ -31,7 +31,9 @@ class Retrieval:
 
     def __init__(self, judge: EfficientNetLite0, contents: Iterable[Tensor], styles: Iterable[Tensor]):
         self.judge = judge
-        self.layouts = [torch.cat(stage) for stage in zip(*(self.features(batch).layouts for batch in contents))]
+        self.layouts = [
+            torch.cat(stage) for stage in zip(*(self.features(batch).layouts for batch in contents))
+        ]
         self.grams = [torch.cat(stage) for stage in zip(*(self.features(batch).grams for batch in styles))]
 
     @torch.no_grad()
@@ -50,9 +52,12 @@ class Retrieval:
         """
         features = self.features(results)
         style = sum(
-            (mine[:, None] - theirs).square().sum(dim=(2, 3)) / theirs.square().sum(dim=(1, 2)) for mine, theirs in zip(features.grams, self.grams)
+            (mine[:, None] - theirs).square().sum(dim=(2, 3)) / theirs.square().sum(dim=(1, 2))
+            for mine, theirs in zip(features.grams, self.grams)
         )
-        content = 1 - sum(mine @ theirs.mT for mine, theirs in zip(features.layouts, self.layouts)) / len(CONTENT_STAGES)
+        content = 1 - sum(mine @ theirs.mT for mine, theirs in zip(features.layouts, self.layouts)) / len(
+            CONTENT_STAGES
+        )
         return style.cpu(), content.cpu()
 
 

@@ -15,8 +15,12 @@ CELL = 192  # pixels
 class Sheet:
     """The first `rows` contents down the left, the first `columns` styles along the top, results between them."""
 
-    def __init__(self, contents: Mapping[str, Image.Image], styles: Mapping[str, Image.Image], rows: int, columns: int):
-        self.contents, self.styles = (dict(islice(named.items(), count)) for named, count in ((contents, rows), (styles, columns)))
+    def __init__(
+        self, contents: Mapping[str, Image.Image], styles: Mapping[str, Image.Image], rows: int, columns: int
+    ):
+        self.contents, self.styles = (
+            dict(islice(named.items(), count)) for named, count in ((contents, rows), (styles, columns))
+        )
         self._shown = set(product(self.contents, self.styles))
         self._results: dict[Pair, Image.Image] = {}
 
@@ -32,5 +36,8 @@ class Sheet:
 
     def draw(self) -> Image.Image:
         """A result that the set lacks is a gap."""
-        rows = [[photo, *(self._results.get((name, style)) for style in self.styles)] for name, photo in self.contents.items()]
+        rows = [
+            [photo, *(self._results.get((name, style)) for style in self.styles)]
+            for name, photo in self.contents.items()
+        ]
         return labelled_sheet([[None, *self.styles.values()], *rows], cell=CELL)

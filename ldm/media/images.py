@@ -24,7 +24,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
 
 
-def load_image(source: str | Path | BinaryIO, draft_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    source: str | Path | BinaryIO, draft_size: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """The picture in a file as RGB, upright by its EXIF rotation, transparency laid on white.
 
     `source` is the file's path, or the file open for reading bytes, whose `name` the errors then give; it stays open.
@@ -48,7 +50,9 @@ def load_image(source: str | Path | BinaryIO, draft_size: int | None = None, max
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})"
+        ) from error
 
 
 def load_square(path: str | Path, size: int) -> Image.Image:
@@ -60,7 +64,9 @@ def _checked_name(source: Path | BinaryIO) -> str:
     """What errors call the file. Raises UserError where there is none, or nothing in it."""
     if isinstance(source, Path):
         if not os.path.isfile(source):  # unlike Path's, false for a name that is too long
-            raise UserError(f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}")
+            raise UserError(
+                f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}"
+            )
         name, length = str(source), source.stat().st_size
     else:
         name, length = source.name, source.seek(0, os.SEEK_END)
@@ -72,7 +78,9 @@ def _checked_name(source: Path | BinaryIO) -> str:
 
 def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
     if size[0] * size[1] > limit:
-        raise UserError(f"{name}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first")
+        raise UserError(
+            f"{name}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -183,7 +191,9 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], cell: int | tuple[int, int] = 192, gap: int = 4) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image | None]], cell: int | tuple[int, int] = 192, gap: int = 4
+) -> Image.Image:
     """Pictures in rows and columns on white, each scaled to fit a cell of that many pixels (a side, or width and height);
     None leaves a gap."""
     width, height = (cell, cell) if isinstance(cell, int) else cell

@@ -12,7 +12,10 @@ from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.video import Frame
 
-STILL, MOVING = 8, 24  # levels of 255: below the one a difference is noise of the camera or the file, above the other movement
+STILL, MOVING = (
+    8,
+    24,
+)  # levels of 255: below the one a difference is noise of the camera or the file, above the other movement
 SOFTNESS = 0.01  # radius of the blur, of the shorter side
 CUT = 0.5  # share of the picture; where more of it moves, it is another scene
 
@@ -24,7 +27,9 @@ def movement(now: Image.Image, before: Image.Image) -> Image.Image:
     red, green, blue = ImageChops.difference(now, before).split()
     largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     blurred = largest.filter(ImageFilter.GaussianBlur(SOFTNESS * min(now.size)))
-    return blurred.point([min(255, max(0, round(255 * (level - STILL) / (MOVING - STILL)))) for level in range(256)])
+    return blurred.point(
+        [min(255, max(0, round(255 * (level - STILL) / (MOVING - STILL)))) for level in range(256)]
+    )
 
 
 def share_of(mask: Image.Image) -> float:
@@ -42,7 +47,9 @@ class Past:
     painted: Image.Image
 
 
-def next_frame(picture: Image.Image, past: Past | None, paint: Paint, known: Image.Image | None = None) -> Past:
+def next_frame(
+    picture: Image.Image, past: Past | None, paint: Paint, known: Image.Image | None = None
+) -> Past:
     """The frame, painted where it moves, all of it where there is none before and after a cut. known: painted already."""
     if past is None or picture.size != past.clip_size:
         painted = known or paint(picture)
@@ -62,7 +69,9 @@ def _painted_where(mask: Image.Image, picture: Image.Image, before: Image.Image,
     return Image.composite(paint(picture, start=start), before, mask)
 
 
-def steadily_painted(frames: Iterator[Frame], paint: Paint, known: Callable[[str], Image.Image | None]) -> Iterator[Frame]:
+def steadily_painted(
+    frames: Iterator[Frame], paint: Paint, known: Callable[[str], Image.Image | None]
+) -> Iterator[Frame]:
     """The frames as `paint` paints their pictures, but for those that are `known` by their name, from which the next go on."""
     past = None
     for frame in frames:

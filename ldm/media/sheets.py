@@ -10,7 +10,10 @@ GAP = 4
 
 
 def labelled_sheet(
-    rows: Sequence[Sequence[Image.Image | None]], columns: Sequence[str] = (), row_labels: Sequence[str] = (), cell: int = 192
+    rows: Sequence[Sequence[Image.Image | None]],
+    columns: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
+    cell: int = 192,
 ) -> Image.Image:
     """Pictures in rows and columns, none larger than `cell` pixels a side, a line of words over each column and before
     each row (none where the list is empty). Words that are too long for their column are made smaller."""
@@ -18,7 +21,10 @@ def labelled_sheet(
     sheet = contact_sheet(rows, (width, height), GAP)
     font_size = max(11, cell // 12)
     top = 2 * font_size if columns else 0
-    left = max((round(_font(font_size).getlength(label)) for label in row_labels), default=-font_size) + font_size
+    left = (
+        max((round(_font(font_size).getlength(label)) for label in row_labels), default=-font_size)
+        + font_size
+    )
     canvas = Image.new("RGB", (sheet.width + left, sheet.height + top), "white")
     canvas.paste(sheet, (left, top))
     draw = ImageDraw.Draw(canvas)
@@ -26,7 +32,13 @@ def labelled_sheet(
         middle = left + GAP + i * (width + GAP) + width // 2
         draw.text((middle, top // 2), label, "black", _fitting(label, font_size, width), anchor="mm")
     for i, label in enumerate(row_labels):
-        draw.text((left - font_size // 2, top + GAP + i * (height + GAP) + height // 2), label, "black", _font(font_size), anchor="rm")
+        draw.text(
+            (left - font_size // 2, top + GAP + i * (height + GAP) + height // 2),
+            label,
+            "black",
+            _font(font_size),
+            anchor="rm",
+        )
     return canvas
 
 
@@ -34,7 +46,9 @@ def _cell_for(images: Sequence[Image.Image], limit: int) -> tuple[int, int]:
     """(width, height) of the smallest cell that holds every picture, scaled so that its longer side is `limit`."""
     scales = [limit / max(image.size) for image in images]
     widths, heights = zip(*(image.size for image in images))
-    return max(round(w * s) for w, s in zip(widths, scales)), max(round(h * s) for h, s in zip(heights, scales))
+    return max(round(w * s) for w, s in zip(widths, scales)), max(
+        round(h * s) for h, s in zip(heights, scales)
+    )
 
 
 def _fitting(label: str, size: int, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -50,7 +64,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def panel(words: str, side: int) -> Image.Image:
     """A pale square with words in its middle."""
     square = Image.new("RGB", (side, side), "whitesmoke")
-    ImageDraw.Draw(square).text((side // 2, side // 2), words, "dimgray", _fitting(words, max(11, side // 9), side), anchor="mm")
+    ImageDraw.Draw(square).text(
+        (side // 2, side // 2), words, "dimgray", _fitting(words, max(11, side // 9), side), anchor="mm"
+    )
     return square
 
 

@@ -30,9 +30,28 @@ log = logging.getLogger(__name__)
 
 # Not .gif: that is a clip, not a frame.
 FRAME_EXTENSIONS = tuple(extension for extension in EXTENSIONS if extension != ".gif")
-READABLE = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".gif", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv")
+READABLE = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".gif",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".wmv",
+    ".flv",
+    ".3gp",
+    ".ogv",
+)
 DEFAULT_RATE = Fraction(25)  # of a folder of frames
-BT709 = 1  # FFmpeg's number for these colours, in its table of matrices as in those of primaries and of curves
+BT709 = (
+    1  # FFmpeg's number for these colours, in its table of matrices as in those of primaries and of curves
+)
 LIMITED_RANGE = 1
 
 
@@ -92,7 +111,11 @@ class FramesFolder:
 
     def __init__(self, path: Path, rate: Fraction):
         self.path, self.rate, self.time_base = path, rate, 1 / rate
-        pictures = (file for file in path.iterdir() if file.suffix.lower() in FRAME_EXTENSIONS and not file.name.startswith("."))
+        pictures = (
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in FRAME_EXTENSIONS and not file.name.startswith(".")
+        )
         self._files = sorted((file for file in pictures if file.is_file()), key=_by_numbers)
         self.count: int | None = len(self._files)
         self._check_names()
@@ -102,7 +125,9 @@ class FramesFolder:
         for number, file in enumerate(self._files):
             other = names.setdefault(self.name(number), file)
             if other != file:
-                raise UserError(f"{self.path}: {other.name} and {file.name} would both become {self.name(number)}")
+                raise UserError(
+                    f"{self.path}: {other.name} and {file.name} would both become {self.name(number)}"
+                )
 
     def name(self, number: int) -> str:
         return f"{self._files[number].stem}.png"
@@ -130,7 +155,10 @@ class VideoFile:
 
     @contextmanager
     def _opened(self) -> Iterator["av.container.InputContainer"]:
-        with _errors(self.path, "not a video that can be read, or broken"), open_video(self.path) as container:
+        with (
+            _errors(self.path, "not a video that can be read, or broken"),
+            open_video(self.path) as container,
+        ):
             if not container.streams.video:
                 raise UserError(f"{self.path}: no video in it")
             container.streams.video[0].thread_type = "AUTO"
@@ -159,11 +187,15 @@ def open_clip(path: str | Path, rate: Fraction | None = None) -> Clip:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file or folder")
     if path.suffix.lower() not in READABLE:
-        raise UserError(f"{path}: unknown video format {path.suffix!r}; use {', '.join(READABLE[:6])}, or a folder of frames")
+        raise UserError(
+            f"{path}: unknown video format {path.suffix!r}; use {', '.join(READABLE[:6])}, or a folder of frames"
+        )
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes)")
     if rate is not None:
-        raise UserError(f"{path}: a video has its own frames per second; they can be set for a folder of frames only")
+        raise UserError(
+            f"{path}: a video has its own frames per second; they can be set for a folder of frames only"
+        )
     return VideoFile(path)
 
 
@@ -175,11 +207,15 @@ def check_target(path: str | Path, source: str | Path) -> Path:
         raise UserError(f"{path}: is the content itself; write the result somewhere else")
     if not is_video(path):
         if path.suffix and not (named_as_folder or os.path.isdir(path)):
-            raise UserError(f"{path}: unknown video format {path.suffix!r}; use {', '.join(FORMATS)}, or a folder, as {path}/")
+            raise UserError(
+                f"{path}: unknown video format {path.suffix!r}; use {', '.join(FORMATS)}, or a folder, as {path}/"
+            )
         check_folder(path)
         return path
     if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder; give the name of a video file, or of a folder without {path.suffix}")
+        raise UserError(
+            f"{path}: is a folder; give the name of a video file, or of a folder without {path.suffix}"
+        )
     _check_encoder(path)
     check_folder(path.parent, path)
     return path
@@ -193,10 +229,14 @@ def is_video(path: Path) -> bool:
 def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
     """The same frames, the first of them read already; None where there are none."""
     first = next(frames, None)
-    return None if first is None else chain(iter([first]), frames)  # the iterator, unlike a list, lets go of the frame
+    return (
+        None if first is None else chain(iter([first]), frames)
+    )  # the iterator, unlike a list, lets go of the frame
 
 
-def painted(frames: Iterator[Frame], paint: Callable[[list[Image.Image]], list[Image.Image]], batch_size: int) -> Iterator[Frame]:
+def painted(
+    frames: Iterator[Frame], paint: Callable[[list[Image.Image]], list[Image.Image]], batch_size: int
+) -> Iterator[Frame]:
     """The frames with what `paint` makes of their pictures, `batch_size` of them in memory at a time."""
     while batch := list(islice(frames, batch_size)):
         pictures = paint([frame.picture for frame in batch])
@@ -234,7 +274,9 @@ class VideoWriter:
 
     def __init__(self, opened: ExitStack, path: Path, clip: Clip, first: Frame, sound: bool):
         self._format, self._clip, self._begin = FORMATS[path.suffix.lower()], clip, first.time
-        self._container = opened.enter_context(_av().open(str(path), "w", format=self._format.container, options=self._format.container_options))
+        self._container = opened.enter_context(
+            _av().open(str(path), "w", format=self._format.container, options=self._format.container_options)
+        )
         self._time_base = self._format.time_base or clip.time_base
         self._size = _writable_size(first.picture, self._format)
         self._video = self._add_video()
@@ -242,7 +284,9 @@ class VideoWriter:
         self._sound = Sound(opened, clip, self._container, first) if sound else None
 
     def _add_video(self) -> "av.VideoStream":
-        video = self._container.add_stream(self._format.codec, rate=self._clip.rate, options=self._format.options)
+        video = self._container.add_stream(
+            self._format.codec, rate=self._clip.rate, options=self._format.options
+        )
         video.width, video.height = self._size
         video.pix_fmt = self._format.pixels
         video.codec_context.time_base = self._time_base
@@ -282,7 +326,9 @@ class Sound:
 
     def __init__(self, opened: ExitStack, clip: Clip, output: "av.container.OutputContainer", first: Frame):
         self._path, self._output, self._begin = clip.path, output, first.time * clip.time_base
-        self._whole = first.number == 0  # even what is heard before the first picture, which decoders may need to start
+        self._whole = (
+            first.number == 0
+        )  # even what is heard before the first picture, which decoders may need to start
         self._source = opened.enter_context(open_video(clip.path))
         self._copy = output.add_stream_from_template(self._source.streams.audio[0])
         self._packets = self._read()
@@ -291,7 +337,11 @@ class Sound:
     def _read(self) -> Iterator["av.Packet"]:
         """The packets from the first frame on, timed from there."""
         for packet in self._source.demux(audio=0):
-            if packet.dts is not None and packet.pts is not None and (self._whole or _end(packet) > self._begin):
+            if (
+                packet.dts is not None
+                and packet.pts is not None
+                and (self._whole or _end(packet) > self._begin)
+            ):
                 shift = round(self._begin / packet.time_base)
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = self._copy
@@ -304,7 +354,9 @@ class Sound:
                 self._waiting = None
                 self._output.mux(packet)
         except _av().FFmpegError as error:
-            log.warning("%s: without sound from some point on: it is broken there (%s)", self._path, error.strerror)
+            log.warning(
+                "%s: without sound from some point on: it is broken there (%s)", self._path, error.strerror
+            )
             self._packets, self._waiting = iter(()), None
 
     def _next(self) -> "av.Packet | None":
@@ -320,11 +372,19 @@ def can_keep_sound(clip: Clip, target: Path) -> bool:
         return False
     kind = target.suffix.lower()
     try:
-        with open_video(clip.path) as source, _av().open(io.BytesIO(), "w", format=FORMATS[kind].container) as trial:
+        with (
+            open_video(clip.path) as source,
+            _av().open(io.BytesIO(), "w", format=FORMATS[kind].container) as trial,
+        ):
             trial.add_stream_from_template(source.streams.audio[0])
             trial.start_encoding()
     except (_av().FFmpegError, ValueError):  # ValueError: the container has no place for it at all
-        log.warning("%s: without sound, since %s does not take the kind that is in %s; .mkv takes most", target, kind, clip.path)
+        log.warning(
+            "%s: without sound, since %s does not take the kind that is in %s; .mkv takes most",
+            target,
+            kind,
+            clip.path,
+        )
         return False
     return True
 
@@ -338,7 +398,9 @@ def _av() -> ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise UserError("videos need the package av; install it with: pip install -e '.[video]' (a folder of frames does not)") from error
+        raise UserError(
+            "videos need the package av; install it with: pip install -e '.[video]' (a folder of frames does not)"
+        ) from error
     return av
 
 
@@ -350,7 +412,9 @@ def _check_encoder(path: Path) -> None:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}: the package av that is installed cannot write {codec}; that of PyPI can") from error
+        raise UserError(
+            f"{path}: the package av that is installed cannot write {codec}; that of PyPI can"
+        ) from error
 
 
 @contextmanager
@@ -377,7 +441,9 @@ def _upright(frame: "av.VideoFrame", pixel_aspect: Fraction | None) -> Image.Ima
     transparent = any(component.is_alpha for component in frame.format.components)
     picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba" if transparent else "rgb24")))
     if pixel_aspect and pixel_aspect != 1:
-        picture = picture.resize((max(1, round(picture.width * pixel_aspect)), picture.height), Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            (max(1, round(picture.width * pixel_aspect)), picture.height), Image.Resampling.LANCZOS
+        )
     return picture.rotate(frame.rotation, expand=True)  # both count against the clock
 
 

@@ -25,7 +25,11 @@ class FirstStageTraining(pl.LightningModule):
     """
 
     loss_class: type[FirstStageLoss]
-    own_options: Mapping[str, Any] = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
+    own_options: Mapping[str, Any] = {
+        "accumulate_grad_batches": 1,
+        "gradient_clip_val": None,
+        "gradient_clip_algorithm": None,
+    }
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
         """(reconstruction, what the loss takes of its latent); `draw` from the latent's distribution, if it has one."""
@@ -42,18 +46,27 @@ class FirstStageTraining(pl.LightningModule):
     def setup(self, stage: str) -> None:
         wanted = self.loss_class
         if stage == "fit" and not isinstance(self.loss, wanted):
-            raise ConfigError(f"to train a first stage of this kind, its lossconfig must be {wanted.__module__}.{wanted.__name__}")
+            raise ConfigError(
+                f"to train a first stage of this kind, its lossconfig must be {wanted.__module__}.{wanted.__name__}"
+            )
 
     def on_fit_start(self) -> None:
         self.loss.load_weights()
 
     def configure_optimizers(self) -> Any:
         weights = [p for part in self.parts for p in part.parameters() if p.requires_grad]
-        groups = [weights] + ([self.loss.discriminator.parameters()] if self.loss.discriminator is not None else [])
-        optimizers = [build_optimizer(torch.optim.Adam, group, self, lr=self.learning_rate, betas=self.adam_betas) for group in groups]
+        groups = [weights] + (
+            [self.loss.discriminator.parameters()] if self.loss.discriminator is not None else []
+        )
+        optimizers = [
+            build_optimizer(torch.optim.Adam, group, self, lr=self.learning_rate, betas=self.adam_betas)
+            for group in groups
+        ]
         if self.scheduler_config is None:
             return optimizers
-        schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
+        schedule = instantiate_from_config(
+            self.scheduler_config
+        ).__call__  # not the object, whose values a checkpoint would bring back
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -77,7 +90,9 @@ class FirstStageTraining(pl.LightningModule):
 
     def _step(self, which: int) -> None:
         optimizer = _as_list(self.optimizers())[which]
-        if which > 0:  # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
+        if (
+            which > 0
+        ):  # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
         self._clip(optimizer.optimizer)
         optimizer.step()
@@ -96,10 +111,14 @@ class FirstStageTraining(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         x = self.get_input(batch)
         recon, latent = self.reconstruct(x, draw=False)
-        _, parts = self.loss.autoencoder_loss(x, recon.float(), latent, self.global_step, self.decoder.last_layer)
+        _, parts = self.loss.autoencoder_loss(
+            x, recon.float(), latent, self.global_step, self.decoder.last_layer
+        )
         mse = (x - recon.float().clamp(-1, 1)).square().mean(dim=(1, 2, 3))
         psnr = (10 * torch.log10(4 / mse)).mean()  # pixels span 2
-        self.log_dict({f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True)
+        self.log_dict(
+            {f"val/{name}": value for name, value in parts.items()}, batch_size=len(x), sync_dist=True
+        )
         self.log("val/psnr", psnr, prog_bar=True, batch_size=len(x), sync_dist=True)
 
     def to_rgb(self, x: Tensor) -> Tensor:

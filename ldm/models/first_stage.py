@@ -14,7 +14,9 @@ from ldm.modules.vqvae.quantize import CODEBOOK_KEYS, VectorQuantizer
 from ldm.published.configs import with_published_keys
 
 
-@with_published_keys(colorize_nlabels=(None, "pictures have three channels; a SpatialRescaler takes segmentation maps"))
+@with_published_keys(
+    colorize_nlabels=(None, "pictures have three channels; a SpatialRescaler takes segmentation maps")
+)
 class FirstStage(nn.Module):
     """What all have: pictures (N, 3, H, W) in [-1, 1], two halves, a 1x1 conv on either side of the latent (N, embed_dim, H / f, W / f).
 
@@ -40,7 +42,12 @@ class FirstStage(nn.Module):
     ):
         super().__init__()
         check_choice("trainable", trainable, ("all", "decoder"))
-        self.image_key, self.trainable, self.monitor, self.learning_rate = image_key, trainable, monitor, learning_rate
+        self.image_key, self.trainable, self.monitor, self.learning_rate = (
+            image_key,
+            trainable,
+            monitor,
+            learning_rate,
+        )
         self.adam_betas, self.scheduler_config = tuple(adam_betas), scheduler_config
         self.encoder, self.decoder, z_channels = build_halves(ddconfig, self.double_z)
         self.loss = instantiate_from_config(lossconfig)
@@ -67,7 +74,12 @@ class FirstStage(nn.Module):
 
         A whole model's checkpoint will do as well: its first stage is taken.
         """
-        load_strict(self, part_of(read_state_dict(path), "first_stage_model."), ignore_keys=(*ignore_keys, "loss."), where=str(path))
+        load_strict(
+            self,
+            part_of(read_state_dict(path), "first_stage_model."),
+            ignore_keys=(*ignore_keys, "loss."),
+            where=str(path),
+        )
         self.has_weights = True
 
     def decode(self, z: Tensor) -> Tensor:
@@ -94,7 +106,9 @@ class KLAutoencoder(FirstStage):
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
-    def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
+    def forward(
+        self, x: Tensor, sample_posterior: bool = True
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """(reconstruction, posterior) of pictures."""
         posterior = self.encode(x)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
@@ -166,9 +180,15 @@ def build_halves(ddconfig: Mapping[str, Any], double_z: bool = True) -> tuple[nn
     if "z_channels" not in params:
         raise ConfigError("first stage: ddconfig needs `z_channels`")
     if params.get("double_z", True) != double_z:
-        raise ConfigError(f"first stage: ddconfig needs `double_z: {str(double_z).lower()}` for a {'KL' if double_z else 'vector-quantised'} latent")
+        raise ConfigError(
+            f"first stage: ddconfig needs `double_z: {str(double_z).lower()}` for a {'KL' if double_z else 'vector-quantised'} latent"
+        )
     halves = []
     for half in ("encoder", "decoder"):
         target = ddconfig.get(f"{half}_target", f"ldm.modules.vae.model.{half.capitalize()}")
-        halves.append(instantiate_from_config({"target": target, "params": {**params, **ddconfig.get(f"{half}_params", {})}}))
+        halves.append(
+            instantiate_from_config(
+                {"target": target, "params": {**params, **ddconfig.get(f"{half}_params", {})}}
+            )
+        )
     return halves[0], halves[1], params["z_channels"]

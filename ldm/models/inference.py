@@ -23,16 +23,26 @@ WITHOUT_TRAINING = {
 Model = TypeVar("Model", bound=LatentDiffusionModel)
 
 
-def load_for_inference(checkpoint: str | Path, config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()) -> Model:
+def load_for_inference(
+    checkpoint: str | Path, config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()
+) -> Model:
     """The model of a config with a checkpoint's weights, the averaged ones where it has them. Raises UserError."""
     state = bake_ema(read_state_dict(checkpoint))
     with _Uninitialised():
         model = build_for_inference(config_path, kind, allow_targets)
-    load_strict(model, state, model.optional_keys(state), str(checkpoint), f"is {config_path} its config? (--config names another)")
+    load_strict(
+        model,
+        state,
+        model.optional_keys(state),
+        str(checkpoint),
+        f"is {config_path} its config? (--config names another)",
+    )
     return model
 
 
-def build_for_inference(config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()) -> Model:
+def build_for_inference(
+    config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()
+) -> Model:
     """The model of a config, of that kind: no weights yet, no averages. Raises UserError."""
     config: dict[str, Any] = to_plain(load_config(config_path))
     try:

@@ -27,7 +27,9 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, dropout: float = 0.0, mult: int = 4):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, mult * width), nn.Dropout(dropout), nn.Linear(mult * width, width))
+        self.net = nn.Sequential(
+            GEGLU(width, mult * width), nn.Dropout(dropout), nn.Linear(mult * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -36,7 +38,14 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Queries of x, keys and values of the context, or of x itself where there is none."""
 
-    def __init__(self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64, dropout: float = 0.0):
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int | None = None,
+        heads: int = 8,
+        dim_head: int = 64,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         inner, context_dim = heads * dim_head, context_dim or query_dim
         self.heads = heads
@@ -55,7 +64,9 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward layer, each on a skip connection behind a layer norm."""
 
-    def __init__(self, width: int, heads: int, dim_head: int, dropout: float = 0.0, context_dim: int | None = None):
+    def __init__(
+        self, width: int, heads: int, dim_head: int, dropout: float = 0.0, context_dim: int | None = None
+    ):
         super().__init__()
         self.attn1 = CrossAttention(width, None, heads, dim_head, dropout)
         self.ff = FeedForward(width, dropout)
@@ -85,7 +96,9 @@ class SpatialTransformer(ContextBlock):
         self.use_checkpoint, inner = use_checkpoint, heads * dim_head
         self.norm = GroupNorm32(32, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, inner, 1)
-        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(inner, heads, dim_head, dropout, context_dim) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, heads, dim_head, dropout, context_dim) for _ in range(depth)
+        )
         self.proj_out = zero_init(nn.Conv2d(inner, channels, 1))
 
     def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -76,8 +76,12 @@ class LitEma(nn.Module):
         self._updates = None
 
     def _live(self, parameters: nn.Module | Iterable[Tensor]) -> list[Tensor]:
-        return self._pairs(parameters)[1] if isinstance(parameters, nn.Module) else [p.data for p in parameters]
+        return (
+            self._pairs(parameters)[1] if isinstance(parameters, nn.Module) else [p.data for p in parameters]
+        )
 
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         live, shadows = dict(model.named_parameters()), dict(self.named_buffers(recurse=False))
-        return [shadows[s] for s in self.shadow_names.values()], [live[name].data for name in self.shadow_names]
+        return [shadows[s] for s in self.shadow_names.values()], [
+            live[name].data for name in self.shadow_names
+        ]

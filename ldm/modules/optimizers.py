@@ -9,10 +9,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 # In the published networks a block's embedding layers are registered between its input and its output layers.
-_RANK_IN_BLOCK = {"in_layers": 0, "emb_layers": 1, "adaLN_modulation": 1, "out_layers": 2, "skip_connection": 3, "proj_out": 4}
+_RANK_IN_BLOCK = {
+    "in_layers": 0,
+    "emb_layers": 1,
+    "adaLN_modulation": 1,
+    "out_layers": 2,
+    "skip_connection": 3,
+    "proj_out": 4,
+}
 
 
-def build_optimizer(kind: type[Optimizer], weights: Iterable[nn.Parameter], module: pl.LightningModule, **options: Any) -> Optimizer:
+def build_optimizer(
+    kind: type[Optimizer], weights: Iterable[nn.Parameter], module: pl.LightningModule, **options: Any
+) -> Optimizer:
     """An Adam or AdamW, fused on CUDA; not with a loss scaler, which Lightning cannot clip together with it."""
     fused = module.device.type == "cuda" and getattr(module._trainer, "precision", None) != "16-mixed"
     return kind(weights, fused=fused or None, **options)
@@ -44,7 +53,9 @@ def _block_of(name: str) -> tuple[str, int]:
     return (name, 0) if at is None else (".".join(parts[:at]), _RANK_IN_BLOCK[parts[at]])
 
 
-def clip_gradients(module: pl.LightningModule, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
+def clip_gradients(
+    module: pl.LightningModule, optimizer: Optimizer, value: float | None, algorithm: str | None
+) -> None:
     """What Lightning's `gradient_clip_val` asks for, also for fused optimisers, which Lightning refuses although they
     only need special care with a loss scaler."""
     if not optimizer.defaults.get("fused"):

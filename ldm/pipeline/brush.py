@@ -65,7 +65,9 @@ def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pictures.shape[2:]) == tuple(size):
         return pictures
     smaller = size[0] < pictures.shape[2]
-    return F.interpolate(pictures, size, mode="bilinear" if smaller else "bicubic", antialias=smaller, align_corners=False)
+    return F.interpolate(
+        pictures, size, mode="bilinear" if smaller else "bicubic", antialias=smaller, align_corners=False
+    )
 
 
 def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
@@ -74,7 +76,9 @@ def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
     return resized(picture, reference.shape[2:]) + detail * lost
 
 
-def descend(energy: Energy, picture: Tensor, steps: Iterable[int], count: int, rate: float, free: Tensor | None = None) -> None:
+def descend(
+    energy: Energy, picture: Tensor, steps: Iterable[int], count: int, rate: float, free: Tensor | None = None
+) -> None:
     """Takes the picture, in place and within [-1, 1], `count` steps of Adam down the energy, one for each of `steps`.
 
     The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps that a pixel makes,
@@ -132,7 +136,13 @@ class Order:
     def mirrored_out(self) -> "Order":
         """The order for the whole canvas."""
         masks = None if self.masks is None else mirrored_out(self.masks[None])[0]
-        return replace(self, size=canvas(self.size), content=mirrored_out(self.content), masks=masks, keep=mirrored_out(self.keep))
+        return replace(
+            self,
+            size=canvas(self.size),
+            content=mirrored_out(self.content),
+            masks=masks,
+            keep=mirrored_out(self.keep),
+        )
 
 
 class Brush:
@@ -145,7 +155,14 @@ class Brush:
         self._grams: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()
 
     @torch.no_grad()
-    def finish(self, start: Tensor, order: Order, look: Look, watch: Callable[[Level], Iterable[int]], only_last: bool = False) -> Tensor:
+    def finish(
+        self,
+        start: Tensor,
+        order: Order,
+        look: Look,
+        watch: Callable[[Level], Iterable[int]],
+        only_last: bool = False,
+    ) -> Tensor:
         """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size. `watch` counts each level's steps.
 
         only_last: at the full size alone, for a `start` whose large forms are painted already. Raises Stopped on a
@@ -156,7 +173,14 @@ class Brush:
         for level in levels(wide.size, look.brush_steps)[-1 if only_last else 0 :]:
             picture = self._at(level, picture, start, wide)
             try:
-                descend(self.energy(level, wide), picture, watch(level), level.steps, RATE, self._free(level, wide))
+                descend(
+                    self.energy(level, wide),
+                    picture,
+                    watch(level),
+                    level.steps,
+                    RATE,
+                    self._free(level, wide),
+                )
             except KeyboardInterrupt:
                 raise Stopped(resized(picture, wide.size)[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]) from None
         return picture[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
@@ -167,7 +191,9 @@ class Brush:
         if picture is None:
             picture = resized(start, level.size)
         else:
-            sampled = level.size[0] < 1.5 * start.shape[2]  # sizes double: this one or a smaller one, however it was rounded
+            sampled = (
+                level.size[0] < 1.5 * start.shape[2]
+            )  # sizes double: this one or a smaller one, however it was rounded
             reference = start if sampled or order.content is None else order.content
             picture = enlarged(picture, resized(reference, level.size), order.detail)
         free = self._free(level, order)
@@ -183,17 +209,25 @@ class Brush:
         styles = [self._mixed(region, level, order) for region in order.styles]
         if order.strength < 1 and content is not None:
             own = grams_of(self.features, content, order.luminance)
-            styles = [{name: torch.lerp(own[name], grams[name], order.strength) for name in grams} for grams in styles]
+            styles = [
+                {name: torch.lerp(own[name], grams[name], order.strength) for name in grams}
+                for grams in styles
+            ]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
         free = self._free(level, order)
-        if free is not None:  # the painting need not be met by what stays the photo, nor made up for around it
+        if (
+            free is not None
+        ):  # the painting need not be met by what stays the photo, nor made up for around it
             masks = free[0] if masks is None else masks * free[0]
         both = weights(order.style_scale, order.content_scale)
         return energy_of(self.features, styles, content, *both, masks=masks, luminance=order.luminance)
 
     def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Grams:
         """The region's paintings' Grams, averaged by weight."""
-        all_grams = [(self._grams_of(painting, self._side(painting, level, order), order.luminance), weight) for painting, weight in region]
+        all_grams = [
+            (self._grams_of(painting, self._side(painting, level, order), order.luminance), weight)
+            for painting, weight in region
+        ]
         return {name: sum(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
 
     def _side(self, painting: Image.Image, level: Level, order: Order) -> int:

@@ -27,7 +27,14 @@ def check_classes(model: LatentDiffusionModel, labels: Iterable[int]) -> None:
 
 
 @torch.no_grad()
-def sample_classes(model: LatentDiffusionModel, labels: Sequence[int], seeds: Sequence[int], scale: float, steps: int, eta: float = 0.0) -> Tensor:
+def sample_classes(
+    model: LatentDiffusionModel,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    scale: float,
+    steps: int,
+    eta: float = 0.0,
+) -> Tensor:
     """(N, 3, H, W) pictures of labels by DDIM, guided away from the null class; each from a noise of its own seed. Raises UserError."""
     check_classes(model, labels)
     if not (math.isfinite(scale) and 0 <= eta <= 1):
@@ -38,7 +45,9 @@ def sample_classes(model: LatentDiffusionModel, labels: Sequence[int], seeds: Se
         steps,
         len(labels),
         (model.channels, model.image_size, model.image_size),
-        model.get_learned_conditioning({model.cond_stage_key: torch.tensor(list(labels), device=model.device)}),
+        model.get_learned_conditioning(
+            {model.cond_stage_key: torch.tensor(list(labels), device=model.device)}
+        ),
         eta=eta,
         ddim_discretize="trailing",
         unconditional_guidance_scale=scale,

@@ -14,7 +14,9 @@ from torch import Tensor
 # it: the weights that it converts once would else be gone when the graph runs again.
 Function = Callable[..., Tensor]
 Inputs = Mapping[str, Tensor | None]
-Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]  # to (the result's tensor, what computes it anew)
+Capture = Callable[
+    [Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]
+]  # to (the result's tensor, what computes it anew)
 
 WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
 GRAPHS = 8  # kept at once, each with the memory of a whole run
@@ -43,7 +45,13 @@ class Recorder:
 
     def __call__(self, function: Function, inputs: Inputs, key: Hashable) -> Tensor:
         """function(**inputs). key: all else that the function depends on."""
-        key = (key, *((name, None if value is None else (value.shape, value.dtype)) for name, value in inputs.items()))
+        key = (
+            key,
+            *(
+                (name, None if value is None else (value.shape, value.dtype))
+                for name, value in inputs.items()
+            ),
+        )
         if key not in self._recorded:
             while len(self._recorded) >= self.limit:
                 self._recorded.popitem(last=False)

@@ -16,8 +16,12 @@ from ldm.models.diffusion.samplers import start_of
 from ldm.modules.diffusionmodules.adaln import Modulations
 from ldm.pipeline.tiles import Tile, Tiling, blend, cut
 
-ROWS_AT_ONCE = 16  # tiles of all pictures that go through the network together, times the branches of guidance
-PREPARED_STEPS = 32  # time steps whose modulations are held at once: some 10 MB of the full-size model per picture
+ROWS_AT_ONCE = (
+    16  # tiles of all pictures that go through the network together, times the branches of guidance
+)
+PREPARED_STEPS = (
+    32  # time steps whose modulations are held at once: some 10 MB of the full-size model per picture
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class Guidance:
     ) -> "Guidance":
         both = (content_scales, style_scales)
         tensors = (torch.tensor([*scales], dtype=torch.float32, device=device) for scales in both)
-        return cls(*tensors, tuple(any(scale != 1 for scale in scales) for scales in both), interval or (0.0, 1.0))
+        return cls(
+            *tensors, tuple(any(scale != 1 for scale in scales) for scales in both), interval or (0.0, 1.0)
+        )
 
     def acts_at(self, timestep: int, num_timesteps: int) -> bool:
         return self.interval[0] <= timestep / (num_timesteps - 1) <= self.interval[1]
@@ -58,7 +64,13 @@ class GuidedDenoiser:
     """
 
     def __init__(
-        self, model: DualCondModel, content: Tensor | None, style: Tensor, guidance: Guidance, timesteps: Sequence[int], tile: int
+        self,
+        model: DualCondModel,
+        content: Tensor | None,
+        style: Tensor,
+        guidance: Guidance,
+        timesteps: Sequence[int],
+        tile: int,
     ):
         self.model, self.network = model, model.model.diffusion_model
         self.content, self.style, self.guidance, self.tile = content, style, guidance, tile
@@ -85,15 +97,30 @@ class GuidedDenoiser:
         return start_of(x, prediction, self.alphas[timestep], self.model.parameterization)
 
     def _guided(
-        self, x: Tensor, content: Tensor, content_vectors: Tensor | None, modulations: Modulations, needed: Sequence[bool]
+        self,
+        x: Tensor,
+        content: Tensor,
+        content_vectors: Tensor | None,
+        modulations: Modulations,
+        needed: Sequence[bool],
     ) -> Tensor:
         """The guided prediction for some tiles of all rows, one below the other: the branches go through the network together."""
-        contents = [content, *([torch.zeros_like(content)] if needed[0] else []), *([content] if needed[1] else [])]
+        contents = [
+            content,
+            *([torch.zeros_like(content)] if needed[0] else []),
+            *([content] if needed[1] else []),
+        ]
         tiles = len(x) // self.count
-        vectors = modulations if tiles == 1 else [_for_tiles(block, len(contents), tiles) for block in modulations]
-        prediction = self.network.predict(x.repeat(len(contents), 1, 1, 1), torch.cat(contents), content_vectors, vectors)
+        vectors = (
+            modulations if tiles == 1 else [_for_tiles(block, len(contents), tiles) for block in modulations]
+        )
+        prediction = self.network.predict(
+            x.repeat(len(contents), 1, 1, 1), torch.cat(contents), content_vectors, vectors
+        )
         conditioned, *nulls = prediction.float().chunk(len(contents))
-        return guided(conditioned, nulls, [scales.repeat(tiles, 1, 1, 1) for scales in self.scales] if nulls else [])
+        return guided(
+            conditioned, nulls, [scales.repeat(tiles, 1, 1, 1) for scales in self.scales] if nulls else []
+        )
 
     # What depends on the time step and the style alone
 
@@ -117,10 +144,14 @@ class GuidedDenoiser:
     def _prepare(self, timesteps: Sequence[int]) -> None:
         """Content vectors (S, ...) and, for each block, modulations (S, styles, ...) of S time steps."""
         # Made on the device: a copy from the CPU cannot be part of a CUDA graph.
-        time = self.network.time_embed(torch.stack([torch.full((), t, device=self.style.device) for t in timesteps]))
+        time = self.network.time_embed(
+            torch.stack([torch.full((), t, device=self.style.device) for t in timesteps])
+        )
         emb = time[:, None] + self.network.embed_context(self.style)[None]
         self._content_vectors = self.network.content_vectors(time)
-        self._modulations = [vectors.unflatten(0, emb.shape[:2]) for vectors in self.network.modulations(emb.flatten(0, 1))]
+        self._modulations = [
+            vectors.unflatten(0, emb.shape[:2]) for vectors in self.network.modulations(emb.flatten(0, 1))
+        ]
 
 
 def _for_tiles(vectors: Tensor, branches: int, tiles: int) -> Tensor:

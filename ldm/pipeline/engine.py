@@ -69,9 +69,15 @@ class Batch:
             return self
 
         def at_size(x: Tensor | None) -> Tensor | None:
-            return None if x is None else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+            return (
+                None
+                if x is None
+                else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+            )
 
-        return replace(self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep))
+        return replace(
+            self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep)
+        )
 
 
 class Painter:
@@ -113,14 +119,21 @@ class Painter:
             painted = self._paint_at(batch.resized(size), painted, settings, steps, precision)
         return painted
 
-    def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps, precision: str) -> Tensor:
+    def _paint_at(
+        self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps, precision: str
+    ) -> Tensor:
         """The batch at its size, over the picture painted at a smaller one, if there is one."""
         path = self._path(settings, over_smaller=smaller is not None)
         noise = PerPictureNoise([seed for seed in batch.seeds for _ in range(batch.regions)])
         guidance = self._guidance(batch, settings)
 
         def run(
-            steps: Steps, x: Tensor, smaller: Tensor | None, content_scales: Tensor, style_scales: Tensor, **tensors: Tensor | None
+            steps: Steps,
+            x: Tensor,
+            smaller: Tensor | None,
+            content_scales: Tensor,
+            style_scales: Tensor,
+            **tensors: Tensor | None,
         ) -> Tensor:
             scaled = replace(guidance, content_scales=content_scales, style_scales=style_scales)
             with autocast(self.model.device, precision):
@@ -133,13 +146,30 @@ class Painter:
         }  # fmt: skip
         if self.recorder is None or settings.is_stochastic:
             return run(steps, **inputs)
-        key = (tuple(path), settings.sampler, guidance.needed, guidance.interval, self._tile(settings), self.detail(settings), batch.size, precision)
+        key = (
+            tuple(path),
+            settings.sampler,
+            guidance.needed,
+            guidance.interval,
+            self._tile(settings),
+            self.detail(settings),
+            batch.size,
+            precision,
+        )
         painted = self.recorder(partial(run, iter), inputs, key)
         deque(steps(path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
         return painted
 
     def _run(
-        self, x: Tensor, batch: Batch, smaller: Tensor | None, guidance: Guidance, settings: Settings, path: list[Step], steps: Steps, noise: NoiseSource
+        self,
+        x: Tensor,
+        batch: Batch,
+        smaller: Tensor | None,
+        guidance: Guidance,
+        settings: Settings,
+        path: list[Step],
+        steps: Steps,
+        noise: NoiseSource,
     ) -> Tensor:
         """Encode, sample from noise `x`, decode. What is here can be recorded, unless the sampler draws more noise."""
         height, width = batch.size
@@ -149,12 +179,17 @@ class Painter:
             enlarged = F.interpolate(smaller.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
             start = self.encode(pad_to_multiple(enlarged, self.multiple))
         if path[0].timestep < self.model.num_timesteps - 1 and start is not None:
-            x = path[0].alpha ** 0.5 * start.repeat_interleave(batch.regions, dim=0) + (1 - path[0].alpha) ** 0.5 * x
+            x = (
+                path[0].alpha ** 0.5 * start.repeat_interleave(batch.regions, dim=0)
+                + (1 - path[0].alpha) ** 0.5 * x
+            )
         denoise = self._denoiser(batch, z, guidance, settings, path)
         if settings.sampler == "dpm-solver++":
             painted = sample_dpm_solver(denoise, x, steps(path))
         else:
-            painted = sample_ddim(denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise)
+            painted = sample_ddim(
+                denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise
+            )
         pictures = self.decode(self._joined(painted, batch))[:, :, :height, :width]
         detail = self.detail(settings)
         if z is None or detail == 0:
@@ -211,10 +246,16 @@ class Painter:
         scales = for_regions(batch.content_scales), for_regions(batch.style_scales)
         return Guidance.of(*scales, settings.guidance_interval, batch.style.device)
 
-    def _denoiser(self, batch: Batch, z: Tensor | None, guidance: Guidance, settings: Settings, path: Sequence[Step]) -> StartDenoiser:
-        content = None if z is None else self.model.get_content_features(z).repeat_interleave(batch.regions, dim=0)
+    def _denoiser(
+        self, batch: Batch, z: Tensor | None, guidance: Guidance, settings: Settings, path: Sequence[Step]
+    ) -> StartDenoiser:
+        content = (
+            None if z is None else self.model.get_content_features(z).repeat_interleave(batch.regions, dim=0)
+        )
         timesteps = [step.timestep for step in path]
-        denoise = GuidedDenoiser(self.model, content, batch.style.flatten(0, 1), guidance, timesteps, self._tile(settings))
+        denoise = GuidedDenoiser(
+            self.model, content, batch.style.flatten(0, 1), guidance, timesteps, self._tile(settings)
+        )
         if batch.keep is None:
             return denoise
         keep = to_latent(batch.keep, self.factor, self.multiple).repeat_interleave(batch.regions, dim=0)
@@ -233,14 +274,22 @@ class Painter:
         """Scaled latents of pictures whose sides divide by the latent factor."""
 
         def latent(tiles: Sequence[Tile]) -> Tensor:
-            at_pixels = [tuple(slice(s.start * self.factor, s.stop * self.factor) for s in tile) for tile in tiles]
-            return self.model.get_first_stage_encoding(self.model.encode_first_stage(cut(pictures, at_pixels))).float()
+            at_pixels = [
+                tuple(slice(s.start * self.factor, s.stop * self.factor) for s in tile) for tile in tiles
+            ]
+            return self.model.get_first_stage_encoding(
+                self.model.encode_first_stage(cut(pictures, at_pixels))
+            ).float()
 
         return blend(latent, self._tiling(pictures.shape[2] // self.factor, pictures.shape[3] // self.factor))
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures of scaled latents."""
-        return blend(lambda tiles: self.model.decode_first_stage(cut(z, tiles)).float(), self._tiling(*z.shape[2:]), scale=self.factor)
+        return blend(
+            lambda tiles: self.model.decode_first_stage(cut(z, tiles)).float(),
+            self._tiling(*z.shape[2:]),
+            scale=self.factor,
+        )
 
     def _tiling(self, height: int, width: int) -> Tiling:
         return Tiling(height, width, max(1, FIRST_STAGE_TILE // self.factor))

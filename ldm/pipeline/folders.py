@@ -57,17 +57,26 @@ def _search(name: str, results: str | None) -> list[Path]:
     """The pictures of a folder or glob. Raises UserError if there are none."""
     if os.path.isdir(name):
         folder = Path(name)
-        found = [path for path in find_pictures(folder) if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+        found = [
+            path
+            for path in find_pictures(folder)
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
     else:
         folder = Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts))
         found = sorted(Path(match) for match in glob.glob(name, recursive=True) if os.path.isfile(match))
         if not found:
-            raise UserError(f"{name}: no such file or folder" + (", and no file matches it" if glob.has_magic(name) else ""))
+            raise UserError(
+                f"{name}: no such file or folder"
+                + (", and no file matches it" if glob.has_magic(name) else "")
+            )
     pictures = [path for path in found if results is None or not _is_result(path, folder, results)]
     if not pictures:
         raise UserError(f"{name}: no pictures in it but hidden ones and results of earlier runs")
     if len(pictures) < len(found):
-        log.info("%s: left out %d pictures in %s, where the results go", name, len(found) - len(pictures), results)
+        log.info(
+            "%s: left out %d pictures in %s, where the results go", name, len(found) - len(pictures), results
+        )
     return pictures
 
 
@@ -89,9 +98,14 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         ["-".join(path.parts[1:]) for path in whole],
     ]
     counts = [Counter(form) for form in forms]
-    names = [next((form[i] for form, count in zip(forms, counts) if count[form[i]] == 1), forms[-1][i]) for i in range(len(paths))]
+    names = [
+        next((form[i] for form, count in zip(forms, counts) if count[form[i]] == 1), forms[-1][i])
+        for i in range(len(paths))
+    ]
     if len(set(names)) < len(names):
-        raise UserError(f"the names of these files cannot be told apart: {', '.join(map(str, paths))}; rename some")
+        raise UserError(
+            f"the names of these files cannot be told apart: {', '.join(map(str, paths))}; rename some"
+        )
     return names
 
 
@@ -117,7 +131,9 @@ def _has_fields(output: str) -> bool:
 
 
 def _is_folder(output: str) -> bool:
-    return not _has_fields(output) and (Path(output).suffix == "" or output.endswith(os.sep) or os.path.isdir(output))
+    return not _has_fields(output) and (
+        Path(output).suffix == "" or output.endswith(os.sep) or os.path.isdir(output)
+    )
 
 
 def _as_template(output: str) -> str:
@@ -142,7 +158,9 @@ def folder_of_results(output: str) -> str:
     return os.path.dirname(start)
 
 
-def plan(contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, values: dict[str, Any]) -> list[Task]:
+def plan(
+    contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, values: dict[str, Any]
+) -> list[Task]:
     """A task for every content in every (named) style. Raises UserError if two would write the same file, or one cannot.
 
     output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png, or, for a single
@@ -160,7 +178,10 @@ def plan(contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: 
         path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
         tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
-    check_inputs_survive([task.output for task in tasks], {*contents, *(path for _, style in styles for path in files_of(style))})
+    check_inputs_survive(
+        [task.output for task in tasks],
+        {*contents, *(path for _, style in styles for path in files_of(style))},
+    )
     return tasks
 
 
@@ -180,7 +201,9 @@ def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) 
     kept = {os.path.realpath(path) for path in inputs}
     for output in outputs:
         if os.path.realpath(output) in kept:
-            raise UserError(f"{output}: is one of the pictures to work from and would be lost; choose another file to write")
+            raise UserError(
+                f"{output}: is one of the pictures to work from and would be lost; choose another file to write"
+            )
 
 
 def files_of(style: Style) -> list[str | Path]:
@@ -196,7 +219,9 @@ def share_of(tasks: Sequence[Task]) -> list[Task]:
     """This process's share where torchrun started several (RANK of WORLD_SIZE); everything otherwise."""
     given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not all(text.isdecimal() for text in given) or not int(given[0]) < int(given[1]):
-        raise UserError(f"the environment says RANK {given[0]!r} of WORLD_SIZE {given[1]!r}; set both, as torchrun does, or none")
+        raise UserError(
+            f"the environment says RANK {given[0]!r} of WORLD_SIZE {given[1]!r}; set both, as torchrun does, or none"
+        )
     return list(tasks[int(given[0]) :: int(given[1])])
 
 
@@ -260,7 +285,12 @@ class ManyPainter:
     """
 
     def __init__(
-        self, pipeline: StyleTransferPipeline, styles: dict[str, Style], description: dict[str, Any], batch_size: int, **options: Any
+        self,
+        pipeline: StyleTransferPipeline,
+        styles: dict[str, Style],
+        description: dict[str, Any],
+        batch_size: int,
+        **options: Any,
     ):
         self.pipeline, self.styles, self.description = pipeline, styles, description
         self.batch_size, self.options = batch_size, options
@@ -293,10 +323,17 @@ class ManyPainter:
         """Paint these together and write them. Returns what went wrong, as text: an error would keep the memory of its batch."""
         try:
             painted = self.pipeline(
-                [content for _, content in pairs], [self.styles[task.style_name] for task, _ in pairs], batch_size=self.batch_size, **self.options
+                [content for _, content in pairs],
+                [self.styles[task.style_name] for task, _ in pairs],
+                batch_size=self.batch_size,
+                **self.options,
             )
             for (task, _), picture in zip(pairs, painted):
-                save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, self.description)})
+                save_image(
+                    picture,
+                    task.output,
+                    {"Software": "ArtFusion", METADATA_KEY: describe(task, self.description)},
+                )
         except (UserError, OSError) as error:
             return str(error)
         return None

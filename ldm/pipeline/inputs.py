@@ -54,7 +54,9 @@ class StyleRegions:
         _check_list(self.styles, "styles")
         _check_list(self.masks, "masks")
         if len(self.masks) not in (len(self.styles), len(self.styles) - 1) or not self.masks:
-            raise UserError(f"{len(self.masks)} masks for {len(self.styles)} styles; give one for each style, or one less")
+            raise UserError(
+                f"{len(self.masks)} masks for {len(self.styles)} styles; give one for each style, or one less"
+            )
 
 
 Style = Picture | StyleMix | StyleRegions
@@ -80,7 +82,9 @@ class ReadStyle:
             given = torch.cat([given, (1 - given.sum(dim=0, keepdim=True)).clamp_min(0)])
         total = given.sum(dim=0)
         if bool((total < 1e-3).any()):
-            raise UserError("some of the picture is black in every mask; whiten it in one, or give one style more than masks")
+            raise UserError(
+                "some of the picture is black in every mask; whiten it in one, or give one style more than masks"
+            )
         return given / total
 
 
@@ -100,7 +104,11 @@ class PictureReader:
 
     def _painting(self, picture: Picture) -> Image.Image:
         # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has shrunk it already.
-        return self._once("style", picture, lambda given: self(given) if self.style_side is None else at_most(self(given), self.style_side))
+        return self._once(
+            "style",
+            picture,
+            lambda given: self(given) if self.style_side is None else at_most(self(given), self.style_side),
+        )
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
         key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))
@@ -114,7 +122,10 @@ class PictureReader:
             return ReadStyle([list(zip(map(self._painting, style.styles), style.shares(), strict=True))])
         if isinstance(style, StyleRegions):
             style.check()
-            return ReadStyle([[(self._painting(picture), 1.0)] for picture in style.styles], [self.mask(mask) for mask in style.masks])
+            return ReadStyle(
+                [[(self._painting(picture), 1.0)] for picture in style.styles],
+                [self.mask(mask) for mask in style.masks],
+            )
         return ReadStyle([[(self._painting(style), 1.0)]])
 
 
@@ -123,17 +134,23 @@ def read_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, (str, Path)):
         return load_image(picture)
     if not isinstance(picture, Image.Image):
-        raise UserError(f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}")
+        raise UserError(
+            f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
+        )
     try:
         return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})") from error
+        raise UserError(
+            f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})"
+        ) from error
 
 
 def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
     """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for another aspect."""
     if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > ASPECT_TOLERANCE:
-        raise UserError(f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}")
+        raise UserError(
+            f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}"
+        )
     scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(scaled, dtype=np.float32) / 255)
 

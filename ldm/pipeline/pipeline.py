@@ -51,7 +51,10 @@ __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPip
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
-MILD_SCALES = (1.0, 2.0)  # below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
+MILD_SCALES = (
+    1.0,
+    2.0,
+)  # below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -71,7 +74,13 @@ class _Job:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of the same kind go through the model together."""
-        return self.size, self.content is None, len(self.style.regions), self.style.masks is None, self.keep is None
+        return (
+            self.size,
+            self.content is None,
+            len(self.style.regions),
+            self.style.masks is None,
+            self.keep is None,
+        )
 
 
 class PaintingStopped(KeyboardInterrupt):
@@ -85,12 +94,22 @@ class PaintingStopped(KeyboardInterrupt):
 class StyleTransferPipeline:
     """A model ready to stylise. Make one with `from_pretrained`."""
 
-    def __init__(self, model: DualCondModel, precision: str = "fp32", compile: bool = False, brush_network: vgg16 | None = None):
+    def __init__(
+        self,
+        model: DualCondModel,
+        precision: str = "fp32",
+        compile: bool = False,
+        brush_network: vgg16 | None = None,
+    ):
         """brush_network: the VGG16 that leads the fine look; None is the model's own, else the bundled one."""
         self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
-            raise ConfigError(f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}")
-        self.painter = Painter(self.model, precision, Recorder() if compile and self.model.device.type == "cuda" else None)
+            raise ConfigError(
+                f"the pipeline needs a StyleUNetModel, not a {type(model.model.diffusion_model).__name__}"
+            )
+        self.painter = Painter(
+            self.model, precision, Recorder() if compile and self.model.device.type == "cuda" else None
+        )
         self._brush_network = brush_network
         if compile:
             compile_networks(self.model)
@@ -98,7 +117,9 @@ class StyleTransferPipeline:
     @cached_property
     def brush(self) -> Brush:
         """What leads the fine look. Raises UserError where VGG16's file is gone."""
-        own = self.model.vgg if self.model.vgg.channels == VGG_CHANNELS and self.model.vgg.has_weights else None
+        own = (
+            self.model.vgg if self.model.vgg.channels == VGG_CHANNELS and self.model.vgg.has_weights else None
+        )
         return Brush(self._brush_network or own or bundled_vgg16(), self.model.device, self.painter.precision)
 
     @classmethod
@@ -155,7 +176,9 @@ class StyleTransferPipeline:
             results = self._paint_all(jobs, chosen, batch_size, progress)
         return results[0] if single else results
 
-    def _paint_all(self, jobs: list[_Job], settings: Settings, batch_size: int, progress: bool) -> list[Image.Image]:
+    def _paint_all(
+        self, jobs: list[_Job], settings: Settings, batch_size: int, progress: bool
+    ) -> list[Image.Image]:
         """Pictures of the same kind go through together, in the fine look each alone; the results keep the order."""
         statistics = self._statistics(jobs, settings)
         # Small differences grow from one gradient step to the next, so company would change a fine picture.
@@ -174,9 +197,15 @@ class StyleTransferPipeline:
         if not settings.has_brush:
             return self.painter.paint(batch, settings, partial(_watched, bar, SAMPLING_WORK))
         (job,), order = jobs, _order(jobs[0], batch, settings, self.painter.detail(settings))
-        start = self._sampled(batch, settings, bar) if job.start is None else image_to_tensor(job.start)[None].to(self.model.device)
+        start = (
+            self._sampled(batch, settings, bar)
+            if job.start is None
+            else image_to_tensor(job.start)[None].to(self.model.device)
+        )
         try:
-            return self.brush.finish(start, order, settings.brush, partial(_watched_level, bar), only_last=job.start is not None)
+            return self.brush.finish(
+                start, order, settings.brush, partial(_watched_level, bar), only_last=job.start is not None
+            )
         except Stopped as stopped:
             raise PaintingStopped(_finish(job, tensor_to_image(stopped.picture[0]), settings)) from None
 
@@ -204,15 +233,23 @@ class StyleTransferPipeline:
     def _statistics(self, jobs: list[_Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
         size = _sampling_style_size(settings, self.painter.native_size)
-        return {id(p): self.encode_style(p, size)[0] for p in {id(p): p for job in jobs for p in job.style.pictures}.values()}
+        return {
+            id(p): self.encode_style(p, size)[0]
+            for p in {id(p): p for job in jobs for p in job.style.pictures}.values()
+        }
 
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
         """(1, style_dim) statistics of the whole picture, scaled to the shorter side `size`."""
-        return self.painter.style_statistics(image_to_tensor(resize_short_side(image, size))[None].to(self.model.device))
+        return self.painter.style_statistics(
+            image_to_tensor(resize_short_side(image, size))[None].to(self.model.device)
+        )
 
     def _batch(self, jobs: list[_Job], statistics: dict[int, Tensor]) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size
-        regions = [[sum(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions] for job in jobs]
+        regions = [
+            [sum(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions]
+            for job in jobs
+        ]
         masks = [job.style.mask_tensor(job.size) for job in jobs]
         keep = [mask_tensor(job.keep, job.size)[None] for job in jobs if job.keep is not None]
         contents = [image_to_tensor(job.content) for job in jobs if job.content is not None]
@@ -268,7 +305,9 @@ def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tup
     if str(checkpoint) in BUNDLED and not path.is_file():
         path = ROOT / BUNDLED[str(checkpoint)][0]
         if not path.is_file():
-            raise UserError(f"{path}: the bundled weights are missing; `git checkout {BUNDLED[str(checkpoint)][0]}` brings them back")
+            raise UserError(
+                f"{path}: the bundled weights are missing; `git checkout {BUNDLED[str(checkpoint)][0]}` brings them back"
+            )
     configs = {ROOT / weights: bundled_config for weights, bundled_config in BUNDLED.values()}
     return path, Path(config) if config else ROOT / configs.get(path.resolve(), PUBLISHED_CONFIG)
 
@@ -286,11 +325,17 @@ def _jobs(
     single = not any(isinstance(given, (list, tuple)) for given in (content, style, start))
     contents = [None] if content is None else [_sized(read(c), settings) for c in _as_list(content)]
     styles = [read.style(s) for s in _as_list(style)]
-    if content is None and (keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color):
+    if content is None and (
+        keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
+    ):
         raise UserError("keep, detail, strength and preserve_color need a content picture")
     if start is not None and not settings.has_brush:
         raise UserError("start is for the look fine; the fast look begins with noise")
-    contents, styles, starts = _paired(contents=contents, styles=styles, starts=[None] if start is None else [read(s) for s in _as_list(start)])
+    contents, styles, starts = _paired(
+        contents=contents,
+        styles=styles,
+        starts=[None] if start is None else [read(s) for s in _as_list(start)],
+    )
     kept = None if keep is None else read.mask(keep)
     each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
     sizes = [_size_alone(settings) if c is None else c.size for c in contents]
@@ -318,7 +363,10 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
         raise UserError("no pictures to work on: content, style or start is an empty list")
     n = max(map(len, lists.values()))
     if any(len(each) not in (1, n) for each in lists.values()):
-        raise UserError(" and ".join(f"{len(each)} {name}" for name, each in lists.items() if len(each) > 1) + " do not pair up")
+        raise UserError(
+            " and ".join(f"{len(each)} {name}" for name, each in lists.items() if len(each) > 1)
+            + " do not pair up"
+        )
     return [each * (n // len(each)) for each in lists.values()]
 
 
@@ -334,7 +382,9 @@ def _sized(image: Image.Image, settings: Settings) -> Image.Image:
 def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A picture to begin with, at the result's size. Raises UserError for another aspect."""
     if abs(start.width * size[1] / (start.height * size[0]) - 1) > ASPECT_TOLERANCE:
-        raise UserError(f"start, a picture of {start.width}x{start.height} pixels, does not have the result's aspect, {size[0]}x{size[1]}")
+        raise UserError(
+            f"start, a picture of {start.width}x{start.height} pixels, does not have the result's aspect, {size[0]}x{size[1]}"
+        )
     return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
 
 
@@ -375,7 +425,10 @@ def _watched_level(bar: tqdm, level: Level) -> Iterator[int]:
 def _mildly_guided(batch: Batch) -> Batch:
     """What a fine picture begins with: the energy does the rest, and far scales would only leave it less to work with."""
     low, high = MILD_SCALES
-    content_scales, style_scales = ([min(max(scale, low), high) for scale in scales] for scales in (batch.content_scales, batch.style_scales))
+    content_scales, style_scales = (
+        [min(max(scale, low), high) for scale in scales]
+        for scales in (batch.content_scales, batch.style_scales)
+    )
     return replace(batch, content_scales=content_scales, style_scales=style_scales)
 
 
@@ -384,7 +437,11 @@ def _sampling_style_size(settings: Settings, native_size: int) -> int:
     if settings.style_size is None:
         return native_size
     # The fine look samples at a smaller size, with paintings as much smaller.
-    return max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side))) if settings.has_brush else settings.style_size
+    return (
+        max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side)))
+        if settings.has_brush
+        else settings.style_size
+    )
 
 
 def _order(job: _Job, batch: Batch, settings: Settings, detail: float) -> Order:
@@ -409,5 +466,7 @@ def _finish(job: _Job, painted: Image.Image, settings: Settings) -> Image.Image:
     if job.content is not None and settings.preserve_color:
         painted = with_colors_of(job.content, painted)
     if job.content is not None and job.keep is not None:
-        painted = Image.composite(job.content, painted, job.keep.resize(painted.size, Image.Resampling.BILINEAR))
+        painted = Image.composite(
+            job.content, painted, job.keep.resize(painted.size, Image.Resampling.BILINEAR)
+        )
     return painted

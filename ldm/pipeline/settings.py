@@ -111,7 +111,9 @@ class Settings:
                 if not isfinite(scale):
                     raise UserError(f"{name} must be a finite number, got {scale}")
                 if scale < 0 and self.has_brush:
-                    raise UserError(f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0")
+                    raise UserError(
+                        f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0"
+                    )
         for seed in numbers(self.seed):
             if not -(2**63) <= seed < 2**64:  # what torch's generators take
                 raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {seed}")
@@ -141,10 +143,16 @@ class Settings:
         if self.guidance_interval is not None:
             low, high = pair_of(self.guidance_interval, Real, "guidance_interval", "two numbers")
             if not 0 <= low < high <= 1:
-                raise UserError(f"guidance_interval must be two numbers with 0 <= low < high <= 1, got {low} and {high}")
+                raise UserError(
+                    f"guidance_interval must be two numbers with 0 <= low < high <= 1, got {low} and {high}"
+                )
 
     def _check_sizes(self) -> None:
-        sides = [self.size] if isinstance(self.size, Integral) else pair_of(self.size, Integral, "size", "a whole number or a pair of them")
+        sides = (
+            [self.size]
+            if isinstance(self.size, Integral)
+            else pair_of(self.size, Integral, "size", "a whole number or a pair of them")
+        )
         for name, sides in (("size", sides), ("style_size", [self.style_size]), ("tile", [self.tile])):
             for side in sides:
                 if side is not None and side < MIN_SIDE:
@@ -154,7 +162,9 @@ class Settings:
         else:
             too_large = self.size[0] * self.size[1] > MAX_RESULT_PIXELS
         if too_large:
-            raise UserError(f"size {self.size} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one")
+            raise UserError(
+                f"size {self.size} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one"
+            )
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for a list of another length."""
@@ -200,6 +210,10 @@ def numbers(value: Any) -> list[Any]:
 
 
 def pair_of(value: Any, kind: type, name: str, what: str) -> tuple[Any, Any]:
-    if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(part, kind) for part in value):
+    if (
+        not isinstance(value, Sequence)
+        or len(value) != 2
+        or not all(isinstance(part, kind) for part in value)
+    ):
         raise UserError(f"{name} must be {what}, got {value!r}")
     return value[0], value[1]

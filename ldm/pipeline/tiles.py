@@ -23,7 +23,11 @@ class Tiling:
     @property
     def tiles(self) -> list[Tile]:
         """Evenly spread, the last ones ending with the picture."""
-        return [(rows, columns) for rows in _spans(self.height, self.size) for columns in _spans(self.width, self.size)]
+        return [
+            (rows, columns)
+            for rows in _spans(self.height, self.size)
+            for columns in _spans(self.width, self.size)
+        ]
 
 
 def _spans(length: int, size: int) -> list[slice]:
@@ -37,10 +41,16 @@ def _spans(length: int, size: int) -> list[slice]:
 
 def cut(x: Tensor, tiles: Sequence[Tile]) -> Tensor:
     """The tiles of x (N, C, H, W), one below the other: (len(tiles) * N, C, h, w)."""
-    return torch.cat([x[:, :, rows, columns] for rows, columns in tiles]) if len(tiles) > 1 else x[:, :, tiles[0][0], tiles[0][1]]
+    return (
+        torch.cat([x[:, :, rows, columns] for rows, columns in tiles])
+        if len(tiles) > 1
+        else x[:, :, tiles[0][0], tiles[0][1]]
+    )
 
 
-def blend(function: Callable[[Sequence[Tile]], Tensor], tiling: Tiling, at_once: int = 1, scale: int = 1) -> Tensor:
+def blend(
+    function: Callable[[Sequence[Tile]], Tensor], tiling: Tiling, at_once: int = 1, scale: int = 1
+) -> Tensor:
     """What `function` makes of the tiles, `at_once` at a time as `cut` gives them, put together: (N, C, scale * H, scale * W).
 
     Where tiles overlap, each counts less the nearer its own edge is, so that there is no seam.
@@ -54,7 +64,11 @@ def blend(function: Callable[[Sequence[Tile]], Tensor], tiling: Tiling, at_once:
             if total is None:
                 total = part.new_zeros(*part.shape[:2], tiling.height * scale, tiling.width * scale)
                 weights = torch.zeros_like(total[:1, :1])
-            place = ..., slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
+            place = (
+                ...,
+                slice(rows.start * scale, rows.stop * scale),
+                slice(columns.start * scale, columns.stop * scale),
+            )
             weight = _ramp(part.shape[2], part)[:, None] * _ramp(part.shape[3], part)
             total[place] += weight * part
             weights[place] += weight

@@ -23,12 +23,27 @@ _DATA = "the published data sets are out of scope; ldm.data.classes.ClassFolders
 OUT_OF_SCOPE = (
     ("ldm.modules.encoders.modules.BERT", _BERT),
     ("ldm.modules.encoders.modules.TransformerEmbedder", _BERT),
-    ("pytorch_lightning.loggers.TestTube", "Lightning has it no more; take it out: TensorBoard's and CSV files are always written"),
+    (
+        "pytorch_lightning.loggers.TestTube",
+        "Lightning has it no more; take it out: TensorBoard's and CSV files are always written",
+    ),
     ("main.", "of the training script there are main.DataModuleFromConfig and main.ImageLogger"),
-    ("ldm.models.diffusion.plms.", "PLMS sampling is out of scope; ldm.models.diffusion.ddim.DDIMSampler samples"),
-    ("ldm.models.diffusion.classifier.", "guidance by a classifier is out of scope; train with `cond_drop` and guide against the null condition"),
-    *((f"{package}.", _DATA) for package in ("ldm.data.imagenet", "ldm.data.lsun", "ldm.data.openimages", "taming.data")),
-    ("taming.", "of taming-transformers only the loss and the quantiser of vector-quantised first stages are here"),
+    (
+        "ldm.models.diffusion.plms.",
+        "PLMS sampling is out of scope; ldm.models.diffusion.ddim.DDIMSampler samples",
+    ),
+    (
+        "ldm.models.diffusion.classifier.",
+        "guidance by a classifier is out of scope; train with `cond_drop` and guide against the null condition",
+    ),
+    *(
+        (f"{package}.", _DATA)
+        for package in ("ldm.data.imagenet", "ldm.data.lsun", "ldm.data.openimages", "taming.data")
+    ),
+    (
+        "taming.",
+        "of taming-transformers only the loss and the quantiser of vector-quantised first stages are here",
+    ),
 )
 
 Class = TypeVar("Class", bound=type)
@@ -49,7 +64,15 @@ def out_of_scope(target: str) -> type:
         our_target(target)
 
     module, _, name = target.rpartition(".")
-    return type(name, (), {"__init__": refuse, "__module__": module, "__doc__": "Out of scope: building one says what to use instead."})
+    return type(
+        name,
+        (),
+        {
+            "__init__": refuse,
+            "__module__": module,
+            "__doc__": "Out of scope: building one says what to use instead.",
+        },
+    )
 
 
 def with_published_keys(**keys: tuple[Any, str]) -> Callable[[Class], Class]:
@@ -71,12 +94,17 @@ def _checked(init: Callable[..., None], keys: dict[str, tuple[Any, str]]) -> Cal
         for name, (value, reason) in keys.items():
             given = options.pop(name, value)
             if given != value:
-                raise ConfigError(f"{type(self).__name__}: {name} can only be {value!r}, not {given!r}: {reason}")
+                raise ConfigError(
+                    f"{type(self).__name__}: {name} can only be {value!r}, not {given!r}: {reason}"
+                )
         init(self, *args, **options)
 
     signature = inspect.signature(init)
     own = list(signature.parameters.values())
     end = len(own) - (own[-1].kind is inspect.Parameter.VAR_KEYWORD)
-    own[end:end] = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, (value, _) in keys.items()]
+    own[end:end] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+        for name, (value, _) in keys.items()
+    ]
     constructor.__signature__ = signature.replace(parameters=own)  # what the config factory reads
     return constructor

@@ -40,7 +40,9 @@ def get_ckpt_path(name: str, root: str | Path, check: bool = False) -> Path:
     Raises UserError where it is not there."""
     path = Path(root) / "vgg.pth"
     if name != "vgg_lpips" or not path.is_file():
-        raise UserError(f"{path}: no such file, which {name!r} is; it is lpips/weights/v0.1/vgg.pth of the package lpips")
+        raise UserError(
+            f"{path}: no such file, which {name!r} is; it is lpips/weights/v0.1/vgg.pth of the package lpips"
+        )
     return path
 
 

@@ -31,9 +31,13 @@ class TimeBudget(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.lr_scheduler_configs:
-            raise ConfigError("TimeBudget: the model has a schedule of its own; take it out with model.params.scheduler_config=null")
+            raise ConfigError(
+                "TimeBudget: the model has a schedule of its own; take it out with model.params.scheduler_config=null"
+            )
         if self._rates is None:
-            self._rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            self._rates = [
+                group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+            ]
         self._began = time.monotonic()
 
     def elapsed(self) -> float:
@@ -45,7 +49,9 @@ class TimeBudget(pl.Callback):
         falling = self.lr_min + (1 - self.lr_min) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
         return falling * min(1.0, (step + 1) / self.warm_up_steps)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         # The processes' clocks differ, and all must stop at the same step.
         elapsed = trainer.strategy.broadcast(self.elapsed()) if trainer.world_size > 1 else self.elapsed()
         factor = self.factor(elapsed / self.seconds, trainer.global_step)

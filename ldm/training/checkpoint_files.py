@@ -24,20 +24,26 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
         return super().load_checkpoint(path, *args, **options) if self.resumed is None else self.resumed()
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         """Raises CheckpointError, with what was at `path` untouched."""
         path = Path(path)
         trained = {key: checkpoint[key] for key in ("state_dict", "optimizer_states") if key in checkpoint}
         bad = next((name for name, value in _tensors(trained) if not bool(torch.isfinite(value).all())), None)
         if bad is not None:
-            raise CheckpointError(f"{path}: not written, as {bad} has values that are not finite; the last good checkpoint is still there")
+            raise CheckpointError(
+                f"{path}: not written, as {bad} has values that are not finite; the last good checkpoint is still there"
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as aside:
                 torch.save(checkpoint, aside)
         except (OSError, RuntimeError) as error:  # the latter: torch's own word for a full disk
             reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: could not be written, is the disk full? What was there before is untouched ({reason})") from error
+            raise CheckpointError(
+                f"{path}: could not be written, is the disk full? What was there before is untouched ({reason})"
+            ) from error
 
 
 def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -62,4 +68,6 @@ def find_checkpoint(path: str | Path) -> Path:
     for candidate in (path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
         if candidate.is_file():
             return candidate
-    raise CheckpointError(f"{path}: no checkpoints/last.ckpt in this folder; name a run's folder or a .ckpt file")
+    raise CheckpointError(
+        f"{path}: no checkpoints/last.ckpt in this folder; name a run's folder or a .ckpt file"
+    )

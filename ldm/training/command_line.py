@@ -27,19 +27,56 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises UserError for options that do not exist or do not fit together."""
     parser = ArgumentParser("Train a model from config files.", epilog=EPILOG)
     parser.other_options = TRAINER_FLAGS
-    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
-    parser.add_argument("-n", "--name", help="name of the run's folder (default: that of the last config file)")
-    parser.add_argument("-l", "--logdir", "--basedir", default="logs", metavar="DIR", help="folder for all runs (default: logs)")
     parser.add_argument(
-        "-r", "--resume", metavar="DIR|FILE", help="go on from a run's folder (with its own config, unless --base is given) or from one checkpoint"
+        "-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right"
     )
-    parser.add_argument("-s", "--seed", type=int, help=f"seed of everything random (default: {DEFAULT_SEED}, or that of the resumed run)")
-    parser.add_argument("--dry-run", action="store_true", help="run one training and one validation step, report, write nothing")
-    parser.add_argument("--gpus", metavar="0,1", help="GPU numbers with commas (`0,` is the first), or how many (default: whatever Lightning finds)")
-    parser.add_argument("--allow-target", action="append", default=[], metavar="PREFIX", help="also build classes under this dotted prefix")
-    parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)  # of the published command line,
-    parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)  # which has more: published_flags.py
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config values that come last")
+    parser.add_argument(
+        "-n", "--name", help="name of the run's folder (default: that of the last config file)"
+    )
+    parser.add_argument(
+        "-l",
+        "--logdir",
+        "--basedir",
+        default="logs",
+        metavar="DIR",
+        help="folder for all runs (default: logs)",
+    )
+    parser.add_argument(
+        "-r",
+        "--resume",
+        metavar="DIR|FILE",
+        help="go on from a run's folder (with its own config, unless --base is given) or from one checkpoint",
+    )
+    parser.add_argument(
+        "-s",
+        "--seed",
+        type=int,
+        help=f"seed of everything random (default: {DEFAULT_SEED}, or that of the resumed run)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="run one training and one validation step, report, write nothing",
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="0,1",
+        help="GPU numbers with commas (`0,` is the first), or how many (default: whatever Lightning finds)",
+    )
+    parser.add_argument(
+        "--allow-target",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="also build classes under this dotted prefix",
+    )
+    parser.add_argument(
+        "-f", "--postfix", default="", help=argparse.SUPPRESS
+    )  # of the published command line,
+    parser.add_argument(
+        "-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS
+    )  # which has more: published_flags.py
     # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
     args = parser.parse_intermixed_args(translated(sys.argv[1:] if argv is None else argv))
     taken = [item for item in args.base if "=" in item and not Path(item).is_file()]
@@ -66,9 +103,13 @@ def gpu_devices(gpus: Any) -> int | list[int]:
     if text.strip() == "-1":
         return -1
     if not parts or not all(part.isdecimal() for part in parts):
-        raise UserError(f"--gpus takes numbers such as 0,1 (or 0, for the first GPU), how many, or -1 for all; got {gpus!r}")
+        raise UserError(
+            f"--gpus takes numbers such as 0,1 (or 0, for the first GPU), how many, or -1 for all; got {gpus!r}"
+        )
     if "," in text:
         return [int(part) for part in parts]
     if parts == ["0"]:
-        raise UserError("--gpus 0 is no GPU, as in Lightning 1.6: give `--gpus 0,` for the first one, or --accelerator cpu to train without")
+        raise UserError(
+            "--gpus 0 is no GPU, as in Lightning 1.6: give `--gpus 0,` for the first one, or --accelerator cpu to train without"
+        )
     return int(parts[0])

@@ -24,24 +24,50 @@ class _Measure(pl.Callback):
     def __init__(self):
         self.seconds, self.images = 0.0, 0
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         trainer.strategy.barrier()  # all processes have finished the step
-        self.seconds, self.images = time.perf_counter() - self._began, batch_size_of(batch) * trainer.world_size
+        self.seconds, self.images = (
+            time.perf_counter() - self._began,
+            batch_size_of(batch) * trainer.world_size,
+        )
 
 
 def dry_run(recipe: Recipe) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed and memory."""
     callbacks = recipe.callbacks(Path("checkpoints"))  # for what is wrong with them; none of them runs
     recipe.check_loggers()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    make_trainer({**recipe.trainer_options(), **quiet})  # for what is wrong with the options that are others below
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    make_trainer(
+        {**recipe.trainer_options(), **quiet}
+    )  # for what is wrong with the options that are others below
     measure = _Measure()
-    options = {**recipe.trainer_options(), **quiet, "max_steps": 2, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    options = {
+        **recipe.trainer_options(),
+        **quiet,
+        "max_steps": 2,
+        "limit_train_batches": 2,
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+    }
     # At the end of these two batches comes the validation step.
-    options |= {"max_epochs": 1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
+    options |= {
+        "max_epochs": 1,
+        "val_check_interval": 1.0,
+        "check_val_every_n_epoch": 1,
+        "accumulate_grad_batches": 1,
+    }
     trainer = make_trainer({**options, "callbacks": [NonFiniteGuard(), measure]})
     trainer.fit(recipe.model, recipe.data)
     _check_watched(callbacks, list(trainer.callback_metrics))
@@ -55,14 +81,26 @@ def _check_watched(callbacks: Sequence[pl.Callback], logged: Sequence[str]) -> N
     for callback in callbacks:
         watched = getattr(callback, "monitor", None)
         if isinstance(callback, ModelCheckpoint) and watched not in (None, "epoch", "step", *logged):
-            raise ConfigError(f"the best checkpoint is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}")
+            raise ConfigError(
+                f"the best checkpoint is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}"
+            )
 
 
 def _report(recipe: Recipe, trainer: pl.Trainer, measure: _Measure) -> list[str]:
     weights = list(recipe.model.parameters())
-    total, trained = (sum(p.numel() for p in group) / 1e6 for group in (weights, [p for p in weights if p.requires_grad]))
-    losses = {name: float(value) for name, value in trainer.callback_metrics.items() if "loss" in name and value.numel() == 1}
-    samples = {name: len(dataset) for name, dataset in getattr(recipe.data, "datasets", {}).items() if hasattr(dataset, "__len__")}
+    total, trained = (
+        sum(p.numel() for p in group) / 1e6 for group in (weights, [p for p in weights if p.requires_grad])
+    )
+    losses = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if "loss" in name and value.numel() == 1
+    }
+    samples = {
+        name: len(dataset)
+        for name, dataset in getattr(recipe.data, "datasets", {}).items()
+        if hasattr(dataset, "__len__")
+    }
     return [
         f"model: {type(recipe.model).__name__}, {total:.4g} M parameters, {trained:.4g} M of them trained",
         f"data: {', '.join(f'{count:,} samples for {name}' for name, count in samples.items())}",

@@ -22,7 +22,9 @@ class NonFiniteGuard(pl.Callback):
         self._losses: list[Tensor] = []
         self._paths: list[str] = []
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if not self._losses:  # else gradients are being accumulated
             self._paths = []
         if isinstance(batch, dict):
@@ -31,9 +33,13 @@ class NonFiniteGuard(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach())
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         # One look at the device for all of them; by now it has the backward pass to work on meanwhile.
-        values = torch.stack([*(loss.float() for loss in self._losses), *self._gradient_norm(trainer, optimizer)])
+        values = torch.stack(
+            [*(loss.float() for loss in self._losses), *self._gradient_norm(trainer, optimizer)]
+        )
         if not bool(torch.isfinite(values).all()):
             raise NonFiniteError(self._message(trainer))
         self._losses.clear()
@@ -41,7 +47,9 @@ class NonFiniteGuard(pl.Callback):
     def _gradient_norm(self, trainer: pl.Trainer, optimizer: Optimizer) -> list[Tensor]:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return []  # float16 gradients overflow now and then; its scaler skips such steps
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         return [torch.nn.utils.get_total_norm(gradients)] if gradients else []
 
     def _message(self, trainer: pl.Trainer) -> str:

@@ -19,7 +19,11 @@ from ldm.models.diffusion.published_pictures import PublishedPictures
 log = logging.getLogger(__name__)
 
 # What only the published pictures have.
-PUBLISHED_OPTIONS = set(inspect.signature(PublishedPictures.log_images).parameters) - {"self", "batch", "ddim_steps"}
+PUBLISHED_OPTIONS = set(inspect.signature(PublishedPictures.log_images).parameters) - {
+    "self",
+    "batch",
+    "ddim_steps",
+}
 
 
 class ImageLogger(pl.Callback):
@@ -51,22 +55,32 @@ class ImageLogger(pl.Callback):
         check_count("ImageLogger: batch_frequency", batch_frequency)
         self.batch_frequency, self.max_images, self.disabled = batch_frequency, max_images, disabled
         check_count("ImageLogger: frequency_base", frequency_base, least=2)
-        self.first_batches = {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency} if increase_log_steps else set()
+        self.first_batches = (
+            {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency}
+            if increase_log_steps
+            else set()
+        )
         self.nrow = nrow
         if not isinstance(log_images_kwargs, Mapping | None):
-            raise ConfigError(f"ImageLogger: log_images_kwargs must be names with values, got {log_images_kwargs!r}")
+            raise ConfigError(
+                f"ImageLogger: log_images_kwargs must be names with values, got {log_images_kwargs!r}"
+            )
         self.options = dict(log_images_kwargs or {})
 
     def check_model(self, module: pl.LightningModule) -> None:
         """Raises ConfigError for a model that draws nothing, and for options that its pictures do not have."""
         if not hasattr(module, "log_images"):
-            raise ConfigError(f"ImageLogger: {type(module).__name__} has no `log_images` to draw its pictures; take the callback out")
+            raise ConfigError(
+                f"ImageLogger: {type(module).__name__} has no `log_images` to draw its pictures; take the callback out"
+            )
         known = inspect.signature(self.drawing_of(module)).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
         for name in self.options:
             if not (takes_any or name in known):
                 names = sorted({*known, *PUBLISHED_OPTIONS} - {"batch"})
-                raise ConfigError(f"ImageLogger: log_images_kwargs.{name} is unknown{did_you_mean(name, names)}; there are {', '.join(names)}")
+                raise ConfigError(
+                    f"ImageLogger: log_images_kwargs.{name} is unknown{did_you_mean(name, names)}; there are {', '.join(names)}"
+                )
 
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
         """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""
@@ -75,7 +89,9 @@ class ImageLogger(pl.Callback):
             return module.log_images
         return module.preview
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
         if self.disabled or not trainer.is_global_zero:
             return
@@ -89,18 +105,28 @@ class ImageLogger(pl.Callback):
         devices = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
             draw = self.drawing_of(module)
-            count = {name: self.max_images for name in ("max_images", "N") if name in inspect.signature(draw).parameters}
+            count = {
+                name: self.max_images
+                for name in ("max_images", "N")
+                if name in inspect.signature(draw).parameters
+            }
             try:
                 pictures = draw(batch, **{**count, **self.options})
             except (TypeError, ValueError) as error:
                 if not self.options:
                     raise
-                raise ConfigError(f"ImageLogger: no pictures with log_images_kwargs {self.options}: {error}") from error
+                raise ConfigError(
+                    f"ImageLogger: no pictures with log_images_kwargs {self.options}: {error}"
+                ) from error
         module.train(was_training)
         for name, images in pictures.items():
-            grid = make_grid(images.float().clamp(-1, 1), nrow=self.nrow or len(images), padding=2, pad_value=1.0)
+            grid = make_grid(
+                images.float().clamp(-1, 1), nrow=self.nrow or len(images), padding=2, pad_value=1.0
+            )
             # Not trainer.log_dir: that is a broadcast, and the other processes are not here.
-            save_image(tensor_to_image(grid), Path(trainer.default_root_dir) / "images" / f"{name}_{done:08d}.png")
+            save_image(
+                tensor_to_image(grid), Path(trainer.default_root_dir) / "images" / f"{name}_{done:08d}.png"
+            )
             for logger in trainer.loggers:
                 if isinstance(logger, pl.loggers.TensorBoardLogger):
                     logger.experiment.add_image(f"train/{name}", (grid + 1) / 2, done)

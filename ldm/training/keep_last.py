@@ -57,7 +57,9 @@ class KeepLast(pl.Callback):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._step:
             return  # in the middle of gradient accumulation, which no checkpoint holds
         before, self._step = self._step, trainer.global_step
@@ -86,13 +88,21 @@ class KeepLast(pl.Callback):
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if not trainer.is_global_zero or trainer.global_step == self._saved_step or isinstance(exception, CheckpointError):
+        if (
+            not trainer.is_global_zero
+            or trainer.global_step == self._saved_step
+            or isinstance(exception, CheckpointError)
+        ):
             return
         try:
             # A run may have been on its way to ruin for a while when its loss stops being a number.
-            path = self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
+            path = (
+                self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
+            )
             # Trainer.save_checkpoint would wait for the other processes, which know nothing of the exception.
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
+            trainer.strategy.save_checkpoint(
+                trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path
+            )
             log.info("checkpoint of step %d written: %s", trainer.global_step, path)
         except Exception as error:
             log.error("no checkpoint could be written on the way out: %s", error)

@@ -19,7 +19,9 @@ _OF_THE_MACHINE = ("fused", "foreach", "capturable", "differentiable")
 class NamedMoments(pl.Callback):
     """Writes into checkpoints which weights the moments belong to; keeps an optimiser's own ways of computing when a state is loaded."""
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", [])):
             for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 saved["param_names"] = names_of(module, group["params"])
@@ -31,11 +33,18 @@ class NamedMoments(pl.Callback):
 
 def _with_own_ways(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
     """A state to load, which may come from another device or an older PyTorch."""
-    own = [{name: group[name] for name in _OF_THE_MACHINE if name in group} for group in optimizer.param_groups]
-    return {**state, "param_groups": [{**saved, **ways} for saved, ways in zip(state["param_groups"], own, strict=True)]}
+    own = [
+        {name: group[name] for name in _OF_THE_MACHINE if name in group} for group in optimizer.param_groups
+    ]
+    return {
+        **state,
+        "param_groups": [{**saved, **ways} for saved, ways in zip(state["param_groups"], own, strict=True)],
+    }
 
 
-def fitted_states(module: nn.Module, optimizers: Sequence[Optimizer], states: Any, names_in_file: Sequence[str]) -> list[dict[str, Any]]:
+def fitted_states(
+    module: nn.Module, optimizers: Sequence[Optimizer], states: Any, names_in_file: Sequence[str]
+) -> list[dict[str, Any]]:
     """The optimiser states of a checkpoint, every moment at the number that its weight has in the module's own optimisers.
 
     What a state calls its weights counts, where it does. Without names their order must be that of `names_in_file`, the names of the
@@ -63,9 +72,13 @@ def _is_state(state: Any) -> bool:
     )
 
 
-def _fitted(module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], in_file: Mapping[str, int]) -> dict[str, Any]:
+def _fitted(
+    module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], in_file: Mapping[str, int]
+) -> dict[str, Any]:
     if len(state["param_groups"]) != len(optimizer.param_groups):
-        raise CheckpointError(f"has {len(state['param_groups'])} groups of weights, this model's has {len(optimizer.param_groups)}")
+        raise CheckpointError(
+            f"has {len(state['param_groups'])} groups of weights, this model's has {len(optimizer.param_groups)}"
+        )
     moments: dict[int, dict[str, Any]] = {}
     groups, begin = [], 0
     for group, saved in zip(optimizer.param_groups, state["param_groups"]):
@@ -78,9 +91,13 @@ def _fitted(module: nn.Module, optimizer: Optimizer, state: Mapping[str, Any], i
         number_in_file = _numbers(weights, saved, to_check, in_file)
         for number, name in enumerate(weights, begin):
             if number_in_file[name] in state["state"]:
-                moments[number] = {key: _own(value) for key, value in state["state"][number_in_file[name]].items()}
+                moments[number] = {
+                    key: _own(value) for key, value in state["state"][number_in_file[name]].items()
+                }
         numbers = list(range(begin, begin + len(weights)))
-        groups.append({**{key: value for key, value in saved.items() if key != "param_names"}, "params": numbers})
+        groups.append(
+            {**{key: value for key, value in saved.items() if key != "param_names"}, "params": numbers}
+        )
         begin += len(weights)
     return {"state": moments, "param_groups": groups}
 
@@ -90,7 +107,12 @@ def _own(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _numbers(weights: Mapping[str, Tensor], saved: Mapping[str, Any], moments: Mapping[Any, Any], in_file: Mapping[str, int]) -> dict[str, Any]:
+def _numbers(
+    weights: Mapping[str, Tensor],
+    saved: Mapping[str, Any],
+    moments: Mapping[Any, Any],
+    in_file: Mapping[str, int],
+) -> dict[str, Any]:
     """The number that each weight has in a saved group."""
     if len(saved["params"]) != len(weights):
         raise CheckpointError(f"holds {len(saved['params'])} weights, this model trains {len(weights)}")
@@ -124,7 +146,9 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _misfits(weights: Mapping[str, Tensor], numbers: Mapping[str, Any], moments: Mapping[Any, Any]) -> Iterator[str]:
+def _misfits(
+    weights: Mapping[str, Tensor], numbers: Mapping[str, Any], moments: Mapping[Any, Any]
+) -> Iterator[str]:
     """What is wrong with these moments as those of these weights."""
     for name, weight in weights.items():
         of_weight = moments.get(numbers[name])

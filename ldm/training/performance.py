@@ -24,13 +24,17 @@ def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> Non
     check_keys(options, DEFAULTS, "`lightning.performance`")
     options = {**DEFAULTS, **options}
     if options["matmul_precision"] not in PRECISIONS:
-        raise ConfigError(f"lightning.performance.matmul_precision must be {' or '.join(PRECISIONS)}, got {options['matmul_precision']!r}")
+        raise ConfigError(
+            f"lightning.performance.matmul_precision must be {' or '.join(PRECISIONS)}, got {options['matmul_precision']!r}"
+        )
     torch.set_float32_matmul_precision(options["matmul_precision"])
     torch.backends.cudnn.allow_tf32 = options["matmul_precision"] != "highest"
     if options["channels_last"]:
         model.to(memory_format=torch.channels_last)
     for network in _to_compile(model, options["compile"]):
-        network.compile(dynamic=False)  # in place: names in checkpoints stay; sizes seldom change, and code for any size is slower
+        network.compile(
+            dynamic=False
+        )  # in place: names in checkpoints stay; sizes seldom change, and code for any size is slower
 
 
 def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Module]:
@@ -40,5 +44,7 @@ def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Modul
         return [parts[name] for name in NETWORKS if wanted and name in parts]
     for name in wanted:
         if name not in parts:
-            raise ConfigError(f"lightning.performance.compile: the model has no part {name!r}{did_you_mean(name, parts)}")
+            raise ConfigError(
+                f"lightning.performance.compile: the model has no part {name!r}{did_you_mean(name, parts)}"
+            )
     return [parts[name] for name in wanted]

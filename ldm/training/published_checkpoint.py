@@ -26,14 +26,31 @@ def present_state(state: Mapping[str, Any], optimizers: int, seed: int, where: s
     """
     release = _release(state, where)
     step, epoch = _step(state, optimizers, release, where), _epoch(state, release, where)
-    rates = [f"{group['lr']:.4g}" for optimizer in state["optimizer_states"] for group in optimizer["param_groups"]]
+    rates = [
+        f"{group['lr']:.4g}" for optimizer in state["optimizer_states"] for group in optimizer["param_groups"]
+    ]
     rate = first_of(list(dict.fromkeys(rates)))
-    log.info("%s: goes on from step %d, epoch %d, with the optimiser's moments and a learning rate of %s", where, step, epoch, rate)
-    log.info("%s: does not say which samples of its epoch came before; epoch %d begins anew, by the seed %d", where, epoch, seed)
+    log.info(
+        "%s: goes on from step %d, epoch %d, with the optimiser's moments and a learning rate of %s",
+        where,
+        step,
+        epoch,
+        rate,
+    )
+    log.info(
+        "%s: does not say which samples of its epoch came before; epoch %d begins anew, by the seed %d",
+        where,
+        epoch,
+        seed,
+    )
     if state.get("callbacks"):
         log.info("%s: the state of its callbacks, such as the best values so far, is left out", where)
     position = {"seed": seed, "epoch": epoch, "samples": 0, "whole_batch": 0}
-    kept = {name: state[name] for name in ("state_dict", "optimizer_states", "native_amp_scaling_state") if name in state}
+    kept = {
+        name: state[name]
+        for name in ("state_dict", "optimizer_states", "native_amp_scaling_state")
+        if name in state
+    }
     return {
         **kept,
         "pytorch-lightning_version": pl.__version__,
@@ -89,7 +106,9 @@ def _fit_loop(step: int, epoch: int) -> dict[str, Any]:
     return {
         "epoch_progress": {"total": _counted(epoch), "current": _counted(epoch)},
         "epoch_loop.state_dict": {"_batches_that_stepped": step},
-        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": steps, "zero_grad": steps}},
+        "epoch_loop.automatic_optimization.optim_progress": {
+            "optimizer": {"step": steps, "zero_grad": steps}
+        },
         "epoch_loop.manual_optimization.optim_step_progress": steps,
     }
 

@@ -46,10 +46,16 @@ _REFUSED = {
 }
 _STRATEGIES = ("dp", "ddp2", "ddp_spawn", "ddp_cpu", "ddp_sharded", "horovod")  # which were accelerators
 _TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
-_OURS = {"default_root_dir": "give --logdir DIR", "callbacks": "give lightning.callbacks.NAME.target=CLASS", "logger": "give lightning.logger"}
+_OURS = {
+    "default_root_dir": "give --logdir DIR",
+    "callbacks": "give lightning.callbacks.NAME.target=CLASS",
+    "logger": "give lightning.logger",
+}
 
 
-TRAINER_FLAGS = tuple(f"--{name}" for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self")
+TRAINER_FLAGS = tuple(
+    f"--{name}" for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"
+)
 
 
 def translated(argv: Sequence[str]) -> list[str]:
@@ -84,9 +90,13 @@ def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if options.get(key) == "ddp":
             del options[key]  # what several devices get anyway
         elif options.get(key) in _STRATEGIES or (key == "distributed_backend" and key in options):
-            raise ConfigError(f"lightning.trainer.{key}: give lightning.trainer.strategy=ddp, which is what several GPUs get anyway")
+            raise ConfigError(
+                f"lightning.trainer.{key}: give lightning.trainer.strategy=ddp, which is what several GPUs get anyway"
+            )
     if any(word in str(options.get("strategy")) for word in ("spawn", "fork", "notebook")):
-        raise ConfigError("lightning.trainer.strategy: give ddp; processes that are not started anew cannot say what they have trained")
+        raise ConfigError(
+            "lightning.trainer.strategy: give ddp; processes that are not started anew cannot say what they have trained"
+        )
     for key in options:
         if key in _GONE or key == "callbacks":
             raise ConfigError(f"lightning.trainer.{key}: {_GONE.get(key) or _OURS[key]}")
@@ -108,4 +118,6 @@ def _check_switch(name: str, value: str) -> None:
     if value.lower() not in (*_TRUE, *_FALSE):
         raise UserError(f"--{name}: expected true or false, got {value!r}")
     if name == "scale_lr" and value.lower() in _TRUE:
-        raise UserError("--scale_lr: give the learning rate itself as model.learning_rate=VALUE; it is never multiplied")
+        raise UserError(
+            "--scale_lr: give the learning rate itself as model.learning_rate=VALUE; it is never multiplied"
+        )

@@ -20,7 +20,9 @@ class StepSeeds(pl.Callback):
     def __init__(self, seed: int, explicit: bool = False):
         self.seed, self.explicit = seed, explicit
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         seed = mixed_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         torch.manual_seed(seed)  # of all devices
         np.random.seed(seed % 2**32)
@@ -31,5 +33,7 @@ class StepSeeds(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         if self.explicit and state_dict["seed"] != self.seed:
-            raise UserError(f"--seed {self.seed}: the run to resume has the seed {state_dict['seed']}; leave --seed out")
+            raise UserError(
+                f"--seed {self.seed}: the run to resume has the seed {state_dict['seed']}; leave --seed out"
+            )
         self.seed = state_dict["seed"]

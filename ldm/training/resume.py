@@ -43,15 +43,24 @@ class Resumed:
         `seed` is that of the run which goes on from another's checkpoint.
         """
         self._state["state_dict"] = weights = _without_optional(model, self._state["state_dict"])
-        load_strict(model, weights, where=f"--resume {self.path}", advice=_OTHER_WEIGHTS)  # Lightning would explain less
+        load_strict(
+            model, weights, where=f"--resume {self.path}", advice=_OTHER_WEIGHTS
+        )  # Lightning would explain less
         if not {"optimizer_states", "lr_schedulers"} <= self._state.keys():
-            raise CheckpointError(f"--resume {self.path}: weights alone, without an optimiser's state; {_OTHER_WEIGHTS}")
+            raise CheckpointError(
+                f"--resume {self.path}: weights alone, without an optimiser's state; {_OTHER_WEIGHTS}"
+            )
         try:
             optimizers, schedules, _ = _configure_optimizers(model.configure_optimizers())
-        except (RuntimeError, MisconfigurationException) as error:  # of a module that asks its trainer for something, or has none
+        except (
+            RuntimeError,
+            MisconfigurationException,
+        ) as error:  # of a module that asks its trainer for something, or has none
             if self.is_ours:
                 return  # Lightning takes the states in their order, as the same module wrote them
-            raise CheckpointError(f"--resume {self.path}: whose moments are in it cannot be told: this model's optimisers need a trainer") from error
+            raise CheckpointError(
+                f"--resume {self.path}: whose moments are in it cannot be told: this model's optimisers need a trainer"
+            ) from error
         self._fit_moments(model, optimizers)
         self._tell_of_schedules(len(schedules))
         if not self.is_ours:
@@ -60,7 +69,9 @@ class Resumed:
 
     def _fit_moments(self, model: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         try:
-            self._state["optimizer_states"] = fitted_states(model, optimizers, self._state["optimizer_states"], list(self._state["state_dict"]))
+            self._state["optimizer_states"] = fitted_states(
+                model, optimizers, self._state["optimizer_states"], list(self._state["state_dict"])
+            )
         except CheckpointError as error:
             raise CheckpointError(f"--resume {self.path}: its optimiser {error}; {_OTHER_WEIGHTS}") from error
 
@@ -68,28 +79,46 @@ class Resumed:
         """Lightning takes as many states as there are schedules, and says nothing."""
         held = len(self._state["lr_schedulers"])
         if held > count:
-            log.warning("%s: its learning-rate schedule is left out, as the config has none; the rate stays as it is", self.path)
+            log.warning(
+                "%s: its learning-rate schedule is left out, as the config has none; the rate stays as it is",
+                self.path,
+            )
         elif held < count:
-            log.warning("%s: holds no learning-rate schedule; the config's begins with its first step", self.path)
+            log.warning(
+                "%s: holds no learning-rate schedule; the config's begins with its first step", self.path
+            )
 
     def _tell_of_missing_moments(self, model: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         for optimizer, state in zip(optimizers, self._state["optimizer_states"]):
-            names = names_of(model, (weight for group in optimizer.param_groups for weight in group["params"]))
+            names = names_of(
+                model, (weight for group in optimizer.param_groups for weight in group["params"])
+            )
             lacking = [name for number, name in enumerate(names) if number not in state["state"]]
             if lacking:
-                log.warning("%s: no moments for %d of %d weights (%s); theirs start at zero", self.path, len(lacking), len(names), first_of(lacking))
+                log.warning(
+                    "%s: no moments for %d of %d weights (%s); theirs start at zero",
+                    self.path,
+                    len(lacking),
+                    len(names),
+                    first_of(lacking),
+                )
 
     def check_beginning(self, trainer: pl.Trainer, data: pl.LightningDataModule) -> None:
         """Raises UserError where the run that is to go on has another seed or other batches, or has its end before the checkpoint.
         Lightning would find that out after its loggers have begun to write."""
         data.trainer = trainer  # as it is going to be
         seeds = next(callback for callback in trainer.callbacks if isinstance(callback, StepSeeds))
-        for part, name, held in ((seeds, seeds.state_key, self._state.get("callbacks") or {}), (data, type(data).__qualname__, self._state)):
+        for part, name, held in (
+            (seeds, seeds.state_key, self._state.get("callbacks") or {}),
+            (data, type(data).__qualname__, self._state),
+        ):
             if name in held and isinstance(part, (StepSeeds, DataModuleFromConfig)):
                 part.load_state_dict(held[name])
         epoch, end = self._state.get("epoch", 0), trainer.max_epochs
         if end not in (None, -1) and epoch > end:
-            raise UserError(f"--resume {self.path}: is at epoch {epoch}, behind lightning.trainer.max_epochs={end}; give a later end")
+            raise UserError(
+                f"--resume {self.path}: is at epoch {epoch}, behind lightning.trainer.max_epochs={end}; give a later end"
+            )
 
     def take(self) -> dict[str, Any]:
         """What Lightning loads; it is not kept, as it may be as large as the model."""
@@ -105,7 +134,9 @@ def _read(path: Path) -> dict[str, Any]:
         if not any(path.parent.glob(best.name)):
             raise
         reason = str(error).partition("; download")[0]  # advice for files that others made
-        raise CheckpointError(f"{reason}; name another checkpoint of the run, such as one of {best}") from error
+        raise CheckpointError(
+            f"{reason}; name another checkpoint of the run, such as one of {best}"
+        ) from error
     return {**content, "state_dict": weights}
 
 

@@ -21,10 +21,17 @@ except ImportError:  # Windows: two runs in one folder go unnoticed
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
     """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError."""
-    if checkpoint is not None and args.name is None and not args.postfix and checkpoint.resolve().parent.name == "checkpoints":
+    if (
+        checkpoint is not None
+        and args.name is None
+        and not args.postfix
+        and checkpoint.resolve().parent.name == "checkpoints"
+    ):
         return checkpoint.resolve().parent.parent
     if not args.base and (checkpoint is None or args.name is None):
-        raise UserError(f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder of this project")
+        raise UserError(
+            f"--resume {args.resume}: give the config with --base, as the checkpoint lies in no run's folder of this project"
+        )
     return Path(args.logdir) / ((args.name or Path(args.base[-1]).stem) + args.postfix)
 
 
@@ -32,7 +39,9 @@ def check_free(folder: Path, checkpoint: Path | None) -> None:
     """Raises UserError for the folder of a run other than the resumed one, whose last checkpoint would be replaced."""
     own = checkpoint is not None and checkpoint.resolve().parent.parent == folder.resolve()
     if (folder / "checkpoints/last.ckpt").exists() and not own:
-        raise UserError(f"{folder}: holds a run already; go on with it by --resume {folder}, or give this one another name by --name NAME")
+        raise UserError(
+            f"{folder}: holds a run already; go on with it by --resume {folder}, or give this one another name by --name NAME"
+        )
 
 
 def kept_config(checkpoint: Path) -> Path:
@@ -86,9 +95,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
+            fcntl.flock(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system lets go of it however this process ends
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME") from error
+            raise UserError(
+                f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"
+            ) from error
         except OSError:  # a file system without locks
             pass
         try:

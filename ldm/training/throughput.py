@@ -38,10 +38,14 @@ class Throughput(pl.Callback):
         self._restart()
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-            self._matrix_rate = matrix_rate(module.device, torch.bfloat16 if "bf16" in trainer.precision else torch.float32)
+            self._matrix_rate = matrix_rate(
+                module.device, torch.bfloat16 if "bf16" in trainer.precision else torch.float32
+            )
             self._counter = FlopCounterMode(display=False)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         if self._batch_ended is not None:
             self._waited += now - self._batch_ended
@@ -49,7 +53,9 @@ class Throughput(pl.Callback):
         if self._counter is not None:
             self._counter.__enter__()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         ended = time.perf_counter()
         if self._counter is not None:  # the first batch was for counting, and for warming up
             self._counter.__exit__(None, None, None)
@@ -60,7 +66,9 @@ class Throughput(pl.Callback):
         self._images += batch_size_of(batch) * trainer.world_size
         self._batches += 1
         if self._batches >= trainer.log_every_n_steps:
-            module.log_dict(self._values(module.device), prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+            module.log_dict(
+                self._values(module.device), prog_bar=True, on_step=True, on_epoch=False, batch_size=1
+            )
             self._restart()
 
     def batch_over(self) -> None:
@@ -69,7 +77,11 @@ class Throughput(pl.Callback):
 
     def _values(self, device: torch.device) -> dict[str, float]:
         seconds = self._waited + self._worked
-        values = {"images_per_s": self._images / seconds, "data_wait": self._waited / seconds, "peak_GB": peak_memory(device) / 1e9}
+        values = {
+            "images_per_s": self._images / seconds,
+            "data_wait": self._waited / seconds,
+            "peak_GB": peak_memory(device) / 1e9,
+        }
         if self._matrix_rate and self.flops_per_batch:
             values["matrix_share"] = self.flops_per_batch * self._batches / seconds / self._matrix_rate
         return values

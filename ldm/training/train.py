@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     _quieten()
     resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
-    own = resumed.path if resumed and resumed.is_ours else None  # a run of the published code keeps its folder to itself
+    own = (
+        resumed.path if resumed and resumed.is_ours else None
+    )  # a run of the published code keeps its folder to itself
     if resumed and not own:
         take_published_run(args, resumed.path)
     folder = run_folder(args, own)
@@ -71,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         apply_performance(model, recipe.section("performance"))
         if args.dry_run:
             return dry_run(recipe)
-        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=resumed and resumed.take)
+        trainer = recipe.trainer(
+            folder, seed, explicit_seed=args.seed is not None, resumed=resumed and resumed.take
+        )
         if resumed:
             resumed.check_beginning(trainer, data)
         check_free(folder, own)
@@ -84,10 +88,14 @@ def _quieten() -> None:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"pytorch_lightning.{name}").addFilter(lambda record: not _CHATTER.search(record.getMessage()))
+        logging.getLogger(f"pytorch_lightning.{name}").addFilter(
+            lambda record: not _CHATTER.search(record.getMessage())
+        )
 
 
-def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None) -> None:
+def _fit(
+    trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
+) -> None:
     try:
         trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
         end = "finished"
@@ -96,7 +104,13 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataM
     except MisconfigurationException as error:  # what Lightning finds out on the way
         raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:
-        log.info("%s at step %d, in %s; go on with --resume %s", end, trainer.global_step, trainer.default_root_dir, trainer.default_root_dir)
+        log.info(
+            "%s at step %d, in %s; go on with --resume %s",
+            end,
+            trainer.global_step,
+            trainer.default_root_dir,
+            trainer.default_root_dir,
+        )
 
 
 def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.LightningDataModule]:
@@ -113,7 +127,10 @@ def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.Lightni
         if config.model.get(key) is not None:
             model.learning_rate = _positive(config.model[key], f"model.{key}")
     if config.model.get("base_learning_rate") is not None:
-        log.info("learning rate %g, as base_learning_rate says: latent-diffusion's command multiplied it by batch size, GPUs and accumulation", model.learning_rate)
+        log.info(
+            "learning rate %g, as base_learning_rate says: latent-diffusion's command multiplied it by batch size, GPUs and accumulation",
+            model.learning_rate,
+        )
     for dataset in getattr(data, "datasets", {}).values():
         if hasattr(dataset, "check_model"):  # cached data fits only the encoders that made it
             dataset.check_model(model)

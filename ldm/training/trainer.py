@@ -34,14 +34,33 @@ from ldm.training.throughput import Throughput
 log = logging.getLogger(__name__)
 
 # What Lightning does only for models with one optimiser, and the values that ask for nothing.
-_FOR_ONE_OPTIMISER = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "gradient_clip_algorithm": None}
-LIGHTNING_KEYS = ("trainer", "modelcheckpoint", "modelcheckpoint_step", "modelcheckpoint_epoch", "last", "callbacks", "logger", "performance")
+_FOR_ONE_OPTIMISER = {
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+}
+LIGHTNING_KEYS = (
+    "trainer",
+    "modelcheckpoint",
+    "modelcheckpoint_step",
+    "modelcheckpoint_epoch",
+    "last",
+    "callbacks",
+    "logger",
+    "performance",
+)
 
 
 class Recipe:
     """The `lightning` section of a config, with the model and data it is for. Raises ConfigError for unknown keys."""
 
-    def __init__(self, config: DictConfig, model: pl.LightningModule, data: pl.LightningDataModule, gpus: str | None = None):
+    def __init__(
+        self,
+        config: DictConfig,
+        model: pl.LightningModule,
+        data: pl.LightningDataModule,
+        gpus: str | None = None,
+    ):
         self.model, self.data, self.gpus = model, data, gpus
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
@@ -52,7 +71,11 @@ class Recipe:
         return _as_section(self.lightning.get(key), f"lightning.{key}")
 
     def trainer(
-        self, run_folder: Path, seed: int, explicit_seed: bool = False, resumed: Callable[[], dict[str, Any]] | None = None
+        self,
+        run_folder: Path,
+        seed: int,
+        explicit_seed: bool = False,
+        resumed: Callable[[], dict[str, Any]] | None = None,
     ) -> pl.Trainer:
         """The trainer of a run that writes into `run_folder`; `resumed` gives the checkpoint that it goes on from."""
         checkpoints = run_folder / "checkpoints"
@@ -72,7 +95,13 @@ class Recipe:
             callbacks.append(ProgressLine())
         files = DurableCheckpointIO(resumed)
         return make_trainer(
-            {"default_root_dir": run_folder, "logger": self._loggers(run_folder), "plugins": [files], **options, "callbacks": callbacks}
+            {
+                "default_root_dir": run_folder,
+                "logger": self._loggers(run_folder),
+                "plugins": [files],
+                **options,
+                "callbacks": callbacks,
+            }
         )
 
     def callbacks(self, checkpoints: Path) -> list[pl.Callback]:
@@ -98,8 +127,12 @@ class Recipe:
         gpus = self.gpus if self.gpus is not None or options.get("accelerator") == "cpu" else in_config
         if gpus is not None:
             options |= {"accelerator": "gpu", "devices": gpu_devices(gpus)}
-        options = {key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())}
-        if _processes_from_outside() > 1:  # torchrun has started them; Lightning alone would train each on its own
+        options = {
+            key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())
+        }
+        if (
+            _processes_from_outside() > 1
+        ):  # torchrun has started them; Lightning alone would train each on its own
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
         if isinstance(self.data, DataModuleFromConfig):
@@ -108,23 +141,33 @@ class Recipe:
             options["strategy"] = self._ddp()
         if options.get("precision", "auto") == "auto":
             on_cpu = options.get("accelerator") == "cpu"
-            options["precision"] = "bf16-mixed" if has_bf16(choose_device("cpu" if on_cpu else "auto")) else "32-true"
+            options["precision"] = (
+                "bf16-mixed" if has_bf16(choose_device("cpu" if on_cpu else "auto")) else "32-true"
+            )
         return options
 
     def _own_options(self) -> dict[str, Any]:
         """The options that Lightning refuses for a model with optimisers of its own. Raises ConfigError where the model does neither."""
-        given = {key: value for key, value in self.section("trainer").items() if key in _FOR_ONE_OPTIMISER and value != _FOR_ONE_OPTIMISER[key]}
+        given = {
+            key: value
+            for key, value in self.section("trainer").items()
+            if key in _FOR_ONE_OPTIMISER and value != _FOR_ONE_OPTIMISER[key]
+        }
         own = getattr(self.model, "own_options", {})
         for key in given:
             if key not in own:
-                raise ConfigError(f"lightning.trainer.{key}: {type(self.model).__name__} optimises by itself and does not see to it; leave it out")
+                raise ConfigError(
+                    f"lightning.trainer.{key}: {type(self.model).__name__} optimises by itself and does not see to it; leave it out"
+                )
         return {**own, **given}
 
     def _ddp(self) -> DDPStrategy:
         # The averaged weights are buffers, equal everywhere: broadcasting them every step would double the traffic.
         # A first stage's two optimisers each leave the other's weights without gradients.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch renames it
+        buffers = (
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        )  # torch renames it
         options = {buffers: False, "gradient_as_bucket_view": True}
         return DDPStrategy(find_unused_parameters=not self.model.automatic_optimization, **options)
 
@@ -135,21 +178,42 @@ class Recipe:
         found = [self._best_checkpoint(folder)]
         for key in ("modelcheckpoint_step", "modelcheckpoint_epoch"):
             if options := self._checkpoint_options(key):
-                found.append(_model_checkpoint(key, folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}))
+                found.append(
+                    _model_checkpoint(
+                        key, folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
+                    )
+                )
         return [callback for callback in found if callback is not None]
 
     def _best_checkpoint(self, folder: Path) -> ModelCheckpoint | None:
         options = self._checkpoint_options("modelcheckpoint")
-        if {"every_n_train_steps", "train_time_interval"} & options.keys() and "monitor" not in options:  # asks for no best
-            return _model_checkpoint("modelcheckpoint", folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options})
+        if {
+            "every_n_train_steps",
+            "train_time_interval",
+        } & options.keys() and "monitor" not in options:  # asks for no best
+            return _model_checkpoint(
+                "modelcheckpoint", folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
+            )
         watched = options.get("monitor", getattr(self.model, "monitor", None))
-        validates = "monitor" in options or "validation" in getattr(self.data, "datasets", {"validation": None})
+        validates = "monitor" in options or "validation" in getattr(
+            self.data, "datasets", {"validation": None}
+        )
         if options and not (watched and validates):
             lacking = "the data has no `validation`" if watched else "the model has no `monitor`"
-            log.warning("lightning.modelcheckpoint has no effect: %s, by which the best could be told", lacking)
+            log.warning(
+                "lightning.modelcheckpoint has no effect: %s, by which the best could be told", lacking
+            )
         mode = getattr(self.model, "monitor_mode", "min")
-        options = {"mode": mode, "save_top_k": 3, "filename": "best-{epoch}-{step}", **options, "monitor": watched or "loss"}
-        built = _model_checkpoint("modelcheckpoint", folder, options)  # in any case, for what is wrong with its options
+        options = {
+            "mode": mode,
+            "save_top_k": 3,
+            "filename": "best-{epoch}-{step}",
+            **options,
+            "monitor": watched or "loss",
+        }
+        built = _model_checkpoint(
+            "modelcheckpoint", folder, options
+        )  # in any case, for what is wrong with its options
         return built if watched and validates else None
 
     def _checkpoint_options(self, key: str) -> dict[str, Any]:
@@ -164,14 +228,18 @@ class Recipe:
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
         # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of its own.
-        loggers: list[Logger] = [TensorBoardLogger(run_folder, name="", version=""), CSVLogger(run_folder, name="csv")]
+        loggers: list[Logger] = [
+            TensorBoardLogger(run_folder, name="", version=""),
+            CSVLogger(run_folder, name="csv"),
+        ]
         for node in self._logger_nodes():
             try:
                 loggers.append(instantiate_from_config(node))
             except ModuleNotFoundError as error:
-                raise ConfigError(f"lightning.logger: {node['target']} needs a package that is not installed: {error}") from error
+                raise ConfigError(
+                    f"lightning.logger: {node['target']} needs a package that is not installed: {error}"
+                ) from error
         return loggers
-
 
     def _logger_nodes(self) -> list[Any]:
         extra = self.section("logger")
@@ -187,8 +255,14 @@ class ProgressLine(TQDMProgressBar):
     """Lightning's bar with the learning rate, and without the run's version number."""
 
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-        values = {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
-        return {**values, "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.1e}"} if trainer.optimizers else values
+        values = {
+            name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"
+        }
+        return (
+            {**values, "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.1e}"}
+            if trainer.optimizers
+            else values
+        )
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         for bar in (self._val_progress_bar, self._train_progress_bar):
@@ -201,7 +275,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
     for key in ("max_steps", "max_epochs"):
         value = options.get(key, -1)
         if value is not None and (not isinstance(value, int) or value < -1):
-            raise ConfigError(f"lightning.trainer.{key} must be a whole number from -1 (no limit) on, got {value!r}")
+            raise ConfigError(
+                f"lightning.trainer.{key} must be a whole number from -1 (no limit) on, got {value!r}"
+            )
     for key in ("accumulate_grad_batches", "log_every_n_steps"):
         check_count(f"lightning.trainer.{key}", options.get(key, 1))
     every = options.get("val_check_interval", 1.0)
@@ -214,7 +290,11 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     try:
         return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
-        advice = "; leave out --gpus (lightning.trainer.gpus=null) and lightning.trainer.accelerator to train on what there is" if "gpu backend" in str(error) else ""
+        advice = (
+            "; leave out --gpus (lightning.trainer.gpus=null) and lightning.trainer.accelerator to train on what there is"
+            if "gpu backend" in str(error)
+            else ""
+        )
         raise ConfigError(f"the trainer cannot be set up: {error}{advice}") from error
 
 
@@ -233,7 +313,13 @@ def _several(options: dict[str, Any]) -> bool:
 
 def _model_checkpoint(key: str, folder: Path, options: dict[str, Any]) -> ModelCheckpoint:
     # KeepLast writes last.ckpt.
-    options = {"dirpath": folder, "auto_insert_metric_name": True, "enable_version_counter": False, **options, "save_last": None}
+    options = {
+        "dirpath": folder,
+        "auto_insert_metric_name": True,
+        "enable_version_counter": False,
+        **options,
+        "save_last": None,
+    }
     return _built(ModelCheckpoint, options, f"lightning.{key}")
 
 

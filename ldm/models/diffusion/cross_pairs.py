@@ -74,9 +74,15 @@ class CrossPairLDM(DualCondLDM):
         super().__init__(**options)
         check_fractions(later=later, guided=guided)
         if hops < 1:
-            raise ConfigError(f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later")
+            raise ConfigError(
+                f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later"
+            )
         self.later, self.hops, self.guided = later, hops, guided
-        self.content_weight, self.diffusion_weight, self.identity_weight = content_weight, diffusion_weight, identity_weight
+        self.content_weight, self.diffusion_weight, self.identity_weight = (
+            content_weight,
+            diffusion_weight,
+            identity_weight,
+        )
         self.style_weights = {"style": style_weight, "palette": palette_weight, "pattern": pattern_weight}
         self.styles_per_content = styles_per_content
         self.scale_ranges = tuple(content_scales), tuple(style_scales)
@@ -88,25 +94,45 @@ class CrossPairLDM(DualCondLDM):
         if not self._scale_is_known:
             raise ConfigError("CrossPairLDM: give the trained model to go on from as ckpt_path")
         super().on_fit_start()
-        self.loss.load_weights(self.device, torch.bfloat16 if self.trainer.precision.startswith("bf16") else torch.float32)
+        self.loss.load_weights(
+            self.device, torch.bfloat16 if self.trainer.precision.startswith("bf16") else torch.float32
+        )
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         photos, paintings = _pictures(batch)
         n, half, prefix = len(photos), (len(photos) + 1) // 2, "train" if self.training else "val"
         of_photos = self._photos(batch.get("photo_row"), lambda rows: self.of_photos(photos[rows]), n)
-        of_paintings = self._paintings(batch.get("painting_row"), lambda rows: self.of_paintings(paintings[rows], photos.shape[2:]), n)
+        of_paintings = self._paintings(
+            batch.get("painting_row"), lambda rows: self.of_paintings(paintings[rows], photos.shape[2:]), n
+        )
         # The diffusion loss keeps what is known already: the last half of the photos and the first of the paintings will do.
-        single, style = (torch.cat([of_photos[name][n - half :], of_paintings[name][:half]]) for name in ("latent", "style"))
+        single, style = (
+            torch.cat([of_photos[name][n - half :], of_paintings[name][:half]])
+            for name in ("latent", "style")
+        )
         loss, parts = self(single, self.condition_of(self._flags(len(single)), single, style))
         # Every photo with `styles_per_content` different paintings.
-        contents, styles = torch.arange(n).repeat(self.styles_per_content), torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)])
+        contents, styles = (
+            torch.arange(n).repeat(self.styles_per_content),
+            torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)]),
+        )
         content = self.get_content_features(of_photos["latent"])
         scales = self.draw_scales(len(contents))
         painted = self.paint(self.condition(content[contents], of_paintings["style"][styles]), scales)
-        losses = self.judge(painted, photos[contents], paintings[styles], _rows(of_photos, contents), _rows(of_paintings, styles))
+        losses = self.judge(
+            painted,
+            photos[contents],
+            paintings[styles],
+            _rows(of_photos, contents),
+            _rows(of_paintings, styles),
+        )
         wanted = [scale / (sum(scales) / 2) for scale in scales]
         style_losses = sum(weight * losses[name] for name, weight in self.style_weights.items())
-        loss = self.diffusion_weight * loss + self.content_weight * (wanted[0] * losses["content"]).mean() + (wanted[1] * style_losses).mean()
+        loss = (
+            self.diffusion_weight * loss
+            + self.content_weight * (wanted[0] * losses["content"]).mean()
+            + (wanted[1] * style_losses).mean()
+        )
         values = {name: value.mean() for name, value in losses.items()}
         if self.identity_weight:
             plain = single.new_ones(len(single))
@@ -121,7 +147,9 @@ class CrossPairLDM(DualCondLDM):
         """What the frozen networks make of photos (N, 3, H, W): the scaled `latent`, the `style` statistics, what is `lost` in the first
         stage, and what the content loss asks for."""
         z = self.get_first_stage_encoding(self.encode_first_stage(photos)).float()
-        lost = photos - self.decode_first_stage(z).float() if self.detail else photos.new_zeros(len(photos), 1)
+        lost = (
+            photos - self.decode_first_stage(z).float() if self.detail else photos.new_zeros(len(photos), 1)
+        )
         large = {"lost": lost, **self.loss.content_of(photos)}
         return {"latent": z, "style": self.get_style_statistics(photos).float(), **_halved(large)}
 
@@ -131,10 +159,19 @@ class CrossPairLDM(DualCondLDM):
         statistics, and what the style loss asks for."""
         small = F.interpolate(paintings, size, mode="area")
         z = self.get_first_stage_encoding(self.encode_first_stage(small)).float()
-        return {"latent": z, "style": self.get_style_statistics(paintings).float(), **_halved(self.loss.style_of(paintings))}
+        return {
+            "latent": z,
+            "style": self.get_style_statistics(paintings).float(),
+            **_halved(self.loss.style_of(paintings)),
+        }
 
     def judge(
-        self, painted: Tensor, photos: Tensor, paintings: Tensor, of_photos: Mapping[str, Tensor], of_paintings: Mapping[str, Tensor]
+        self,
+        painted: Tensor,
+        photos: Tensor,
+        paintings: Tensor,
+        of_photos: Mapping[str, Tensor],
+        of_paintings: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         """Losses, (N,) each, of painted latents of these photos in the styles of these paintings."""
         pictures = self.decode_first_stage(painted).float()
@@ -143,14 +180,25 @@ class CrossPairLDM(DualCondLDM):
         with torch.no_grad():
             untouched = palette_distance(photos, paintings)
         palette = share_of(palette_distance(pictures, paintings), untouched)
-        contents, styles = ({name: kept[name] for name in names} for kept, names in ((of_photos, CONTENT_LAYERS), (of_paintings, STYLE_LAYERS)))
+        contents, styles = (
+            {name: kept[name] for name in names}
+            for kept, names in ((of_photos, CONTENT_LAYERS), (of_paintings, STYLE_LAYERS))
+        )
         content, style = self.loss(pictures, contents, styles)
-        return {"content": content, "style": style, "palette": palette, "pattern": pattern_loss(pictures, photos, paintings)}
+        return {
+            "content": content,
+            "style": style,
+            "palette": palette,
+            "pattern": pattern_loss(pictures, photos, paintings),
+        }
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
         style, content = zip(*(draw_flags(self.style_drop, self.content_drop) for _ in range(n)))
-        return {key: torch.tensor(flags, device=self.device) for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))}
+        return {
+            key: torch.tensor(flags, device=self.device)
+            for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))
+        }
 
     def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
         """(n,) content scales and style scales; both are 1 where a painting goes without guidance."""
@@ -158,13 +206,20 @@ class CrossPairLDM(DualCondLDM):
         drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in self.scale_ranges)
         return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
 
-    def estimate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
+    def estimate(
+        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]
+    ) -> Tensor:
         """The guided x_0. All predictions learn: what guidance adds is the difference between them."""
         prediction = self.apply_model(x, t, condition).float()
         rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
         if len(rows):
             content, style = condition["c1"][rows], condition["c2"][rows]
-            nulls = concatenate([self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(len(rows)))])
+            nulls = concatenate(
+                [
+                    self.condition(torch.zeros_like(content), style),
+                    self.condition(content, self.null_style(len(rows))),
+                ]
+            )
             without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float().chunk(2)
             columns = [scale[rows, None, None, None] for scale in scales]
             prediction = prediction.index_copy(0, rows, guided(prediction[rows], without, columns))
@@ -183,7 +238,9 @@ class CrossPairLDM(DualCondLDM):
         return self.estimate(x, t, condition, scales)
 
     @torch.no_grad()
-    def go_on(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def go_on(
+        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """(latents, time steps (N,)) further down the way on which the present estimates lie."""
         start = self.estimate(x, t, condition, scales)
         noise = self.predict_noise_from_start(x, t, start)
@@ -200,14 +257,23 @@ class CrossPairLDM(DualCondLDM):
         self.log_dict(parts, batch_size=len(batch["photo"]), sync_dist=True)
 
     @torch.no_grad()
-    def preview(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20) -> dict[str, Tensor]:
+    def preview(
+        self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20
+    ) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in its painting's style."""
         batch = first_samples(batch, max_images)
         photos, paintings = _pictures(batch)
         with self.ema_scope():
             z, _ = self.encode_batch({self.first_stage_key: batch["photo"]})
             condition = self.condition(self.get_content_features(z), self.get_style_statistics(paintings))
-            samples, _ = self.sample_log(condition, len(z), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=torch.randn_like(z))
+            samples, _ = self.sample_log(
+                condition,
+                len(z),
+                ddim=True,
+                ddim_steps=ddim_steps,
+                ddim_discretize="trailing",
+                x_T=torch.randn_like(z),
+            )
         painted = self.decode_first_stage(samples) + self.detail * (photos - self.decode_first_stage(z))
         return {"photos": photos, "paintings": paintings, "painted": painted}
 
@@ -218,7 +284,9 @@ class Kept:
     def __init__(self) -> None:
         self._rows: dict[int, dict[str, Tensor]] = {}
 
-    def __call__(self, rows: Tensor | None, compute: Callable[[list[int]], dict[str, Tensor]], n: int) -> dict[str, Tensor]:
+    def __call__(
+        self, rows: Tensor | None, compute: Callable[[list[int]], dict[str, Tensor]], n: int
+    ) -> dict[str, Tensor]:
         """What `compute` gives for all n samples of a batch: of those places whose `rows` (n,) are new, the others as kept.
         Nothing is kept where rows are None."""
         if rows is None:
@@ -227,7 +295,10 @@ class Kept:
         new = [place for place, key in enumerate(keys) if key not in self._rows]
         if new:
             computed = compute(new)
-            self._rows |= {keys[place]: {name: value[i].clone() for name, value in computed.items()} for i, place in enumerate(new)}
+            self._rows |= {
+                keys[place]: {name: value[i].clone() for name, value in computed.items()}
+                for i, place in enumerate(new)
+            }
         samples = [self._rows[key] for key in keys]
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 

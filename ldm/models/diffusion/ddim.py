@@ -46,14 +46,20 @@ class DDIMSampler:
         setattr(self, name, attr.to(self.model.betas.device) if isinstance(attr, Tensor) else attr)
 
     def make_schedule(
-        self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = False
+        self,
+        ddim_num_steps: int,
+        ddim_discretize: str = "uniform",
+        ddim_eta: float = 0.0,
+        verbose: bool = False,
     ) -> None:
         """Choose the time steps (ascending) and their parameters, see `make_ddim_timesteps`."""
         steps = make_ddim_timesteps(ddim_discretize, ddim_num_steps, self.ddpm_num_timesteps)
         last = self.ddpm_num_timesteps - 1
         if steps[-1] > last:
             # differs: the published code crashes where its spacing runs past the last time step.
-            log.warning("uniform spacing of %d steps runs past time step %d and is cut there", ddim_num_steps, last)
+            log.warning(
+                "uniform spacing of %d steps runs past time step %d and is cut there", ddim_num_steps, last
+            )
             steps = np.unique(np.minimum(steps, last))
         # The published end is time step 0, which still has noise; from the last time step down we go to none.
         self._set_timesteps(steps, ddim_eta, final_alpha=1.0 if ddim_discretize == "trailing" else None)
@@ -65,11 +71,15 @@ class DDIMSampler:
         for name in _TABLES:
             self.register_buffer(name, getattr(self.model, name))
         alphas_cumprod = self.model.alphas_cumprod.cpu()
-        sigmas, alphas, alphas_prev = make_ddim_sampling_parameters(alphas_cumprod, steps, eta, final_alpha=final_alpha)
+        sigmas, alphas, alphas_prev = make_ddim_sampling_parameters(
+            alphas_cumprod, steps, eta, final_alpha=final_alpha
+        )
         self.ddim_sigmas, self.ddim_alphas, self.ddim_alphas_prev = sigmas, alphas, alphas_prev
         self.ddim_sqrt_one_minus_alphas = np.sqrt(1.0 - alphas)
         every_step = np.arange(self.ddpm_num_timesteps)
-        self.ddim_sigmas_for_original_num_steps, *_ = make_ddim_sampling_parameters(alphas_cumprod, every_step, eta, final_alpha=1.0)
+        self.ddim_sigmas_for_original_num_steps, *_ = make_ddim_sampling_parameters(
+            alphas_cumprod, every_step, eta, final_alpha=1.0
+        )
 
     def sample(
         self,
@@ -108,7 +118,9 @@ class DDIMSampler:
         Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
         """
         if normals_sequence is not None:
-            raise ValueError("normals_sequence never had an effect; leave it out, and give the noise as x_T or noise_source")
+            raise ValueError(
+                "normals_sequence never had an effect; leave it out, and give the noise as x_T or noise_source"
+            )
         if timesteps is None or isinstance(timesteps, (int, np.integer)):
             self.make_schedule(S, ddim_discretize, eta, verbose)
         else:
@@ -175,7 +187,9 @@ class DDIMSampler:
         noise_source: gives all noise, for instance one generator per picture.
         Intermediates hold the start, the first step, and every step whose number divides by `log_every_t`.
         """
-        cond, null_1, null_2 = (fitted(c, shape[0]) for c in (cond, unconditional_conditioning, unconditional_conditioning_2))
+        cond, null_1, null_2 = (
+            fitted(c, shape[0]) for c in (cond, unconditional_conditioning, unconditional_conditioning_2)
+        )
         _check_fit((cond, null_1, null_2), shape, x_T, mask, x0)
         scales = unconditional_guidance_scale, unconditional_guidance_scale_2
         denoise = self._denoiser(cond, scales, (null_1, null_2), score_corrector, corrector_kwargs)
@@ -188,7 +202,17 @@ class DDIMSampler:
             t = torch.full((len(x),), int(steps[index]), device=device, dtype=torch.long)
             if mask is not None:
                 x = keep_region(x, self.model.q_sample(x0, t, noise=noise_source(x0)), mask)
-            x, pred_x0 = self.step(denoise, x, t, index, temperature, noise_dropout, noise_source, ddim_use_original_steps, quantize_denoised)
+            x, pred_x0 = self.step(
+                denoise,
+                x,
+                t,
+                index,
+                temperature,
+                noise_dropout,
+                noise_source,
+                ddim_use_original_steps,
+                quantize_denoised,
+            )
             if callback:
                 callback(i)
             if img_callback:
@@ -222,10 +246,22 @@ class DDIMSampler:
         repeat_noise: the same noise for the whole batch. The others are `ddim_sampling`'s.
         """
         scales = unconditional_guidance_scale, unconditional_guidance_scale_2
-        c, *nulls = (fitted(given, len(x)) for given in (c, unconditional_conditioning, unconditional_conditioning_2))
+        c, *nulls = (
+            fitted(given, len(x)) for given in (c, unconditional_conditioning, unconditional_conditioning_2)
+        )
         denoise = self._denoiser(c, scales, nulls, score_corrector, corrector_kwargs)
         noise_source = repeated_normal if repeat_noise else standard_normal
-        return self.step(denoise, x, t, index, temperature, noise_dropout, noise_source, use_original_steps, quantize_denoised)
+        return self.step(
+            denoise,
+            x,
+            t,
+            index,
+            temperature,
+            noise_dropout,
+            noise_source,
+            use_original_steps,
+            quantize_denoised,
+        )
 
     def step(
         self,
@@ -251,7 +287,12 @@ class DDIMSampler:
         return ddim_step(x, eps, *alphas_and_sigma, noise, self.model.quantized if quantize else None)
 
     def _denoiser(
-        self, cond: Condition, scales: Sequence[float], nulls: Sequence[Condition], corrector: Any, corrector_kwargs: dict[str, Any] | None
+        self,
+        cond: Condition,
+        scales: Sequence[float],
+        nulls: Sequence[Condition],
+        corrector: Any,
+        corrector_kwargs: dict[str, Any] | None,
     ) -> Denoiser:
         """The guided and corrected prediction of the noise."""
         guidance = TwoWayGuidance(self.model.apply_model, cond, scales[0], nulls[0], scales[1], nulls[1])
@@ -271,23 +312,35 @@ class DDIMSampler:
         steps = np.unique(timesteps)
         whole = len(steps) == len(timesteps) > 0 and np.issubdtype(steps.dtype, np.integer)
         if not whole or steps[0] < 0 or steps[-1] >= self.ddpm_num_timesteps:
-            raise ValueError(f"timesteps must be different whole numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}")
+            raise ValueError(
+                f"timesteps must be different whole numbers in [0, {self.ddpm_num_timesteps}), got {timesteps}"
+            )
         return steps
 
-    def _as_noise(self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]) -> Denoiser:
+    def _as_noise(
+        self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]
+    ) -> Denoiser:
         """The guided prediction as noise, whatever the network predicts, with the score corrector applied."""
         if self.model.parameterization != "eps":
             if corrector is not None:
-                raise ValueError("a score_corrector needs a network that predicts noise (parameterization 'eps')")
+                raise ValueError(
+                    "a score_corrector needs a network that predicts noise (parameterization 'eps')"
+                )
             # differs: the published sampler takes the network's x0 for noise.
-            return lambda x, t: self.model.predict_noise_from_start(x, t, self.model.start_from(predict(x, t), x, t))
+            return lambda x, t: self.model.predict_noise_from_start(
+                x, t, self.model.start_from(predict(x, t), x, t)
+            )
         if corrector is None:
             return predict
         return lambda x, t: corrector.modify_score(self.model, predict(x, t), x, t, condition, **kwargs)
 
 
 def _check_fit(
-    conditions: Sequence[Condition], shape: Sequence[int], x_T: Tensor | None, mask: Tensor | None, x0: Tensor | None
+    conditions: Sequence[Condition],
+    shape: Sequence[int],
+    x_T: Tensor | None,
+    mask: Tensor | None,
+    x0: Tensor | None,
 ) -> None:
     for given in map(batch_size, conditions):
         if given is not None and given != shape[0]:

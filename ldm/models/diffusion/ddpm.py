@@ -31,12 +31,20 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
     differs: its methods have LatentDiffusion's signatures, with a condition, which is None.
     """
 
-    def __init__(self, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any] = NO_FIRST_STAGE, *args: Any, **options: Any):
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any] = NO_FIRST_STAGE,
+        *args: Any,
+        **options: Any,
+    ):
         super().__init__(unet_config, first_stage_config, *args, **options)
 
     def on_fit_start(self) -> None:
         if not (self._scale_is_known or getattr(self.first_stage_model, "has_weights", True)):
-            log.warning("the first stage has random weights: give its file as model.params.first_stage_config.params.ckpt_path")
+            log.warning(
+                "the first stage has random weights: give its file as model.params.first_stage_config.params.ckpt_path"
+            )
         data = getattr(self.trainer.datamodule, "datasets", {}).get("train")
         if hasattr(data, "classes") and isinstance(self.cond_stage_model, ClassEmbedder):
             self.cond_stage_model.check_classes(data.classes, with_null=self.cond_drop > 0)
@@ -66,46 +74,83 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
         if not measures or self._scale_is_known or self.global_step > 0:
             return
         # differs: the published code takes one batch, whose statistics are rough.
-        rows = [[of_batch(batch) for of_batch, _ in measures] for batch in self._first_batches(self.scale_batches)]
+        rows = [
+            [of_batch(batch) for of_batch, _ in measures] for batch in self._first_batches(self.scale_batches)
+        ]
         for (_, take), parts in zip(measures, zip(*rows)):
             take(torch.cat(parts))
 
-    def first_measures(self) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
+    def first_measures(
+        self,
+    ) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
         """What a new model is set by before training: (what to take of each of the first batches, what to do with all of it)."""
-        return [(self.unscaled_latents, lambda z: self.set_scale(self.gathered(z)))] if self.scale_by_std else []
+        return (
+            [(self.unscaled_latents, lambda z: self.set_scale(self.gathered(z)))] if self.scale_by_std else []
+        )
 
     def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
         """The batches that training will begin with; reading them does not move its own loader on."""
         loader = self.trainer.train_dataloader
         sampler = None if isinstance(loader.dataset, IterableDataset) else loader.sampler
         with torch.random.fork_rng([]):
-            again = DataLoader(loader.dataset, loader.batch_size, sampler=sampler, collate_fn=loader.collate_fn, num_workers=loader.num_workers)
+            again = DataLoader(
+                loader.dataset,
+                loader.batch_size,
+                sampler=sampler,
+                collate_fn=loader.collate_fn,
+                num_workers=loader.num_workers,
+            )
             for batch in itertools.islice(again, count):
                 yield self.transfer_batch_to_device(batch, self.device, 0)
 
     def gathered(self, z: Tensor) -> Tensor:
         """(N, ...) of all processes together."""
-        return self.all_gather(z).flatten(0, 1) if self._trainer is not None and self.trainer.world_size > 1 else z
+        return (
+            self.all_gather(z).flatten(0, 1)
+            if self._trainer is not None and self.trainer.world_size > 1
+            else z
+        )
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Optimizer, optimizer_closure: Callable[[], Any] | None = None) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # differs: the published code moves the average once per micro-batch; here once per optimiser step.
         for average, module in self.averaged():
             average(module)
 
-    def configure_gradient_clipping(self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(torch.optim.AdamW, published_order(self, self.trained_parameters()), self, lr=self.learning_rate)
+        optimizer = build_optimizer(
+            torch.optim.AdamW, published_order(self, self.trained_parameters()), self, lr=self.learning_rate
+        )
         if self.scheduler_config is None:
             return optimizer
-        schedule = instantiate_from_config(self.scheduler_config).__call__  # not the object, whose values a checkpoint would bring back
+        schedule = instantiate_from_config(
+            self.scheduler_config
+        ).__call__  # not the object, whose values a checkpoint would bring back
         return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 
 
 class LatentDiffusion(DDPM):
     """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style transfer."""
 
-    def __init__(self, unet_config: Mapping[str, Any], first_stage_config: Mapping[str, Any], *args: Any, **options: Any):
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        *args: Any,
+        **options: Any,
+    ):
         super().__init__(unet_config, first_stage_config, *args, **options)

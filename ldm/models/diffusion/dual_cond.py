@@ -56,9 +56,13 @@ class DualCondModel(LatentDiffusionModel):
     ):
         check_fractions(detail=detail)
         if cond_stage_key != "content_and_std_mean":
-            raise ConfigError(f"DualCondLDM: cond_stage_key must be content_and_std_mean, got {cond_stage_key!r}")
+            raise ConfigError(
+                f"DualCondLDM: cond_stage_key must be content_and_std_mean, got {cond_stage_key!r}"
+            )
         if style_dim != 2 * sum(vgg_channels):
-            raise ConfigError(f"DualCondLDM: style_dim {style_dim} is not twice the sum of vgg_channels {list(vgg_channels)}")
+            raise ConfigError(
+                f"DualCondLDM: style_dim {style_dim} is not twice the sum of vgg_channels {list(vgg_channels)}"
+            )
         super().__init__(cond_stage_key=cond_stage_key, model_class=DualConditionDiffusionWrapper, **options)
         self.style_flag_key, self.content_flag_key = style_flag_key, content_flag_key
         del self.scale_factor  # one factor for all channels is the base's way
@@ -104,7 +108,9 @@ class DualCondModel(LatentDiffusionModel):
         if self.vgg.has_weights:
             return
         if self.vgg_ckpt_path is None and self.vgg.channels != VGG_CHANNELS:
-            raise ConfigError("a narrow style network has no published weights; give its file as `vgg_ckpt_path`")
+            raise ConfigError(
+                "a narrow style network has no published weights; give its file as `vgg_ckpt_path`"
+            )
         self.vgg.load_weights(self.vgg_ckpt_path)
 
     # Conditions
@@ -174,7 +180,11 @@ class DualCondModel(LatentDiffusionModel):
     def batch_style(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, style_dim) statistics of a batch's pictures."""
         style = batch.get("style")
-        return (self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float()) if style is None else style).float()
+        return (
+            self.get_style_statistics(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            if style is None
+            else style
+        ).float()
 
     @torch.no_grad()
     def measure_styles(self, style: Tensor) -> None:
@@ -206,11 +216,20 @@ class DualCondModel(LatentDiffusionModel):
         n = min(max_images, len(batch[self.style_flag_key]))
         on = torch.ones(n, dtype=torch.bool, device=self.device)
         with self.ema_scope():
-            z, c = self.get_input({**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on}, self.first_stage_key)[:2]
+            z, c = self.get_input(
+                {**first_samples(batch, n), self.style_flag_key: on, self.content_flag_key: on},
+                self.first_stage_key,
+            )[:2]
             content, style = c["c1"], c["c2"].roll(1, dims=0)
             mixed, noise = self.condition(content, style), torch.randn_like(z)
-            no_content, no_style = self.condition(torch.zeros_like(content), style), self.condition(content, self.null_style(n))
-            runs: dict[str, tuple[Any, dict[str, Any]]] = {"samples": (c, {}), "neighbours_style": (mixed, {})}
+            no_content, no_style = (
+                self.condition(torch.zeros_like(content), style),
+                self.condition(content, self.null_style(n)),
+            )
+            runs: dict[str, tuple[Any, dict[str, Any]]] = {
+                "samples": (c, {}),
+                "neighbours_style": (mixed, {}),
+            }
             for scale in style_scales:
                 options = {"unconditional_guidance_scale_2": scale, "unconditional_conditioning_2": no_style}
                 runs[f"style_guidance_{scale:g}"] = mixed, options
@@ -219,7 +238,15 @@ class DualCondModel(LatentDiffusionModel):
                 runs[f"content_guidance_{scale:g}"] = mixed, options
             latents = {"reconstructions": z}
             for name, (condition, options) in runs.items():
-                latents[name], _ = self.sample_log(condition, n, ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=noise, **options)
+                latents[name], _ = self.sample_log(
+                    condition,
+                    n,
+                    ddim=True,
+                    ddim_steps=ddim_steps,
+                    ddim_discretize="trailing",
+                    x_T=noise,
+                    **options,
+                )
         return {name: self.decode_first_stage(latent) for name, latent in latents.items()}
 
 

@@ -17,7 +17,9 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         super().on_fit_start()
         self.load_style_network()
 
-    def first_measures(self) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
+    def first_measures(
+        self,
+    ) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
         measures = super().first_measures()
         if self.model.diffusion_model.context_whitening is not None:
             measures.append((self.batch_style, lambda style: self.measure_styles(self.gathered(style))))

@@ -117,13 +117,23 @@ class GaussianDiffusion(nn.Module):
     def target_of(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network is to predict."""
         if self.parameterization == "v":
-            return self._at(self.sqrt_alphas_cumprod, t, x_start) * noise - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+            return (
+                self._at(self.sqrt_alphas_cumprod, t, x_start) * noise
+                - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+            )
         return x_start if self.parameterization == "x0" else noise
 
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0)."""
-        mean = self._at(self.posterior_mean_coef1, t, x_t) * x_start + self._at(self.posterior_mean_coef2, t, x_t) * x_t
-        return mean, self._at(self.posterior_variance, t, x_t), self._at(self.posterior_log_variance_clipped, t, x_t)
+        mean = (
+            self._at(self.posterior_mean_coef1, t, x_t) * x_start
+            + self._at(self.posterior_mean_coef2, t, x_t) * x_t
+        )
+        return (
+            mean,
+            self._at(self.posterior_variance, t, x_t),
+            self._at(self.posterior_log_variance_clipped, t, x_t),
+        )
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return over_positions(table[t][:, None], like)
@@ -136,7 +146,9 @@ class GaussianDiffusion(nn.Module):
         """(loss, values to log, under `train/` or `val/`)."""
         noise = torch.randn_like(x_start) if noise is None else noise
         prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t), mean=False).mean(dim=(1, 2, 3))
+        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t), mean=False).mean(
+            dim=(1, 2, 3)
+        )
         logvar = self.logvar[t]
         weighted = simple if self.min_snr_gamma is None else simple * self.min_snr_weight(t)
         loss = self.l_simple_weight * (weighted / logvar.exp() + logvar).mean()
@@ -150,7 +162,9 @@ class GaussianDiffusion(nn.Module):
 
     def get_loss(self, pred: Tensor, target: Tensor, mean: bool = True) -> Tensor:
         """The mean of all elements' losses, or each of them."""
-        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(pred, target, reduction="mean" if mean else "none")
+        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(
+            pred, target, reduction="mean" if mean else "none"
+        )
 
     def min_snr_weight(self, t: Tensor) -> Tensor:
         """(N,) min(SNR, gamma), as a weight of the predicted quantity's error: over SNR for eps, over SNR + 1 for v."""

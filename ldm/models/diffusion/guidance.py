@@ -57,7 +57,9 @@ class TwoWayGuidance:
 
 def guided(conditioned: Tensor, nulls: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
     """The formula of TwoWayGuidance for any number of null branches: each adds its own difference to e."""
-    return conditioned + sum((scale - 1) * (conditioned - null) for scale, null in zip(scales, nulls, strict=True))
+    return conditioned + sum(
+        (scale - 1) * (conditioned - null) for scale, null in zip(scales, nulls, strict=True)
+    )
 
 
 def concatenate(conditions: list[Condition]) -> Condition:

@@ -94,7 +94,11 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         if use_ema:
             self.model_ema = LitEma(self.model)
         self.instantiate_first_stage(first_stage_config)
-        self.cond_stage_trainable, self.cond_stage_forward, self.cond_drop = cond_stage_trainable, cond_stage_forward, cond_drop
+        self.cond_stage_trainable, self.cond_stage_forward, self.cond_drop = (
+            cond_stage_trainable,
+            cond_stage_forward,
+            cond_drop,
+        )
         self.instantiate_cond_stage(cond_stage_config)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
@@ -107,7 +111,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         """Build the condition stage, frozen unless it is to learn. Raises ConfigError."""
         method = self.cond_stage_forward
         if isinstance(config, str):
-            check_choice("cond_stage_config", config, ("__is_first_stage__", "__is_adaptive__", "__is_unconditional__"))
+            check_choice(
+                "cond_stage_config", config, ("__is_first_stage__", "__is_adaptive__", "__is_unconditional__")
+            )
             if self.cond_stage_trainable:
                 raise ConfigError(f"cond_stage_trainable: {config} has nothing to train")
             self.cond_stage_model = self.first_stage_model if config == "__is_first_stage__" else None
@@ -119,7 +125,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
             raise ConfigError(f"cond_stage_forward: the condition stage has no method {method!r}")
         check_fractions(cond_drop=self.cond_drop)
         if self.cond_drop and not hasattr(self.cond_stage_model, "null_input"):
-            raise ConfigError("cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder")
+            raise ConfigError(
+                "cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder"
+            )
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> None:
         """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError. Averages: see `load_state_dict`."""
@@ -131,17 +139,27 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
             return
         averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
         has_averages = any(name.startswith(averages) for name in state)
-        left_out = (*ignore_keys, *self.optional_keys(state), *(() if has_averages else averages or self._averages_in(state, path)))
+        left_out = (
+            *ignore_keys,
+            *self.optional_keys(state),
+            *(() if has_averages else averages or self._averages_in(state, path)),
+        )
         load_strict(self, state, left_out, where=str(path))
         self._scale_is_known = True
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As in PyTorch; but from weights without (all of) their moving averages, as made for inference, these start at the weights."""
         result = super().load_state_dict(state_dict, strict, assign)
         names = {id(child): name for name, child in self.named_children()}
         for average, module in self.averaged():
             has_weights = any(name.startswith(f"{names[id(module)]}.") for name in state_dict)
-            if has_weights and not {f"{names[id(average)]}.{shadow}" for shadow in average.shadow_names.values()} <= state_dict.keys():
+            if (
+                has_weights
+                and not {f"{names[id(average)]}.{shadow}" for shadow in average.shadow_names.values()}
+                <= state_dict.keys()
+            ):
                 average.start_at(module)
         return result
 
@@ -199,7 +217,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
     def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """The unscaled latent: drawn from a posterior, or as a first stage without one gives it."""
         if isinstance(posterior, tuple):
-            raise ConfigError(f"first_stage_config: {type(self.first_stage_model).__name__} gives codes, not latents; its target must be VQModelInterface")
+            raise ConfigError(
+                f"first_stage_config: {type(self.first_stage_model).__name__} gives codes, not latents; its target must be VQModelInterface"
+            )
         return posterior if isinstance(posterior, Tensor) else self.of_posterior(posterior)
 
     def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
@@ -209,7 +229,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         """What the first stage decodes, of scaled latents."""
         return z / self.scale_factor
 
-    def decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
+    def decode_first_stage(
+        self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False
+    ) -> Tensor:
         """Pictures (N, 3, H, W), about [-1, 1], from scaled latents.
 
         A first stage with a codebook moves these to its nearest codes first, unless `force_not_quantize`. predict_cids: z tells
@@ -217,7 +239,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         """
         if predict_cids:
             z = self.latent_of_codes(z)
-        options = {"force_not_quantize": True} if self.has_codes and (predict_cids or force_not_quantize) else {}
+        options = (
+            {"force_not_quantize": True} if self.has_codes and (predict_cids or force_not_quantize) else {}
+        )
         return self.first_stage_model.decode(self.unscaled(z), **options)
 
     # Conditions
@@ -227,7 +251,11 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         if self.cond_stage_model is None:
             raise ConfigError("LatentDiffusion: this model has no condition stage")
         default = getattr(self.cond_stage_model, "encode", self.cond_stage_model)
-        encode = default if self.cond_stage_forward is None else getattr(self.cond_stage_model, self.cond_stage_forward)
+        encode = (
+            default
+            if self.cond_stage_forward is None
+            else getattr(self.cond_stage_model, self.cond_stage_forward)
+        )
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.cond_stage_trainable):
             condition = encode(c)
         return condition.mode() if isinstance(condition, DiagonalGaussianDistribution) else condition
@@ -235,13 +263,17 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
     def null_condition(self, n: int) -> Condition:
         """The condition of nothing in particular, n times: what guidance leads away from."""
         if not hasattr(self.cond_stage_model, "null_input"):
-            raise ConfigError("LatentDiffusion: this model's condition stage has no null input, so there is no guidance against it")
+            raise ConfigError(
+                "LatentDiffusion: this model's condition stage has no null input, so there is no guidance against it"
+            )
         return self.get_learned_conditioning(self.cond_stage_model.null_input(n))
 
     def condition_input(self, batch: Mapping[str, Any]) -> Any:
         """What the condition stage takes of a batch; some samples' is the null input while training."""
         if self.cond_stage_key not in batch:
-            raise ConfigError(f"LatentDiffusion: batches have no {self.cond_stage_key!r} (cond_stage_key), only {', '.join(batch)}")
+            raise ConfigError(
+                f"LatentDiffusion: batches have no {self.cond_stage_key!r} (cond_stage_key), only {', '.join(batch)}"
+            )
         c = batch[self.cond_stage_key]
         if isinstance(c, Tensor) and c.ndim == 4:
             c = c.permute(0, 3, 1, 2).float()
@@ -256,11 +288,17 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     # Diffusion
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None, return_ids: bool = False) -> Tensor:
+    def apply_model(
+        self, x_noisy: Tensor, t: Tensor, cond: Condition = None, return_ids: bool = False
+    ) -> Tensor:
         """The network's prediction; of one that returns several things, the first, or with `return_ids` all."""
         if not isinstance(cond, Mapping):
             parts = list(cond) if isinstance(cond, (list, tuple)) else [cond]
-            cond = {} if cond is None else {"c_concat" if self.model.conditioning_key == "concat" else "c_crossattn": parts}
+            cond = (
+                {}
+                if cond is None
+                else {"c_concat" if self.model.conditioning_key == "concat" else "c_crossattn": parts}
+            )
         prediction = self.model(x_noisy, t, **cond)
         return prediction[0] if isinstance(prediction, tuple) and not return_ids else prediction
 
@@ -271,7 +309,9 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         x, c, *_ = self.get_input(batch, self.first_stage_key)
         return self(x, c)
 
-    def forward(self, x: Tensor, c: Any = None, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, c: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
         return self.p_losses(x, self.to_condition(c), self.random_time_steps(len(x)), *args, **kwargs)
 
@@ -294,14 +334,22 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():
-            return self.latent_of(self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float()))
+            return self.latent_of(
+                self.encode_first_stage(batch[self.first_stage_key].permute(0, 3, 1, 2).float())
+            )
 
     def set_scale(self, z: Tensor) -> None:
         """Scale so that these unscaled latents get std 1."""
         self.scale_factor.fill_(1 / z.std())
 
     @torch.no_grad()
-    def preview(self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20, guidance_scale: float = 3.0) -> dict[str, Tensor]:
+    def preview(
+        self,
+        batch: Mapping[str, Tensor],
+        max_images: int = 4,
+        ddim_steps: int = 20,
+        guidance_scale: float = 3.0,
+    ) -> dict[str, Tensor]:
         """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the averaged weights.
 
         Where the condition stage has a null input, samples under guidance too, from the same noise.
@@ -310,11 +358,22 @@ class LatentDiffusionModel(PublishedNames, GaussianDiffusion):
         c = self.to_condition(c)
         runs: dict[str, dict[str, Any]] = {"samples": {}}
         if hasattr(self.cond_stage_model, "null_input"):
-            runs[f"guidance_{guidance_scale:g}"] = {"unconditional_guidance_scale": guidance_scale, "unconditional_conditioning": self.null_condition(len(x))}
+            runs[f"guidance_{guidance_scale:g}"] = {
+                "unconditional_guidance_scale": guidance_scale,
+                "unconditional_conditioning": self.null_condition(len(x)),
+            }
         noise, latents = torch.randn_like(x), {"reconstructions": x}
         with self.ema_scope():
             for name, options in runs.items():
-                latents[name], _ = self.sample_log(c, len(x), ddim=True, ddim_steps=ddim_steps, ddim_discretize="trailing", x_T=noise, **options)
+                latents[name], _ = self.sample_log(
+                    c,
+                    len(x),
+                    ddim=True,
+                    ddim_steps=ddim_steps,
+                    ddim_discretize="trailing",
+                    x_T=noise,
+                    **options,
+                )
         return {name: self.decode_first_stage(latent) for name, latent in latents.items()}
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -352,19 +411,33 @@ class DiffusionWrapper(nn.Module):
         self.conditioning_key = conditioning_key
         self.diffusion_model = instantiate_from_config(diff_model_config)
 
-    def forward(self, x: Tensor, t: Tensor, c_concat: Sequence[Tensor] | None = None, c_crossattn: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Sequence[Tensor] | None = None,
+        c_crossattn: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         key = self.conditioning_key
         wanted = (key in ("concat", "hybrid"), key in ("crossattn", "hybrid", "adm"))
         if wanted != (c_concat is not None, c_crossattn is not None):
-            names = " and ".join(name for name, is_wanted in zip(("c_concat", "c_crossattn"), wanted) if is_wanted)
+            names = " and ".join(
+                name for name, is_wanted in zip(("c_concat", "c_crossattn"), wanted) if is_wanted
+            )
             raise ConfigError(f"conditioning_key {key!r} takes {names or 'no condition'}")
         if c_concat is not None:
             if any(c.ndim != x.ndim or c.shape[2:] != x.shape[2:] for c in c_concat):
-                raise ConfigError(f"conditioning_key {key!r} takes maps of the latent's size, {tuple(x.shape[2:])}, not {[tuple(c.shape) for c in c_concat]}")
+                raise ConfigError(
+                    f"conditioning_key {key!r} takes maps of the latent's size, {tuple(x.shape[2:])}, not {[tuple(c.shape) for c in c_concat]}"
+                )
             x = torch.cat([x, *c_concat], dim=1)
         if c_crossattn is None:
             return self.diffusion_model(x, t)
-        return self.diffusion_model(x, t, y=c_crossattn[0]) if key == "adm" else self.diffusion_model(x, t, context=torch.cat([*c_crossattn], dim=1))
+        return (
+            self.diffusion_model(x, t, y=c_crossattn[0])
+            if key == "adm"
+            else self.diffusion_model(x, t, context=torch.cat([*c_crossattn], dim=1))
+        )
 
 
 def first_samples(batch: Mapping[str, Any], n: int) -> dict[str, Any]:

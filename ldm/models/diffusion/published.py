@@ -10,7 +10,9 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.published_pictures import PublishedPictures
 from ldm.models.diffusion.published_sampling import PublishedSampling
 
-_NO_SPLIT = "split_input_params: split input is out of scope; `--tile` (in Python: the setting `tile`) bounds memory"
+_NO_SPLIT = (
+    "split_input_params: split input is out of scope; `--tile` (in Python: the setting `tile`) bounds memory"
+)
 
 
 class PublishedNames(PublishedPictures, PublishedSampling):
@@ -44,7 +46,9 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         `num_timesteps_cond` that there is."""
         last = self.num_timesteps - 1
         self.cond_ids = torch.full((self.num_timesteps,), last, dtype=torch.long)
-        self.cond_ids[: self.num_timesteps_cond] = torch.linspace(0, last, self.num_timesteps_cond).round().long()
+        self.cond_ids[: self.num_timesteps_cond] = (
+            torch.linspace(0, last, self.num_timesteps_cond).round().long()
+        )
 
     def get_input(
         self,
@@ -64,10 +68,16 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after. return_original_cond: the
         condition stage's input comes last, None without such a stage.
         """
-        batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        batch = {
+            key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()
+        }
         if bs is not None:
             batch = {key: value[:bs] for key, value in batch.items()}
-        batch |= {own: batch[given] for own, given in ((self.first_stage_key, k), (self.cond_stage_key, cond_key)) if given not in (None, own)}
+        batch |= {
+            own: batch[given]
+            for own, given in ((self.first_stage_key, k), (self.cond_stage_key, cond_key))
+            if given not in (None, own)
+        }
         encoded = self.encode_batch(batch)
         if self.cond_stage_model is None:
             c, original = self.condition_of(batch, *encoded), None
@@ -79,10 +89,15 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         out = [encoded[0], c]
         if return_first_stage_outputs:
             with torch.no_grad():
-                out += [batch[self.first_stage_key].permute(0, 3, 1, 2).float(), self.decode_first_stage(encoded[0])]
+                out += [
+                    batch[self.first_stage_key].permute(0, 3, 1, 2).float(),
+                    self.decode_first_stage(encoded[0]),
+                ]
         return [*out, original] if return_original_cond else out
 
-    def differentiable_decode_first_stage(self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False) -> Tensor:
+    def differentiable_decode_first_stage(
+        self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False
+    ) -> Tensor:
         """`decode_first_stage`, which keeps gradients as well."""
         return self.decode_first_stage(z, predict_cids, force_not_quantize)
 
@@ -90,7 +105,9 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         """Scaled latents of the first stage's codes: of their numbers (N, h, w), or of their scores (N, n_embed, h, w)."""
         self.check_codes("predict_cids")
         numbers = z.argmax(dim=1) if z.ndim == 4 else z.long()
-        return self.get_first_stage_encoding(self.first_stage_model.quantize.embedding(numbers).permute(0, 3, 1, 2))
+        return self.get_first_stage_encoding(
+            self.first_stage_model.quantize.embedding(numbers).permute(0, 3, 1, 2)
+        )
 
 
 def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:

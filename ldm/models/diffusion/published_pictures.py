@@ -48,16 +48,26 @@ class PublishedPictures:
             pictures["diffusion_row"] = self.row_of(self._diffused(z[:n_row]))
         with self.ema_scope("Plotting"):
             if sample:
-                asked = {"quantize": quantize_denoised and self.has_codes, "inpaint": inpaint, "denoise_row": plot_denoise_rows}
-                pictures |= self._samples(z, c, {"ddim": ddim_steps is not None, "ddim_steps": ddim_steps, "eta": ddim_eta}, **asked)
+                asked = {
+                    "quantize": quantize_denoised and self.has_codes,
+                    "inpaint": inpaint,
+                    "denoise_row": plot_denoise_rows,
+                }
+                pictures |= self._samples(
+                    z, c, {"ddim": ddim_steps is not None, "ddim_steps": ddim_steps, "eta": ddim_eta}, **asked
+                )
             if plot_progressive_rows:
                 _, starts = self.progressive_denoising(c, z.shape, verbose=False)
                 pictures["progressive_row"] = self.row_of(starts)
         return pictures if return_keys is None else _chosen(pictures, return_keys)
 
-    def _samples(self, z: Tensor, c: Any, options: dict[str, Any], quantize: bool, inpaint: bool, denoise_row: bool) -> dict[str, Tensor]:
+    def _samples(
+        self, z: Tensor, c: Any, options: dict[str, Any], quantize: bool, inpaint: bool, denoise_row: bool
+    ) -> dict[str, Tensor]:
         def run(**more: Any) -> tuple[Tensor, Any]:
-            latents, way = self.sample_log(c, len(z), x_T=torch.randn_like(z), verbose=False, **options, **more)
+            latents, way = self.sample_log(
+                c, len(z), x_T=torch.randn_like(z), verbose=False, **options, **more
+            )
             return self.decode_first_stage(latents), way
 
         pictures = {}

@@ -29,7 +29,11 @@ class PublishedSampling:
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(mean, variance, log variance) of q(x_t | x_0)."""
         log_variance = self._at(self.log_one_minus_alphas_cumprod, t, x_start)
-        return self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start, 1.0 - self._at(self.alphas_cumprod, t, x_start), log_variance
+        return (
+            self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start,
+            1.0 - self._at(self.alphas_cumprod, t, x_start),
+            log_variance,
+        )
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
         """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence, in bits per dimension."""
@@ -73,7 +77,9 @@ class PublishedSampling:
         """x_{t-1} and, with `return_x0`, the predicted x_0."""
         _refuse_codebook_ids(return_codebook_ids)
         start = self.denoised(x, c, t, clip_denoised, quantize_denoised, score_corrector, corrector_kwargs)
-        noise = step_noise(x, repeated_normal if repeat_noise else standard_normal, temperature, noise_dropout)
+        noise = step_noise(
+            x, repeated_normal if repeat_noise else standard_normal, temperature, noise_dropout
+        )
         before = self.ancestral_step(start, x, t, noise)
         return (before, start) if return_x0 else before
 
@@ -91,7 +97,9 @@ class PublishedSampling:
         prediction = self.apply_model(x, t, c)
         if score_corrector is not None:
             if self.parameterization != "eps":
-                raise ValueError("a score_corrector needs a network that predicts noise (parameterization 'eps')")
+                raise ValueError(
+                    "a score_corrector needs a network that predicts noise (parameterization 'eps')"
+                )
             prediction = score_corrector.modify_score(self, prediction, x, t, c, **(corrector_kwargs or {}))
         start = self.start_from(prediction, x, t)
         if clip_denoised:
@@ -107,7 +115,9 @@ class PublishedSampling:
         """Raises ConfigError if the first stage has no codes, which `asked` needs."""
         if not self.has_codes:
             name = type(self.first_stage_model).__name__
-            raise ConfigError(f"{asked} needs a first stage with a codebook, like VQModelInterface; this model's is {name}: leave it out")
+            raise ConfigError(
+                f"{asked} needs a first stage with a codebook, like VQModelInterface; this model's is {name}: leave it out"
+            )
 
     def quantized(self, z: Tensor) -> Tensor:
         """Scaled latents moved to the first stage's nearest codes. Raises ConfigError if it has none."""
@@ -138,7 +148,9 @@ class PublishedSampling:
         """Latents of `shape` (N, channels, h, w) and, with `return_intermediates`, the x_t on the way, the start first."""
         x = self._start(shape, x_T)
         steps = {"quantize_denoised": quantize_denoised, "mask": mask, "x0": x0, "temperature": temperature}
-        kept = self._ancestral(cond, x, timesteps, start_T, log_every_t, verbose, callback, img_callback, **steps)
+        kept = self._ancestral(
+            cond, x, timesteps, start_T, log_every_t, verbose, callback, img_callback, **steps
+        )
         intermediates = [x, *(state for state, _ in kept)]
         return (intermediates[-1], intermediates) if return_intermediates else intermediates[-1]
 
@@ -164,9 +176,17 @@ class PublishedSampling:
     ) -> tuple[Tensor, list[Tensor]]:
         """(latents, the x_0 predicted on the way). `shape` is without the batch where `batch_size` is given."""
         x = self._start(shape if batch_size is None else (batch_size, *shape), x_T)
-        steps = {"quantize_denoised": quantize_denoised, "mask": mask, "x0": x0, "temperature": temperature, "noise_dropout": noise_dropout}
+        steps = {
+            "quantize_denoised": quantize_denoised,
+            "mask": mask,
+            "x0": x0,
+            "temperature": temperature,
+            "noise_dropout": noise_dropout,
+        }
         corrector = {"score_corrector": score_corrector, "corrector_kwargs": corrector_kwargs}
-        kept = self._ancestral(cond, x, None, start_T, log_every_t, verbose, callback, img_callback, **steps, **corrector)
+        kept = self._ancestral(
+            cond, x, None, start_T, log_every_t, verbose, callback, img_callback, **steps, **corrector
+        )
         return kept[-1][0], [start for _, start in kept]
 
     def sample(
@@ -185,8 +205,16 @@ class PublishedSampling:
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Ancestral sampling: `p_sample_loop`, whose further options these are too, of latents of the model's own shape."""
         if shape is None:
-            shape = (batch_size, self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape
-        keywords = {"verbose": verbose, "timesteps": timesteps, "quantize_denoised": quantize_denoised, "mask": mask, "x0": x0}
+            shape = (
+                (batch_size, self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape
+            )
+        keywords = {
+            "verbose": verbose,
+            "timesteps": timesteps,
+            "quantize_denoised": quantize_denoised,
+            "mask": mask,
+            "x0": x0,
+        }
         return self.p_sample_loop(cond, shape, return_intermediates, x_T, **keywords, **options)
 
     def _start(self, shape: Sequence[int], x_T: Tensor | None) -> Tensor:
@@ -217,7 +245,15 @@ class PublishedSampling:
             raise ValueError("a mask needs x0, the latent to keep where the mask is 1")
         cond = over_parts(lambda part: part[: len(x)], fitted(cond, len(x)))  # cut as in the published code
         every, kept = log_every_t or self.log_every_t, []
-        steps = self.ancestral_steps(lambda x, t: self.denoised(x, cond, t, **prediction), x, total, temperature, noise_dropout, mask, x0)
+        steps = self.ancestral_steps(
+            lambda x, t: self.denoised(x, cond, t, **prediction),
+            x,
+            total,
+            temperature,
+            noise_dropout,
+            mask,
+            x0,
+        )
         for i, x, start in tqdm(steps, desc="sampling", total=total, disable=not verbose):
             if i % every == 0 or i == total - 1:
                 kept.append((x, start))
@@ -230,4 +266,6 @@ class PublishedSampling:
 
 def _refuse_codebook_ids(asked: bool) -> None:
     if asked:
-        raise ConfigError("return_codebook_ids: networks that predict code numbers (n_embed of the UNet) are not supported")
+        raise ConfigError(
+            "return_codebook_ids: networks that predict code numbers (n_embed of the UNet) are not supported"
+        )

@@ -28,7 +28,13 @@ def repeated_normal(like: Tensor) -> Tensor:
 
 
 def ddim_step(
-    x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float, noise: Tensor, quantize: Callable[[Tensor], Tensor] | None = None
+    x: Tensor,
+    eps: Tensor,
+    alpha: float,
+    alpha_prev: float,
+    sigma: float,
+    noise: Tensor,
+    quantize: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(x_{t-1}, predicted x_0), equation 12 of Song et al. (2021); the alphas are cumulative products. `quantize`: done to x_0."""
     pred_x0 = start_of(x, eps, alpha)
@@ -73,7 +79,9 @@ class Step:
     alpha_next: float
 
 
-def sampling_path(alphas_cumprod: Sequence[float], count: int, strength: float = 1.0, spacing: str = "time") -> list[Step]:
+def sampling_path(
+    alphas_cumprod: Sequence[float], count: int, strength: float = 1.0, spacing: str = "time"
+) -> list[Step]:
     """At most `count` steps from the noise level `strength` (1: pure noise) to the clean end.
 
     spacing: even in "time", or half-way ("between") from there to even in log-SNR, the solver's own time. The first
@@ -91,7 +99,13 @@ def sampling_path(alphas_cumprod: Sequence[float], count: int, strength: float =
     return [Step(int(t), alpha, after) for t, alpha, after in zip(steps, alphas, alphas[1:])]
 
 
-def sample_ddim(denoise: StartDenoiser, x: Tensor, path: Iterable[Step], eta: float = 0.0, noise: NoiseSource = standard_normal) -> Tensor:
+def sample_ddim(
+    denoise: StartDenoiser,
+    x: Tensor,
+    path: Iterable[Step],
+    eta: float = 0.0,
+    noise: NoiseSource = standard_normal,
+) -> Tensor:
     """DDIM (Song et al. 2021): deterministic with eta 0, ancestral sampling (DDPM, Ho et al. 2020) with eta 1."""
     for step in path:
         eps = noise_of(x, denoise(x, step.timestep), step.alpha)

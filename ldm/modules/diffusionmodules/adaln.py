@@ -21,7 +21,9 @@ from ldm.modules.diffusionmodules.util import (
     zero_init,
 )
 
-Modulations = list[Tensor]  # for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
+Modulations = list[
+    Tensor
+]  # for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
 Embedding = Tensor | Modulations
 
 
@@ -41,7 +43,9 @@ class TimestepEmbedder(nn.Module):
         self.mlp = mlp(frequency_embedding_size, hidden_size)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(self.timestep_embedding(t, self.frequency_embedding_size).type(self.mlp[0].weight.dtype))
+        return self.mlp(
+            self.timestep_embedding(t, self.frequency_embedding_size).type(self.mlp[0].weight.dtype)
+        )
 
 
 class AdaLNBlock(EmbedBlock):
@@ -59,8 +63,18 @@ class AdaLNResBlock(AdaLNBlock, ResBlock):
 
     gated = True
 
-    def __init__(self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None, use_scale_shift_norm: bool = True, **options: Any):
-        super().__init__(channels, dropout, out_channels, use_scale_shift_norm=use_scale_shift_norm, **options)
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        use_scale_shift_norm: bool = True,
+        **options: Any,
+    ):
+        super().__init__(
+            channels, dropout, out_channels, use_scale_shift_norm=use_scale_shift_norm, **options
+        )
         self.adaLN_modulation = adaln(emb_channels, self.parts * (out_channels or channels))
 
 
@@ -101,7 +115,9 @@ class TransposedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv_dwconv(self.qkv(x))
-        q, k, v = rearrange(qkv, "n (three heads c) h w -> three n heads c (h w)", three=3, heads=self.num_heads)
+        q, k, v = rearrange(
+            qkv, "n (three heads c) h w -> three n heads c (h w)", three=3, heads=self.num_heads
+        )
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(dim=-1)
         return self.project_out((weights @ v).reshape(x.shape))
@@ -134,7 +150,9 @@ class ChannelwiseTransformerBlock(AdaLNBlock):
 class FinalLayer(AdaLNBlock):
     """The modulated norm and the zero-initialised conv without bias that end the UNet."""
 
-    def __init__(self, channels: int, emb_channels: int, out_channels: int, num_norm_groups: int = 32, dims: int = 2):
+    def __init__(
+        self, channels: int, emb_channels: int, out_channels: int, num_norm_groups: int = 32, dims: int = 2
+    ):
         super().__init__()
         self.norm_final = GroupNorm32(num_norm_groups, channels)
         self.conv = zero_init(conv_nd(dims, channels, out_channels, 3, padding=1, bias=False))

@@ -71,7 +71,11 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, use_conv: bool, dims: int = 2):
         super().__init__()
         stride = 2 if dims != 3 else (1, 2, 2)
-        self.op = conv_nd(dims, channels, channels, 3, stride=stride, padding=1) if use_conv else avg_pool_nd(dims, stride, stride)
+        self.op = (
+            conv_nd(dims, channels, channels, 3, stride=stride, padding=1)
+            if use_conv
+            else avg_pool_nd(dims, stride, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -114,7 +118,11 @@ class ResBlock(EmbedBlock):
         out_channels = out_channels or channels
         self.use_checkpoint, self.use_scale_shift_norm = use_checkpoint, use_scale_shift_norm
         self.parts = (2 + self.gated) if use_scale_shift_norm else 1
-        self.in_layers = nn.Sequential(GroupNorm32(num_norm_groups, channels), nn.SiLU(), conv_nd(dims, channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            GroupNorm32(num_norm_groups, channels),
+            nn.SiLU(),
+            conv_nd(dims, channels, out_channels, 3, padding=1),
+        )
         resampler = {"up": Upsample, "down": Downsample}.get(resample)
         self.h_upd = resampler(channels, False, dims) if resampler else nn.Identity()
         self.x_upd = resampler(channels, False, dims) if resampler else nn.Identity()
@@ -126,7 +134,9 @@ class ResBlock(EmbedBlock):
             nn.Dropout(dropout),
             last if by_gate else zero_init(last),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else conv_nd(dims, channels, out_channels, 1)
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else conv_nd(dims, channels, out_channels, 1)
+        )
 
     def _forward(self, x: Tensor, emb: Any) -> Tensor:
         norm, act, conv = self.in_layers
@@ -156,7 +166,9 @@ class SelfAttention(nn.Module):
     way round.
     """
 
-    def __init__(self, channels: int, num_heads: int, num_norm_groups: int, new_attention_order: bool, affine: bool):
+    def __init__(
+        self, channels: int, num_heads: int, num_norm_groups: int, new_attention_order: bool, affine: bool
+    ):
         super().__init__()
         check_heads(channels, num_heads)
         self.num_heads, self.new_attention_order = num_heads, new_attention_order
@@ -168,5 +180,7 @@ class SelfAttention(nn.Module):
         """(N, 3C, L) to (N, C, L): softmax(q k / sqrt(head width)) v."""
         order = "(three heads c)" if self.new_attention_order else "(heads three c)"
         # torch's fast kernels, whose memory grows with L and not with its square, want c contiguous.
-        q, k, v = rearrange(qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads).contiguous()
+        q, k, v = rearrange(
+            qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads
+        ).contiguous()
         return rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n (heads c) l")

@@ -25,14 +25,27 @@ from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero
 from ldm.modules.vae.model import Decoder, Encoder
 from ldm.published.configs import with_published_keys
 
-__all__ = ["Decoder", "Encoder", "StyleUNetModel", "TimestepEmbedder", "UNetModel", "modulate"]  # the halves as latent-diffusion has them here
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "StyleUNetModel",
+    "TimestepEmbedder",
+    "UNetModel",
+    "modulate",
+]  # the halves as latent-diffusion has them here
 
 
 @with_published_keys(
     use_fp16=(False, "lightning.trainer.precision sets the number format"),
-    num_classes=(None, "its conditions are content and style; ldm.modules.diffusionmodules.openaimodel.UNetModel takes labels"),
+    num_classes=(
+        None,
+        "its conditions are content and style; ldm.modules.diffusionmodules.openaimodel.UNetModel takes labels",
+    ),
     num_heads_upsample=(-1, "all levels have the heads that num_heads or num_head_channels gives"),
-    use_spatial_transformer=(False, "it is modulated; ldm.modules.diffusionmodules.openaimodel.UNetModel attends to its context"),
+    use_spatial_transformer=(
+        False,
+        "it is modulated; ldm.modules.diffusionmodules.openaimodel.UNetModel attends to its context",
+    ),
     transformer_depth=(1, "it has no spatial transformer"),
     n_embed=(None, "it predicts latents, not the indices of their codes"),
     legacy=(True, "it has no effect; leave it out"),
@@ -67,7 +80,9 @@ class UNetModel(UNetTree):
     ):
         super().__init__(**options)
         if use_channelwise_transformer and self.dims != 2:
-            raise ValueError(f"UNetModel: the channel-wise transformer works on 2 dimensions only, not {self.dims}")
+            raise ValueError(
+                f"UNetModel: the channel-wise transformer works on 2 dimensions only, not {self.dims}"
+            )
         self.time_embed_dim, self.context_dim = time_embed_dim, context_dim
         self._res_options = {
             "dropout": dropout,
@@ -78,11 +93,18 @@ class UNetModel(UNetTree):
         }
         self._attention_options = {"use_checkpoint": use_checkpoint}
         if not use_channelwise_transformer:
-            self._attention_options |= {"num_norm_groups": num_norm_groups, "new_attention_order": use_new_attention_order}
-        self._attention_class = ChannelwiseTransformerBlock if use_channelwise_transformer else AdaLNAttentionBlock
+            self._attention_options |= {
+                "num_norm_groups": num_norm_groups,
+                "new_attention_order": use_new_attention_order,
+            }
+        self._attention_class = (
+            ChannelwiseTransformerBlock if use_channelwise_transformer else AdaLNAttentionBlock
+        )
 
         self.time_embed = TimestepEmbedder(time_embed_dim, hidden_time_embed_dim)
-        self.context_whitening = None if context_components is None else Whitening(context_dim, context_components)
+        self.context_whitening = (
+            None if context_components is None else Whitening(context_dim, context_components)
+        )
         if context_dim is not None:
             self.context_emb = mlp(context_components or context_dim, time_embed_dim)
         self.build_tree()
@@ -93,7 +115,9 @@ class UNetModel(UNetTree):
         self.initialize_weights()
 
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
-        return AdaLNResBlock(width_in, self.time_embed_dim, out_channels=width, resample=resample, **self._res_options)
+        return AdaLNResBlock(
+            width_in, self.time_embed_dim, out_channels=width, resample=resample, **self._res_options
+        )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
         return self._attention_class(width, self.time_embed_dim, num_heads, **self._attention_options)
@@ -117,8 +141,12 @@ class UNetModel(UNetTree):
 
     def embed_context(self, context: Tensor) -> Tensor:
         if self.context_dim is None or context.shape[-1] != self.context_dim:
-            raise ValueError(f"UNetModel: context of width {context.shape[-1]}, but context_dim is {self.context_dim}")
-        return self.context_emb(context if self.context_whitening is None else self.context_whitening(context))
+            raise ValueError(
+                f"UNetModel: context of width {context.shape[-1]}, but context_dim is {self.context_dim}"
+            )
+        return self.context_emb(
+            context if self.context_whitening is None else self.context_whitening(context)
+        )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         """Prediction from x, the time embedding `emb` (N, time_embed_dim), and the context vector to be added to it."""
@@ -136,7 +164,9 @@ class UNetModel(UNetTree):
 class StyleUNetModel(UNetModel):
     """The UNet with a content latent beside the noisy one: refined to `content_refined_dim` channels, concatenated."""
 
-    def __init__(self, in_channels: int, content_in_dim: int, content_refined_dim: int | None = None, **options: Any):
+    def __init__(
+        self, in_channels: int, content_in_dim: int, content_refined_dim: int | None = None, **options: Any
+    ):
         content_refined_dim = content_refined_dim or content_in_dim
         super().__init__(in_channels=in_channels + content_refined_dim, **options)
         self.content_in_dim, self.content_refined_dim = content_in_dim, content_refined_dim

@@ -21,9 +21,18 @@ NUM_NORM_GROUPS = 32
 class EmbeddedResBlock(ResBlock):
     """The residual block with its layer for the embedding."""
 
-    def __init__(self, channels: int, emb_channels: int, dropout: float, out_channels: int | None = None, **options: Any):
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int | None = None,
+        **options: Any,
+    ):
         super().__init__(channels, dropout, out_channels, **options)
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, self.parts * (out_channels or channels)))
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, self.parts * (out_channels or channels))
+        )
 
     def embedded(self, emb: Tensor) -> Tensor:
         return self.emb_layers(emb)
@@ -32,7 +41,9 @@ class EmbeddedResBlock(ResBlock):
 class AttentionBlock(RecomputedBlock, SelfAttention):
     """Self-attention over all positions on a skip connection; its output layer starts at zero."""
 
-    def __init__(self, channels: int, num_heads: int, use_checkpoint: bool = False, new_attention_order: bool = False):
+    def __init__(
+        self, channels: int, num_heads: int, use_checkpoint: bool = False, new_attention_order: bool = False
+    ):
         super().__init__(channels, num_heads, NUM_NORM_GROUPS, new_attention_order, affine=True)
         self.use_checkpoint = use_checkpoint
         zero_init(self.proj_out)
@@ -76,11 +87,30 @@ class UNetModel(UNetTree):
         if use_spatial_transformer != (context_dim is not None):
             raise ValueError("UNetModel: use_spatial_transformer and context_dim need each other")
         if use_spatial_transformer and self.dims != 2:
-            raise ValueError(f"UNetModel: the spatial transformer works on 2 dimensions only, not {self.dims}")
-        self.num_classes, self.context_dim, self.time_embed_dim = num_classes, context_dim, 4 * self.model_channels
-        self._res_options = {"dropout": dropout, "use_scale_shift_norm": use_scale_shift_norm, "dims": self.dims, "use_checkpoint": use_checkpoint}
-        self._transformer_options = {"depth": transformer_depth, "dropout": dropout, "context_dim": context_dim, "use_checkpoint": use_checkpoint}
-        self._attention_options = {"use_checkpoint": use_checkpoint, "new_attention_order": use_new_attention_order}
+            raise ValueError(
+                f"UNetModel: the spatial transformer works on 2 dimensions only, not {self.dims}"
+            )
+        self.num_classes, self.context_dim, self.time_embed_dim = (
+            num_classes,
+            context_dim,
+            4 * self.model_channels,
+        )
+        self._res_options = {
+            "dropout": dropout,
+            "use_scale_shift_norm": use_scale_shift_norm,
+            "dims": self.dims,
+            "use_checkpoint": use_checkpoint,
+        }
+        self._transformer_options = {
+            "depth": transformer_depth,
+            "dropout": dropout,
+            "context_dim": context_dim,
+            "use_checkpoint": use_checkpoint,
+        }
+        self._attention_options = {
+            "use_checkpoint": use_checkpoint,
+            "new_attention_order": use_new_attention_order,
+        }
 
         self.time_embed = mlp(self.model_channels, self.time_embed_dim)
         if num_classes is not None:
@@ -93,22 +123,40 @@ class UNetModel(UNetTree):
         )
 
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
-        return EmbeddedResBlock(width_in, self.time_embed_dim, out_channels=width, resample=resample, num_norm_groups=NUM_NORM_GROUPS, **self._res_options)
+        return EmbeddedResBlock(
+            width_in,
+            self.time_embed_dim,
+            out_channels=width,
+            resample=resample,
+            num_norm_groups=NUM_NORM_GROUPS,
+            **self._res_options,
+        )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
         if self.context_dim is not None:
             return SpatialTransformer(width, num_heads, width // num_heads, **self._transformer_options)
         return AttentionBlock(width, num_heads, **self._attention_options)
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
         self._check_condition(context, y)
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).type(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(
+            timestep_embedding(timesteps, self.model_channels).type(self.time_embed[0].weight.dtype)
+        )
         if y is not None:
             emb = emb + self.label_emb(y)
         return self.out(self.through_tree(x, emb, context))
 
     def _check_condition(self, context: Tensor | None, y: Tensor | None) -> None:
         if (y is None) != (self.num_classes is None):
-            raise ConfigError(f"UNetModel: num_classes is {self.num_classes}, so it takes {'no' if self.num_classes is None else 'a'} label y for each sample")
-        if context is not None and (self.context_dim is None or context.ndim != 3 or context.shape[-1] != self.context_dim):
-            raise ConfigError(f"UNetModel: context of shape {tuple(context.shape)}; with context_dim {self.context_dim} it takes " + ("none" if self.context_dim is None else f"(N, L, {self.context_dim})"))
+            raise ConfigError(
+                f"UNetModel: num_classes is {self.num_classes}, so it takes {'no' if self.num_classes is None else 'a'} label y for each sample"
+            )
+        if context is not None and (
+            self.context_dim is None or context.ndim != 3 or context.shape[-1] != self.context_dim
+        ):
+            raise ConfigError(
+                f"UNetModel: context of shape {tuple(context.shape)}; with context_dim {self.context_dim} it takes "
+                + ("none" if self.context_dim is None else f"(N, L, {self.context_dim})")
+            )

@@ -23,7 +23,11 @@ SiLU, linear, zero_module = nn.SiLU, nn.Linear, zero_init
 def noise_like(shape: Sequence[int], device: torch.device | str, repeat: bool = False) -> Tensor:
     """Standard normal noise; with `repeat` the same for all of the batch."""
     first, *rest = shape
-    return torch.randn(1, *rest, device=device).repeat(first, *(1,) * len(rest)) if repeat else torch.randn(*shape, device=device)
+    return (
+        torch.randn(1, *rest, device=device).repeat(first, *(1,) * len(rest))
+        if repeat
+        else torch.randn(*shape, device=device)
+    )
 
 
 def extract_into_tensor(a: Tensor, t: Tensor, x_shape: Sequence[int]) -> Tensor:
@@ -47,7 +51,9 @@ def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Iterable
     return recomputing.checkpoint(func, *inputs, use_reentrant=False) if flag else func(*inputs)
 
 
-def betas_for_alpha_bar(num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = 0.999) -> NDArray[np.float64]:
+def betas_for_alpha_bar(
+    num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = 0.999
+) -> NDArray[np.float64]:
     """Betas whose products of 1 - beta follow a function of the time in [0, 1]."""
     levels = np.array([alpha_bar(i / num_diffusion_timesteps) for i in range(num_diffusion_timesteps + 1)])
     return np.minimum(1 - levels[1:] / levels[:-1], max_beta)

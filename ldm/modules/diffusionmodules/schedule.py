@@ -16,7 +16,11 @@ DISCRETIZATIONS = ("uniform", "quad", "trailing")
 
 
 def make_beta_schedule(
-    schedule: str, n_timestep: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
+    schedule: str,
+    n_timestep: int,
+    linear_start: float = 1e-4,
+    linear_end: float = 2e-2,
+    cosine_s: float = 8e-3,
 ) -> NDArray[np.float64]:
     """(n_timestep,) betas. "linear" is linear in sqrt(beta); "cosine" is Nichol & Dhariwal's (2021)."""
     if schedule == "linear":
@@ -32,7 +36,9 @@ def make_beta_schedule(
     raise ConfigError(f"beta_schedule must be linear, cosine, sqrt_linear or sqrt, got {schedule!r}")
 
 
-def diffusion_tables(betas: NDArray[np.float64], v_posterior: float = 0.0, parameterization: str = "eps") -> dict[str, Tensor]:
+def diffusion_tables(
+    betas: NDArray[np.float64], v_posterior: float = 0.0, parameterization: str = "eps"
+) -> dict[str, Tensor]:
     """All (T,) float32 tables of q(x_t | x_0), q(x_{t-1} | x_t, x_0) and the variational bound's weights, by name.
 
     The posterior's variance is (1 - v) * beta~ + v * beta with v = `v_posterior`.
@@ -96,7 +102,11 @@ def make_ddim_timesteps(
 
 
 def make_ddim_sampling_parameters(
-    alphacums: Tensor | NDArray, ddim_timesteps: Sequence[int] | NDArray, eta: float, verbose: bool = False, final_alpha: float | None = None
+    alphacums: Tensor | NDArray,
+    ddim_timesteps: Sequence[int] | NDArray,
+    eta: float,
+    verbose: bool = False,
+    final_alpha: float | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """(sigmas, alphas, previous alphas), all (S,), equation 16 of Song et al. (2021).
 

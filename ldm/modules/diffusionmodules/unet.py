@@ -42,8 +42,17 @@ class UNetTree(nn.Module, ABC):
         super().__init__()
         if num_heads == -1 and num_head_channels == -1:
             raise ValueError("UNetModel: give num_heads or num_head_channels")
-        self.image_size, self.in_channels, self.out_channels, self.dims = image_size, in_channels, out_channels, dims
-        self.model_channels, self.channel_mult, self.num_res_blocks = model_channels, list(channel_mult), num_res_blocks
+        self.image_size, self.in_channels, self.out_channels, self.dims = (
+            image_size,
+            in_channels,
+            out_channels,
+            dims,
+        )
+        self.model_channels, self.channel_mult, self.num_res_blocks = (
+            model_channels,
+            list(channel_mult),
+            num_res_blocks,
+        )
         self.attention_resolutions = list(attention_resolutions)
         self.width_out = model_channels * channel_mult[0]
         self.min_multiple = 2 ** (len(channel_mult) - 1)
@@ -51,16 +60,25 @@ class UNetTree(nn.Module, ABC):
         self._conv_resample, self._resblock_updown = conv_resample, resblock_updown
 
     @abstractmethod
-    def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module: ...
+    def res_block(
+        self, width_in: int, width: int | None = None, resample: str | None = None
+    ) -> nn.Module: ...
 
     @abstractmethod
     def attention(self, width: int, num_heads: int) -> nn.Module: ...
 
     def build_tree(self) -> None:
         """Input, middle and output blocks; `widths` remembers what each skip connection carries."""
-        base, mult, num_res_blocks, attention_at = self.model_channels, self.channel_mult, self.num_res_blocks, self.attention_resolutions
+        base, mult, num_res_blocks, attention_at = (
+            self.model_channels,
+            self.channel_mult,
+            self.num_res_blocks,
+            self.attention_resolutions,
+        )
         width, factor = self.width_out, 1
-        self.input_blocks = nn.ModuleList([EmbedSequential(conv_nd(self.dims, self.in_channels, width, 3, padding=1))])
+        self.input_blocks = nn.ModuleList(
+            [EmbedSequential(conv_nd(self.dims, self.in_channels, width, 3, padding=1))]
+        )
         widths = [width]
         for level, m in enumerate(mult):
             for _ in range(num_res_blocks):
@@ -71,7 +89,9 @@ class UNetTree(nn.Module, ABC):
                 self.input_blocks.append(EmbedSequential(self._resampler("down", width)))
                 widths.append(width)
                 factor *= 2
-        self.middle_block = EmbedSequential(self.res_block(width), self._attention(width), self.res_block(width))
+        self.middle_block = EmbedSequential(
+            self.res_block(width), self._attention(width), self.res_block(width)
+        )
         self.output_blocks = nn.ModuleList()
         for level, m in reversed(list(enumerate(mult))):
             for i in range(num_res_blocks + 1):
@@ -83,7 +103,9 @@ class UNetTree(nn.Module, ABC):
                 self.output_blocks.append(stage)
 
     def _stage(self, width_in: int, width: int, attention: bool) -> EmbedSequential:
-        return EmbedSequential(self.res_block(width_in, width), *([self._attention(width)] if attention else []))
+        return EmbedSequential(
+            self.res_block(width_in, width), *([self._attention(width)] if attention else [])
+        )
 
     def _attention(self, width: int) -> nn.Module:
         return self.attention(width, self._heads(width))
@@ -92,7 +114,9 @@ class UNetTree(nn.Module, ABC):
         if self._num_head_channels == -1:
             return self._num_heads
         if width % self._num_head_channels:
-            raise ValueError(f"UNetModel: {width} channels cannot be cut into heads of {self._num_head_channels}")
+            raise ValueError(
+                f"UNetModel: {width} channels cannot be cut into heads of {self._num_head_channels}"
+            )
         return width // self._num_head_channels
 
     def _resampler(self, direction: str, width: int) -> nn.Module:

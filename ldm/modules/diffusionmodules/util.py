@@ -42,7 +42,9 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, repeat_
     if repeat_only:
         return t[:, None].repeat(1, dim)
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half
+    )
     angles = t[:, None].float() * frequencies
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return nn.functional.pad(embedding, (0, dim % 2))
@@ -115,5 +117,7 @@ class Whitening(nn.Module):
         self.basis[:, :known] = directions[:known].T / spread.clamp_min(MIN_SPREAD * spread[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # the weak components would drown in rounding errors
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # the weak components would drown in rounding errors
             return (x.float() - self.mean) @ self.basis

@@ -36,11 +36,19 @@ class DiagonalGaussianDistribution:
         """(N,) negative log likelihood of a sample, summed over `dims`; 0 for a deterministic one."""
         if self.deterministic:
             return self.mean.new_zeros(len(self.mean))
-        return 0.5 * (math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var).sum(dim=tuple(dims))
+        return 0.5 * (math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var).sum(
+            dim=tuple(dims)
+        )
 
 
-def normal_kl(mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float) -> Tensor:
+def normal_kl(
+    mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float
+) -> Tensor:
     """Divergence of a normal distribution from a second one, element by element; numbers stand for tensors of them."""
-    like = next((given for given in (mean1, logvar1, mean2, logvar2) if isinstance(given, Tensor)), torch.zeros(()))
+    like = next(
+        (given for given in (mean1, logvar1, mean2, logvar2) if isinstance(given, Tensor)), torch.zeros(())
+    )
     logvar1, logvar2 = (torch.as_tensor(logvar).to(like) for logvar in (logvar1, logvar2))
-    return 0.5 * (logvar2 - logvar1 - 1.0 + (logvar1 - logvar2).exp() + (mean1 - mean2) ** 2 * (-logvar2).exp())
+    return 0.5 * (
+        logvar2 - logvar1 - 1.0 + (logvar1 - logvar2).exp() + (mean1 - mean2) ** 2 * (-logvar2).exp()
+    )

@@ -21,7 +21,9 @@ from ldm.text import first_of
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-BERTEmbedder, TransformerEmbedder = (out_of_scope(f"ldm.modules.encoders.modules.{name}") for name in ("BERTEmbedder", "TransformerEmbedder"))
+BERTEmbedder, TransformerEmbedder = (
+    out_of_scope(f"ldm.modules.encoders.modules.{name}") for name in ("BERTEmbedder", "TransformerEmbedder")
+)
 
 
 class ClassEmbedder(nn.Module):
@@ -59,9 +61,13 @@ class FrozenCLIPEmbedder(nn.Module):
     `device`, in published config files, has no effect: the network goes where the model goes.
     """
 
-    optional_keys = ("transformer.text_model.embeddings.position_ids",)  # older versions of transformers saved them
+    optional_keys = (
+        "transformer.text_model.embeddings.position_ids",
+    )  # older versions of transformers saved them
 
-    def __init__(self, version: str = "openai/clip-vit-large-patch14", device: str | None = None, max_length: int = 77):
+    def __init__(
+        self, version: str = "openai/clip-vit-large-patch14", device: str | None = None, max_length: int = 77
+    ):
         super().__init__()
         self.tokenizer = from_hub("CLIPTokenizer", version)
         network = from_hub("CLIPTextModel", version)
@@ -70,7 +76,13 @@ class FrozenCLIPEmbedder(nn.Module):
         self.max_length = max_length
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts), truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt")
+        tokens = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            padding="max_length",
+            return_tensors="pt",
+        )
         network = self.transformer["text_model"]
         return network(input_ids=tokens["input_ids"].to(next(network.parameters()).device)).last_hidden_state
 
@@ -136,4 +148,6 @@ def from_hub(class_name: str, version: str) -> Any:
     try:
         return getattr(transformers, class_name).from_pretrained(version)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"CLIP {version!r}: {str(error).splitlines()[0].rstrip('.')}; give a folder with its files, or a name on the Hugging Face hub") from error
+        raise ConfigError(
+            f"CLIP {version!r}: {str(error).splitlines()[0].rstrip('.')}; give a folder with its files, or a name on the Hugging Face hub"
+        ) from error

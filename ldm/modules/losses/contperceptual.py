@@ -49,18 +49,31 @@ class FirstStageLoss(nn.Module):
         perceptual_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
+        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "hinge": hinge_d_loss,
+            "vanilla": vanilla_d_loss,
+        }
         if disc_loss not in losses:
             raise ValueError(f"disc_loss must be one of {', '.join(losses)}, got {disc_loss!r}")
         self.disc_loss = losses[disc_loss]
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
-        self.pixel_weight, self.gradient_weight, self.perceptual_weight = pixelloss_weight, gradient_weight, perceptual_weight
+        self.pixel_weight, self.gradient_weight, self.perceptual_weight = (
+            pixelloss_weight,
+            gradient_weight,
+            perceptual_weight,
+        )
         # differs: a part with weight 0 is not built; the published code builds and computes all of them.
         self.perceptual_loss = None
         if perceptual_weight > 0:
-            built = LPIPS(vgg_ckpt_path, lin_ckpt_path) if perceptual_config is None else instantiate_from_config(perceptual_config)
+            built = (
+                LPIPS(vgg_ckpt_path, lin_ckpt_path)
+                if perceptual_config is None
+                else instantiate_from_config(perceptual_config)
+            )
             self.perceptual_loss = built.eval()
-        self.discriminator = NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers) if disc_factor > 0 else None
+        self.discriminator = (
+            NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers) if disc_factor > 0 else None
+        )
 
     def nll(self, rec: Tensor) -> Tensor:
         """One number of the distances (N, 3, H, W)."""
@@ -88,7 +101,11 @@ class FirstStageLoss(nn.Module):
     @contextmanager
     def discriminator_fixed(self) -> Iterator[None]:
         """Within it no gradient reaches the discriminator's weights."""
-        weights = [] if self.discriminator is None else [p for p in self.discriminator.parameters() if p.requires_grad]
+        weights = (
+            []
+            if self.discriminator is None
+            else [p for p in self.discriminator.parameters() if p.requires_grad]
+        )
         try:
             for weight in weights:
                 weight.requires_grad_(False)
@@ -97,7 +114,9 @@ class FirstStageLoss(nn.Module):
             for weight in weights:
                 weight.requires_grad_(True)
 
-    def autoencoder_loss(self, x: Tensor, recon: Tensor, latent: Any, step: int, last_layer: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def autoencoder_loss(
+        self, x: Tensor, recon: Tensor, latent: Any, step: int, last_layer: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1], `latent` what `prior` takes."""
         rec = self.reconstruction(x, recon)
         nll, (prior, parts) = self.nll(rec), self.prior(latent)

@@ -45,7 +45,12 @@ class _ConvRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         y, turned = ctx.saved_tensors
-        return F.conv2d(torch.ops.aten.threshold_backward(gradient, y, 0), turned, padding=1), None, None, None
+        return (
+            F.conv2d(torch.ops.aten.threshold_backward(gradient, y, 0), turned, padding=1),
+            None,
+            None,
+            None,
+        )
 
 
 class _GramSum(torch.autograd.Function):
@@ -58,7 +63,11 @@ class _GramSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        blocks = next(count for count in (16, 8, 4, 2, 1) if count == 1 or (rows.shape[1] % count == 0 and rows.shape[1] >= count * _BLOCK))
+        blocks = next(
+            count
+            for count in (16, 8, 4, 2, 1)
+            if count == 1 or (rows.shape[1] % count == 0 and rows.shape[1] >= count * _BLOCK)
+        )
         parts = rows.unflatten(1, (blocks, -1)).flatten(0, 1)
         return (parts.mT @ parts).float().unflatten(0, (-1, blocks)).sum(dim=1)
 
@@ -88,11 +97,18 @@ class PaintFeatures(nn.Module):
     def __init__(self, net: vgg16, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.dtype = dtype
-        for name, value in ScalingLayer().named_buffers():  # a judge's numbers, like its weights, are in no model's checkpoint
+        for (
+            name,
+            value,
+        ) in (
+            ScalingLayer().named_buffers()
+        ):  # a judge's numbers, like its weights, are in no model's checkpoint
             self.register_buffer(name, value, persistent=False)
         self._slices: list[list[str]] = []
         for number, layers in enumerate(net.slices, start=1):
-            convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)][: 1 if number == len(net.slices) else None]
+            convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)][
+                : 1 if number == len(net.slices) else None
+            ]
             self._slices.append([f"{number}_{i}" for i in range(1, 1 + len(convolutions))])
             for name, layer in zip(self._slices[-1], convolutions):
                 self._add(name, layer)
@@ -101,11 +117,17 @@ class PaintFeatures(nn.Module):
         weight = layer.weight.detach().to(self.dtype)
         turned = weight.transpose(0, 1).flip(2, 3)
         for kind, value in (("weight", weight), ("turned", turned)):
-            self.register_buffer(f"{kind}{name}", value.contiguous(memory_format=torch.channels_last), persistent=False)
+            self.register_buffer(
+                f"{kind}{name}", value.contiguous(memory_format=torch.channels_last), persistent=False
+            )
         self.register_buffer(f"bias{name}", layer.bias.detach().to(self.dtype), persistent=False)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        x = ((pictures - self.shift) / self.scale).to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = (
+            ((pictures - self.shift) / self.scale)
+            .to(self.dtype)
+            .contiguous(memory_format=torch.channels_last)
+        )
         maps = {}
         for names in self._slices:
             for name in names:
@@ -115,7 +137,13 @@ class PaintFeatures(nn.Module):
         return {name: value for name, value in maps.items() if name in STYLE_LAYERS}
 
     def _first(self, x: Tensor) -> Tensor:
-        return F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.get_buffer("weight1_1"), self.get_buffer("bias1_1")))
+        return F.relu(
+            F.conv2d(
+                F.pad(x, (1, 1, 1, 1), mode="replicate"),
+                self.get_buffer("weight1_1"),
+                self.get_buffer("bias1_1"),
+            )
+        )
 
     def _convolved(self, name: str, x: Tensor) -> Tensor:
         return _ConvRelu.apply(x, *(self.get_buffer(kind + name) for kind in ("weight", "bias", "turned")))
@@ -148,7 +176,9 @@ class Window:
 def windows(height: int, width: int, side: int = WINDOW) -> list[Window]:
     """Windows that together count every position of every layer once; a single one where the picture is no larger than `side`."""
     return [
-        Window((*_with_halo(top, bottom, height), *_with_halo(left, right, width)), (top, bottom, left, right))
+        Window(
+            (*_with_halo(top, bottom, height), *_with_halo(left, right, width)), (top, bottom, left, right)
+        )
         for top, bottom in _parts(height, side)
         for left, right in _parts(width, side)
     ]
@@ -216,12 +246,21 @@ class Energy:
         """The derivative of the energy by each of the whole picture's sums."""
         total = {name: value.requires_grad_() for name, value in total.items()}
         with torch.enable_grad():
-            return dict(zip(total, torch.autograd.grad(self._weighed(total).sum(), list(total.values()), allow_unused=True)))
+            return dict(
+                zip(
+                    total,
+                    torch.autograd.grad(self._weighed(total).sum(), list(total.values()), allow_unused=True),
+                )
+            )
 
     def _along(self, slopes: Mapping[str, Tensor | None], part: Window, cut: Tensor) -> Tensor:
         """What a window adds to the energy to first order."""
         sums = self._sums_of(self.features(self._seen(cut)), part)
-        return sum((slopes[name] * value).sum() for name, value in sums.items() if slopes[name] is not None and value.requires_grad)
+        return sum(
+            (slopes[name] * value).sum()
+            for name, value in sums.items()
+            if slopes[name] is not None and value.requires_grad
+        )
 
     def _sums(self, pictures: Tensor, part: Window | None = None) -> Sums:
         part = part or windows(*pictures.shape[2:], max(pictures.shape[2:]))[0]
@@ -234,7 +273,10 @@ class Energy:
         sums = {}
         for name in self.styles:
             counted = part.counted_of(maps[name], stride_of(name))
-            sums |= {f"gram {name}": self._grams(name, counted, part), f"positions {name}": self._positions(name, counted, part)}
+            sums |= {
+                f"gram {name}": self._grams(name, counted, part),
+                f"positions {name}": self._positions(name, counted, part),
+            }
         for name, wanted in self.content.items():
             counted = part.counted_of(maps[name], stride_of(name))
             sums[f"content {name}"] = moments_with(counted, wanted[(..., *part.place(stride_of(name)))])
@@ -265,32 +307,53 @@ class Energy:
         for name, wanted in self.styles.items():
             positions = sums[f"positions {name}"]
             grams = sums[f"gram {name}"] / positions.clamp_min(1)[:, None, None]
-            missed = (grams - wanted).square().sum(dim=(2, 3)) / wanted.square().sum(dim=(1, 2)).clamp_min(_TINY)
-            style = style + STYLE_LAYERS[name] * (missed * positions / positions.sum().clamp_min(1)).sum(dim=1)
+            missed = (grams - wanted).square().sum(dim=(2, 3)) / wanted.square().sum(dim=(1, 2)).clamp_min(
+                _TINY
+            )
+            style = style + STYLE_LAYERS[name] * (missed * positions / positions.sum().clamp_min(1)).sum(
+                dim=1
+            )
         for name, wanted in self.content.items():
             content = content + (1 - correlation(sums[f"content {name}"], wanted)) / len(self.content)
         return style, content
 
 
 def energy_of(
-    features: PaintFeatures, styles: Sequence[Grams], content: Tensor | None, style_weight: float = 1.0, content_weight: float = 1.0, **options: Any
+    features: PaintFeatures,
+    styles: Sequence[Grams],
+    content: Tensor | None,
+    style_weight: float = 1.0,
+    content_weight: float = 1.0,
+    **options: Any,
 ) -> Energy:
     """The energy of pictures against the Grams of a style for each region and the photo (1, 3, H, W). options: as of Energy."""
     luminance = options.get("luminance", False)
-    wanted = {} if content is None else photo_features(features, grey(content) if luminance else content, options.get("window", WINDOW))
+    wanted = (
+        {}
+        if content is None
+        else photo_features(features, grey(content) if luminance else content, options.get("window", WINDOW))
+    )
     stacked = {name: torch.stack([grams[name] for grams in styles]) for name in STYLE_LAYERS}
     return Energy(features, stacked, wanted, style_weight, content_weight, **options)
 
 
 @torch.no_grad()
-def grams_of(features: PaintFeatures, picture: Tensor, luminance: bool = False, window: int = WINDOW) -> dict[str, Tensor]:
+def grams_of(
+    features: PaintFeatures, picture: Tensor, luminance: bool = False, window: int = WINDOW
+) -> dict[str, Tensor]:
     """The mean Grams (C, C) of one picture (1, 3, H, W)."""
     picture = grey(picture) if luminance else picture
     total: Sums = add_up(
-        {name: gram_sum(part.counted_of(value, stride_of(name)))[0] for name, value in features(part.cut(picture)).items()}
+        {
+            name: gram_sum(part.counted_of(value, stride_of(name)))[0]
+            for name, value in features(part.cut(picture)).items()
+        }
         for part in windows(*picture.shape[2:], window)
     )
-    return {name: value / ((picture.shape[2] // stride_of(name)) * (picture.shape[3] // stride_of(name))) for name, value in total.items()}
+    return {
+        name: value / ((picture.shape[2] // stride_of(name)) * (picture.shape[3] // stride_of(name)))
+        for name, value in total.items()
+    }
 
 
 @torch.no_grad()

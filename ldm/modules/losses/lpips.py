@@ -46,7 +46,9 @@ class vgg16(nn.Module):
     pretrained: `load_weights` at once. differs: the published class does by default.
     """
 
-    def __init__(self, requires_grad: bool = False, pretrained: bool = False, channels: Sequence[int] = VGG_CHANNELS):
+    def __init__(
+        self, requires_grad: bool = False, pretrained: bool = False, channels: Sequence[int] = VGG_CHANNELS
+    ):
         super().__init__()
         self.channels = tuple(channels)
         self.has_weights = False
@@ -99,7 +101,9 @@ class vgg16(nn.Module):
 def teacher_file(path: str | Path | None = None) -> str | Path:
     """The VGG16 of a teacher or judge: this file, by default the bundled one. Raises UserError where that is gone."""
     if path is None and not BUNDLED_VGG16.is_file():
-        raise UserError(f"{BUNDLED_VGG16}: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back")
+        raise UserError(
+            f"{BUNDLED_VGG16}: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back"
+        )
     return BUNDLED_VGG16 if path is None else path
 
 
@@ -138,7 +142,9 @@ class LPIPS(nn.Module):
     trained on, and with "uniform" the bundled file.
     """
 
-    def __init__(self, vgg_ckpt_path: str | None = None, lin_ckpt_path: str | None = None, use_dropout: bool = True):
+    def __init__(
+        self, vgg_ckpt_path: str | None = None, lin_ckpt_path: str | None = None, use_dropout: bool = True
+    ):
         super().__init__()
         self.vgg_ckpt_path, self.lin_ckpt_path = vgg_ckpt_path, lin_ckpt_path
         self.scaling_layer = ScalingLayer()

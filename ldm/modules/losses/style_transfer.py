@@ -58,7 +58,9 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Normalised over positions, a channel keeps where things are and loses its mean and contrast, which are style.
     """
-    return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(min=0)
+    return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(
+        min=0
+    )
 
 
 class VggLoss(nn.Module):
@@ -89,8 +91,13 @@ class FeatureLoss(VggLoss):
         self.style_weight = style_weight
 
     def forward(self, x: Tensor, reconstructions: Tensor) -> Tensor:
-        wanted, got = ({name: maps.float() for name, maps in self.features(pictures).items()} for pictures in (x, reconstructions))
-        return sum(self._distance(wanted[name], got[name]) for name in LAYERS)[:, None, None, None] / len(LAYERS)
+        wanted, got = (
+            {name: maps.float() for name, maps in self.features(pictures).items()}
+            for pictures in (x, reconstructions)
+        )
+        return sum(self._distance(wanted[name], got[name]) for name in LAYERS)[:, None, None, None] / len(
+            LAYERS
+        )
 
     def _distance(self, wanted: Tensor, got: Tensor) -> Tensor:
         """(N,) of one layer."""
@@ -108,7 +115,10 @@ class StyleTransferLoss(nn.Module):
 
     def __init__(self, vgg_ckpt_path: str | None = None, layer_weights: Mapping[str, float] | None = None):
         super().__init__()
-        self.vgg_ckpt_path, self.layer_weights = vgg_ckpt_path, dict(layer_weights or dict.fromkeys(STYLE_LAYERS, 1.0))
+        self.vgg_ckpt_path, self.layer_weights = (
+            vgg_ckpt_path,
+            dict(layer_weights or dict.fromkeys(STYLE_LAYERS, 1.0)),
+        )
         self.features: PaintFeatures | None = None
 
     def load_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
@@ -126,15 +136,22 @@ class StyleTransferLoss(nn.Module):
         """What paintings (N, 3, H, W) ask for: {layer: (N, C * (C + 1) / 2)} Gram matrices as vectors."""
         return {name: as_vector(mean_gram(maps)) for name, maps in self.features(paintings).items()}
 
-    def forward(self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """(content loss in [0, 2], style loss in [0, 1]), (N,) each, of painted pictures of the contents' size.
 
         Content: 1 less the mean correlation of features. Style: per layer the squared distance of Gram matrices as a share of the sum of
         both squares, so that no painting, however strong its contrasts, drowns the others; averaged by weight.
         """
         maps = self.features(painted)
-        style = sum(weight * gram_distance(as_vector(mean_gram(maps[name])), styles[name]) for name, weight in self.layer_weights.items())
-        content = sum(1 - correlation(moments_with(maps[name], wanted), wanted) for name, wanted in contents.items()) / len(contents)
+        style = sum(
+            weight * gram_distance(as_vector(mean_gram(maps[name])), styles[name])
+            for name, weight in self.layer_weights.items()
+        )
+        content = sum(
+            1 - correlation(moments_with(maps[name], wanted), wanted) for name, wanted in contents.items()
+        ) / len(contents)
         return content, style / sum(self.layer_weights.values())
 
 
@@ -162,8 +179,13 @@ def palette_distance(a: Tensor, b: Tensor, colors: int = 2048, directions: int =
     directions; 0 where both have the same colours equally often. The axes are luma and, counted three times as far, the
     two of chroma (BT.601): by red, green and blue, light and dark are nearly all of the distance, and a wrong hue nearly none.
     """
-    along = F.normalize(torch.randn(directions, 3, device=a.device), dim=1) @ torch.tensor(_OPPONENT, device=a.device)
-    values = [along @ x.float().flatten(2)[..., torch.randint(x[0, 0].numel(), (colors,), device=x.device)] for x in (a, b)]
+    along = F.normalize(torch.randn(directions, 3, device=a.device), dim=1) @ torch.tensor(
+        _OPPONENT, device=a.device
+    )
+    values = [
+        along @ x.float().flatten(2)[..., torch.randint(x[0, 0].numel(), (colors,), device=x.device)]
+        for x in (a, b)
+    ]
     sorted_a, sorted_b = (v.sort(dim=2).values for v in values)
     return (sorted_a - sorted_b).square().mean(dim=(1, 2))
 
@@ -182,7 +204,12 @@ def regularity(pictures: Tensor, side: int) -> Tensor:
     luma = (pictures.float() * torch.tensor(_OPPONENT[0], device=pictures.device)[:, None, None]).sum(dim=1)
     windows = luma.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
     hann = torch.hann_window(side, device=luma.device)
-    power = torch.fft.fft2((windows - windows.mean(dim=(2, 3), keepdim=True)) * hann * hann[:, None]).abs().square().mean(dim=1)
+    power = (
+        torch.fft.fft2((windows - windows.mean(dim=(2, 3), keepdim=True)) * hann * hann[:, None])
+        .abs()
+        .square()
+        .mean(dim=1)
+    )
     smooth = F.avg_pool2d(F.pad(power[:, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)[:, 0]
     along = torch.fft.fftfreq(side, device=luma.device)
     frequency = (along.square() + along[:, None].square()).sqrt()

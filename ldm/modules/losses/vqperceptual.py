@@ -9,14 +9,19 @@ from ldm.modules.losses.contperceptual import FirstStageLoss
 from ldm.published.configs import with_published_keys
 
 
-@with_published_keys(perceptual_loss=("lpips", "`perceptual_config` names another"), pixel_loss=("l1", "reconstructions are compared by L1 distance"))
+@with_published_keys(
+    perceptual_loss=("lpips", "`perceptual_config` names another"),
+    pixel_loss=("l1", "reconstructions are compared by L1 distance"),
+)
 class VQLPIPSWithDiscriminator(FirstStageLoss):
     """Loss of both optimisers of a VQModel: means over pixels, channels and batch.
 
     With `n_classes`, the size of the codebook, how much of it a batch uses is logged too.
     """
 
-    def __init__(self, disc_start: int, codebook_weight: float = 1.0, n_classes: int | None = None, **options: Any):
+    def __init__(
+        self, disc_start: int, codebook_weight: float = 1.0, n_classes: int | None = None, **options: Any
+    ):
         super().__init__(disc_start, **options)
         self.codebook_weight, self.n_classes = codebook_weight, n_classes
 

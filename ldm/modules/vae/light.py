@@ -24,7 +24,13 @@ class LightEncoder(nn.Module):
     `widths` and `num_res_blocks` run from the finest level (1/4 of the picture's side) to the coarsest.
     """
 
-    def __init__(self, *, z_channels: int, widths: Sequence[int] = (64, 128, 192), num_res_blocks: Sequence[int] = (1, 1, 2)):
+    def __init__(
+        self,
+        *,
+        z_channels: int,
+        widths: Sequence[int] = (64, 128, 192),
+        num_res_blocks: Sequence[int] = (1, 1, 2),
+    ):
         super().__init__()
         self.factor = BLOCK * 2 ** (len(widths) - 1)
         layers: list[nn.Module] = [nn.PixelUnshuffle(BLOCK), conv3(3 * BLOCK**2, widths[0])]

@@ -25,7 +25,9 @@ def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """GroupNorm, swish, conv twice, with a 1x1 (or 3x3) shortcut where the width changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0, conv_shortcut: bool = False):
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float = 0.0, conv_shortcut: bool = False
+    ):
         super().__init__()
         self.norm1 = group_norm(in_channels)
         self.conv1 = conv3(in_channels, out_channels)
@@ -35,7 +37,9 @@ class ResnetBlock(nn.Module):
         self.shortcut_name = None
         if in_channels != out_channels:
             self.shortcut_name = "conv_shortcut" if conv_shortcut else "nin_shortcut"
-            shortcut = conv3(in_channels, out_channels) if conv_shortcut else nn.Conv2d(in_channels, out_channels, 1)
+            shortcut = (
+                conv3(in_channels, out_channels) if conv_shortcut else nn.Conv2d(in_channels, out_channels, 1)
+            )
             self.add_module(self.shortcut_name, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +161,11 @@ class Encoder(nn.Module):
         self.conv_in = conv3(in_channels, ch)
         self.down = nn.ModuleList()
         for i, (width_in, width) in enumerate(zip(widths, widths[1:])):
-            level = _Level([width_in] + [width] * num_res_blocks, dropout, attends and resolution >> i in attn_resolutions)
+            level = _Level(
+                [width_in] + [width] * num_res_blocks,
+                dropout,
+                attends and resolution >> i in attn_resolutions,
+            )
             if i < len(ch_mult) - 1:
                 level.downsample = Downsample(width, with_conv=resamp_with_conv)
             self.down.append(level)
@@ -205,7 +213,11 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList()
         for i, width in enumerate(widths):
             width_in = widths[min(i + 1, len(widths) - 1)]
-            level = _Level([width_in] + [width] * (num_res_blocks + 1), dropout, attends and resolution >> i in attn_resolutions)
+            level = _Level(
+                [width_in] + [width] * (num_res_blocks + 1),
+                dropout,
+                attends and resolution >> i in attn_resolutions,
+            )
             if i > 0:
                 level.upsample = Upsample(width, with_conv=resamp_with_conv)
             self.up.append(level)
@@ -225,5 +237,3 @@ class Decoder(nn.Module):
                 h = level.upsample(h)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return torch.tanh(h) if self.tanh_out else h
-
-

@@ -37,7 +37,10 @@ class VectorQuantizer(nn.Module):
             latents = z.float()
             indices = self.nearest(latents)
             codes = self.get_codebook_entry(indices, (len(z), *z.shape[2:], self.e_dim))
-            to_codes, to_latents = (codes.detach() - latents).square().mean(), (codes - latents.detach()).square().mean()
+            to_codes, to_latents = (
+                (codes.detach() - latents).square().mean(),
+                (codes - latents.detach()).square().mean(),
+            )
             loss = to_codes + self.beta * to_latents if self.legacy else self.beta * to_codes + to_latents
             return (latents + (codes - latents).detach()).to(z.dtype), loss, (None, None, indices)
 
@@ -46,7 +49,9 @@ class VectorQuantizer(nn.Module):
         """Indices of the codes nearest to the latents' positions."""
         codes, positions = self.embedding.weight.float(), z.permute(0, 2, 3, 1).reshape(-1, self.e_dim)
         squares = codes.square().sum(dim=1)  # a position's own square is the same for all codes
-        return torch.cat([torch.addmm(squares, rows, codes.T, alpha=-2).argmin(dim=1) for rows in positions.split(ROWS)])
+        return torch.cat(
+            [torch.addmm(squares, rows, codes.T, alpha=-2).argmin(dim=1) for rows in positions.split(ROWS)]
+        )
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Codes of indices of any shape, (..., e_dim); with `shape` (N, h, w, e_dim) as a latent (N, e_dim, h, w)."""
