@@ -398,6 +398,15 @@ def test_the_trainer_takes_the_configs_options(tmp_path: Path) -> None:
     assert {type(logger).__name__ for logger in trainer.loggers} == {"TensorBoardLogger", "CSVLogger"}
 
 
+def test_training_says_which_extra_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("Neither `tensorboard` nor `tensorboardX` is available")
+
+    monkeypatch.setattr("ldm.training.trainer.TensorBoardLogger", missing)
+    with pytest.raises(UserError, match=r"pip install 'artfusion\[train\]'"):
+        trainer_of(tmp_path)
+
+
 class Monitored(pl.LightningModule):
     monitor = "val/loss"
 

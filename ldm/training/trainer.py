@@ -21,7 +21,7 @@ from ldm.config.factory import check_config, get_obj_from_str, instantiate_from_
 from ldm.config.merge import check_keys
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.command_line import gpu_devices
 from ldm.training.guard import NonFiniteGuard
@@ -228,10 +228,13 @@ class Recipe:
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
         # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of its own.
-        loggers: list[Logger] = [
-            TensorBoardLogger(run_folder, name="", version=""),
-            CSVLogger(run_folder, name="csv"),
-        ]
+        try:
+            board = TensorBoardLogger(run_folder, name="", version="")
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "training draws its curves and pictures for TensorBoard: pip install 'artfusion[train]'"
+            ) from error
+        loggers: list[Logger] = [board, CSVLogger(run_folder, name="csv")]
         for node in self._logger_nodes():
             try:
                 loggers.append(instantiate_from_config(node))
