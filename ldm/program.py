@@ -13,6 +13,19 @@ from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
 from ldm.files import PACKAGE
 
+# The sub-command that `artfusion` runs, and its arguments. sys.argv stays what was typed: Lightning starts further processes by it.
+_called: list[str] = []
+
+
+def call_as(name: str, given: Sequence[str]) -> None:
+    """From now on this process is the sub-command of that name."""
+    _called[:] = [name, *given]
+
+
+def arguments() -> list[str]:
+    """Those of the sub-command, or of the script that it was called by."""
+    return _called[1:] if _called else sys.argv[1:]
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
@@ -22,7 +35,12 @@ class ArgumentParser(argparse.ArgumentParser):
             "description": description and _as_called(description),
             "epilog": epilog and _as_called(epilog),
         }
+        if _called:
+            options.setdefault("prog", f"artfusion {_called[0]}")
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        return super().parse_args(arguments() if args is None else args, namespace)
 
     other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
 
@@ -71,7 +89,7 @@ def own_environment() -> dict[str, str]:
 
 def _as_called(text: str) -> str:
     """A text's examples of `artfusion`, as scripts of a clone where one of these was called."""
-    if Path(sys.argv[0]).suffix != ".py":
+    if _called or Path(sys.argv[0]).suffix != ".py":
         return text
     for name, command in COMMANDS.items():
         text = text.replace(f"artfusion {name} ", f"python {command.script} ") if command.script else text

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ from pipeline_builders import (
     write_model,
 )
 
+from ldm import program
 from ldm.checkpoint import save_safetensors
+from ldm.cli import main as cli_main
 from ldm.errors import UserError
 from ldm.media.images import load_image
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -425,3 +427,75 @@ def test_a_program_started_from_here_finds_what_this_one_does(
         "verify",
         "x.ckpt",
     ]
+
+
+# The command that finds the sub-command
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, list[str]]]]:
+    """Runs `artfusion`: its exit code, and the arguments that each sub-command was given."""
+
+    def run_artfusion(*typed: str) -> tuple[int, dict[str, list[str]]]:
+        seen: dict[str, list[str]] = {}
+
+        def module_of(name: str) -> SimpleNamespace:
+            return SimpleNamespace(main=lambda: seen.update({name: [*program.arguments()]}))
+
+        monkeypatch.setattr(program, "_called", [])
+        monkeypatch.setattr(cli_main, "importlib", SimpleNamespace(import_module=module_of))
+        monkeypatch.setattr(cli_main, "run", lambda command, leave_at_once: run(command))
+        monkeypatch.setattr("sys.argv", ["/bin/artfusion", *typed])
+        with pytest.raises(SystemExit) as stopped:
+            cli_main.main()
+        assert sys.argv == ["/bin/artfusion", *typed]  # Lightning starts the processes of other GPUs by it
+        return stopped.value.code, seen
+
+    return run_artfusion
+
+
+@pytest.mark.parametrize(
+    "typed, module, arguments",
+    [
+        (["train", "--base", "a.yaml"], "ldm.training.train", ["--base", "a.yaml"]),
+        (["checkpoint", "verify", "a.ckpt"], "ldm.cli.verify", ["a.ckpt"]),
+        (["photo.jpg", "painting.jpg"], "ldm.cli.stylize", ["photo.jpg", "painting.jpg"]),
+        (["--content", "a.jpg"], "ldm.cli.stylize", ["--content", "a.jpg"]),
+    ],
+    ids=str,
+)
+def test_the_command_finds_the_sub_command(
+    called: Callable, typed: list[str], module: str, arguments: list[str]
+) -> None:
+    assert called(*typed) == (0, {module: arguments})
+
+
+@pytest.mark.parametrize(
+    "typed, problem", [(["stylise"], "did you mean stylize"), (["checkpoint"], "no such command")]
+)
+def test_a_command_that_is_not_there_is_told(
+    called: Callable, capsys: pytest.CaptureFixture, typed: list[str], problem: str
+) -> None:
+    assert called(*typed) == (2, {}) and problem in capsys.readouterr().err
+
+
+def test_one_photo_and_one_painting_need_no_options(
+    stylize: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given, output in (
+        ([], "photo__painting.png"),
+        (["r.png"], "r.png"),
+        (["--output", "o.png"], "o.png"),
+    ):
+        monkeypatch.setattr("sys.argv", ["stylize", "photos/photo.jpg", "painting.jpg", *given])
+        args = stylize.parse_args()
+        assert (args.content, args.style, args.output) == (["photos/photo.jpg"], ["painting.jpg"], output)
+    for wrong in (
+        ["photo.jpg"],
+        ["a", "b", "c", "d"],
+        ["a", "b", "--style", "c"],
+        ["a", "b", "c", "--output", "d"],
+    ):
+        monkeypatch.setattr("sys.argv", ["stylize", *wrong])
+        with pytest.raises(UserError, match="a photo, a painting"):
+            stylize.parse_args()

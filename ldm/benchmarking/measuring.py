@@ -5,7 +5,6 @@ Nothing here imports Lightning, which would count in the memory of what does wit
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.program import arguments as own_arguments
 from ldm.program import own_command, own_environment
 
 
@@ -59,7 +59,7 @@ def in_own_process(*arguments: str) -> dict[str, float] | None:
     Peak memory and compiled code of one row must not be another's.
     """
     done = subprocess.run(
-        own_command("benchmark", *sys.argv[1:], *arguments),
+        own_command("benchmark", *own_arguments(), *arguments),
         env=own_environment(),
         stdout=subprocess.PIPE,
         text=True,

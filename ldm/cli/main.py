@@ -9,7 +9,7 @@ from typing import NoReturn
 from ldm import __version__
 from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
-from ldm.program import run
+from ldm.program import call_as, run
 
 USAGE = """usage: artfusion PHOTO PAINTING [RESULT]      paint a photo in the style of a painting
        artfusion COMMAND [OPTIONS]           --help after a command shows its options
@@ -52,7 +52,7 @@ def _is_picture(text: str) -> bool:
 def run_command(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a sub-command and exit; its script gives no arguments, which are the program's own."""
     if arguments is not None:
-        sys.argv = [f"artfusion {name}", *arguments]
+        call_as(name, arguments)
 
     def command() -> int | None:
         if name not in COMMANDS:

@@ -1,13 +1,12 @@
 """The training command's options; those of the published command line keep working."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, arguments
 from ldm.training.published_flags import TRAINER_FLAGS, translated
 
 DEFAULT_SEED = 23
@@ -78,7 +77,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS
     )  # which has more: published_flags.py
     # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
-    args = parser.parse_intermixed_args(translated(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_intermixed_args(translated(arguments() if argv is None else argv))
     taken = [item for item in args.base if "=" in item and not Path(item).is_file()]
     args.base = [item for item in args.base if item not in taken]
     args.overrides = taken + args.overrides
