@@ -40,6 +40,7 @@ from training_builders import (
 from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.training.throughput import Throughput
@@ -577,6 +578,23 @@ def test_a_missing_config_is_one_line_and_exit_code_2(
 ) -> None:
     assert run_program(main, ["--base", "nowhere.yaml"], monkeypatch) == 2
     assert capsys.readouterr().err == "error: config nowhere.yaml: no such file\n"
+
+
+class Own(DualCondLDM):
+    """As a user's script has it: the config's parameters are its own."""
+
+
+def test_an_override_may_name_an_allowed_subclass_which_keeps_the_parameters(
+    diffusion_config: Path, tmp_path: Path
+) -> None:
+    options = [
+        "model.target=test_training.Own",
+        "--allow-target",
+        "test_training",
+        "lightning.trainer.max_steps=1",
+    ]
+    main(["--base", str(diffusion_config), "--logdir", str(tmp_path), "--name", "own", *options])
+    assert last(tmp_path / "own")["global_step"] == 1
 
 
 def test_allowed_targets_reach_data_sets_and_models(diffusion_config: Path) -> None:
