@@ -22,9 +22,9 @@ from golden_rules import apply_rule, rnd
 from torch import Tensor, nn
 
 from ldm.errors import ConfigError
-from ldm.models.diffusion.dual_cond import spatial_std_mean
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
+from ldm.modules.diffusionmodules.util import spatial_std_mean
 from ldm.modules.ema import LitEma
 
 STEPS = 12

@@ -37,6 +37,7 @@ from ldm.evaluation.fid import art_fid, frechet_distance, load_inception
 from ldm.evaluation.metrics import PairMetrics, Statistics
 from ldm.evaluation.pairs import ResultSet
 from ldm.media.images import load_image
+from ldm.modules.diffusionmodules.util import spatial_std_mean
 from ldm.modules.losses import lpips as networks
 from ldm.modules.losses.lpips import LPIPS, vgg16
 from ldm.modules.losses.style_transfer import VggFeatures
@@ -92,7 +93,8 @@ def test_gram_matrix_by_hand() -> None:
 
 
 def test_mean_and_deviation_by_hand() -> None:
-    mean, std = metrics.mean_and_std(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]]]))
+    maps = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]], [[2.0, 2.0], [2.0, 2.0]]]])
+    std, mean = spatial_std_mean(maps, unbiased=False)
     assert torch.allclose(mean, torch.tensor([[4.0, 2.0]])) and torch.allclose(
         std, torch.tensor([[5.0**0.5, 0.0]])
     )

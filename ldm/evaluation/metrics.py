@@ -16,13 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.modules.diffusionmodules.util import spatial_std_mean
 from ldm.modules.losses.lpips import LPIPS, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import (
     CONTENT_LAYERS,
     LAYERS,
     VggFeatures,
     cosine_distance,
-    mean_and_std,
     moments_distance,
 )
 
@@ -32,8 +32,8 @@ METRICS = ("content_cosine", "content_vgg", "style_mean_std", "style_share", "gr
 class Statistics(NamedTuple):
     """What style losses keep of N pictures at one layer of C channels."""
 
-    mean: Tensor  # (N, C)
     std: Tensor  # (N, C)
+    mean: Tensor  # (N, C)
     gram: Tensor  # (N, C, C)
 
 
@@ -45,7 +45,9 @@ def gram_matrix(maps: Tensor) -> Tensor:
 
 def statistics(maps: Mapping[str, Tensor]) -> list[Statistics]:
     """One for each layer."""
-    return [Statistics(*mean_and_std(maps[name]), gram_matrix(maps[name])) for name in LAYERS]
+    return [
+        Statistics(*spatial_std_mean(maps[name], unbiased=False), gram_matrix(maps[name])) for name in LAYERS
+    ]
 
 
 def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:

@@ -13,7 +13,7 @@ from ldm.checks import check_fractions
 from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel, first_samples
-from ldm.modules.diffusionmodules.util import over_positions
+from ldm.modules.diffusionmodules.util import over_positions, spatial_std_mean
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
@@ -267,10 +267,3 @@ class DualConditionDiffusionWrapper(nn.Module):
         if self.second_conditioning_key == "concat":
             x, c2 = torch.cat([x, c2], dim=1), None
         return self.diffusion_model(x, t, c1, c2)
-
-
-def spatial_std_mean(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(unbiased std, mean), each (N, C), over the positions of x (N, C, h, w)."""
-    # The unbiased std of a single position is not a number; such a map is flat.
-    correction = 1 if x[0, 0].numel() > 1 else 0
-    return torch.std_mean(x, dim=(-1, -2), correction=correction)

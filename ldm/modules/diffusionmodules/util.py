@@ -121,3 +121,9 @@ class Whitening(nn.Module):
             x.device.type, enabled=False
         ):  # the weak components would drown in rounding errors
             return (x.float() - self.mean) @ self.basis
+
+
+def spatial_std_mean(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
+    """(std, mean), each (N, C), over the positions of x (N, C, h, w)."""
+    # The unbiased std of a single position is not a number; such a map is flat.
+    return torch.std_mean(x, dim=(-1, -2), correction=int(unbiased and x[0, 0].numel() > 1))

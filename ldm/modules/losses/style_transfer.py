@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.util import spatial_std_mean
 from ldm.modules.losses.energy import (
     STYLE_LAYERS,
     PaintFeatures,
@@ -45,12 +46,6 @@ class VggFeatures(nn.Module):
             maps[name] = x = layers[:first](rest(x))
             rest = layers[first:]
         return maps
-
-
-def mean_and_std(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C) each, of the values of a channel at all positions of (N, C, H, W); the standard deviation divides by H*W."""
-    std, mean = torch.std_mean(maps, dim=(2, 3), correction=0)
-    return mean, std
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -102,7 +97,10 @@ class FeatureLoss(VggLoss):
     def _distance(self, wanted: Tensor, got: Tensor) -> Tensor:
         """(N,) of one layer."""
         places = (wanted - got).abs().mean(dim=(1, 2, 3))
-        style = sum((p - q).abs().mean(1) for p, q in zip(mean_and_std(wanted), mean_and_std(got)))
+        style = sum(
+            (p - q).abs().mean(1)
+            for p, q in zip(*(spatial_std_mean(maps, unbiased=False) for maps in (wanted, got)))
+        )
         return (places + self.style_weight * style) / wanted.mean().clamp(min=1e-3)
 
 
