@@ -105,7 +105,9 @@ def test_style_losses_by_hand() -> None:
 
     def layer(mean: list[float], std: list[float], gram: float) -> Statistics:
         return Statistics(
-            torch.tensor([mean]), torch.tensor([std]), torch.full((1, len(mean), len(mean)), gram)
+            mean=torch.tensor([mean]),
+            std=torch.tensor([std]),
+            gram=torch.full((1, len(mean), len(mean)), gram),
         )
 
     a = [layer([1.0, 2.0], [1.0, 1.0], 0.0), layer([1.0], [1.0], 1.0)]
