@@ -14,10 +14,10 @@ ROOT = PACKAGE / "bundled" if (PACKAGE / "bundled").is_dir() else PACKAGE.parent
 
 
 def own_or(path: str | Path) -> Path:
-    """The path; or, where there is no such file, this project's own of that name, such as configs/mini.yaml."""
+    """The path; or, where there is nothing, this project's own of that name, such as configs/mini.yaml or data/contents."""
     path = Path(path)
     own = ROOT / path
-    is_ours = not path.is_absolute() and path.parts[:1] in (("configs",), ("checkpoints",)) and own.is_file()
+    is_ours = path.parts[:1] in (("configs",), ("checkpoints",), ("data",)) and own.exists()
     return own if is_ours and not path.exists() else path
 
 

@@ -88,6 +88,21 @@ def test_it_paints_with_the_bundled_model_from_any_folder(installed: Path, tmp_p
     assert min(Image.open(tmp_path / "moose__turner_whalers.png").size) == 64
 
 
+def test_bundled_files_are_found_by_their_names_in_a_clone(installed: Path, tmp_path: Path) -> None:
+    checkpoint = "checkpoints/mini/model.safetensors"
+    text = artfusion(installed, tmp_path, "checkpoint", "verify", checkpoint, "--config", "configs/mini.yaml")
+    assert "every name and shape fits" in text
+    artfusion(installed, tmp_path, "checkpoint", "convert", checkpoint, "small.safetensors")
+    photo, painting = (
+        str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg")
+    )
+    quick = ["--look", "fast", "--size", "64", "--steps", "1"]
+    artfusion(installed, tmp_path, photo, painting, "r.png", "--checkpoint", checkpoint, *quick)
+    demo = ["--contents", "data/contents", "--output", "demo.png"]
+    artfusion(installed, tmp_path, "demo", *demo, *quick)
+    assert (tmp_path / "demo.png").exists() and (tmp_path / "r.png").exists()
+
+
 def test_it_trains_from_a_bundled_config(installed: Path, tmp_path: Path) -> None:
     folders = {kind: picture_folder(tmp_path / kind, 3) for kind in ("paintings", "photos")}
     roots = [

@@ -26,6 +26,7 @@ from ldm.checkpoint import (
     without,
 )  # fmt: skip
 from ldm.errors import CheckpointError, UserError
+from ldm.files import own_or
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("input", type=Path, help="a .ckpt or .safetensors file")
+    parser.add_argument("input", type=own_or, help="a .ckpt or .safetensors file")
     parser.add_argument("output", type=Path, help="the .safetensors file to write")
     parser.add_argument(
         "--half", action="store_true", help="store weights as float16, the noise schedule not"

@@ -28,7 +28,7 @@ from ldm.checkpoint import (
 )  # fmt: skip
 from ldm.config.factory import instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError
-from ldm.files import ROOT
+from ldm.files import ROOT, own_or
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 
@@ -65,7 +65,7 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("file", type=Path, help="a .ckpt, .pt, .pth or .safetensors file")
+    parser.add_argument("file", type=own_or, help="a .ckpt, .pt, .pth or .safetensors file")
     parser.add_argument("--config", type=Path, help="YAML file whose `model` the checkpoint should fit")
     return parser.parse_args()
 
@@ -98,9 +98,10 @@ def print_comparison(config: Path, tensors: dict[str, Tensor], has_ema: bool) ->
     node = to_plain(load_config(config)).get("model")
     if node is None:
         raise ConfigError(f"config {config}: it has no `model`")
-    mismatch = compare(
-        instantiate_from_config(without_ckpt_paths(node)), tensors, TRAINING_ONLY
-    )  # which is never loaded
+    model = instantiate_from_config(without_ckpt_paths(node))
+    # What the model need not have, and what is never loaded.
+    optional = model.optional_keys(tensors) if hasattr(model, "optional_keys") else ()
+    mismatch = compare(model, tensors, (*TRAINING_ONLY, *optional))
     if not has_ema:
         mismatch = forgive_missing_ema(mismatch)
     print(f"  against {config.name}: {mismatch or 'every name and shape fits'}")

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ldm.errors import ConfigError, UserError
+from ldm.files import own_or
 from ldm.media.images import EXTENSIONS, load_image, resize_short_side
 
 SPLITS = ("train", "validation", "all")
@@ -33,7 +34,7 @@ def find_pictures(
     A file's split depends on `seed` and its path below `root` alone, so adding files moves no other.
     """
     check_split(split)
-    root = Path(root)
+    root = own_or(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError, did_you_mean
-from ldm.files import ROOT
+from ldm.files import ROOT, own_or
 from ldm.media.images import image_to_tensor, resize_short_side, tensor_to_image, with_colors_of
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import Step
@@ -301,7 +301,7 @@ def compile_networks(model: DualCondModel) -> None:
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
     """(checkpoint file, config file); the bundled ones lie beside the package, and go together by name or by path.
     Raises UserError where the bundled file is gone."""
-    path = Path(checkpoint)
+    path = own_or(checkpoint)
     if str(checkpoint) in BUNDLED and not path.is_file():
         path = ROOT / BUNDLED[str(checkpoint)][0]
         if not path.is_file():
