@@ -93,12 +93,13 @@ def main() -> int:
         try:
             parts[name](args, seconds)
             (args.output / f"{name}.done").touch()
+        # the next part may work all the same
         except (
             UserError,
             OSError,
             RuntimeError,
             subprocess.SubprocessError,
-        ) as error:  # the next part may work all the same
+        ) as error:
             failed.append(name)
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)

@@ -81,9 +81,8 @@ def quality_for(paths: list[Path], short_side: int, limit: int) -> int:
     """The best quality at which all are small enough, by a sample of them."""
     sample = [path for path in paths[:: max(1, len(paths) // SAMPLED)] if readable(path)]
     for quality in QUALITIES:
-        size = sum(
-            len(encoded(path, short_side, quality)) + 150 for path in sample
-        )  # 150: a zip file's own, for each
+        # 150: a zip file's own, for each
+        size = sum(len(encoded(path, short_side, quality)) + 150 for path in sample)
         if size * len(paths) / max(1, len(sample)) <= 0.97 * limit:
             return quality
     raise UserError(

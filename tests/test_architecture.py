@@ -25,12 +25,13 @@ ROOMS = (
     "benchmarking",
     "cli",
 )
+# of a room, under a published name
 FACES = {
     "__init__": "pipeline",
     "__main__": "cli",
     "util": "config",
     "lr_scheduler": "modules",
-}  # of a room, under a published name
+}
 
 
 def room_of(module: str) -> str:

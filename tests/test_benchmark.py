@@ -25,10 +25,11 @@ from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
 
+# a schedule long enough for the published 250 steps, and one that is soon run whole
 TIMESTEPS, SHORT = (
     500,
     40,
-)  # a schedule long enough for the published 250 steps, and one that is soon run whole
+)
 
 Program = Callable[..., int]
 
@@ -269,9 +270,8 @@ def test_the_table_has_every_row(program: Program, files: Path, capsys: pytest.C
         program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
     )
     printed, told = capsys.readouterr()
-    assert [
-        row.name for row in ROWS[:-1] if f"{row.name}: " not in told
-    ] == []  # so that a run which is stopped is not lost
+    # so that a run which is stopped is not lost
+    assert [row.name for row in ROWS[:-1] if f"{row.name}: " not in told] == []
     rows = table_in(printed)
     assert list(rows) == [
         ROWS[0].name.replace("250 steps", "250 steps, from 3 measured,"),
@@ -475,9 +475,8 @@ def test_the_brush_suite_has_every_size_and_both_starts(
     for name in (brush.PHOTO, brush.SAMPLED):
         first, *_, last = (float(cell.split(" ")[0]) for cell in energies[name])
         assert last < first
-    assert energies[brush.PHOTO][0].endswith(", -0.00)") or energies[brush.PHOTO][0].endswith(
-        ", 0.00)"
-    )  # the photo has its own layout
+    # the photo has its own layout
+    assert energies[brush.PHOTO][0].endswith(", -0.00)") or energies[brush.PHOTO][0].endswith(", 0.00)")
     assert (
         sorted(map(float, seconds[brush.SAMPLED])) == [*map(float, seconds[brush.SAMPLED])]
         and len(seconds[brush.PHOTO]) == 3
@@ -626,9 +625,8 @@ def test_rows_in_one_process_have_models_of_their_own(
     assert program(*gpu_options(files, tmp_path), *GPU_ROWS) == 0
     apart, together = tables_in(gpu_tables[1]), tables_in(capsys.readouterr().out)
     assert apart[0] == together[0] and apart[3].keys() == together[3].keys()
-    assert [cells[-1] for cells in apart[3].values()] == [
-        cells[-1] for cells in together[3].values()
-    ]  # the losses
+    # the losses
+    assert [cells[-1] for cells in apart[3].values()] == [cells[-1] for cells in together[3].values()]
 
 
 def test_a_row_that_fails_leaves_the_others_their_numbers(

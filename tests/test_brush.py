@@ -65,9 +65,8 @@ def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[t
 def test_larger_pictures_get_fewer_steps_but_some() -> None:
     steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].brush_steps)]
     assert steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].brush and steps[-1] >= 2
-    assert (
-        LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush
-    )  # a panorama is not small
+    # a panorama is not small
+    assert LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush
 
 
 def test_enlarging_gives_back_the_references_detail() -> None:
@@ -245,9 +244,8 @@ def test_style_size_changes_what_is_looked_at(brush: Brush, painting: Image.Imag
         return brush._side(painting, level, Order(size, [], style_size=style_size))
 
     assert side(None) == 64 and side(40) == 40 and side(96) == 96
-    assert (
-        side(None, (128, 144)) == 40
-    )  # the painting has 80 pixels, and is looked at half as large at half the size
+    # the painting has 80 pixels, and is looked at half as large at half the size
+    assert side(None, (128, 144)) == 40
     assert side(96, (128, 144)) == 48
 
 

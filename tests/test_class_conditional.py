@@ -454,9 +454,8 @@ def test_clip_of_texts(clip: Path) -> None:
     assert_same(c, expected)
     assert_same(model.null_condition(2), model.get_learned_conditioning(["", ""]))
     names = [name for name in model.state_dict() if name.startswith("cond_stage_model.")]
-    assert (
-        "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names
-    )  # as in Stable Diffusion 1
+    # as in Stable Diffusion 1
+    assert "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight" in names
     assert "cond_stage_model.transformer.text_model.embeddings.position_ids" in model.optional_keys({})
 
 
@@ -714,6 +713,5 @@ def test_digits_are_recognised_after_a_short_training(
     capsys.readouterr()
     assert run_program(program.main, ["--recognise", model, "--n", "8", "--steps", "20"], monkeypatch) == 0
     words = capsys.readouterr().out.splitlines()[-1].split()
-    assert (
-        words[0] == "all:" and float(words[1].rstrip("%")) >= 45
-    )  # chance is 10; the whole recipe reaches 95
+    # chance is 10; the whole recipe reaches 95
+    assert words[0] == "all:" and float(words[1].rstrip("%")) >= 45

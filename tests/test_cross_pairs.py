@@ -68,9 +68,8 @@ def test_a_picture_is_its_own_content_and_style(loss: StyleTransferLoss) -> None
     x, others = pictures("a"), pictures("b")
     content, _ = loss(x, loss.content_of(x), loss.style_of(others))
     _, style = loss(x, loss.content_of(others), loss.style_of(x))
-    assert (
-        content.shape == style.shape == (3,) and content.max() < 5e-3 and style.max() < 1e-5
-    )  # of nearly flat channels little counts
+    # of nearly flat channels little counts
+    assert content.shape == style.shape == (3,) and content.max() < 5e-3 and style.max() < 1e-5
 
 
 def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss: StyleTransferLoss) -> None:
@@ -152,9 +151,8 @@ def test_a_wrong_hue_is_further_than_a_wrong_brightness() -> None:
         palette_distance(grey, other, directions=2000).item()
         for other in (uniform(0.5, 0.5, 0.5), uniform(0.25, 0.25, -0.5))
     )
-    assert brighter == pytest.approx(
-        0.5**2 / 3, rel=0.1
-    )  # luma alone, a third of whose square lies along each direction
+    # luma alone, a third of whose square lies along each direction
+    assert brighter == pytest.approx(0.5**2 / 3, rel=0.1)
     luma, cb, cr = 0.16453, 3 * 0.564 * (-0.5 - 0.16453), 3 * 0.713 * (0.25 - 0.16453)
     assert yellow == pytest.approx((luma**2 + cb**2 + cr**2) / 3, rel=0.1) and yellow > 5 * brighter
 
@@ -205,9 +203,8 @@ def test_a_pattern_that_the_photo_or_the_painting_has_may_stay(striped: str) -> 
     own = {"photo": rough("b"), "painting": rough("c", 128)}
     shown = rough("a") + weave()
     before = pattern_loss(shown, own["photo"], own["painting"])
-    own[striped] = own[striped] + weave(
-        side=own[striped].shape[2]
-    )  # at the same period in pixels, also in a larger picture
+    # at the same period in pixels, also in a larger picture
+    own[striped] = own[striped] + weave(side=own[striped].shape[2])
     assert pattern_loss(shown, own["photo"], own["painting"]) < 0.1 * before
 
 
@@ -640,9 +637,8 @@ def test_variants_are_few_crops_that_are_always_the_same(roots: dict[str, str]) 
         all(len(same) == 1 for same in crops.values())
         and len({crop for same in crops.values() for crop in same}) == 18
     )
-    assert not torch.equal(
-        before, torch.get_rng_state()
-    )  # what is drawn for a crop does not repeat the draws outside it
+    # what is drawn for a crop does not repeat the draws outside it
+    assert not torch.equal(before, torch.get_rng_state())
     assert "photo_row" not in CrossPairs(**roots, size=16, validation_share=0.0)[0]
     with pytest.raises(ConfigError, match="variants must be at least 0, got -1"):
         CrossPairs(**roots, variants=-1)
@@ -694,9 +690,8 @@ def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(
             val_check_interval=1,
         )
     )
-    assert not [
-        name for name in last(run)["state_dict"] if name.startswith("loss.")
-    ]  # the judge is no part of the model
+    # the judge is no part of the model
+    assert not [name for name in last(run)["state_dict"] if name.startswith("loss.")]
     assert (
         last(run)["global_step"] == 2
         and len(logged(run, "train/style")) == 2

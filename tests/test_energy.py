@@ -92,9 +92,8 @@ def test_gram_sums_of_bfloat16_are_added_up_in_float32() -> None:
     maps = torch.rand(1, 8, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     exact = maps.double().flatten(2) @ maps.double().flatten(2).mT
     ours = gram_sum(maps)
-    assert (
-        ours.dtype == torch.float32 and float(((ours - exact) / exact).abs().max()) < 2**-9
-    )  # a block's rounding, not their sum's
+    # a block's rounding, not their sum's
+    assert ours.dtype == torch.float32 and float(((ours - exact) / exact).abs().max()) < 2**-9
 
 
 # Terms

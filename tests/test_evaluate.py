@@ -118,9 +118,8 @@ def test_style_losses_by_hand() -> None:
 
 def test_cosine_distance_by_hand() -> None:
     a, b = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 2, 2), torch.tensor([0, 1.0, 0, 0]).view(1, 1, 2, 2)
-    assert metrics.cosine_distance(a, b).item() == pytest.approx(
-        4 / 3
-    )  # without its mean each has 1/4 off everywhere
+    # without its mean each has 1/4 off everywhere
+    assert metrics.cosine_distance(a, b).item() == pytest.approx(4 / 3)
     assert metrics.cosine_distance(a, -a).item() == pytest.approx(2)
 
 

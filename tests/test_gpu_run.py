@@ -116,9 +116,8 @@ def test_the_whole_run_is_rehearsed(
         "20",
     ]
     monkeypatch.setitem(gpu_run.SECONDS, "bundled", 15)  # it takes all the time that it gets
-    monkeypatch.setattr(
-        gpu_run, "SPARE", 600
-    )  # and these few seconds do not do for starting on a busy machine
+    # and these few seconds do not do for starting on a busy machine
+    monkeypatch.setattr(gpu_run, "SPARE", 600)
     monkeypatch.setitem(gpu_run.SECONDS, "check", 600)
     monkeypatch.setitem(gpu_run.SECONDS, "speed", 600)
     monkeypatch.setitem(gpu_run.SECONDS, "training", 600)
@@ -146,9 +145,8 @@ def test_the_whole_run_is_rehearsed(
     weights = b"".join((tmp_path / f"out/weights.part-{n}").read_bytes() for n in range(2))
     assert weights == (tmp_path / "out/training-bundled/model.safetensors").read_bytes()
     began = time.monotonic()
-    assert (
-        run_program(gpu_run.main, call, monkeypatch) == 0 and time.monotonic() - began < 30
-    )  # nothing is done twice
+    # nothing is done twice
+    assert run_program(gpu_run.main, call, monkeypatch) == 0 and time.monotonic() - began < 30
 
 
 def test_a_part_that_fails_does_not_stop_the_next(

@@ -85,9 +85,8 @@ def test_sixteen_bit_colours_are_scaled_not_clipped(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    values = np.array(
-        [0, 257, 32896, 65535, 12850, 257], dtype=">u2"
-    )  # two pixels, which Pillow cannot write
+    # two pixels, which Pillow cannot write
+    values = np.array([0, 257, 32896, 65535, 12850, 257], dtype=">u2")
     header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
     body = (
         chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + values.tobytes())) + chunk(b"IEND", b"")

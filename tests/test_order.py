@@ -231,9 +231,8 @@ def data_config(root: str, split: str = "all") -> dict[str, Any]:
 def test_the_data_module_gives_batches_of_both_sets(tmp_path: Path) -> None:
     node = data_config(str(picture_folder(tmp_path, 6)))
     data = module(node, validation=node)
-    assert [len(batch["image"]) for batch in data.train_dataloader()] == [
-        4
-    ]  # the last two pictures are no full batch
+    # the last two pictures are no full batch
+    assert [len(batch["image"]) for batch in data.train_dataloader()] == [4]
     assert [len(batch["image"]) for batch in data.val_dataloader()] == [4, 2]
 
 

@@ -147,9 +147,8 @@ def test_maps_as_conditions(node: dict[str, Any], shape: tuple[int, ...], size: 
 
 def test_a_rescaler_halves_and_maps_channels() -> None:
     x, stage = rnd("maps", 2, 5, 16, 8), SpatialRescaler(n_stages=2, in_channels=5, out_channels=3)
-    smaller = (
-        x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
-    )  # bilinear at one half takes the mean of four
+    # bilinear at one half takes the mean of four
+    smaller = x.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
     smaller = smaller.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5))
     assert_same(SpatialRescaler(n_stages=2)(x), smaller)
     assert_same(

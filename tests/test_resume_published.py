@@ -221,9 +221,8 @@ def test_every_weight_goes_on_with_its_own_moments(gone_on: dict[str, Any]) -> N
 
 
 def test_learning_rate_step_and_averages_go_on(gone_on: dict[str, Any]) -> None:
-    assert (
-        gone_on["group"]["lr"] == RATE and gone_on["group"]["weight_decay"] == 1e-2
-    )  # the config's rate is another
+    # the config's rate is another
+    assert gone_on["group"]["lr"] == RATE and gone_on["group"]["weight_decay"] == 1e-2
     assert gone_on["began"] == (STEP, 2)
     expected = {name: value for name, value in gone_on["model"].state_dict().items() if "_ema." in name}
     assert all(torch.equal(gone_on["averages"][name], value) for name, value in expected.items())
@@ -333,9 +332,8 @@ def test_the_learning_rate_goes_on_along_its_schedule(config: Path, tmp_path: Pa
     after = resumed(config, file, tmp_path, "--base", str(config), str(scheduled), "model.learning_rate=0.5")
     assert Watch.group["lr"] == RATE
     factor = instantiate_from_config(SCHEDULE).schedule(STEP + 1)
-    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(
-        1e-2 * factor
-    )  # of the rate that the file began with
+    # of the rate that the file began with
+    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-2 * factor)
 
 
 @pytest.mark.parametrize(
@@ -408,10 +406,11 @@ def test_a_published_run_goes_on_with_the_configs_of_its_folder(
     old = tmp_path / "2023_kl16"
     write(lightning_1_6(built(config)), old / "checkpoints/last.ckpt")
     recipe = OmegaConf.load(config)
+    # as the published command writes it
     trainer = {
         "accelerator": "ddp",
         "resume_from_checkpoint": str(old / "checkpoints/last.ckpt"),
-    }  # as the published command writes it
+    }
     (old / "configs").mkdir()
     OmegaConf.save({"model": recipe.model, "data": recipe.data}, old / "configs/2023-project.yaml")
     OmegaConf.save(

@@ -223,9 +223,10 @@ def test_each_set_is_ranked_by_its_own_results(judge: EfficientNetLite0) -> None
     assert together[0].share_within(1, "style_rank") == 1 and together[1].share_within(
         1, "style_rank"
     ) == pytest.approx(1 / 5)
+    # one has no spread
     assert (
         together[2].share_within(1, "style_rank") is None and together[2].share_within(4, "content_rank") == 1
-    )  # one has no spread
+    )
 
 
 def test_without_a_judge_there_are_no_ranks() -> None:

@@ -110,9 +110,8 @@ def test_samples_are_those_that_folders_give(tmp_path: Path) -> None:
             expected[key] for key in ("style_flag", "content_flag")
         ]
         kinds[Path(sample["path"]).parent.name, sample["style_flag"], sample["content_flag"]] += 1
-    assert (
-        len(kinds) == 5 and kinds.total() == 60
-    )  # paintings and photos with style, whose content is on or off; photos without style
+    # paintings and photos with style, whose content is on or off; photos without style
+    assert len(kinds) == 5 and kinds.total() == 60
 
 
 def test_an_epoch_has_its_number_of_samples_and_shows_every_picture_before_any_again(

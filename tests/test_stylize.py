@@ -293,9 +293,8 @@ def test_default_steps_are_told_as_a_number(
     folder: Path, model_files: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = ["--content", "photos/a.png", "--style", "styles/s.png", "--output", "o.png"]
-    assert (
-        run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0
-    )  # but for --steps
+    # but for --steps
+    assert run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0
     assert told("o.png")["steps"] == 20
 
 

@@ -72,9 +72,8 @@ def test_a_run_ends_when_its_time_is_over(
             callbacks=budget(4.5),
         )
     )
-    assert (
-        2 <= last(run)["global_step"] <= 5 and (run / FINISHED).exists()
-    )  # each step looks at the clock, and so does each checkpoint
+    # each step looks at the clock, and so does each checkpoint
+    assert 2 <= last(run)["global_step"] <= 5 and (run / FINISHED).exists()
     (rate,) = {group["lr"] for state in last(run)["optimizer_states"] for group in state["param_groups"]}
     assert rate == pytest.approx(0.02e-3, rel=1e-3)
 

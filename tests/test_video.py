@@ -89,9 +89,8 @@ def write_clip(
         stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if rotation:
             stream.set_display_rotation(rotation)
-        sound = (
-            container.add_stream(tone, rate=48000, layout="mono") if tone else None
-        )  # before the first packet, as all streams
+        # before the first packet, as all streams
+        sound = container.add_stream(tone, rate=48000, layout="mono") if tone else None
         for time, image in zip(times or range(len(frames)), frames):
             frame = av.VideoFrame.from_ndarray(np.asarray(image))
             frame.pts, frame.time_base = time, 1 / RATE

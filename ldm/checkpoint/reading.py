@@ -88,9 +88,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     elif head.startswith(b"PK\x03\x04"):
         _check_zip(path)
         tensors, extra = _read_pickled(path, mmap=True)
-    elif head.startswith(
-        b"\x80"
-    ):  # files of torch before 1.6, such as torchvision's VGG16, are no zip archives
+    # files of torch before 1.6, such as torchvision's VGG16, are no zip archives
+    elif head.startswith(b"\x80"):
         tensors, extra = _read_pickled(path, mmap=False)
     else:
         raise _bad(path, "not a checkpoint: neither a PyTorch nor a safetensors file")

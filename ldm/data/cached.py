@@ -133,9 +133,8 @@ class CachedHybridTrain(HybridDraws):
 
     def check_model(self, model: nn.Module) -> None:
         """Raises ConfigError for a model whose encoders did not make this cache."""
-        if (
-            model.vgg_ckpt_path is not None
-        ):  # else it would be a download, which training may need and this does not
+        # else it would be a download, which training may need and this does not
+        if model.vgg_ckpt_path is not None:
             model.load_style_network()
         theirs = self.store.meta["made_by"]["encoders"]
         for name, mark in encoder_fingerprints(model).items():

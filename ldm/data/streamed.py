@@ -83,9 +83,8 @@ class StreamedHybridTrain(IterableDataset):
 
     def __len__(self) -> int:
         """Samples of this process in an epoch."""
-        return -(
-            -self.epoch_samples // self._rank_and_world()[1]
-        )  # all need equally many, or some would wait for ever
+        # all need equally many, or some would wait for ever
+        return -(-self.epoch_samples // self._rank_and_world()[1])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
@@ -178,15 +177,13 @@ def _opened(shard: str) -> Iterator[BinaryIO]:
     stream = _open(shard)
     try:
         yield stream
-        while stream.read(
-            1 << 20
-        ):  # a program that cannot write all of what it has would seem to have failed
+        # a program that cannot write all of what it has would seem to have failed
+        while stream.read(1 << 20):
             pass
         stream.close()
     finally:
-        if hasattr(
-            stream, "proc"
-        ):  # of a shard that is left in the middle; it may be waiting for the network
+        # of a shard that is left in the middle; it may be waiting for the network
+        if hasattr(stream, "proc"):
             stream.proc.terminate()
         with suppress(OSError):
             stream.close()
@@ -232,9 +229,8 @@ def _scheme(shard: str) -> str:
 
 def _is_picture(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(
-        "._"
-    )  # macOS's tar adds such files to every one
+    # macOS's tar adds such files to every one
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._")
 
 
 def _worker_and_workers() -> tuple[int, int]:

@@ -70,9 +70,8 @@ def _draw_points(axes: Any, points: Sequence[Measured]) -> None:
     for one, marker in zip(points, cycle("sD^vP*X")):
         axes.plot(one.mean(X), one.mean(Y), marker, color="crimson", ms=9, label=one.results.name)
     for one in points:
-        right = (
-            one.mean(X) > sum(axes.get_xlim()) / 2
-        )  # names there go to the left of their points, to stay within the frame
+        # names there go to the left of their points, to stay within the frame
+        right = one.mean(X) > sum(axes.get_xlim()) / 2
         _note(axes, one, one.results.name, left=right, color="crimson", fontsize=9)
 
 

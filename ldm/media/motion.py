@@ -12,10 +12,11 @@ from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.video import Frame
 
+# levels of 255: below the one a difference is noise of the camera or the file, above the other movement
 STILL, MOVING = (
     8,
     24,
-)  # levels of 255: below the one a difference is noise of the camera or the file, above the other movement
+)
 SOFTNESS = 0.01  # radius of the blur, of the shorter side
 CUT = 0.5  # share of the picture; where more of it moves, it is another scene
 

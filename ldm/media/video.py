@@ -229,9 +229,8 @@ def is_video(path: Path) -> bool:
 def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
     """The same frames, the first of them read already; None where there are none."""
     first = next(frames, None)
-    return (
-        None if first is None else chain(iter([first]), frames)
-    )  # the iterator, unlike a list, lets go of the frame
+    # the iterator, unlike a list, lets go of the frame
+    return None if first is None else chain(iter([first]), frames)
 
 
 def painted(
@@ -326,9 +325,8 @@ class Sound:
 
     def __init__(self, opened: ExitStack, clip: Clip, output: "av.container.OutputContainer", first: Frame):
         self._path, self._output, self._begin = clip.path, output, first.time * clip.time_base
-        self._whole = (
-            first.number == 0
-        )  # even what is heard before the first picture, which decoders may need to start
+        # even what is heard before the first picture, which decoders may need to start
+        self._whole = first.number == 0
         self._source = opened.enter_context(open_video(clip.path))
         self._copy = output.add_stream_from_template(self._source.streams.audio[0])
         self._packets = self._read()

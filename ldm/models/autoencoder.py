@@ -64,9 +64,8 @@ class FirstStageTraining(pl.LightningModule):
         ]
         if self.scheduler_config is None:
             return optimizers
-        schedule = instantiate_from_config(
-            self.scheduler_config
-        ).__call__  # not the object, whose values a checkpoint would bring back
+        # not the object, whose values a checkpoint would bring back
+        schedule = instantiate_from_config(self.scheduler_config).__call__
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -90,9 +89,8 @@ class FirstStageTraining(pl.LightningModule):
 
     def _step(self, which: int) -> None:
         optimizer = _as_list(self.optimizers())[which]
-        if (
-            which > 0
-        ):  # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
+        # Lightning's global_step, and with it max_steps, would count this optimiser's steps too
+        if which > 0:
             optimizer._on_before_step = optimizer._on_after_step = lambda: None
         self._clip(optimizer.optimizer)
         optimizer.step()

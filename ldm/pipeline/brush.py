@@ -191,9 +191,8 @@ class Brush:
         if picture is None:
             picture = resized(start, level.size)
         else:
-            sampled = (
-                level.size[0] < 1.5 * start.shape[2]
-            )  # sizes double: this one or a smaller one, however it was rounded
+            # sizes double: this one or a smaller one, however it was rounded
+            sampled = level.size[0] < 1.5 * start.shape[2]
             reference = start if sampled or order.content is None else order.content
             picture = enlarged(picture, resized(reference, level.size), order.detail)
         free = self._free(level, order)
@@ -215,9 +214,8 @@ class Brush:
             ]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
         free = self._free(level, order)
-        if (
-            free is not None
-        ):  # the painting need not be met by what stays the photo, nor made up for around it
+        # the painting need not be met by what stays the photo, nor made up for around it
+        if free is not None:
             masks = free[0] if masks is None else masks * free[0]
         both = weights(order.style_scale, order.content_scale)
         return energy_of(self.features, styles, content, *both, masks=masks, luminance=order.luminance)

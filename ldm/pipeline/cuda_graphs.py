@@ -14,9 +14,8 @@ from torch import Tensor
 # it: the weights that it converts once would else be gone when the graph runs again.
 Function = Callable[..., Tensor]
 Inputs = Mapping[str, Tensor | None]
-Capture = Callable[
-    [Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]
-]  # to (the result's tensor, what computes it anew)
+# to (the result's tensor, what computes it anew)
+Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 
 WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
 GRAPHS = 8  # kept at once, each with the memory of a whole run

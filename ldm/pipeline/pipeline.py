@@ -51,10 +51,11 @@ __all__ = ["SAMPLERS", "Settings", "StyleMix", "StyleRegions", "StyleTransferPip
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
+# below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
 MILD_SCALES = (
     1.0,
     2.0,
-)  # below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
+)
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 

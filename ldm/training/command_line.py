@@ -70,12 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PREFIX",
         help="also build classes under this dotted prefix",
     )
-    parser.add_argument(
-        "-f", "--postfix", default="", help=argparse.SUPPRESS
-    )  # of the published command line,
-    parser.add_argument(
-        "-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS
-    )  # which has more: published_flags.py
+    # Of the published command line, which has more: see published_flags.py.
+    parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)
+    parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)
     # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
     args = parser.parse_intermixed_args(translated(arguments() if argv is None else argv))
     taken = [item for item in args.base if "=" in item and not Path(item).is_file()]

@@ -49,9 +49,8 @@ def dry_run(recipe: Recipe) -> None:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    make_trainer(
-        {**recipe.trainer_options(), **quiet}
-    )  # for what is wrong with the options that are others below
+    # for what is wrong with the options that are others below
+    make_trainer({**recipe.trainer_options(), **quiet})
     measure = _Measure()
     options = {
         **recipe.trainer_options(),

@@ -32,9 +32,8 @@ def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> Non
     if options["channels_last"]:
         model.to(memory_format=torch.channels_last)
     for network in _to_compile(model, options["compile"]):
-        network.compile(
-            dynamic=False
-        )  # in place: names in checkpoints stay; sizes seldom change, and code for any size is slower
+        # in place: names in checkpoints stay; sizes seldom change, and code for any size is slower
+        network.compile(dynamic=False)
 
 
 def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Module]:

@@ -43,19 +43,19 @@ class Resumed:
         `seed` is that of the run which goes on from another's checkpoint.
         """
         self._state["state_dict"] = weights = _without_optional(model, self._state["state_dict"])
-        load_strict(
-            model, weights, where=f"--resume {self.path}", advice=_OTHER_WEIGHTS
-        )  # Lightning would explain less
+        # Lightning would explain less
+        load_strict(model, weights, where=f"--resume {self.path}", advice=_OTHER_WEIGHTS)
         if not {"optimizer_states", "lr_schedulers"} <= self._state.keys():
             raise CheckpointError(
                 f"--resume {self.path}: weights alone, without an optimiser's state; {_OTHER_WEIGHTS}"
             )
         try:
             optimizers, schedules, _ = _configure_optimizers(model.configure_optimizers())
+        # of a module that asks its trainer for something, or has none
         except (
             RuntimeError,
             MisconfigurationException,
-        ) as error:  # of a module that asks its trainer for something, or has none
+        ) as error:
             if self.is_ours:
                 return  # Lightning takes the states in their order, as the same module wrote them
             raise CheckpointError(

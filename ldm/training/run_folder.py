@@ -95,9 +95,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
     try:
         try:
-            fcntl.flock(
-                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the system lets go of it however this process ends
+            # the system lets go of it however this process ends
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"

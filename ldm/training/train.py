@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     _quieten()
     resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
-    own = (
-        resumed.path if resumed and resumed.is_ours else None
-    )  # a run of the published code keeps its folder to itself
+    # a run of the published code keeps its folder to itself
+    own = resumed.path if resumed and resumed.is_ours else None
     if resumed and not own:
         take_published_run(args, resumed.path)
     folder = run_folder(args, own)

@@ -130,9 +130,8 @@ class Recipe:
         options = {
             key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())
         }
-        if (
-            _processes_from_outside() > 1
-        ):  # torchrun has started them; Lightning alone would train each on its own
+        # torchrun has started them; Lightning alone would train each on its own
+        if _processes_from_outside() > 1:
             local = int(os.environ["LOCAL_WORLD_SIZE"])
             options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
         if isinstance(self.data, DataModuleFromConfig):
@@ -165,9 +164,8 @@ class Recipe:
         # The averaged weights are buffers, equal everywhere: broadcasting them every step would double the traffic.
         # A first stage's two optimisers each leave the other's weights without gradients.
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = (
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        )  # torch renames it
+        # torch renames it
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options = {buffers: False, "gradient_as_bucket_view": True}
         return DDPStrategy(find_unused_parameters=not self.model.automatic_optimization, **options)
 
@@ -187,10 +185,11 @@ class Recipe:
 
     def _best_checkpoint(self, folder: Path) -> ModelCheckpoint | None:
         options = self._checkpoint_options("modelcheckpoint")
+        # asks for no best
         if {
             "every_n_train_steps",
             "train_time_interval",
-        } & options.keys() and "monitor" not in options:  # asks for no best
+        } & options.keys() and "monitor" not in options:
             return _model_checkpoint(
                 "modelcheckpoint", folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
             )
@@ -211,9 +210,8 @@ class Recipe:
             **options,
             "monitor": watched or "loss",
         }
-        built = _model_checkpoint(
-            "modelcheckpoint", folder, options
-        )  # in any case, for what is wrong with its options
+        # in any case, for what is wrong with its options
+        built = _model_checkpoint("modelcheckpoint", folder, options)
         return built if watched and validates else None
 
     def _checkpoint_options(self, key: str) -> dict[str, Any]:

@@ -137,9 +137,8 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
         )
         if self.scheduler_config is None:
             return optimizer
-        schedule = instantiate_from_config(
-            self.scheduler_config
-        ).__call__  # not the object, whose values a checkpoint would bring back
+        # not the object, whose values a checkpoint would bring back
+        schedule = instantiate_from_config(self.scheduler_config).__call__
         return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 
 

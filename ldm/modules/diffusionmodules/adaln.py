@@ -21,9 +21,8 @@ from ldm.modules.diffusionmodules.util import (
     zero_init,
 )
 
-Modulations = list[
-    Tensor
-]  # for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
+# for each block of a network, by its `index`, the (N, ...) result of its adaLN layer
+Modulations = list[Tensor]
 Embedding = Tensor | Modulations
 
 

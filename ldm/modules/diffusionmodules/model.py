@@ -25,6 +25,7 @@ from ldm.modules.diffusionmodules.util import Whitening, conv_nd, modulate, zero
 from ldm.modules.vae.model import Decoder, Encoder
 from ldm.published.configs import with_published_keys
 
+# the halves as latent-diffusion has them here
 __all__ = [
     "Decoder",
     "Encoder",
@@ -32,7 +33,7 @@ __all__ = [
     "TimestepEmbedder",
     "UNetModel",
     "modulate",
-]  # the halves as latent-diffusion has them here
+]
 
 
 @with_published_keys(

@@ -117,9 +117,8 @@ class Whitening(nn.Module):
         self.basis[:, :known] = directions[:known].T / spread.clamp_min(MIN_SPREAD * spread[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # the weak components would drown in rounding errors
+        # the weak components would drown in rounding errors
+        with torch.autocast(x.device.type, enabled=False):
             return (x.float() - self.mean) @ self.basis
 
 

@@ -61,9 +61,8 @@ class FrozenCLIPEmbedder(nn.Module):
     `device`, in published config files, has no effect: the network goes where the model goes.
     """
 
-    optional_keys = (
-        "transformer.text_model.embeddings.position_ids",
-    )  # older versions of transformers saved them
+    # older versions of transformers saved them
+    optional_keys = ("transformer.text_model.embeddings.position_ids",)
 
     def __init__(
         self, version: str = "openai/clip-vit-large-patch14", device: str | None = None, max_length: int = 77

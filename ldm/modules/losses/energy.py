@@ -100,9 +100,8 @@ class PaintFeatures(nn.Module):
         for (
             name,
             value,
-        ) in (
-            ScalingLayer().named_buffers()
-        ):  # a judge's numbers, like its weights, are in no model's checkpoint
+            # a judge's numbers, like its weights, are in no model's checkpoint
+        ) in ScalingLayer().named_buffers():
             self.register_buffer(name, value, persistent=False)
         self._slices: list[list[str]] = []
         for number, layers in enumerate(net.slices, start=1):
