@@ -1,9 +1,7 @@
 """The command `artfusion train`, in a clone, and what published scripts import of `main`."""
 
-import importlib
-from typing import Any
-
 from ldm.cli.main import run_command
+from ldm.lazy import names_from
 
 # Imported when asked for, as that takes seconds, in which Ctrl-C should end the command as well as later.
 _ELSEWHERE = {
@@ -14,10 +12,7 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module 'main' has no attribute {name!r}")
-    return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+__getattr__ = names_from("main", _ELSEWHERE)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,8 @@
 """ArtFusion: arbitrary style transfer with a dual-conditional latent diffusion model."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ldm.lazy import names_from
 
 if TYPE_CHECKING:
     from ldm.pipeline import Settings, StyleMix, StyleRegions, StyleTransferPipeline
@@ -9,9 +10,5 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline"]
 
-
-def __getattr__(name: str) -> Any:
-    """What most need, imported when it is asked for: torch takes a second."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("ldm.pipeline"), name)
+# What most need, imported when it is asked for: torch takes a second.
+__getattr__ = names_from(__name__, dict.fromkeys(__all__, "ldm.pipeline"))

@@ -30,6 +30,8 @@ def arguments() -> list[str]:
 class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
 
+    other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
+
     def __init__(self, description: str | None = None, epilog: str | None = None, **options: Any):
         texts = {
             "description": description and _as_called(description),
@@ -41,8 +43,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         return super().parse_args(arguments() if args is None else args, namespace)
-
-    other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)

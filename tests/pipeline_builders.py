@@ -135,6 +135,12 @@ def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), s
     return folder
 
 
+def small_model_options(folder: Path) -> list[str]:
+    """The options that name a tiny model, and that keep everything small."""
+    small = "--device cpu --precision fp32 --look fast --size 32 --steps 2"
+    return [*write_model(folder), *small.split()]
+
+
 def script(name: str) -> ModuleType:
     """What a file of scripts/ runs, as a module of its own."""
     module = next(

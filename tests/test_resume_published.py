@@ -374,6 +374,23 @@ def test_weights_without_moments_are_named(
     )
 
 
+def gone_on_from(old: Path, logs: Path, *options: str) -> None:
+    """Go on for a step from a published run's folder."""
+    main(
+        [
+            "--resume",
+            str(old),
+            "--logdir",
+            str(logs),
+            "--allow-target",
+            "test_resume_published",
+            "--max_steps",
+            "13",
+            *options,
+        ]
+    )
+
+
 def test_a_published_run_keeps_its_folder_to_itself(
     config: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured
 ) -> None:
@@ -383,20 +400,7 @@ def test_a_published_run_keeps_its_folder_to_itself(
     assert_refused(
         run_program(main, ["--resume", old], monkeypatch), capsys.readouterr(), "give the config with --base"
     )
-    main(
-        [
-            "--resume",
-            str(old),
-            "--base",
-            str(config),
-            "--logdir",
-            str(tmp_path / "logs"),
-            "--allow-target",
-            "test_resume_published",
-            "--max_steps",
-            "13",
-        ]
-    )
+    gone_on_from(old, tmp_path / "logs", "--base", str(config))
     assert everything_in(old) == before and (tmp_path / "logs/recipe/checkpoints/last.ckpt").exists()
 
 
@@ -418,34 +422,12 @@ def test_a_published_run_goes_on_with_the_configs_of_its_folder(
         old / "configs/2023-lightning.yaml",
     )
     before = everything_in(old)
-    main(
-        [
-            "--resume",
-            str(old),
-            "--logdir",
-            str(tmp_path / "logs"),
-            "--allow-target",
-            "test_resume_published",
-            "--max_steps",
-            "13",
-        ]
-    )
+    gone_on_from(old, tmp_path / "logs")
     assert everything_in(old) == before
     assert (
         torch.load(tmp_path / "logs/2023_kl16/checkpoints/last.ckpt", weights_only=True)["global_step"] == 13
     )
-    main(
-        [
-            "--resume",
-            str(old),
-            "--logdir",
-            str(tmp_path),
-            "--allow-target",
-            "test_resume_published",
-            "--max_steps",
-            "13",
-        ]
-    )
+    gone_on_from(old, tmp_path)
     assert everything_in(old) == before and (tmp_path / "2023_kl16_resumed/checkpoints/last.ckpt").exists()
 
 

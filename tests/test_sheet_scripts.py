@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import picture, pixels, run_program, script, write_model
+from pipeline_builders import picture, pixels, run_program, script, small_model_options
 
 from ldm.commands import COMMANDS
 from ldm.media.images import load_image
@@ -21,19 +21,7 @@ COMMAND = {Path(command.script).stem: name for name, command in COMMANDS.items()
 @pytest.fixture(scope="module")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The options that name a tiny model, and that keep everything small."""
-    return [
-        *write_model(tmp_path_factory.mktemp("model")),
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--look",
-        "fast",
-        "--size",
-        "32",
-        "--steps",
-        "2",
-    ]
+    return small_model_options(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

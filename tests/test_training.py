@@ -339,58 +339,28 @@ def test_a_run_goes_on_in_its_folder_with_its_own_config(
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
+def branched(run: Path, folder: Path, *options: str) -> Path:
+    """Go on from a run under another name, in another folder; its folder."""
+    main(["--resume", str(run), "--name", "branch", "--logdir", str(folder), *options])
+    return folder / "branch"
+
+
 def test_a_resumed_run_may_get_a_name_of_its_own(diffusion: Path, tmp_path: Path) -> None:
     before = files_below(diffusion)
     config = next(diffusion.glob("config_*.yaml"))
-    main(
-        [
-            "--resume",
-            str(diffusion),
-            "--name",
-            "branch",
-            "--logdir",
-            str(tmp_path),
-            "--base",
-            str(config),
-            "lightning.trainer.max_steps=3",
-        ]
-    )
-    assert last(tmp_path / "branch")["global_step"] == 3 and files_below(diffusion) == before
+    branch = branched(diffusion, tmp_path, "--base", str(config), "lightning.trainer.max_steps=3")
+    assert last(branch)["global_step"] == 3 and files_below(diffusion) == before
 
 
 def test_a_start_that_is_refused_while_resuming_leaves_no_folder(diffusion: Path, tmp_path: Path) -> None:
     config = next(diffusion.glob("config_*.yaml"))
     with pytest.raises(UserError, match="leave --seed out"):
-        main(
-            [
-                "--resume",
-                str(diffusion),
-                "--name",
-                "branch",
-                "--logdir",
-                str(tmp_path / "logs"),
-                "--base",
-                str(config),
-                "--seed",
-                "5",
-            ]
-        )
+        branched(diffusion, tmp_path / "logs", "--base", str(config), "--seed", "5")
     assert not (tmp_path / "logs/branch").exists()
 
 
 def test_a_resumed_run_takes_its_own_config_under_another_name_too(diffusion: Path, tmp_path: Path) -> None:
-    main(
-        [
-            "--resume",
-            str(diffusion),
-            "--name",
-            "branch",
-            "--logdir",
-            str(tmp_path),
-            "lightning.trainer.max_steps=3",
-        ]
-    )
-    assert last(tmp_path / "branch")["global_step"] == 3
+    assert last(branched(diffusion, tmp_path, "lightning.trainer.max_steps=3"))["global_step"] == 3
 
 
 @pytest.mark.parametrize(

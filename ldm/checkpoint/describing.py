@@ -10,7 +10,6 @@ from torch import nn
 
 from ldm.checkpoint.ema import is_ema_name
 from ldm.checkpoint.reading import count_nonfinite, read_checkpoint
-from ldm.files import own_or
 from ldm.text import first_of
 
 # (what a file is, prefixes that must each begin one of its names); the first that fits, wins.
@@ -47,7 +46,7 @@ class Report:
 
 def describe(path: str | Path) -> Report:
     """Read a whole file and say what it is. Raises CheckpointError as `read_state_dict` does."""
-    path = own_or(path)
+    path = Path(path)
     tensors, extra = read_checkpoint(path)
     dtypes = [str(value.dtype).removeprefix("torch.") for value in tensors.values()]
     nonfinite = {name: count_nonfinite(value) for name, value in tensors.items()}

@@ -39,9 +39,7 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, list(arguments[words:])
-    return ("stylize" if _is_picture(arguments[0]) else arguments[0]), list(
-        arguments if _is_picture(arguments[0]) else arguments[1:]
-    )
+    return ("stylize", list(arguments)) if _is_picture(arguments[0]) else (arguments[0], list(arguments[1:]))
 
 
 def _is_picture(text: str) -> bool:

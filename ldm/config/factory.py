@@ -41,10 +41,8 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
     Raises ConfigError for a missing or untrusted target, for parameter names that the target does not have, and for
     values that it refuses with a ValueError.
     """
-    name, params = _target_and_params(to_plain(config))
     with allowing_targets(allow_targets):
-        target = get_obj_from_str(name)
-        _check_params(name, target, params)
+        name, target, params = check_config(config)
         try:
             return target(**params)
         except (ValueError, TypeError) as error:
@@ -55,11 +53,12 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
             raise ConfigError(f"{name} cannot be built from its `params`: {error}") from error
 
 
-def check_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> None:
-    """What `instantiate_from_config` checks before it builds. Raises ConfigError."""
+def check_config(config: Mapping[str, Any]) -> tuple[str, Any, Mapping[str, Any]]:
+    """(the target's name, the target, its parameters) of a node that can be built, as far as it shows before. Raises ConfigError."""
     name, params = _target_and_params(to_plain(config))
-    with allowing_targets(allow_targets):
-        _check_params(name, get_obj_from_str(name), params)
+    target = get_obj_from_str(name)
+    _check_params(name, target, params)
+    return name, target, params
 
 
 def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:

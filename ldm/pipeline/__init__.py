@@ -1,7 +1,8 @@
 """Painting: pictures in, pictures out. The names that most need are imported when they are asked for."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ldm.lazy import names_from
 
 if TYPE_CHECKING:
     from ldm.pipeline.inputs import StyleMix, StyleRegions
@@ -10,13 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMPLERS", "PaintingStopped", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline"]
 
-_HOMES = {
-    "SAMPLERS": "settings", "Settings": "settings", "StyleMix": "inputs", "StyleRegions": "inputs",
-    "PaintingStopped": "pipeline", "StyleTransferPipeline": "pipeline",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ldm.pipeline.{_HOMES[name]}"), name)
+__getattr__ = names_from(
+    __name__,
+    {
+        **dict.fromkeys(["SAMPLERS", "Settings"], "ldm.pipeline.settings"),
+        **dict.fromkeys(["StyleMix", "StyleRegions"], "ldm.pipeline.inputs"),
+        **dict.fromkeys(["PaintingStopped", "StyleTransferPipeline"], "ldm.pipeline.pipeline"),
+    },
+)

@@ -89,7 +89,7 @@ def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("accelerator", "distributed_backend"):  # the published command itself sets the first to ddp
         if options.get(key) == "ddp":
             del options[key]  # what several devices get anyway
-        elif options.get(key) in _STRATEGIES or (key == "distributed_backend" and key in options):
+        elif options.get(key) in _STRATEGIES:
             raise ConfigError(
                 f"lightning.trainer.{key}: give lightning.trainer.strategy=ddp, which is what several GPUs get anyway"
             )

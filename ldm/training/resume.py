@@ -108,12 +108,10 @@ class Resumed:
         Lightning would find that out after its loggers have begun to write."""
         data.trainer = trainer  # as it is going to be
         seeds = next(callback for callback in trainer.callbacks if isinstance(callback, StepSeeds))
-        for part, name, held in (
-            (seeds, seeds.state_key, self._state.get("callbacks") or {}),
-            (data, type(data).__qualname__, self._state),
-        ):
-            if name in held and isinstance(part, (StepSeeds, DataModuleFromConfig)):
-                part.load_state_dict(held[name])
+        if kept := (self._state.get("callbacks") or {}).get(seeds.state_key):
+            seeds.load_state_dict(kept)
+        if isinstance(data, DataModuleFromConfig) and (kept := self._state.get(type(data).__qualname__)):
+            data.load_state_dict(kept)
         epoch, end = self._state.get("epoch", 0), trainer.max_epochs
         if end not in (None, -1) and epoch > end:
             raise UserError(

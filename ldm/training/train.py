@@ -58,13 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if resumed and not own:
         take_published_run(args, resumed.path)
     folder = run_folder(args, own)
-    with allowing_targets(args.allow_target):
-        config = merged_config(args.base or [kept_config(own)], args.overrides)
-    if resumed:
-        config = without_resumed(config)
     seed = DEFAULT_SEED if args.seed is None else args.seed
     pl.seed_everything(seed, verbose=False)
     with allowing_targets(args.allow_target):
+        config = merged_config(args.base or [kept_config(own)], args.overrides)
+        if resumed:
+            config = without_resumed(config)
         model, data = build(config, seed)
         if resumed:
             resumed.fit_to(model, seed)

@@ -173,26 +173,21 @@ class Recipe:
 
     def _model_checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
         """The best by the model's `monitor`, where there is a validation set; every n steps or epochs where asked for."""
-        found = [self._best_checkpoint(folder)]
-        for key in ("modelcheckpoint_step", "modelcheckpoint_epoch"):
-            if options := self._checkpoint_options(key):
-                found.append(
-                    _model_checkpoint(
-                        key, folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
-                    )
-                )
+        best = self._checkpoint_options("modelcheckpoint")
+        regular = {
+            key: self._checkpoint_options(key) for key in ("modelcheckpoint_step", "modelcheckpoint_epoch")
+        }
+        if {"every_n_train_steps", "train_time_interval"} & best.keys() and "monitor" not in best:
+            found, regular = [], {"modelcheckpoint": best, **regular}  # it asks for no best
+        else:
+            found = [self._best_checkpoint(best, folder)]
+        for key, options in regular.items():
+            if options:
+                options = {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
+                found.append(_model_checkpoint(key, folder, options))
         return [callback for callback in found if callback is not None]
 
-    def _best_checkpoint(self, folder: Path) -> ModelCheckpoint | None:
-        options = self._checkpoint_options("modelcheckpoint")
-        # asks for no best
-        if {
-            "every_n_train_steps",
-            "train_time_interval",
-        } & options.keys() and "monitor" not in options:
-            return _model_checkpoint(
-                "modelcheckpoint", folder, {"save_top_k": -1, "filename": "{epoch}-{step}", **options}
-            )
+    def _best_checkpoint(self, options: dict[str, Any], folder: Path) -> ModelCheckpoint | None:
         watched = options.get("monitor", getattr(self.model, "monitor", None))
         validates = "monitor" in options or "validation" in getattr(
             self.data, "datasets", {"validation": None}

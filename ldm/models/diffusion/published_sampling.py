@@ -14,6 +14,8 @@ from tqdm import tqdm
 from ldm.errors import ConfigError
 from ldm.models.diffusion.guidance import Condition, fitted, over_parts
 from ldm.models.diffusion.samplers import repeated_normal, standard_normal, step_noise
+from ldm.modules.distributions.distributions import normal_kl
+from ldm.published.helpers import mean_flat
 
 
 class PublishedSampling:
@@ -38,8 +40,8 @@ class PublishedSampling:
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
         """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence, in bits per dimension."""
         last = torch.full((len(x_start),), self.num_timesteps - 1, device=x_start.device)
-        mean, variance, log_variance = self.q_mean_variance(x_start, last)
-        return 0.5 * (variance + mean.square() - 1 - log_variance).mean(dim=(1, 2, 3)) / math.log(2)
+        mean, _, log_variance = self.q_mean_variance(x_start, last)
+        return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
 
     def p_mean_variance(
         self,

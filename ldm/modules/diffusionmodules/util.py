@@ -4,13 +4,12 @@
 since this is where the published code keeps them.
 """
 
-import importlib
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.lazy import names_from
 from ldm.modules.diffusionmodules.schedule import (
     make_beta_schedule,
     make_ddim_sampling_parameters,
@@ -25,11 +24,7 @@ _PUBLISHED = (
 )  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLISHED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("ldm.modules.diffusionmodules.published"), name)
-
+__getattr__ = names_from(__name__, dict.fromkeys(_PUBLISHED, "ldm.modules.diffusionmodules.published"))
 
 MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
 
