@@ -21,7 +21,7 @@ from torch import Tensor
 from ldm.benchmarking.measuring import exact_float32, machine, psnr
 from ldm.device import autocast, choose_device
 from ldm.files import ROOT, check_folder, written_whole
-from ldm.media.images import image_to_tensor
+from ldm.media.tensors import image_to_tensor
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.program import ArgumentParser, run

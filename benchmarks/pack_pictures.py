@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.images import load_image, resize_short_side

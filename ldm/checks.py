@@ -4,6 +4,10 @@ from typing import Any
 
 from ldm.errors import ConfigError
 
+# What callers may name; here, so that options are checked before torch is imported.
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises ConfigError unless the value is a whole number from `least` on."""

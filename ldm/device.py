@@ -6,10 +6,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
+from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

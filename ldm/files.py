@@ -1,5 +1,6 @@
-"""Where this project's own files lie, and writing a file whole or not at all."""
+"""Where this project's own files lie; a file's hash; writing a file whole or not at all."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,15 @@ def check_folder(folder: Path, path: Path | None = None) -> None:
         raise UserError(f"{path}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in {there}")
+
+
+def file_hash(path: str | Path) -> str:
+    """The first 12 hexadecimal digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()[:12]
 
 
 @contextmanager

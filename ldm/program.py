@@ -27,6 +27,10 @@ def arguments() -> list[str]:
     return _called[1:] if _called else sys.argv[1:]
 
 
+class _Unset(list[Any]):
+    """In place of an option's value before parsing; a list, so that options which may be repeated can append to its copy."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
 
@@ -43,6 +47,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         return super().parse_args(arguments() if args is None else args, namespace)
+
+    def parse_given(self) -> tuple[argparse.Namespace, set[str]]:
+        """(the options, the names of those that were typed, whatever their value)."""
+        unset = _Unset()
+        typed = self.parse_args(namespace=argparse.Namespace(**{a.dest: unset for a in self._actions}))
+        return self.parse_args(), {name for name, value in vars(typed).items() if value is not unset}
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.device import DEVICES, choose_device
+from ldm.checks import DEVICES
+from ldm.device import choose_device
 from ldm.errors import UserError
-from ldm.media.images import save_image, tensor_to_image
+from ldm.media.images import save_image
+from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.inference import load_for_inference
 from ldm.pipeline.classes import CONFIG, sample_classes

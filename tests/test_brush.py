@@ -12,13 +12,15 @@ from pipeline_builders import narrow_vgg16, picture, pixels, tiny_model
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.media.images import image_to_tensor
+from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import brush as brushes
 from ldm.pipeline.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized, weights
-from ldm.pipeline.pipeline import PaintingStopped, Settings, StyleMix, StyleRegions, StyleTransferPipeline
-from ldm.pipeline.settings import LOOKS, Look
+from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.jobs import PaintingStopped
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import LOOKS, Look, Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 FAST = {"look": "fast", "size": 64, "steps": 1}

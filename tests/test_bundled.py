@@ -7,9 +7,12 @@ from PIL import Image, ImageFilter
 from pipeline_builders import ROOT, forbid_network, pixels
 
 from ldm.checkpoint import describe, read_state_dict
-from ldm.media.images import image_to_tensor, load_image, resize_short_side
+from ldm.media.images import load_image, resize_short_side
+from ldm.media.tensors import image_to_tensor
+from ldm.pipeline.bundled import BUNDLED
 from ldm.pipeline.engine import Batch
-from ldm.pipeline.pipeline import BUNDLED, Settings, StyleTransferPipeline
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 
 SETTINGS = {"look": "fast", "size": 256, "steps": 10, "seed": 0}
 

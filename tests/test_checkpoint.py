@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm import checkpoint
-from ldm.checkpoint import bake_ema, describe, file_hash, load_strict, read_state_dict, save_safetensors
+from ldm.checkpoint import bake_ema, describe, load_strict, read_state_dict, save_safetensors
 from ldm.cli import verify
 from ldm.errors import CheckpointError
+from ldm.files import file_hash
 from ldm.text import human_size
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

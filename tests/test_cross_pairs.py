@@ -16,7 +16,7 @@ from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM, Kept
-from ldm.models.diffusion.guidance import TwoWayGuidance
+from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import vgg16
 from ldm.modules.losses.style_transfer import (
@@ -335,9 +335,7 @@ def test_estimates_are_guided_and_all_predictions_learn(trained: Path, target: s
         rows = [
             {key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)
         ]
-        guidance = TwoWayGuidance(
-            model.apply_model, rows[0], float(scales[0][i]), rows[1], float(scales[1][i]), rows[2]
-        )
+        guidance = Guidance.of(float(scales[0][i]), float(scales[1][i])).denoiser(model.apply_model, *rows)
         assert_same(
             actual[i : i + 1],
             model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]),

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from pipeline_builders import picture, picture_folder, pixels
 
-from ldm.data.pictures import PictureFolder, find_pictures, split_fraction
+from ldm.data.pictures import PictureFolder
+from ldm.data.splits import find_pictures, split_fraction
 from ldm.data.wikiart import HybridTrain, WikiArtTrain, WikiArtValidation, draw_flags
 from ldm.errors import ConfigError, UserError
 from ldm.util import instantiate_from_config

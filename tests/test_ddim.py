@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.errors import ConfigError
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.guidance import TwoWayGuidance, batch_size
+from ldm.models.diffusion.guidance import Guidance, batch_size
 from ldm.models.diffusion.samplers import PerPictureNoise, ddim_step, keep_region, step_noise
 from ldm.modules.diffusionmodules.schedule import make_ddim_timesteps
 
@@ -236,9 +236,8 @@ def test_guidance_formula_and_size_of_its_one_batch(first, second):
         calls.append(len(x))
         return linear_network(x, t, condition)
 
-    guided = TwoWayGuidance(
-        network, c, s1, null_1 if has_null_1 else None, s2, null_2 if has_null_2 else None
-    )(x, t)
+    nulls = (null_1 if has_null_1 else None, null_2 if has_null_2 else None)
+    guided = Guidance.of(s1, s2).denoiser(network, c, *nulls)(x, t)
     assert_same(guided, expected)
     assert calls == [2 * (1 + active_1 + active_2)]
 
@@ -255,7 +254,7 @@ def test_guidance_joins_conditions_of_any_structure(wrap):
         return linear_network(x, t, nested[0])
 
     x, t, (c, null) = rnd("x", 2, 5), torch.zeros(2), (rnd("c", 2, 5), rnd("null", 2, 5))
-    guided = TwoWayGuidance(network, wrap(c), 2.0, wrap(null))(x, t)
+    guided = Guidance.of(2.0, 1.0).denoiser(network, wrap(c), wrap(null))(x, t)
     assert all(torch.equal(leaf, torch.cat([c, null])) for leaf in leaves)
     assert_same(guided, x * null + 2.0 * (x * c - x * null))
 

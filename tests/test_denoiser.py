@@ -9,9 +9,9 @@ from golden_rules import rnd
 from torch import Tensor
 
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.guidance import TwoWayGuidance
+from ldm.models.diffusion.guidance import Guidance
 from ldm.pipeline import denoiser
-from ldm.pipeline.denoiser import PREPARED_STEPS, Guidance, GuidedDenoiser
+from ldm.pipeline.denoiser import PREPARED_STEPS, PreparedDenoiser
 from ldm.pipeline.tiles import Tiling, blend, cut
 
 T = 500
@@ -49,7 +49,9 @@ def run_denoiser(
 ) -> Tensor:
     """One prediction; a scale is a number for all pictures or a list."""
     lists = [scale if isinstance(scale, list) else [scale] * len(x) for scale in scales]
-    return GuidedDenoiser(model, content, style, Guidance.of(*lists, interval), [timestep], tile)(x, timestep)
+    return PreparedDenoiser(model, content, style, Guidance.of(*lists, interval), [timestep], tile)(
+        x, timestep
+    )
 
 
 def by_the_model(
@@ -60,14 +62,12 @@ def by_the_model(
     timestep: int = T,
     scales: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
-    """x_0 by the whole model and TwoWayGuidance. style (N, style_dim)."""
+    """x_0 by the whole model, nothing prepared. style (N, style_dim)."""
     null = model.condition(content, model.null_style(len(x)))
-    guided = TwoWayGuidance(
+    guided = Guidance.of(*scales).denoiser(
         model.apply_model,
         model.condition(content, style),
-        scales[0],
         model.condition(torch.zeros_like(content), style),
-        scales[1],
         null,
     )
     prediction = guided(x, torch.full((len(x),), timestep))
@@ -128,7 +128,7 @@ def test_more_time_steps_than_are_prepared_at_once(model: DualCondModel) -> None
     steps = list(range(990, 0, -13))
     assert len(steps) > 2 * PREPARED_STEPS
     x, content = latents("x"), latents("content")
-    denoise = GuidedDenoiser(model, content, style(), Guidance.of([2.0] * 2, [3.0] * 2), steps, tile=99)
+    denoise = PreparedDenoiser(model, content, style(), Guidance.of([2.0] * 2, [3.0] * 2), steps, tile=99)
     at = [0, 1, PREPARED_STEPS - 1, PREPARED_STEPS, PREPARED_STEPS + 1, 2 * PREPARED_STEPS, len(steps) - 1, 0]
     for t in (steps[i] for i in at):
         assert_same(denoise(x, t), by_the_model(model, x, content, style(), t, (2.0, 3.0)))
@@ -154,7 +154,7 @@ def test_the_network_sees_only_the_branches_that_act(
 
 def test_outside_its_interval_guidance_costs_and_does_nothing(model: DualCondModel, rows: list[int]) -> None:
     x, content, steps = latents("x"), latents("content"), [999, 700, 699, 500, 300, 299, 0]
-    denoise = GuidedDenoiser(
+    denoise = PreparedDenoiser(
         model, content, style(), Guidance.of([2.0] * 2, [3.0] * 2, (300 / 999, 0.7)), steps, tile=99
     )
     results = [denoise(x, t) for t in steps]
@@ -248,7 +248,7 @@ def test_time_and_style_are_embedded_once_for_many_steps(
         network, "modulations", lambda emb: calls.append(("blocks", len(emb))) or modulations(emb)
     )
     steps = list(range(count - 1, -1, -1))
-    denoise = GuidedDenoiser(
+    denoise = PreparedDenoiser(
         model, latents("content"), style(), Guidance.of([1.0] * 2, [2.0] * 2), steps, tile=99
     )
     for t in steps:

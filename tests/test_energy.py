@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pipeline_builders import narrow_vgg16, picture
 from torch import Tensor
 
-from ldm.media.images import image_to_tensor
+from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses import energy
 from ldm.modules.losses.energy import (
     CONTENT_LAYERS,

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.pipeline.cuda_graphs import Recorder
-from ldm.pipeline.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 aten = torch.ops.aten
 REFUSED = (aten._local_scalar_dense, aten.lift_fresh, aten.nonzero, aten.normal_, aten.randn, aten.bernoulli)

@@ -14,16 +14,15 @@ from ldm.errors import UserError
 from ldm.media.images import (
     check_output,
     contact_sheet,
-    image_to_tensor,
     load_image,
     read_metadata,
     resize_short_side,
     save_animation,
     save_image,
-    tensor_to_image,
     to_rgb,
     with_colors_of,
 )
+from ldm.media.tensors import image_to_tensor, tensor_to_image
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
 

@@ -29,6 +29,7 @@ from ldm.pipeline.folders import (
     share_of,
 )
 from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.settings import Settings
 
 VALUES = {"seed": 3, "content_scale": 1.0, "style_scale": 1.5}
 
@@ -196,7 +197,9 @@ def test_names_do_not_depend_on_the_order() -> None:
 
 
 def outputs(contents: list[str], styles: list[str], output: str) -> list[str]:
-    tasks = plan([Path(c) for c in contents], [(Path(s).stem, Path(s)) for s in styles], output, VALUES)
+    tasks = plan(
+        [Path(c) for c in contents], [(Path(s).stem, Path(s)) for s in styles], output, Settings(**VALUES)
+    )
     return names([task.output for task in tasks])
 
 
@@ -289,7 +292,7 @@ def test_a_result_may_not_replace_a_content(folder: Path, output: str) -> None:
 )
 def test_a_result_may_not_replace_a_style_or_mask(folder: Path, style: Any) -> None:
     with pytest.raises(UserError, match="s.png: is one of the pictures to work from"):
-        plan([Path("single.png")], [("t", style)], "s.png", VALUES)
+        plan([Path("single.png")], [("t", style)], "s.png", Settings(**VALUES))
 
 
 def test_other_files_may_be_replaced(folder: Path) -> None:
@@ -300,7 +303,9 @@ def test_other_files_may_be_replaced(folder: Path) -> None:
 
 
 def tasks_for(count: int) -> list[Task]:
-    return plan([Path(f"{i}.png") for i in range(count)], [("s", Path("single.png"))], "out", VALUES)
+    return plan(
+        [Path(f"{i}.png") for i in range(count)], [("s", Path("single.png"))], "out", Settings(**VALUES)
+    )
 
 
 @pytest.mark.parametrize("count, world", [(7, 3), (2, 4), (0, 2), (5, 1)])
@@ -495,7 +500,7 @@ def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch
     )
     styles = {name: "single.png" for name in "stuv"}
     painter = ManyPainter(Inverter(), styles, VALUES, 3)
-    painter.paint(plan([Path("0.png"), Path("1.png")], list(styles.items()), "out", VALUES))
+    painter.paint(plan([Path("0.png"), Path("1.png")], list(styles.items()), "out", Settings(**VALUES)))
     assert names(read) == ["0.png", "1.png"]
 
 

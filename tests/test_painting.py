@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from PIL import Image
 from pipeline_builders import ROOT, picture, pixels, tiny_model
 
 from ldm.errors import UserError
-from ldm.media.images import image_to_tensor, load_image, resize_short_side, tensor_to_image
-from ldm.pipeline.engine import Batch, Painter, centred, pad_to_multiple
-from ldm.pipeline.pipeline import SAMPLERS, Settings, StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.media.images import load_image, resize_short_side
+from ldm.media.tensors import image_to_tensor, tensor_to_image
+from ldm.pipeline.engine import Batch, Painter, centred
+from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import SAMPLERS, Settings
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 FAIR = {"look": "fast", "size": 256, "steps": 8}  # of the bundled model
@@ -129,16 +133,6 @@ def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(
     assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop(
         (0, 0, 50, 37)
     )
-
-
-@pytest.mark.parametrize(
-    "height, width, expected", [(32, 64, (32, 64)), (33, 64, (64, 64)), (1, 31, (32, 32))]
-)
-def test_padding_reaches_the_next_multiple(height: int, width: int, expected: tuple) -> None:
-    x = torch.rand(2, 3, height, width)
-    padded = pad_to_multiple(x, 32)
-    assert padded.shape == (2, 3, *expected) and torch.equal(padded[:, :, :height, :width], x)
-    assert torch.equal(padded[:, :, height:, :width], x[:, :, -1:].expand(-1, -1, expected[0] - height, -1))
 
 
 def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paintings: list) -> None:
@@ -293,9 +287,7 @@ def test_in_the_latent_too(
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
     painter, settings = tiny.painter, Settings(look="fast", sampler=sampler, steps=3, style_scale=2.0)
     with torch.no_grad():
-        copied = painter.decode(painter.encode(pad_to_multiple(batch.content, painter.multiple)))[
-            :, :, :32, :48
-        ]
+        copied = painter.codec.decode(painter.codec.encode(batch.content), (32, 48))
     torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
 
 
@@ -349,9 +341,9 @@ def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Ima
 def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -> None:
     small = resize_short_side(content("moose"), 256)
     with torch.no_grad():
-        copied = tensor_to_image(
-            bundled.painter.decode(bundled.painter.encode(image_to_tensor(small)[None]))[0]
-        )
+        codec = bundled.painter.codec
+        latent = codec.encode(image_to_tensor(small)[None])
+        copied = tensor_to_image(codec.decode(latent, (small.height, small.width))[0])
     distances = [
         mean(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
         for s in (0.01, 0.3, 0.7, 1.0)
@@ -368,7 +360,7 @@ def test_less_strength_takes_fewer_steps(
     lengths = []
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
     tiny.painter.paint(
-        batch, Settings(look="fast", strength=strength), steps=lambda path: lengths.append(len(path)) or path
+        batch, Settings(look="fast", strength=strength), watch=lambda path: lengths.append(len(path)) or path
     )
     assert lengths == [expected]
 
@@ -418,11 +410,11 @@ def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:
 @pytest.fixture
 def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
     """(height, width) in pixels of every latent that is decoded."""
-    decoded, decode = [], tiny.painter.decode
+    decoded, decode = [], tiny.painter.codec.decode
     monkeypatch.setattr(
-        tiny.painter,
+        tiny.painter.codec,
         "decode",
-        lambda z: decoded.append(tuple(16 * side for side in z.shape[2:])) or decode(z),
+        lambda z, size: decoded.append(tuple(16 * side for side in z.shape[2:])) or decode(z, size),
     )
     return decoded
 
@@ -563,18 +555,16 @@ def test_the_starting_noise_depends_on_the_seed_alone(
 # Number formats
 
 
-def overflow(
-    pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, formats: set[str]
-) -> list[str]:
+def overflow(monkeypatch: pytest.MonkeyPatch, formats: set[str]) -> list[str]:
     """Make painting in these number formats give numbers that are none. Returns the formats tried, as they are."""
 
-    def paint(batch: Batch, settings: Settings, steps, precision: str) -> torch.Tensor:
-        tried.append(precision)
-        painted = original(batch, settings, steps, precision)
-        return painted.index_fill(3, torch.tensor([3]), torch.inf) if precision in formats else painted
+    def paint(self: Painter, *arguments: Any) -> torch.Tensor:
+        tried.append(self.precision)
+        painted = original(self, *arguments)
+        return painted.index_fill(3, torch.tensor([3]), torch.inf) if self.precision in formats else painted
 
-    tried, original = [], pipeline.painter._paint
-    monkeypatch.setattr(pipeline.painter, "_paint", paint)
+    tried, original = [], Painter._paint
+    monkeypatch.setattr(Painter, "_paint", paint)
     return tried
 
 
@@ -582,7 +572,7 @@ def test_what_overflows_in_bf16_is_painted_again_in_float32(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog
 ) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
-    tried = overflow(rough, monkeypatch, {"bf16"})
+    tried = overflow(monkeypatch, {"bf16"})
     with caplog.at_level(logging.WARNING):
         painted = rough(photo, paintings[0], **FAST)
     assert (
@@ -596,7 +586,7 @@ def test_what_does_not_overflow_is_painted_once(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch, caplog
 ) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
-    tried = overflow(rough, monkeypatch, set())
+    tried = overflow(monkeypatch, set())
     rough(photo, paintings[0], **FAST)
     assert tried == ["bf16"] and not caplog.records
 
@@ -605,7 +595,7 @@ def test_what_overflows_in_float32_too_is_an_error(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
-    tried = overflow(rough, monkeypatch, {"bf16", "fp32"})
+    tried = overflow(monkeypatch, {"bf16", "fp32"})
     with pytest.raises(
         UserError, match="the numbers overflowed, so there is no picture; choose smaller scales"
     ):

@@ -21,18 +21,13 @@ from ldm.checkpoint import save_safetensors
 from ldm.config.factory import instantiate_from_config, load_config
 from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import sampling_path
 from ldm.modules.losses import lpips
-from ldm.pipeline.denoiser import Guidance
+from ldm.pipeline.bundled import BUNDLED, resolve_checkpoint
 from ldm.pipeline.engine import Batch
-from ldm.pipeline.pipeline import (
-    BUNDLED,
-    SAMPLERS,
-    Settings,
-    StyleTransferPipeline,
-    build_model,
-    resolve_checkpoint,
-)
+from ldm.pipeline.pipeline import StyleTransferPipeline, build_model
+from ldm.pipeline.settings import SAMPLERS, Settings
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 

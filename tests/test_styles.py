@@ -1,6 +1,7 @@
 """What may stand for a style: pictures, mixtures, regions and their masks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from PIL import Image
 from pipeline_builders import picture
 
 from ldm.errors import UserError
+from ldm.pipeline.codec import Codec
 from ldm.pipeline.inputs import (
     PictureReader,
     ReadStyle,
     StyleMix,
     StyleRegions,
-    mask_tensor,
+    mask_array,
     read_picture,
-    to_latent,
 )
 
 
@@ -89,11 +90,13 @@ def test_another_number_of_masks_is_refused(styles: int, masks: int) -> None:
 
 
 def shares(masks: list[Image.Image], styles: int, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
-    return PictureReader().style(StyleRegions([picture(32, 32)] * styles, masks)).mask_tensor(size)
+    return torch.from_numpy(
+        PictureReader().style(StyleRegions([picture(32, 32)] * styles, masks)).shares(size)
+    )
 
 
 def test_without_regions_there_is_no_mask() -> None:
-    assert ReadStyle([[(picture(32, 32), 1.0)]]).mask_tensor((64, 48)) is None
+    assert ReadStyle([[(picture(32, 32), 1.0)]]).shares((64, 48)) is None
 
 
 def test_the_last_style_takes_what_the_masks_leave() -> None:
@@ -125,6 +128,10 @@ def test_pixels_without_a_style_are_refused(masks: list[Image.Image]) -> None:
 
 
 # Masks
+
+
+def mask_tensor(given: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    return torch.from_numpy(mask_array(given, size))
 
 
 def test_a_mask_is_between_0_and_1() -> None:
@@ -162,10 +169,25 @@ def test_masks_of_any_mode_are_taken(mode: str) -> None:
 # At the latent's positions
 
 
+def codec(factor: int = 8, min_multiple: int = 2) -> Codec:
+    """For shapes alone: nothing is encoded."""
+    first_stage = SimpleNamespace(encoder=SimpleNamespace(factor=factor))
+    network = SimpleNamespace(diffusion_model=SimpleNamespace(min_multiple=min_multiple))
+    return Codec(SimpleNamespace(first_stage_model=first_stage, model=network))
+
+
+@pytest.mark.parametrize(
+    "height, width, expected", [(32, 64, (4, 8)), (33, 64, (6, 8)), (1, 31, (2, 4)), (16, 17, (2, 4))]
+)
+def test_a_latent_has_the_size_of_the_padded_picture(height: int, width: int, expected: tuple) -> None:
+    assert codec().latent_size((height, width)) == expected
+    assert codec().shares(torch.zeros(1, 1, height, width)).shape[2:] == expected
+
+
 def test_a_position_of_the_latent_has_the_mean_of_its_pixels() -> None:
     x = rnd("mask", 2, 3, 32, 64)
     expected = x.unflatten(3, (8, 8)).unflatten(2, (4, 8)).mean(dim=(3, 5))
-    torch.testing.assert_close(to_latent(x, 8, 16), expected)
+    torch.testing.assert_close(codec().shares(x), expected)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +195,7 @@ def test_a_position_of_the_latent_has_the_mean_of_its_pixels() -> None:
 )
 def test_masks_are_padded_as_the_pictures_are(height: int, width: int, expected: tuple[int, int]) -> None:
     x = rnd("mask", 1, 2, height, width)
-    small = to_latent(x, 8, 16)
+    small = codec().shares(x)
     assert small.shape == (1, 2, *expected)
     if height == 33:  # the padding repeats the edge
         torch.testing.assert_close(small[0, 0, 4:, 0], x[0, 0, 32, :8].mean().expand(2))
@@ -181,7 +203,7 @@ def test_masks_are_padded_as_the_pictures_are(height: int, width: int, expected:
 
 def test_shares_still_sum_to_1_at_the_latents_positions() -> None:
     masks = rnd("masks", 2, 3, 37, 50).softmax(dim=1)
-    assert torch.allclose(to_latent(masks, 8, 16).sum(dim=1), torch.ones(()))
+    assert torch.allclose(codec().shares(masks).sum(dim=1), torch.ones(()))
 
 
 # Reading

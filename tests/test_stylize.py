@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from pipeline_builders import picture, pixels, run_program, script, small_model_options
 
-from ldm.checkpoint import file_hash
 from ldm.errors import UserError
+from ldm.files import file_hash
 from ldm.media.images import load_image, read_metadata
-from ldm.pipeline.pipeline import StyleMix, StyleRegions, StyleTransferPipeline
+from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.pipeline import StyleTransferPipeline
 
 ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 

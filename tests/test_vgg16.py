@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.evaluation.metrics import load_vgg
-from ldm.media.images import image_to_tensor, load_image, resize_short_side
+from ldm.media.images import load_image, resize_short_side
+from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses import lpips as networks
 from ldm.modules.losses.lpips import BUNDLED_VGG16, LPIPS, ScalingLayer, VggOutputs, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import FeatureLoss, StyleTransferLoss, VggFeatures

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from ldm.benchmarking.measuring import Stopwatch, machine
 from ldm.benchmarking.models import check_painting
 from ldm.benchmarking.sampling import Result, measure_process
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.device import choose_device
-from ldm.media.images import image_to_tensor, load_square
+from ldm.media.images import load_square
+from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses.energy import Energy
 from ldm.pipeline.brush import RATE, Order, descend, levels
 from ldm.pipeline.pipeline import StyleTransferPipeline

@@ -28,8 +28,9 @@ from ldm.device import autocast, choose_device, peak_memory
 from ldm.errors import UserError
 from ldm.files import written_whole
 from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.models.diffusion.guidance import Guidance
 from ldm.pipeline.cuda_graphs import Recorder
-from ldm.pipeline.denoiser import Guidance, GuidedDenoiser
+from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.settings import Settings
 from ldm.text import markdown_table
 
@@ -278,7 +279,7 @@ def accuracy_tensors(model: DualCondModel, row: SamplingRow, task: ways.Task) ->
 
     def predict(x: Tensor, content: Tensor, style: Tensor) -> Tensor:
         with autocast(model.device, row.precision):
-            return GuidedDenoiser(model, content, style, guidance, [timestep], model.image_size)(
+            return PreparedDenoiser(model, content, style, guidance, [timestep], model.image_size)(
                 x, timestep
             ).float()
 

@@ -7,12 +7,15 @@ import torch
 from torch import nn
 
 from ldm.benchmarking.ways import Task
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.errors import UserError
-from ldm.media.images import image_to_tensor, load_square
+from ldm.files import ROOT
+from ldm.media.images import load_square
+from ldm.media.tensors import image_to_tensor
 from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.pipeline.bundled import BUNDLED
 from ldm.pipeline.engine import Painter
-from ldm.pipeline.pipeline import BUNDLED, ROOT, StyleTransferPipeline, build_model
+from ldm.pipeline.pipeline import StyleTransferPipeline, build_model
 from ldm.pipeline.settings import Settings
 
 RANDOM = "random"  # in place of a checkpoint
@@ -58,8 +61,10 @@ def load_model(args: Namespace, device: torch.device) -> DualCondModel:
 def read_task(args: Namespace, model: DualCondModel, count: int, scales: tuple[float, float]) -> Task:
     """`count` pairs of --contents and --styles, each list from its start as often as it takes, with seeds from --seed on."""
     painter = Painter(model, "fp32")
-    if args.size % painter.multiple:
-        raise UserError(f"--size must be a multiple of {painter.multiple} for this model, got {args.size}")
+    if args.size % painter.codec.multiple:
+        raise UserError(
+            f"--size must be a multiple of {painter.codec.multiple} for this model, got {args.size}"
+        )
     contents, styles = (find_pictures(folder) for folder in (args.contents, args.styles))
     return Task(
         content=_tensors(contents, args.size, count).to(model.device),

@@ -26,13 +26,14 @@ from ldm.benchmarking.measuring import (
     row_failed,
 )
 from ldm.benchmarking.models import RANDOM, check_painting, load_model, read_task
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.device import choose_device, choose_precision, memory_errors, peak_memory
 from ldm.errors import UserError
 from ldm.media.images import load_square
 from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.pipeline.bundled import BUNDLED
 from ldm.pipeline.cuda_graphs import Recorder
-from ldm.pipeline.pipeline import BUNDLED, compile_networks
+from ldm.pipeline.pipeline import compile_networks
 from ldm.pipeline.settings import Settings
 from ldm.program import own_command, own_environment
 from ldm.text import markdown_table

@@ -13,7 +13,7 @@ from ldm.benchmarking.measuring import Stopwatch
 from ldm.device import autocast
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.guidance import TwoWayGuidance
+from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import PerPictureNoise, sample_dpm_solver, sampling_path, start_of
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter, centred
@@ -67,13 +67,11 @@ def unprepared(model: DualCondModel, task: Task, precision: str = "fp32") -> Pai
 
 def _unprepared(model: DualCondModel, task: Task) -> Tensor:
     z, condition, no_content, no_style = _conditions(model, task)
-    guidance = TwoWayGuidance(
-        model.apply_model, condition, task.scales[0], no_content, task.scales[1], no_style
-    )
+    predict = Guidance.of(*task.scales).denoiser(model.apply_model, condition, no_content, no_style)
     alphas = model.alphas_cumprod.tolist()
 
     def denoise(x: Tensor, timestep: int) -> Tensor:
-        prediction = guidance(x, torch.full((len(x),), timestep, device=x.device)).float()
+        prediction = predict(x, torch.full((len(x),), timestep, device=x.device)).float()
         return start_of(x, prediction, alphas[timestep], model.parameterization)
 
     path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")

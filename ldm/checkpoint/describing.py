@@ -78,15 +78,6 @@ def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def file_hash(path: str | Path) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()[:12]
-
-
 def fingerprint(*modules: nn.Module) -> str:
     """12 hexadecimal digits that tell apart modules of other weights, wherever these came from."""
     digest = hashlib.sha256()

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from ldm.benchmarking.models import checkpoint_for
 from ldm.errors import UserError
-from ldm.pipeline.pipeline import ROOT
+from ldm.files import ROOT
 from ldm.program import ArgumentParser
 
 # What each suite takes beside --device, with the defaults. The parser's own are None, to tell what was given.

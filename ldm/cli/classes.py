@@ -8,10 +8,12 @@ Averaged weights (EMA) are used where the checkpoint has them. Guidance leads aw
 import argparse
 from pathlib import Path
 
-from ldm.device import DEVICES, choose_device, memory_errors
+from ldm.checks import DEVICES
+from ldm.device import choose_device, memory_errors
 from ldm.errors import UserError
-from ldm.media.images import check_output, save_image, tensor_to_image
+from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet
+from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.inference import load_for_inference
 from ldm.pipeline.classes import CONFIG, sample_classes

@@ -19,14 +19,13 @@ from ldm.checkpoint import (
     Report,
     bake_ema,
     describe,
-    file_hash,
     inference_only,
     read_state_dict,
     save_safetensors,
     without,
 )  # fmt: skip
 from ldm.errors import CheckpointError, UserError
-from ldm.files import own_or
+from ldm.files import file_hash, own_or
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ldm.data.pictures import find_pictures
+from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.data.splits import find_pictures
+from ldm.files import ROOT
 from ldm.media.images import check_output, contact_sheet, load_image, save_image
 from ldm.media.sheets import panel
-from ldm.pipeline.pipeline import ROOT, StyleTransferPipeline
-from ldm.pipeline.settings import LOOKS, Settings
 from ldm.program import ArgumentParser
 
 # painting -> a photo that goes well with it; one photo twice
@@ -50,16 +50,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="every photo in every style; without it every style once, photos in turn",
     )
-    parser.add_argument("--look", choices=LOOKS, default="fine", help="see stylize.py (default: fine)")
-    parser.add_argument(
-        "--content-scale", type=float, default=1.0, metavar="S", help="guidance by the content (default: 1)"
-    )
-    parser.add_argument(
-        "--style-scale", type=float, default=1.0, metavar="S", help="guidance by the style (default: 1)"
-    )
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="sampling steps (default: what suits the look)"
-    )
+    add_settings_options(parser, only=("look", "content_scale", "style_scale", "steps", "seed"))
     parser.add_argument(
         "--size",
         type=int,
@@ -67,33 +58,28 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="side of the results, which are squares (default: 512)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16 or fp16 (default: auto)")
+    add_model_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     started = time.monotonic()
-    settings = {
-        name: getattr(args, name)
-        for name in ("look", "content_scale", "style_scale", "steps", "size", "seed")
-    }
-    Settings(**settings).check()
+    settings = settings_of(args)
     output = check_output(args.output)
     contents = {
         p.stem: ImageOps.fit(load_image(p), (args.size, args.size), Image.Resampling.LANCZOS)
         for p in find_pictures(args.contents)
     }
     styles = {p.stem: load_image(p) for p in find_pictures(args.styles)}
-    pipeline = StyleTransferPipeline.from_pretrained(precision=args.precision)
+    pipeline = load_pipeline(args)
     pairs = every_pair(contents, styles) if args.all else matched(contents, styles)
     painted = pipeline(
         [contents[c] for c, _ in pairs],
         [styles[s] for _, s in pairs],
+        settings=settings,
         batch_size=len(styles),
         progress=True,
-        **settings,
     )
     # Of an upright painting the upper part: heads are there.
     squares = {

@@ -37,11 +37,18 @@ Published ArtFID values use an Inception network trained on paintings.
 
 import argparse
 import re
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from ldm.device import DEVICES, PRECISIONS, choose_device, memory_errors
+from ldm.cli.options import (
+    add_model_options,
+    add_settings_options,
+    dial_value,
+    load_pipeline,
+    option_name,
+    settings_of,
+)
+from ldm.device import choose_device, memory_errors
 from ldm.errors import UserError
 from ldm.evaluation import fid, plot, report
 from ldm.evaluation.efficientnet import EfficientNetLite0, load_judge
@@ -55,39 +62,17 @@ from ldm.evaluation.sheet import Sheet
 from ldm.files import check_folder
 from ldm.media.images import check_output, save_image
 from ldm.pipeline.folders import check_inputs_survive
-from ldm.pipeline.pipeline import StyleTransferPipeline
-from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
+from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser
 
-# What only painting and only a sweep take, with the defaults. The parser's own are None, to tell what was given.
-MODEL = {"checkpoint": "mini", "config": None, "precision": "auto"}
-DIALS = {
-    "look": Settings.look,
-    "effort": 1.0,
-    "strength": 1.0,
-    "content_scale": 1.0,
-    "style_scale": 1.0,
-    "detail": None,
-    "sampler": Settings.sampler,
-    "steps": None,
-    "seed": 0,
-}
-DIAL_TYPES = {
-    "look": str,
-    "effort": float,
-    "strength": float,
-    "content_scale": float,
-    "style_scale": float,
-    "detail": float,
-    "sampler": str,
-    "steps": int,
-    "seed": int,
-}
-PAINTING = {**MODEL, **DIALS, "also": [], "save": None, "sweep": False}
-SWEEP = {"content_scales": [0.25, 0.5, 1.0, 2.0, 4.0], "style_scales": [0.5, 1.0, 2.0, 3.0, 5.0]}
+# the settings of a set of results; its size is that of all squares
+DIALS = ("look", "effort", "strength", "content_scale", "style_scale", "detail", "sampler", "steps", "seed")
+PAINTING = ("checkpoint", "config", "precision", "compile", "allow_target", *DIALS, "also", "save", "sweep")
+SWEEP = ("content_scales", "style_scales")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args() -> tuple[argparse.Namespace, set[str]]:
+    """(the options, the names of those that were typed)."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--content", required=True, type=Path, metavar="DIR", help="folder of photos")
     parser.add_argument("--style", required=True, type=Path, metavar="DIR", help="folder of paintings")
@@ -107,8 +92,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, metavar="N", default=256, help="side of all squares in pixels (default: 256)"
     )
-    parser.add_argument("--device", default="auto", choices=DEVICES)
-    add_painting_options(parser.add_argument_group("painting"))
+    add_settings_options(parser, only=DIALS)
+    add_sets_options(parser.add_argument_group("what to paint"))
+    add_model_options(parser)
     weights = parser.add_argument_group("weights of the measuring networks")
     weights.add_argument(
         "--vgg-weights",
@@ -145,70 +131,42 @@ def parse_args() -> argparse.Namespace:
         metavar="ROWSxCOLUMNS",
         help="how many photos and paintings of --sheet (default: 6x7)",
     )
-    return parser.parse_args()
+    return parser.parse_given()
 
 
-def add_painting_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--checkpoint", metavar="mini|PATH", help="the bundled model (default) or a checkpoint file"
-    )
-    group.add_argument(
-        "--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)"
-    )
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help="auto (default): bf16 where the device is fast at it, else fp32",
-    )
-    group.add_argument("--look", choices=LOOKS, help=f"default: {Settings.look}")
-    group.add_argument(
-        "--effort",
-        type=float,
-        metavar="E",
-        help="of the fine look: times as many gradient steps (default: 1)",
-    )
-    group.add_argument(
-        "--strength", type=float, metavar="S", help="below 1: paint over the photo (default: 1)"
-    )
-    group.add_argument(
-        "--content-scale", type=float, metavar="S", help="guidance by the content (default: 1)"
-    )
-    group.add_argument("--style-scale", type=float, metavar="S", help="guidance by the style (default: 1)")
-    group.add_argument(
-        "--detail",
-        type=float,
-        metavar="D",
-        help="share of the photo's finest detail put back, 0 to 1 (default: the look's)",
-    )
-    group.add_argument("--sampler", choices=SAMPLERS, help=f"default: {Settings.sampler}")
-    steps = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
-    group.add_argument(
-        "--steps", type=int, metavar="N", help=f"sampling steps (default: {steps}; for fine half as many)"
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="of every picture (default: 0)")
+def add_sets_options(group: argparse._ArgumentGroup) -> None:
     also = "paint with these settings too, the others as above: NAME=SETTING:VALUE,SETTING:VALUE; may be repeated"
-    group.add_argument("--also", action="append", metavar="NAME=...", help=also)
+    group.add_argument("--also", action="append", default=[], metavar="NAME=...", help=also)
     group.add_argument("--save", type=Path, metavar="DIR", help="keep the painted pictures here")
     group.add_argument(
         "--sweep",
         action="store_true",
-        default=None,
         help="paint with every content scale and every style scale",
     )
     group.add_argument(
-        "--content-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.25 0.5 1 2 4)"
+        "--content-scales",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 1.0, 2.0, 4.0],
+        metavar="S",
+        help="of --sweep (default: 0.25 0.5 1 2 4)",
     )
     group.add_argument(
-        "--style-scales", type=float, nargs="+", metavar="S", help="of --sweep (default: 0.5 1 2 3 5)"
+        "--style-scales",
+        type=float,
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 3.0, 5.0],
+        metavar="S",
+        help="of --sweep (default: 0.5 1 2 3 5)",
     )
 
 
 def main() -> None:
-    args = parse_args()
-    check_options(args)
-    fill_in_defaults(args)
-    settings = all_settings(args)
-    named = named_settings(args, settings)
+    args, typed = parse_args()
+    check_options(args, typed)
+    one = settings_of(args)  # checked for results too
+    settings = [] if args.results is not None else all_settings(args, one)
+    named = named_settings(args, one, settings)
     folders = named_folders(
         args, [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])]
     )
@@ -222,12 +180,8 @@ def main() -> None:
     with memory_errors("choose a smaller --size"):
         metrics, inception, judge = load_networks(args)
         if args.results is None:
-            pipeline = StyleTransferPipeline.from_pretrained(
-                args.checkpoint, args.config, args.device, args.precision
-            )
-            sets = (
-                PairPainter(pipeline, contents, styles, args.save).result_sets(settings, pairs, named) + sets
-            )
+            painter = PairPainter(load_pipeline(args), contents, styles, args.save)
+            sets = painter.result_sets(settings, pairs, named) + sets
         if args.untouched:
             sets.append(untouched(contents, pairs))
         if args.sheet:
@@ -244,16 +198,18 @@ def main() -> None:
         save_image(sheet.draw(), args.sheet)
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_options(args: argparse.Namespace, typed: set[str]) -> None:
     """Raises UserError for options that do not go together, and for packages that they need and that are not there."""
     for name in (*PAINTING, *SWEEP):
-        if args.results is not None and getattr(args, name) is not None:
-            raise UserError(f"{option(name)} is for painting, but --results takes pictures that are there")
+        if args.results is not None and name in typed:
+            raise UserError(
+                f"{option_name(name)} is for painting, but --results takes pictures that are there"
+            )
     for name in SWEEP:
-        if not args.sweep and getattr(args, name) is not None:
-            raise UserError(f"{option(name)} needs --sweep")
-        if args.sweep and getattr(args, name[:-1]) is not None:
-            raise UserError(f"{option(name[:-1])} is of a single run; --sweep takes {option(name)}")
+        if not args.sweep and name in typed:
+            raise UserError(f"{option_name(name)} needs --sweep")
+        if args.sweep and name[:-1] in typed:
+            raise UserError(f"{option_name(name[:-1])} is of a single run; --sweep takes {option_name(name)}")
     if args.plot and not (args.sweep or args.compare or args.also or args.untouched):
         raise UserError(
             "--plot draws several sets of results: it needs --sweep, --compare, --also or --untouched"
@@ -267,24 +223,15 @@ def check_options(args: argparse.Namespace) -> None:
         fid.check_extra()
 
 
-def option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def fill_in_defaults(args: argparse.Namespace) -> None:
-    for name, value in (PAINTING | SWEEP).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-
-
-def all_settings(args: argparse.Namespace) -> list[Settings]:
-    """Those of every set to paint. Raises UserError for what no model can do; the size is checked for results too."""
-    one = Settings(size=args.size, **{name: getattr(args, name) for name in DIALS})
+def all_settings(args: argparse.Namespace, one: Settings) -> list[Settings]:
+    """Those of every set to paint that has no name. Raises UserError for what no model can do."""
+    if not args.sweep:
+        return [one]
     scales = product(dict.fromkeys(args.content_scales), dict.fromkeys(args.style_scales))
-    settings = [replace(one, content_scale=c, style_scale=s) for c, s in scales] if args.sweep else [one]
+    settings = [one.but(content_scale=c, style_scale=s) for c, s in scales]
     for each in settings:
         each.check()  # before the weights are read; the pipeline checks again by the model's own numbers
-    return settings if args.results is None else []
+    return settings
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -306,7 +253,7 @@ def sheet_pairs(args: argparse.Namespace) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def named_settings(args: argparse.Namespace, others: list[Settings]) -> dict[str, Settings]:
+def named_settings(args: argparse.Namespace, one: Settings, others: list[Settings]) -> dict[str, Settings]:
     """The settings of --also by their names in the table. Raises UserError for what is none, or a name twice."""
     settings: dict[str, Settings] = {}
     folders = [folder_name(set_name(each)) for each in others]
@@ -318,8 +265,7 @@ def named_settings(args: argparse.Namespace, others: list[Settings]) -> dict[str
             )
         if name in settings or name in folders:
             raise UserError(f"--also {text}: other results are called {name!r} already")
-        given = {"size": args.size, **{dial: getattr(args, dial) for dial in DIALS}}
-        settings[name] = Settings(**given | dict(setting(text, dial) for dial in dials.split(",")))
+        settings[name] = one.but(**dict(setting(text, dial) for dial in dials.split(",")))
         settings[name].check()
     return settings
 
@@ -328,12 +274,10 @@ def setting(text: str, dial: str) -> tuple[str, float | int | str]:
     """One SETTING:VALUE of --also `text`. Raises UserError if there is no such setting, or its value is of another kind."""
     name, _, value = dial.partition(":")
     name = name.strip().replace("-", "_")
-    if name not in DIAL_TYPES:
-        raise UserError(
-            f"--also {text}: no setting {name!r}; there are {', '.join(map(option, DIAL_TYPES)).replace('--', '')}"
-        )
+    if name not in DIALS:
+        raise UserError(f"--also {text}: no setting {name!r}; there are {', '.join(DIALS).replace('_', '-')}")
     try:
-        return name, DIAL_TYPES[name](value)
+        return name, dial_value(name, value)
     except ValueError as error:
         raise UserError(f"--also {text}: {value!r} is no value of {name}") from error
 

@@ -13,7 +13,6 @@ from ldm.errors import UserError
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
-from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser
 
 
@@ -60,19 +59,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    output, settings = check_output(args.output), settings_of(args)
+    pairs = [(c, s) for c in args.content_scales for s in args.style_scales]
+    settings = settings_of(args, content_scale=[c for c, _ in pairs], style_scale=[s for _, s in pairs])
+    output = check_output(args.output)
     if args.cell < 32:
         raise UserError(f"--cell must be at least 32 pixels, got {args.cell}")
     check_inputs_survive([output], [args.content, args.style])
-    pairs = [(c, s) for c in args.content_scales for s in args.style_scales]
-    scales = {"content_scale": [c for c, _ in pairs], "style_scale": [s for _, s in pairs]}
-    Settings(**scales, **settings).check()
     content, style = load_image(args.content), load_image(args.style)
     pipeline = load_pipeline(args)
     batch_size = len(pairs) if args.batch_size is None else args.batch_size
-    painted = pipeline(
-        [content] * len(pairs), style, batch_size=batch_size, progress=True, **scales, **settings
-    )
+    painted = pipeline([content] * len(pairs), style, settings=settings, batch_size=batch_size, progress=True)
     width = len(args.style_scales)
     rows = [painted[i : i + width] for i in range(0, len(painted), width)]
     givens = [thumbnail(content, painted[0]), thumbnail(style, painted[0])]

@@ -13,7 +13,7 @@ import torch
 from ldm import __version__
 from ldm.device import choose_device, choose_precision
 from ldm.files import ROOT
-from ldm.pipeline.pipeline import resolve_checkpoint
+from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.program import ArgumentParser
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "pillow", "safetensors")

@@ -63,7 +63,9 @@ def main() -> None:
     content, styles = load_image(args.content), [load_image(path) for path in args.style]
     shares = np.linspace(0, 1, args.frames).tolist()
     mixes = [StyleMix(styles, [1 - share, share]) for share in shares]
-    painted = load_pipeline(args)(content, mixes, batch_size=args.batch_size, progress=True, **settings)
+    painted = load_pipeline(args)(
+        content, mixes, batch_size=args.batch_size, progress=True, settings=settings
+    )
     if output.suffix.lower() == ".gif":
         save_animation([*painted, *painted[-2:0:-1]], output, args.duration)
     else:

@@ -46,19 +46,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    output, settings = check_output(args.output), settings_of(args)
+    output, settings = check_output(args.output), settings_of(args, seed=args.seeds)
     paths = expand(args.style)
     check_inputs_survive([output], paths)
     styles = [load_image(path) for path in paths]
-    pairs = [(style, seed) for style in styles for seed in args.seeds]
-    pipeline = load_pipeline(args)
-    painted = pipeline(
+    settings = settings.but(seed=args.seeds * len(styles))
+    painted = load_pipeline(args)(
         None,
-        [style for style, _ in pairs],
-        seed=[seed for _, seed in pairs],
+        [style for style in styles for _ in args.seeds],
+        settings=settings,
         batch_size=args.batch_size,
         progress=True,
-        **settings,
     )
     width = len(args.seeds)
     rows = [

@@ -26,11 +26,11 @@ Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, no
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm.checkpoint import file_hash
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
+from ldm.files import file_hash
 from ldm.media.images import load_image, save_image
 from ldm.pipeline.folders import (
     METADATA_KEY,
@@ -47,9 +47,12 @@ from ldm.pipeline.folders import (
     share_of,
 )
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
-from ldm.pipeline.pipeline import PaintingStopped, StyleTransferPipeline
+from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
 
 
 def parse_args() -> argparse.Namespace:
@@ -175,18 +178,18 @@ def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
 
 
 def description(
-    args: argparse.Namespace, settings: dict[str, Any], pipeline: StyleTransferPipeline
+    args: argparse.Namespace, settings: Settings, pipeline: "StyleTransferPipeline"
 ) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
     kept = None if args.keep is None else file_hash(args.keep)
     extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
-    settings = {**settings, "detail": pipeline.painter.detail(Settings(**settings))}
+    settings = settings.but(detail=pipeline.painter.detail(settings))
     return provenance(args, settings, pipeline.painter.precision) | {
         name: value for name, value in extra.items() if value is not None
     }
 
 
-def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -> int:
     """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept as far as it came."""
     for task in tasks:  # none in all but the first of several processes
         content = load_image(task.content)
@@ -194,7 +197,7 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, A
         pipeline = load_pipeline(args)
         about = description(args, settings, pipeline)
         try:
-            picture = pipeline(content, task.style, keep=args.keep, progress=True, **settings)
+            picture = pipeline(content, task.style, settings=settings, keep=args.keep, progress=True)
         except PaintingStopped as stopped:
             picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
         save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, about)})
@@ -205,17 +208,15 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: dict[str, A
     return 0
 
 
-def paint_many(tasks: list[Task], args: argparse.Namespace, settings: dict[str, Any]) -> int:
+def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings) -> int:
     """Every task that is not done yet; what fails is listed at the end."""
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
     todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
-    chosen = Settings(**settings)
-    styles, problems = read_styles(todo, chosen.style_side(pipeline.painter.native_size))
+    styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size))
     # Fine pictures are painted one by one, so each is written before the next is begun.
-    painter = ManyPainter(
-        pipeline, styles, about, 1 if chosen.has_brush else args.batch_size, keep=args.keep, **settings
-    )
+    batch_size = 1 if settings.has_brush else args.batch_size
+    painter = ManyPainter(pipeline, styles, about, batch_size, settings=settings, keep=args.keep)
     doable = [task for task in todo if task.style_name in styles]
     try:
         painter.paint(doable)

@@ -27,11 +27,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.device import choose_device
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
-from ldm.pipeline.pipeline import resolve_checkpoint
+from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.program import ArgumentParser, own_command, own_environment
 from ldm.training.budget import FINISHED
 

@@ -22,13 +22,12 @@ from ldm.checkpoint import (
     Report,
     compare,
     describe,
-    file_hash,
     is_ema_name,
     read_state_dict,
 )  # fmt: skip
 from ldm.config.factory import instantiate_from_config, load_config, to_plain
 from ldm.errors import ConfigError
-from ldm.files import ROOT, own_or
+from ldm.files import ROOT, file_hash, own_or
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 

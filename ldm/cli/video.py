@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -44,6 +43,7 @@ from ldm.media.video import (
     write_video,
 )
 from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser
 
 
@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="frames painted together in the fast look; fewer take less memory (default: 8)",
     )
-    add_settings_options(parser, defaults={"look": "fast", "size": 256})
+    add_settings_options(parser, look="fast", size=256)
     add_model_options(parser)
     return parser.parse_args()
 
@@ -115,7 +115,7 @@ def main() -> None:
     there = finished_frames(target, about) if about else frozenset()
     frames = chosen_frames(clip, args, there)
     if frames is not None:
-        paint = partial(load_pipeline(args), style=style, batch_size=args.batch_size, **settings)
+        paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
         if args.look == "fast":
             results = painted(frames, paint, args.batch_size)
         else:  # goes through all frames, since each is compared with those before
@@ -131,7 +131,7 @@ def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image |
     return load_image(folder / name) if name in there else None
 
 
-def description(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
+def description(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
     """A frame's metadata, which say how it was made. Raises UserError where there is no checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
     about = names | provenance(args, settings, args.precision)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ldm.checkpoint import fingerprint
-from ldm.data.pictures import check_split, of_split
+from ldm.data.splits import check_split, of_split
 from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
 from ldm.files import written_whole

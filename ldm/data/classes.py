@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ldm.data.pictures import PictureFolder, find_pictures
+from ldm.data.pictures import PictureFolder
+from ldm.data.splits import find_pictures
 from ldm.errors import UserError
 
 

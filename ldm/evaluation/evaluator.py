@@ -17,7 +17,7 @@ from ldm.evaluation.fid import Inception, art_fid, frechet_distance
 from ldm.evaluation.metrics import PairMetrics, chosen
 from ldm.evaluation.pairs import BATCH, Pair, ResultSet
 from ldm.evaluation.retrieval import Retrieval, ranks, standardised
-from ldm.media.images import image_to_tensor
+from ldm.media.tensors import image_to_tensor
 
 T = TypeVar("T")
 

@@ -64,7 +64,7 @@ class PairPainter:
             [self.contents[content] for content, _ in pairs],
             [self.styles[style] for _, style in pairs],
             batch_size=BATCH,
-            **vars(settings),
+            settings=settings,
         )
         for pair, picture in zip(pairs, painted):
             if folder is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.errors import UserError
 from ldm.media.images import load_image, load_square
 

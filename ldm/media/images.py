@@ -1,7 +1,4 @@
-"""Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left behind.
-
-Tensors of pictures are float32, channels first, in [-1, 1].
-"""
+"""Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left behind."""
 
 import os
 import warnings
@@ -10,10 +7,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
@@ -121,18 +116,6 @@ def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
     luma = brightness.convert("YCbCr").getchannel("Y")
     _, cb, cr = colors.convert("YCbCr").split()
     return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")
-
-
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) float32 in [-1, 1] from an RGB picture."""
-    array = np.asarray(image, dtype=np.float32) / 127.5 - 1.0
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def tensor_to_image(tensor: Tensor) -> Image.Image:
-    """A picture from (3, H, W) in [-1, 1]; values beyond are clipped."""
-    array = tensor.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
 
 
 def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:

@@ -6,7 +6,8 @@ from ldm.lazy import names_from
 
 if TYPE_CHECKING:
     from ldm.pipeline.inputs import StyleMix, StyleRegions
-    from ldm.pipeline.pipeline import PaintingStopped, StyleTransferPipeline
+    from ldm.pipeline.jobs import PaintingStopped
+    from ldm.pipeline.pipeline import StyleTransferPipeline
     from ldm.pipeline.settings import SAMPLERS, Settings
 
 __all__ = ["SAMPLERS", "PaintingStopped", "Settings", "StyleMix", "StyleRegions", "StyleTransferPipeline"]
@@ -16,6 +17,7 @@ __getattr__ = names_from(
     {
         **dict.fromkeys(["SAMPLERS", "Settings"], "ldm.pipeline.settings"),
         **dict.fromkeys(["StyleMix", "StyleRegions"], "ldm.pipeline.inputs"),
-        **dict.fromkeys(["PaintingStopped", "StyleTransferPipeline"], "ldm.pipeline.pipeline"),
+        "PaintingStopped": "ldm.pipeline.jobs",
+        "StyleTransferPipeline": "ldm.pipeline.pipeline",
     },
 )

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.media.images import image_to_tensor, resize_short_side
+from ldm.media.images import resize_short_side
+from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
 from ldm.pipeline.settings import Look

@@ -1,4 +1,4 @@
-"""From pictures to painted pictures as tensors: encode, sample, decode, in tiles where a picture is large.
+"""From pictures to painted pictures as tensors: encode, sample, decode; a large picture small first, then in tiles.
 
 Shapes: pictures (N, 3, H, W) in [-1, 1] of any size; latents (N, C, h, w); style statistics (N, R, style_dim).
 """
@@ -8,7 +8,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +16,7 @@ from torch import Tensor
 from ldm.device import autocast
 from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import (
     NoiseSource,
     PerPictureNoise,
@@ -26,19 +26,17 @@ from ldm.models.diffusion.samplers import (
     sample_dpm_solver,
     sampling_path,
 )
+from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
-from ldm.pipeline.denoiser import Guidance, GuidedDenoiser
-from ldm.pipeline.inputs import to_latent
+from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.settings import LOOKS, Settings
-from ldm.pipeline.tiles import Tile, Tiling, blend, cut
+from ldm.pipeline.tiles import Tiling
 
 log = logging.getLogger(__name__)
 
-# Above this many pixels a side the first stage works in tiles: a full-size decoder takes about 3 GB for one such tile.
-FIRST_STAGE_TILE = 768
 MAX_ENLARGEMENT = 3  # from one size to the next, where a large picture is painted small first
 
-Steps = Callable[[list[Step]], Iterable[Step]]
+Watch = Callable[[Sequence[Step]], Iterable[Step]]  # lets sampling steps through and may look at them
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,10 @@ class Batch:
         """R, how many styles share a picture."""
         return self.style.shape[1]
 
+    def for_regions(self, values: Sequence[float]) -> list[float]:
+        """A value of each picture for each of its regions, (N * R)."""
+        return [value for value in values for _ in range(self.regions)]
+
     def resized(self, size: tuple[int, int]) -> "Batch":
         """The same at another (height, width), a smaller one or its own."""
         if size == self.size:
@@ -80,18 +82,51 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class Run:
+    """One sampling run, all but its tensors: equal runs do the same with tensors of equal shapes.
+
+    size: (height, width) of the pictures. tile: side of the latents that the network sees at once. needed, interval: Guidance's.
+    """
+
+    sampler: str
+    eta: float
+    path: tuple[Step, ...]
+    size: tuple[int, int]
+    tile: int
+    detail: float
+    needed: tuple[bool, bool]
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What a run works on. noise: (N * R, C, h, w); scales: (N * R,). smaller: the pictures as painted at a smaller size; the others
+    are Batch's."""
+
+    noise: Tensor
+    content_scales: Tensor
+    style_scales: Tensor
+    style: Tensor
+    content: Tensor | None
+    masks: Tensor | None
+    keep: Tensor | None
+    smaller: Tensor | None
+
+
 class Painter:
-    """A model with what it takes to paint: number format, tile sizes.
+    """A model with what it takes to paint: number format, first stage, tile sizes.
 
     recorder: runs each batch of pictures as one CUDA graph, recorded for every size and number of pictures.
     """
 
     def __init__(self, model: DualCondModel, precision: str, recorder: Recorder | None = None):
         self.model, self.precision, self.recorder = model, precision, recorder
-        self.factor = model.first_stage_model.encoder.factor
-        self.multiple = self.factor * model.model.diffusion_model.min_multiple
+        self.codec = Codec(model)
         self.alphas = model.alphas_cumprod.tolist()
-        self.native_size = model.image_size * self.factor  # of the pictures that the model was trained on
+        self.native_size = (
+            model.image_size * self.codec.factor
+        )  # of the pictures that the model was trained on
 
     @torch.no_grad()
     def style_statistics(self, pictures: Tensor) -> Tensor:
@@ -100,101 +135,114 @@ class Painter:
             return self.model.get_style_statistics(pictures).float()
 
     @torch.no_grad()
-    def paint(self, batch: Batch, settings: Settings, steps: Steps = iter) -> Tensor:
-        """The painted pictures (N, 3, H, W), not clipped. `steps` may watch the sampling steps go by.
+    def paint(self, batch: Batch, settings: Settings, watch: Watch = iter) -> Tensor:
+        """The painted pictures (N, 3, H, W), not clipped. `watch` sees the sampling steps go by.
 
         Raises UserError where the numbers overflow even in float32.
         """
-        painted = self._paint(batch, settings, steps, self.precision)
+        painted = self._paint(batch, settings, watch)
         if not bool(painted.isfinite().all()) and self.precision != "fp32":
             log.warning("numbers overflowed in %s; painting these pictures again in fp32", self.precision)
-            painted = self._paint(batch, settings, iter, "fp32")
+            painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, iter)
         if not bool(painted.isfinite().all()):
             raise UserError("the numbers overflowed, so there is no picture; choose smaller scales")
         return painted
 
-    def _paint(self, batch: Batch, settings: Settings, steps: Steps, precision: str) -> Tensor:
+    def _paint(self, batch: Batch, settings: Settings, watch: Watch) -> Tensor:
         painted = None
         for size in self.sizes(batch.size, settings):
-            painted = self._paint_at(batch.resized(size), painted, settings, steps, precision)
+            painted = self._paint_at(batch.resized(size), painted, settings, watch)
         return painted
 
-    def _paint_at(
-        self, batch: Batch, smaller: Tensor | None, settings: Settings, steps: Steps, precision: str
-    ) -> Tensor:
+    def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, watch: Watch) -> Tensor:
         """The batch at its size, over the picture painted at a smaller one, if there is one."""
-        path = self._path(settings, over_smaller=smaller is not None)
-        noise = PerPictureNoise([seed for seed in batch.seeds for _ in range(batch.regions)])
-        guidance = self._guidance(batch, settings)
-
-        def run(
-            steps: Steps,
-            x: Tensor,
-            smaller: Tensor | None,
-            content_scales: Tensor,
-            style_scales: Tensor,
-            **tensors: Tensor | None,
-        ) -> Tensor:
-            scaled = replace(guidance, content_scales=content_scales, style_scales=style_scales)
-            with autocast(self.model.device, precision):
-                return self._run(x, replace(batch, **tensors), smaller, scaled, settings, path, steps, noise)
-
-        inputs = {
-            "x": centred(noise(self._empty_latents(batch))), "smaller": smaller,
-            "content_scales": guidance.content_scales, "style_scales": guidance.style_scales,
-            "style": batch.style, "content": batch.content, "masks": batch.masks, "keep": batch.keep,
-        }  # fmt: skip
-        if self.recorder is None or settings.is_stochastic:
-            return run(steps, **inputs)
-        key = (
-            tuple(path),
+        scales = batch.for_regions(batch.content_scales), batch.for_regions(batch.style_scales)
+        guidance = Guidance.of(*scales, settings.guidance_interval, batch.style.device)
+        run = Run(
             settings.sampler,
-            guidance.needed,
-            guidance.interval,
+            1.0 if settings.sampler == "ancestral" else settings.eta,
+            tuple(self._path(settings, over_smaller=smaller is not None)),
+            batch.size,
             self._tile(settings),
             self.detail(settings),
-            batch.size,
-            precision,
+            guidance.needed,
+            guidance.interval,
         )
-        painted = self.recorder(partial(run, iter), inputs, key)
-        deque(steps(path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
+        source = PerPictureNoise(batch.for_regions(batch.seeds))
+        noise = centred(source(self._empty_latents(batch)))
+        tensors = Tensors(
+            noise, *guidance.scales, batch.style, batch.content, batch.masks, batch.keep, smaller
+        )
+        if self.recorder is None or settings.is_stochastic:
+            return self._run(run, tensors, watch, source)
+        key = run, self.precision
+        painted = self.recorder(
+            lambda **own: self._run(run, Tensors(**own), iter, source), vars(tensors), key
+        )
+        deque(watch(run.path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
         return painted
 
-    def _run(
-        self,
-        x: Tensor,
-        batch: Batch,
-        smaller: Tensor | None,
-        guidance: Guidance,
-        settings: Settings,
-        path: list[Step],
-        steps: Steps,
-        noise: NoiseSource,
-    ) -> Tensor:
-        """Encode, sample from noise `x`, decode. What is here can be recorded, unless the sampler draws more noise."""
-        height, width = batch.size
-        z = None if batch.content is None else self.encode(pad_to_multiple(batch.content, self.multiple))
-        start = z
-        if smaller is not None:
-            enlarged = F.interpolate(smaller.clamp(-1, 1), batch.size, mode="bicubic", align_corners=False)
-            start = self.encode(pad_to_multiple(enlarged, self.multiple))
-        if path[0].timestep < self.model.num_timesteps - 1 and start is not None:
-            x = (
-                path[0].alpha ** 0.5 * start.repeat_interleave(batch.regions, dim=0)
-                + (1 - path[0].alpha) ** 0.5 * x
-            )
-        denoise = self._denoiser(batch, z, guidance, settings, path)
-        if settings.sampler == "dpm-solver++":
-            painted = sample_dpm_solver(denoise, x, steps(path))
-        else:
-            painted = sample_ddim(
-                denoise, x, steps(path), 1.0 if settings.sampler == "ancestral" else settings.eta, noise
-            )
-        pictures = self.decode(self._joined(painted, batch))[:, :, :height, :width]
-        detail = self.detail(settings)
-        if z is None or detail == 0:
-            return pictures
-        return pictures + detail * (batch.content - self.decode(z)[:, :, :height, :width])
+    def _run(self, run: Run, tensors: Tensors, watch: Watch, noise: NoiseSource) -> Tensor:
+        """Encode, sample, decode. What is here can be recorded, unless the sampler draws more noise."""
+        with autocast(self.model.device, self.precision):
+            content, regions = tensors.content, tensors.style.shape[1]
+            z = None if content is None else self.codec.encode(content)
+            denoise = self._denoiser(run, tensors, z)
+            x, path = self._begun(run, tensors, z), watch(run.path)
+            if run.sampler == "dpm-solver++":
+                painted = sample_dpm_solver(denoise, x, path)
+            else:
+                painted = sample_ddim(denoise, x, path, run.eta, noise)
+            if tensors.masks is not None:
+                painted = self._joined(painted.unflatten(0, (-1, regions)), tensors.masks)
+            pictures = self.codec.decode(painted, run.size)
+            if content is None or z is None or run.detail == 0:
+                return pictures
+            return pictures + run.detail * (content - self.codec.decode(z, run.size))
+
+    def _begun(self, run: Run, tensors: Tensors, z: Tensor | None) -> Tensor:
+        """What sampling begins with: noise, or, part of the way down, noise over the photo or over the picture painted smaller."""
+        start, first = z, run.path[0]
+        if tensors.smaller is not None:
+            smaller = tensors.smaller.clamp(-1, 1)
+            start = self.codec.encode(F.interpolate(smaller, run.size, mode="bicubic", align_corners=False))
+        if start is None or first.timestep == self.model.num_timesteps - 1:
+            return tensors.noise
+        start = start.repeat_interleave(tensors.style.shape[1], dim=0)
+        return first.alpha**0.5 * start + (1 - first.alpha) ** 0.5 * tensors.noise
+
+    def _denoiser(self, run: Run, tensors: Tensors, z: Tensor | None) -> StartDenoiser:
+        regions = tensors.style.shape[1]
+        features = None if z is None else self.model.get_content_features(z).repeat_interleave(regions, dim=0)
+        denoise = PreparedDenoiser(
+            self.model,
+            features,
+            tensors.style.flatten(0, 1),
+            Guidance((tensors.content_scales, tensors.style_scales), run.needed, run.interval),
+            [step.timestep for step in run.path],
+            run.tile,
+        )
+        if tensors.keep is None or z is None:
+            return denoise
+        keep = self.codec.shares(tensors.keep).repeat_interleave(regions, dim=0)
+        kept = z.repeat_interleave(regions, dim=0)
+        # Where the content stays, what is predicted is the content: every sampler then ends there.
+        return lambda x, timestep: torch.lerp(denoise(x, timestep), kept, keep)
+
+    def _joined(self, painted: Tensor, masks: Tensor) -> Tensor:
+        """The regions' latents (N, R, C, h, w) cut together.
+
+        Each is painted as a whole picture in its style from the same noise: blended on the way, they would even out to one
+        style, since the network looks at the whole picture.
+        """
+        return (painted * self.codec.shares(masks)[:, :, None]).sum(dim=1)
+
+    def _empty_latents(self, batch: Batch) -> Tensor:
+        """(N * R, C, h, w), of any values."""
+        rows = batch.style[..., 0].numel()
+        return batch.style.new_empty(rows, self.model.channels, *self.codec.latent_size(batch.size))
+
+    # What the settings mean for this model
 
     def detail(self, settings: Settings) -> float:
         """How much of the photo's detail is put back: by the settings, else by their look, else by the model's config."""
@@ -207,7 +255,7 @@ class Painter:
         Tiles painted from pure noise know nothing of each other, and their colours and textures drift apart.
         """
         ratio = min(size) / self.native_size
-        tiled = len(Tiling(size[0], size[1], self._tile(settings) * self.factor).tiles) > 1
+        tiled = len(Tiling(*size, self._tile(settings) * self.codec.factor).tiles) > 1
         if not tiled or ratio <= 1 or settings.refine == 1:
             return [size]
         levels = math.ceil(math.log(ratio) / math.log(MAX_ENLARGEMENT))
@@ -226,73 +274,8 @@ class Painter:
 
     def _tile(self, settings: Settings) -> int:
         """Side of the tiles' latents."""
-        return max(1, (settings.tile or self.native_size) // self.multiple) * self.multiple // self.factor
-
-    def _joined(self, painted: Tensor, batch: Batch) -> Tensor:
-        """The regions' latents cut together.
-
-        Each is painted as a whole picture in its style from the same noise: blended on the way, they would even out to one
-        style, since the network looks at the whole picture.
-        """
-        if batch.masks is None:
-            return painted
-        shares = to_latent(batch.masks, self.factor, self.multiple)[:, :, None]
-        return (painted.unflatten(0, batch.style.shape[:2]) * shares).sum(dim=1)
-
-    def _guidance(self, batch: Batch, settings: Settings) -> Guidance:
-        def for_regions(values: Sequence[float]) -> list[float]:
-            return [value for value in values for _ in range(batch.regions)]
-
-        scales = for_regions(batch.content_scales), for_regions(batch.style_scales)
-        return Guidance.of(*scales, settings.guidance_interval, batch.style.device)
-
-    def _denoiser(
-        self, batch: Batch, z: Tensor | None, guidance: Guidance, settings: Settings, path: Sequence[Step]
-    ) -> StartDenoiser:
-        content = (
-            None if z is None else self.model.get_content_features(z).repeat_interleave(batch.regions, dim=0)
-        )
-        timesteps = [step.timestep for step in path]
-        denoise = GuidedDenoiser(
-            self.model, content, batch.style.flatten(0, 1), guidance, timesteps, self._tile(settings)
-        )
-        if batch.keep is None:
-            return denoise
-        keep = to_latent(batch.keep, self.factor, self.multiple).repeat_interleave(batch.regions, dim=0)
-        kept = z.repeat_interleave(batch.regions, dim=0)
-        # Where the content stays, what is predicted is the content: every sampler then ends there.
-        return lambda x, timestep: torch.lerp(denoise(x, timestep), kept, keep)
-
-    def _empty_latents(self, batch: Batch) -> Tensor:
-        """(N * R, C, h, w), of any values."""
-        height, width = (-(-side // self.multiple) * self.multiple // self.factor for side in batch.size)
-        return batch.style.new_empty(batch.style[..., 0].numel(), self.model.channels, height, width)
-
-    # First stage
-
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Scaled latents of pictures whose sides divide by the latent factor."""
-
-        def latent(tiles: Sequence[Tile]) -> Tensor:
-            at_pixels = [
-                tuple(slice(s.start * self.factor, s.stop * self.factor) for s in tile) for tile in tiles
-            ]
-            return self.model.get_first_stage_encoding(
-                self.model.encode_first_stage(cut(pictures, at_pixels))
-            ).float()
-
-        return blend(latent, self._tiling(pictures.shape[2] // self.factor, pictures.shape[3] // self.factor))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Pictures of scaled latents."""
-        return blend(
-            lambda tiles: self.model.decode_first_stage(cut(z, tiles)).float(),
-            self._tiling(*z.shape[2:]),
-            scale=self.factor,
-        )
-
-    def _tiling(self, height: int, width: int) -> Tiling:
-        return Tiling(height, width, max(1, FIRST_STAGE_TILE // self.factor))
+        multiple = self.codec.multiple
+        return max(1, (settings.tile or self.native_size) // multiple) * multiple // self.codec.factor
 
 
 def centred(noise: Tensor) -> Tensor:
@@ -303,9 +286,3 @@ def centred(noise: Tensor) -> Tensor:
     the smaller the picture.
     """
     return noise - noise.mean(dim=(2, 3), keepdim=True)
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pictures (N, 3, H, W) with their edges repeated at right and bottom until the sides divide by `multiple`."""
-    height, width = x.shape[2:]
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")

@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.checkpoint import file_hash
-from ldm.data.pictures import find_pictures
+from ldm.data.splits import find_pictures
 from ldm.errors import UserError, did_you_mean
+from ldm.files import file_hash
 from ldm.media.images import at_most, check_output, read_metadata, save_image
 from ldm.pipeline.inputs import Style, StyleMix, StyleRegions, read_picture
-from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +162,12 @@ def folder_of_results(output: str) -> str:
 
 
 def plan(
-    contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, values: dict[str, Any]
+    contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, settings: Settings
 ) -> list[Task]:
     """A task for every content in every (named) style. Raises UserError if two would write the same file, or one cannot.
 
     output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png, or, for a single
-    picture, a file. values: of the fields besides content and style.
+    picture, a file. settings: values of the fields besides content and style.
     """
     check_template(output)
     count = len(contents) * len(styles)
@@ -175,7 +178,7 @@ def plan(
         )
     template, tasks = _as_template(output), []
     for (content_name, content), (name, style) in product(zip(distinct_names(contents), contents), styles):
-        path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
+        path = check_output(_filled(template, {**vars(settings), "content": content_name, "style": name}))
         tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
     check_inputs_survive(
@@ -286,7 +289,7 @@ class ManyPainter:
 
     def __init__(
         self,
-        pipeline: StyleTransferPipeline,
+        pipeline: "StyleTransferPipeline",
         styles: dict[str, Style],
         description: dict[str, Any],
         batch_size: int,

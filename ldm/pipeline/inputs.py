@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.media.images import at_most, load_image, to_rgb
@@ -73,15 +71,15 @@ class ReadStyle:
     def pictures(self) -> list[Image.Image]:
         return [picture for region in self.regions for picture, _ in region]
 
-    def mask_tensor(self, size: tuple[int, int]) -> Tensor | None:
-        """(R, H, W) shares of the regions at every pixel of a picture of this (width, height), summing to 1."""
+    def shares(self, size: tuple[int, int]) -> NDArray[np.float32] | None:
+        """(R, H, W) shares of the regions at every pixel of a picture of this (width, height), summing to 1. Raises UserError."""
         if self.masks is None:
             return None
-        given = torch.stack([mask_tensor(mask, size) for mask in self.masks])
+        given = np.stack([mask_array(mask, size) for mask in self.masks])
         if len(given) < len(self.regions):
-            given = torch.cat([given, (1 - given.sum(dim=0, keepdim=True)).clamp_min(0)])
-        total = given.sum(dim=0)
-        if bool((total < 1e-3).any()):
+            given = np.concatenate([given, np.maximum(1 - given.sum(axis=0, keepdims=True), 0)])
+        total = given.sum(axis=0)
+        if (total < 1e-3).any():
             raise UserError(
                 "some of the picture is black in every mask; whiten it in one, or give one style more than masks"
             )
@@ -145,23 +143,19 @@ def read_picture(picture: Picture) -> Image.Image:
         ) from error
 
 
-def mask_tensor(mask: Image.Image, size: tuple[int, int]) -> Tensor:
+def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for another aspect."""
-    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > ASPECT_TOLERANCE:
+    if not same_aspect(mask.size, size):
         raise UserError(
             f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}"
         )
     scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(scaled, dtype=np.float32) / 255)
+    return np.asarray(scaled, dtype=np.float32) / np.float32(255)
 
 
-def to_latent(mask: Tensor, factor: int, multiple: int) -> Tensor:
-    """(..., h, w) shares at the latent's positions from (..., H, W) at the pixels, padded to `multiple` pixels as the picture is."""
-    height, width = mask.shape[-2:]
-    flat = mask.reshape(-1, 1, height, width)
-    padded = F.pad(flat, (0, -width % multiple, 0, -height % multiple), mode="replicate")
-    small = F.avg_pool2d(padded, factor)
-    return small.reshape(*mask.shape[:-2], *small.shape[-2:])
+def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two pictures of these (width, height) have about the same aspect."""
+    return abs(one[0] * other[1] / (one[1] * other[0]) - 1) <= ASPECT_TOLERANCE
 
 
 def _check_list(pictures: Any, name: str) -> None:

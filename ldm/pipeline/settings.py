@@ -1,15 +1,20 @@
-"""How to stylise: every dial of the pipeline in one place, checked before any work starts."""
+"""How to stylise: every dial of the pipeline once, with its default, its range and its help.
+
+Checks, the programs' options and docs/settings.md are made of it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-from ldm.errors import UserError
+from ldm.errors import UserError, did_you_mean
 
 SAMPLERS = {"dpm-solver++": 20, "ddim": 50, "ancestral": 250}  # name -> default number of steps
 MIN_SIDE = 32
+MAX_RESULT_PIXELS = 40_000_000
+NUM_TIMESTEPS = 1000  # of the bundled and the published model
 
 
 @dataclass(frozen=True)
@@ -34,137 +39,224 @@ LOOKS = {
     "fast": Look(step_share=1.0, brush=0, detail=None),
     "fine": Look(step_share=0.5, brush=21, detail=0.35),
 }
-MAX_RESULT_PIXELS = 40_000_000
-MAX_EFFORT = 100
-NUM_TIMESTEPS = 1000  # of the bundled and the published model
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to stylise.
+class Range:
+    """Numbers from `low` (which is one of them unless `above`) to `high`; None is no limit. unit, words: for messages."""
 
-    look: "fine", which after sampling leads the picture by gradients to the painting's own brush work, or "fast", which takes it as
-        sampled. What each sets is in LOOKS.
-    effort: of the fine look, times as many gradient steps: more comes nearer to the painting, at proportional time.
-    content_scale, style_scale: guidance. 1 is the plain conditional model, more exaggerates, 0 ignores, less (in the fast look only) leads
-        away. A number for all pictures or a list with one for each. They weigh the two terms of the fine look's energy, too.
-    guidance_interval: (low, high) fractions of the way from picture (0) to noise (1) between which the two scales act;
-        elsewhere they count as 1.
-    sampler: "dpm-solver++" (20 steps suffice), "ddim" (as published), or "ancestral" (fresh noise at every step).
-    steps: how many; the sampler's default if None. eta: DDIM's, 0 is deterministic, 1 the same as ancestral.
-    detail: the share of what the model's first stage, or a smaller picture that is enlarged, cannot hold of the photo, its finest
-        lines and textures, that is put back into the picture: 0 none, 1 all; None is what the look says.
-    strength: below 1 the picture is painted over the partly noised photo and keeps more of it, colours too; and the fine look aims
-        at paint between the photo's own and the painting's.
-    size: the result's shorter side in pixels, the photo's aspect kept; or (width, height), to which it is cropped.
-    style_size: shorter side in pixels to which the style pictures are scaled before their statistics are taken. None is, in the fast
-        look, the size the model was trained at; in the fine look the result's own, or the painting's where that is smaller.
-        There larger makes larger strokes.
-    tile: in the fast look larger pictures are painted in overlapping square tiles of that many pixels; None is what suits the model.
-    refine: in the fast look a picture larger than a tile is painted at the model's own size first, enlarged, and painted over in tiles
-        from this part of the noise on; 1 paints it in tiles from scratch.
-    seed: of the noise, for all pictures or a list with one for each. The same seed gives the same picture.
-    preserve_color: the photo's colours, the result's brightness.
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    unit: str = ""
+    words: str = ""
+
+    def __contains__(self, value: Any) -> bool:
+        low_enough = self.high is None or value <= self.high
+        high_enough = self.low is None or (value > self.low if self.above else value >= self.low)
+        try:
+            return low_enough and high_enough and isfinite(value)
+        except OverflowError:  # a whole number that no float can hold
+            return False
+
+    def __str__(self) -> str:
+        if self.words:
+            return self.words
+        if self.low is None:
+            return "a finite number"
+        if self.high is None:
+            return f"at least {self.low}{self.unit}"
+        return (
+            f"above {self.low} and at most {self.high}"
+            if self.above
+            else f"between {self.low} and {self.high}"
+        )
+
+
+PIXELS = Range(MIN_SIDE, unit=" pixels")
+
+
+@dataclass(frozen=True)
+class Dial:
+    """What a setting takes. help: one line; its default, where `default_help` does not tell it, is the field's."""
+
+    help: str
+    default_help: str | None = None
+    metavar: str | tuple[str, str] | None = None
+
+    @property
+    def range_help(self) -> str:
+        """What is possible, in words."""
+        raise NotImplementedError
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UserError for a value that cannot be."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Choice(Dial):
+    """One of some names."""
+
+    names: Sequence[str] = ()
+
+    @property
+    def range_help(self) -> str:
+        return ", ".join(self.names)
+
+    def check(self, name: str, value: Any) -> None:
+        if value not in self.names:
+            raise UserError(f"{name} {value!r} is not one of {self.range_help}")
+
+
+@dataclass(frozen=True)
+class Flag(Dial):
+    """Yes or no."""
+
+    range_help = "yes or no"
+
+    def check(self, name: str, value: Any) -> None:
+        if value not in (True, False):
+            raise UserError(f"{name} must be True or False, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Number(Dial):
+    """A number of a range. whole: without a fraction. optional: or None. each: or a list with one for each picture."""
+
+    range: Range = Range()
+    whole: bool = False
+    optional: bool = False
+    each: bool = False
+
+    @property
+    def range_help(self) -> str:
+        return str(self.range)
+
+    def check(self, name: str, value: Any) -> None:
+        if self.optional and value is None:
+            return
+        values = as_list(value) if self.each else [value]
+        if not all(isinstance(one, Integral if self.whole else Real) for one in values):
+            more = " or None" if self.optional else ", or a list of them" if self.each else ""
+            raise UserError(f"{name} must be a {'whole ' * self.whole}number{more}, got {value!r}")
+        for one in values:
+            if one not in self.range:
+                raise UserError(f"{name} must be {self.range}, got {one}")
+
+
+@dataclass(frozen=True)
+class Interval(Dial):
+    """Two numbers between 0 and 1, the lower one first; or None."""
+
+    range_help = "two numbers with 0 <= low < high <= 1"
+
+    def check(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        low, high = pair_of(value, Real, name, "two numbers")
+        if not 0 <= low < high <= 1:
+            raise UserError(f"{name} must be {self.range_help}, got {low} and {high}")
+
+
+@dataclass(frozen=True)
+class Size(Dial):
+    """A shorter side, or (width, height), in pixels."""
+
+    range_help = f"at least {MIN_SIDE} pixels a side, at most {MAX_RESULT_PIXELS:,} in all"
+
+    def check(self, name: str, value: Any) -> None:
+        what = "a whole number or a pair of them"
+        sides = (value, value) if isinstance(value, Integral) else pair_of(value, Integral, name, what)
+        for side in sides:
+            if side not in PIXELS:
+                raise UserError(f"{name} must be {PIXELS}, got {side}")
+        if sides[0] * sides[1] > MAX_RESULT_PIXELS:
+            raise UserError(
+                f"{name} {value} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one"
+            )
+
+
+def _is(default: Any, dial: Dial) -> Any:
+    """A field of Settings."""
+    return field(default=default, metadata={"dial": dial})
+
+
+_STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
+_SHARE = Range(0, 1)
+_POSITIVE_SHARE = Range(0, 1, above=True)
+_SEEDS = Range(-(2**63), 2**64 - 1, words="between -2^63 and 2^64 - 1")  # what torch's generators take
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Settings:
+    """How to stylise. What each setting means stands with it; `DIALS` has them by name.
+
+    A list of content_scale, style_scale or seed has one for each picture, a number is for all.
     """
 
-    look: str = "fine"
-    effort: float = 1.0
-    content_scale: float | Sequence[float] = 1.0
-    style_scale: float | Sequence[float] = 1.0
-    guidance_interval: tuple[float, float] | None = None
-    sampler: str = "dpm-solver++"
-    steps: int | None = None
-    eta: float = 0.0
-    detail: float | None = None
-    strength: float = 1.0
-    size: int | tuple[int, int] = 512
-    style_size: int | None = None
-    tile: int | None = None
-    refine: float = 0.5
-    seed: int | Sequence[int] = 0
-    preserve_color: bool = False
+    look: str = _is("fine", Choice(
+        "fine: after sampling led to the painting's own brush work by gradients; fast: as sampled, in a fraction of the time", names=tuple(LOOKS)))
+    effort: float = _is(1.0, Number(
+        "for fine: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
+    # A scale is a guidance scale of the sampling, and weighs a term of the fine look's energy.
+    content_scale: float | Sequence[float] = _is(1.0, Number(
+        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it, less (for fast only) leads away", metavar="S", each=True))
+    style_scale: float | Sequence[float] = _is(1.0, Number(
+        "guidance by the style: more is more painterly, 0 ignores it, less (for fast only) leads away", metavar="S", each=True))
+    detail: float | None = _is(None, Number(
+        "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
+        "0.35; for fast 0.5, with the published model 0", "D", _SHARE, optional=True))
+    strength: float = _is(1.0, Number(
+        "below 1: paint over the photo, keeping more of it and of its colours; fine then aims between its paint and the painting's",
+        metavar="S", range=_POSITIVE_SHARE))
+    preserve_color: bool = _is(False, Flag("keep the photo's colours, take the result's brightness only"))
+    size: int | tuple[int, int] = _is(512, Size(
+        "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped", metavar="N|WxH"))
+    style_size: int | None = _is(None, Number(
+        "look at the style pictures at this shorter side",
+        "for fast the size the model was trained at, where smaller makes larger strokes; for fine that of the result, or the "
+        "painting's where that is smaller, and larger makes larger strokes", "N", PIXELS, whole=True, optional=True))
+    tile: int | None = _is(None, Number(
+        "for fast: paint large pictures in overlapping tiles of that many pixels; larger is faster and takes more memory",
+        "the size the model was trained at", "N", PIXELS, whole=True, optional=True))
+    refine: float = _is(0.5, Number(
+        "for fast: large pictures are painted small first, enlarged, and painted over with this strength; 1: in tiles from scratch",
+        metavar="S", range=_POSITIVE_SHARE))
+    sampler: str = _is("dpm-solver++", Choice(
+        "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))
+    steps: int | None = _is(None, Number(
+        "sampling steps", f"{_STEPS}; for fine half as many", "N", Range(1, NUM_TIMESTEPS), whole=True, optional=True))
+    eta: float = _is(0.0, Number("for ddim: 0 is deterministic, 1 as noisy as ancestral", range=_SHARE))
+    guidance_interval: tuple[float, float] | None = _is(None, Interval(
+        "the scales act only between these fractions of the way from picture (0) to noise (1); elsewhere they count as 1",
+        "everywhere", ("LO", "HI")))
+    seed: int | Sequence[int] = _is(0, Number(
+        "of the noise: the same seed gives the same picture", metavar="N", range=_SEEDS, whole=True, each=True))
+    # fmt: on
 
     def check(self, num_timesteps: int = NUM_TIMESTEPS) -> None:
         """Raises UserError for what no model with this number of time steps can do."""
-        self._check_types()
-        if self.look not in LOOKS:
-            raise UserError(f"look {self.look!r} is not one of {', '.join(LOOKS)}")
-        if not 0 < self.effort <= MAX_EFFORT:
-            raise UserError(f"effort must be above 0 and at most {MAX_EFFORT}, got {self.effort}")
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"sampler {self.sampler!r} is not one of {', '.join(SAMPLERS)}")
-        if self.steps is not None and not 1 <= self.steps <= num_timesteps:
-            raise UserError(f"steps must be between 1 and {num_timesteps}, got {self.steps}")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta must be between 0 and 1, got {self.eta}")
+        for name, dial in DIALS.items():
+            dial.check(name, getattr(self, name))
+        if self.steps is not None and self.steps > num_timesteps:
+            raise UserError(f"steps must be {Range(1, num_timesteps)}, got {self.steps}")
         if self.eta > 0 and self.sampler != "ddim":
             raise UserError(f"eta is for the sampler ddim; {self.sampler} takes none")
-        for name in ("strength", "refine"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
-        if self.detail is not None and not 0 <= self.detail <= 1:
-            raise UserError(f"detail must be between 0 and 1, got {self.detail}")
-        self._check_interval()
-        self._check_sizes()
         for name in ("content_scale", "style_scale"):
-            for scale in numbers(getattr(self, name)):
-                if not isfinite(scale):
-                    raise UserError(f"{name} must be a finite number, got {scale}")
+            for scale in as_list(getattr(self, name)):
                 if scale < 0 and self.has_brush:
                     raise UserError(
                         f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0"
                     )
-        for seed in numbers(self.seed):
-            if not -(2**63) <= seed < 2**64:  # what torch's generators take
-                raise UserError(f"a seed must be between -2^63 and 2^64 - 1, got {seed}")
 
-    def _check_types(self) -> None:
-        for name, kind, what in (
-            ("steps", (Integral, type(None)), "a whole number or None"),
-            ("style_size", (Integral, type(None)), "a whole number or None"),
-            ("tile", (Integral, type(None)), "a whole number or None"),
-            ("eta", Real, "a number"),
-            ("effort", Real, "a number"),
-            ("detail", (Real, type(None)), "a number or None"),
-            ("strength", Real, "a number"),
-            ("refine", Real, "a number"),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name} must be {what}, got {getattr(self, name)!r}")
-        for name, kind, what in (
-            ("seed", Integral, "a whole number, or a list of them"),
-            ("content_scale", Real, "a number, or a list of them"),
-            ("style_scale", Real, "a number, or a list of them"),
-        ):
-            if not all(isinstance(value, kind) for value in numbers(getattr(self, name))):
-                raise UserError(f"{name} must be {what}, got {getattr(self, name)!r}")
-
-    def _check_interval(self) -> None:
-        if self.guidance_interval is not None:
-            low, high = pair_of(self.guidance_interval, Real, "guidance_interval", "two numbers")
-            if not 0 <= low < high <= 1:
-                raise UserError(
-                    f"guidance_interval must be two numbers with 0 <= low < high <= 1, got {low} and {high}"
-                )
-
-    def _check_sizes(self) -> None:
-        sides = (
-            [self.size]
-            if isinstance(self.size, Integral)
-            else pair_of(self.size, Integral, "size", "a whole number or a pair of them")
-        )
-        for name, sides in (("size", sides), ("style_size", [self.style_size]), ("tile", [self.tile])):
-            for side in sides:
-                if side is not None and side < MIN_SIDE:
-                    raise UserError(f"{name} must be at least {MIN_SIDE} pixels, got {side}")
-        if isinstance(self.size, Integral):
-            too_large = self.size**2 > MAX_RESULT_PIXELS
-        else:
-            too_large = self.size[0] * self.size[1] > MAX_RESULT_PIXELS
-        if too_large:
-            raise UserError(
-                f"size {self.size} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one"
-            )
+    def but(self, **changes: Any) -> "Settings":
+        """The same with other values of these settings. Raises UserError for an unknown name."""
+        for name in changes:
+            if name not in DIALS:
+                raise UserError(f"there is no setting {name!r}{did_you_mean(name, DIALS)}")
+        return replace(self, **changes)
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for a list of another length."""
@@ -176,6 +268,7 @@ class Settings:
 
     @property
     def number_of_steps(self) -> int:
+        """Of the sampler."""
         return self.steps or max(1, round(LOOKS[self.look].step_share * SAMPLERS[self.sampler]))
 
     @property
@@ -204,16 +297,17 @@ class Settings:
         return self.sampler == "ancestral" or self.eta > 0
 
 
-def numbers(value: Any) -> list[Any]:
+DIALS: dict[str, Dial] = {setting.name: setting.metadata["dial"] for setting in fields(Settings)}
+
+
+def as_list(value: Any) -> list[Any]:
     """A single value, or those of a list, as a list."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def pair_of(value: Any, kind: type, name: str, what: str) -> tuple[Any, Any]:
-    if (
-        not isinstance(value, Sequence)
-        or len(value) != 2
-        or not all(isinstance(part, kind) for part in value)
-    ):
+    """The two values of a pair. Raises UserError for anything else."""
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not is_pair or not all(isinstance(part, kind) for part in value):
         raise UserError(f"{name} must be {what}, got {value!r}")
     return value[0], value[1]

@@ -13,7 +13,8 @@ from torchvision.utils import make_grid
 
 from ldm.checks import check_count
 from ldm.errors import ConfigError, did_you_mean
-from ldm.media.images import save_image, tensor_to_image
+from ldm.media.images import save_image
+from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.published_pictures import PublishedPictures
 
 log = logging.getLogger(__name__)

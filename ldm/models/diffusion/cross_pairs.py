@@ -16,7 +16,7 @@ from ldm.checks import check_fractions
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.models.diffusion.guidance import concatenate, guided
+from ldm.models.diffusion.guidance import Guidance, concatenate
 from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
@@ -213,6 +213,7 @@ class CrossPairLDM(DualCondLDM):
         prediction = self.apply_model(x, t, condition).float()
         rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
         if len(rows):
+            guidance = Guidance((scales[0][rows], scales[1][rows]), needed=(True, True))
             content, style = condition["c1"][rows], condition["c2"][rows]
             nulls = concatenate(
                 [
@@ -220,9 +221,10 @@ class CrossPairLDM(DualCondLDM):
                     self.condition(content, self.null_style(len(rows))),
                 ]
             )
-            without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float().chunk(2)
-            columns = [scale[rows, None, None, None] for scale in scales]
-            prediction = prediction.index_copy(0, rows, guided(prediction[rows], without, columns))
+            without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float()
+            prediction = prediction.index_copy(
+                0, rows, guidance.combine(torch.cat([prediction[rows], without]))
+            )
         return self.start_from(prediction, x, t)
 
     def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.guidance import Condition, TwoWayGuidance, batch_size, fitted
+from ldm.models.diffusion.guidance import Condition, Guidance, batch_size, fitted
 from ldm.models.diffusion.samplers import (
     Denoiser,
     NoiseSource,
@@ -180,7 +180,7 @@ class DDIMSampler:
         x_T: noise to start from, drawn if not given. mask, x0: keep x0 where mask is 1.
         ddim_use_original_steps: all of the model's time steps, or the lowest `timesteps` of them, instead of those chosen.
         quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which must have some.
-        unconditional_*: null conditions and their guidance scales, see TwoWayGuidance.
+        unconditional_*: null conditions and their guidance scales, see Guidance.
         A condition, or a part of one, for a single sample is used for all.
         callback(i), img_callback(pred_x0, i): called after step i.
         score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the prediction.
@@ -295,8 +295,8 @@ class DDIMSampler:
         corrector_kwargs: dict[str, Any] | None,
     ) -> Denoiser:
         """The guided and corrected prediction of the noise."""
-        guidance = TwoWayGuidance(self.model.apply_model, cond, scales[0], nulls[0], scales[1], nulls[1])
-        return self._as_noise(guidance, corrector, cond, corrector_kwargs or {})
+        predict = Guidance.of(*scales).denoiser(self.model.apply_model, cond, *nulls)
+        return self._as_noise(predict, corrector, cond, corrector_kwargs or {})
 
     def _steps_to_take(self, timesteps: int | None, original_steps: bool) -> np.ndarray:
         """The time steps of a run, ascending."""

@@ -1,0 +1,167 @@
+"""From what a caller asks for to pictures to paint one by one: everything read, paired, scaled and checked before any work."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ldm.errors import UserError
+from ldm.media.images import resize_short_side, with_colors_of
+from ldm.pipeline.inputs import Picture, PictureReader, ReadStyle, Style, mask_array, same_aspect
+from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to paint. `content` has the result's size; None shows the style alone. start: what to begin with, of that size too."""
+
+    content: Image.Image | None
+    style: ReadStyle
+    size: tuple[int, int]  # width, height
+    seed: int
+    content_scale: float
+    style_scale: float
+    keep: Image.Image | None
+    start: Image.Image | None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Jobs of the same kind go through the model together."""
+        return (
+            self.size,
+            self.content is None,
+            len(self.style.regions),
+            self.style.masks is None,
+            self.keep is None,
+        )
+
+    def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
+        """What is done to the pixels at the end: the photo's colours, the kept part of the photo itself."""
+        if self.content is not None and settings.preserve_color:
+            painted = with_colors_of(self.content, painted)
+        if self.content is not None and self.keep is not None:
+            mask = self.keep.resize(painted.size, Image.Resampling.BILINEAR)
+            painted = Image.composite(self.content, painted, mask)
+        return painted
+
+
+class PaintingStopped(KeyboardInterrupt):
+    """Ctrl-C while a picture was on its way; `picture` is as far as it came."""
+
+    def __init__(self, picture: Image.Image):
+        super().__init__("stopped")
+        self.picture = picture
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller asks for: see `StyleTransferPipeline.__call__`."""
+
+    content: Picture | Sequence[Picture] | None
+    style: Style | Sequence[Style]
+    keep: Picture | None = None
+    start: Picture | Sequence[Picture] | None = None
+
+    @property
+    def is_single(self) -> bool:
+        """Whether nothing is a list, so that the answer is none."""
+        return not any(isinstance(given, (list, tuple)) for given in (self.content, self.style, self.start))
+
+    def jobs(self, settings: Settings, native_size: int) -> list[Job]:
+        """The pictures to paint, for a model trained at `native_size`. Raises UserError."""
+        style_side = settings.style_side(native_size)
+        read = PictureReader(style_side)
+        contents = (
+            [None] if self.content is None else [_sized(read(c), settings) for c in _listed(self.content)]
+        )
+        styles = [read.style(s) for s in _listed(self.style)]
+        self._check(settings)
+        contents, styles, starts = _paired(
+            contents=contents,
+            styles=styles,
+            starts=[None] if self.start is None else [read(s) for s in _listed(self.start)],
+        )
+        keep = None if self.keep is None else read.mask(self.keep)
+        each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
+        jobs = []
+        for content, style, start, seed, *scales in zip(contents, styles, starts, *each):
+            size = _size_alone(settings) if content is None else content.size
+            begun = None if start is None else _fitted(start, size)
+            jobs.append(Job(content, style, size, int(seed), *map(float, scales), keep, begun))
+        for job in jobs:
+            _check_job(job, style_side)
+        return jobs
+
+    def _check(self, settings: Settings) -> None:
+        if self.content is None and (
+            self.keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
+        ):
+            raise UserError("keep, detail, strength and preserve_color need a content picture")
+        if self.start is not None and not settings.has_brush:
+            raise UserError("start is for the look fine; the fast look begins with noise")
+
+
+def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
+    """The places of jobs of the same kind together, at most `batch_size` at a time."""
+    members: dict[Any, list[int]] = {}
+    for i, job in enumerate(jobs):
+        members.setdefault(job.kind, []).append(i)
+    for places in members.values():
+        yield from (places[i : i + batch_size] for i in range(0, len(places), batch_size))
+
+
+def _check_job(job: Job, style_side: int) -> None:
+    """Raises UserError for masks that do not fit, and style pictures that cannot be scaled."""
+    job.style.shares(job.size)
+    if job.keep is not None:
+        mask_array(job.keep, job.size)
+    for picture in job.style.pictures:
+        _check_scaled(picture, style_side)
+
+
+def _listed(one_or_more: Any) -> list[Any]:
+    return list(one_or_more) if isinstance(one_or_more, (list, tuple)) else [one_or_more]
+
+
+def _paired(**lists: list[Any]) -> list[list[Any]]:
+    """The lists at the length of the longest: those of one repeat it. Raises UserError for other lengths, and for none."""
+    if not all(lists.values()):
+        raise UserError("no pictures to work on: content, style or start is an empty list")
+    n = max(map(len, lists.values()))
+    if any(len(each) not in (1, n) for each in lists.values()):
+        raise UserError(
+            " and ".join(f"{len(each)} {name}" for name, each in lists.items() if len(each) > 1)
+            + " do not pair up"
+        )
+    return [each * (n // len(each)) for each in lists.values()]
+
+
+def _sized(image: Image.Image, settings: Settings) -> Image.Image:
+    """The content picture at the result's size."""
+    _check_scaled(image, settings.short_side)
+    if isinstance(settings.size, Integral):
+        return resize_short_side(image, settings.size)
+    return ImageOps.fit(image, tuple(settings.size), Image.Resampling.LANCZOS)
+
+
+def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture to begin with, at the result's size. Raises UserError for another aspect."""
+    if not same_aspect(start.size, size):
+        raise UserError(
+            f"start, a picture of {start.width}x{start.height} pixels, does not have the result's aspect, {size[0]}x{size[1]}"
+        )
+    return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
+
+
+def _size_alone(settings: Settings) -> tuple[int, int]:
+    return (settings.size, settings.size) if isinstance(settings.size, Integral) else tuple(settings.size)
+
+
+def _check_scaled(image: Image.Image, size: int) -> None:
+    if min(image.size) < 1 or size**2 * max(image.size) > MAX_RESULT_PIXELS * min(image.size):
+        raise UserError(
+            f"a picture of {image.width}x{image.height} pixels cannot be scaled to a shorter side of {size}: the result "
+            f"would be empty or have more than {MAX_RESULT_PIXELS} pixels"
+        )
