@@ -410,7 +410,7 @@ def test_styles_are_read_once_and_no_larger_than_needed(folder: Path) -> None:
         [Path("a.png"), Path("b.png")],
         [("large", Path("large.png")), ("small", Path("single.png"))],
         "out",
-        VALUES,
+        Settings(**VALUES),
     )
     styles, problems = read_styles(tasks, 48)
     assert {name: style.size for name, style in styles.items()} == {

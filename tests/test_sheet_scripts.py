@@ -156,8 +156,9 @@ def test_the_painting_stands_below_the_photo_or_beside_it(program: Callable) -> 
 def test_the_grid_is_painted_from_one_noise_in_one_call(program: Callable, calls: list) -> None:
     assert program("guidance_grid", GRID + "--content-scales 1 2 --style-scales 1 2 3 --seed 5") == 0
     (call,) = calls
-    assert len(call["painted"]) == call["batch_size"] == 6 and call["seed"] == 5
-    assert call["content_scale"] == [1, 1, 1, 2, 2, 2] and call["style_scale"] == [1, 2, 3, 1, 2, 3]
+    assert len(call["painted"]) == call["batch_size"] == 6 and call["settings"].seed == 5
+    assert call["settings"].content_scale == [1, 1, 1, 2, 2, 2]
+    assert call["settings"].style_scale == [1, 2, 3, 1, 2, 3]
 
 
 def test_the_grid_is_labelled(program: Callable) -> None:
@@ -177,7 +178,7 @@ def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(
 ) -> None:
     assert program("sample_styles", "--style styles --seeds 3 1 2 --output sheet.png --batch-size 4") == 0
     (call,) = calls
-    assert call["content"] is None and call["seed"] == [3, 1, 2] * 2 and call["batch_size"] == 4
+    assert call["content"] is None and call["settings"].seed == [3, 1, 2] * 2 and call["batch_size"] == 4
     sheet = cells("sheet.png", (192, 192), 4, 2 * 16 + 4)
     assert [len(row) for row in sheet] == [4, 4]
     for row, (style, first) in enumerate((("s", 0), ("t", 3))):
