@@ -130,7 +130,7 @@ def arguments(**changes: object) -> list[str]:
         ({"precision": "fp8"}, "--precision: invalid choice: 'fp8'"),
         ({"device": "tpu"}, "--device: invalid choice: 'tpu'"),
         ({"seed": "lucky"}, "--seed"),
-        ({"seed": 10**30}, "a seed must be between"),
+        ({"seed": 10**30}, "seed must be between"),
         ({"colour": "red"}, "--colour"),
     ],
 )
@@ -281,7 +281,7 @@ def demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[di
     monkeypatch.setattr(
         StyleTransferPipeline,
         "from_pretrained",
-        lambda **options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net),
+        lambda *options: StyleTransferPipeline(tiny_model(use_ema=False), brush_network=net),
     )
     calls, call = [], StyleTransferPipeline.__call__
 
@@ -322,7 +322,7 @@ def test_the_demo_shows_every_style_once_with_what_it_was_painted_from(
 ) -> None:
     (call,) = demo()
     photos, styles, painted = call["contents"], call["styles"], call["painted"]
-    assert call["look"] == "fine" and len({style.tobytes() for style in styles}) == 3
+    assert call["settings"].look == "fine" and len({style.tobytes() for style in styles}) == 3
     assert photos[0] == photos[2] != photos[1]  # in turn
     sheet = load_image("new/sheet.png")
     assert sheet.size == (4 * (32 + 24) + 24, 32 + 8 + 12 + 2 * 24)
