@@ -354,7 +354,7 @@ def test_the_demos_matches_are_bundled_pictures() -> None:
 
 def test_the_demo_draws_every_photo_in_every_style(demo: Callable, folder: Path) -> None:
     (call,) = demo("--all", "--look", "fast")
-    assert call["look"] == "fast" and len(call["painted"]) == 6
+    assert call["settings"].look == "fast" and len(call["painted"]) == 6
     with Image.open(folder / "new/sheet.png") as sheet:
         cells = pixels(sheet)[4:, 4:].reshape(3, 28, 4, 28, 3).swapaxes(1, 2)  # 24 pixels and a gap of 4 each
         filled = (cells != 255).any(axis=(2, 3, 4))
