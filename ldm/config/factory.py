@@ -140,14 +140,14 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
 def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
     """(accepted names, required names, whether anything goes) of a class's constructor or a function.
 
-    `**kwargs` of a class's own constructor stands for the parameters of its bases.
+    `**kwargs` of a class's own constructor stands for the parameters of its bases, beside `*args` for what these require, too.
     """
     constructors = (
         [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)]
         if inspect.isclass(target)
         else [target]
     )
-    accepted, required = [], []
+    accepted, required, hands_all_on = [], [], True
     for depth, constructor in enumerate(constructors):
         try:
             parameters = list(inspect.signature(constructor).parameters.values())
@@ -157,8 +157,9 @@ def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
             parameters = parameters[1:]
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         accepted += [p.name for p in named]
-        if depth == 0:  # a constructor may set what its bases require itself
-            required = [p.name for p in named if p.default is p.empty]
+        if hands_all_on:  # else a constructor may set what its bases require itself
+            required += [p.name for p in named if p.default is p.empty]
+        hands_all_on &= any(p.kind is p.VAR_POSITIONAL for p in parameters)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return accepted, required, False
         if constructor is object.__init__:

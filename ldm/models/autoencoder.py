@@ -1,4 +1,4 @@
-"""First stages that train; the autoencoders themselves are in `first_stage`, so that inference starts without Lightning."""
+"""First stages that learn; the autoencoders themselves are in `first_stage`, so that inference starts without Lightning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.config.factory import instantiate_from_config
+from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
 from ldm.models.first_stage import KLAutoencoder, VQAutoencoder, VQLatents
+from ldm.models.options import FirstStageOptimisation
 from ldm.modules.losses.contperceptual import FirstStageLoss, LPIPSWithDiscriminator
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from ldm.modules.optimizers import build_optimizer, clip_gradients
 from ldm.published.helpers import to_rgb
 
 
-class FirstStageTraining(pl.LightningModule):
-    """The training loop of a first stage, beside which it stands among a class's bases.
+class FirstStageTraining:
+    """The training loop of a first stage, before which it stands among a class's bases. Parameters: FirstStageOptimisation's, and the stage's.
 
     own_options: the options of the trainer that Lightning leaves to models with optimisers of their own, as `ldm.training.trainer.Recipe`
         sets them: how many batches' gradients are added up for a step, and how they are clipped before it.
@@ -30,6 +32,14 @@ class FirstStageTraining(pl.LightningModule):
         "gradient_clip_val": None,
         "gradient_clip_algorithm": None,
     }
+
+    @flat_keys
+    def __init__(self, *args: Any, optimisation: FirstStageOptimisation, **options: Any):
+        super().__init__(*args, **options)
+        vars(self).update(vars(optimisation))
+        if self.trainable == "decoder":
+            for part in self.parts:
+                part.requires_grad_(part in (self.decoder, self.post_quant_conv))
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
         """(reconstruction, what the loss takes of its latent); `draw` from the latent's distribution, if it has one."""
@@ -130,8 +140,8 @@ class FirstStageTraining(pl.LightningModule):
         return {"inputs": x, "reconstructions": self.reconstruct(x, draw=False)[0]}
 
 
-class AutoencoderKL(KLAutoencoder, FirstStageTraining):
-    """The KL first stage with its training loop; parameters are KLAutoencoder's."""
+class AutoencoderKL(FirstStageTraining, KLAutoencoder, pl.LightningModule):
+    """The KL first stage with its training loop; parameters are FirstStageTraining's and KLAutoencoder's."""
 
     loss_class = LPIPSWithDiscriminator
 
@@ -139,8 +149,8 @@ class AutoencoderKL(KLAutoencoder, FirstStageTraining):
         return self(x, sample_posterior=draw)
 
 
-class VQModel(VQAutoencoder, FirstStageTraining):
-    """The vector-quantised first stage with its training loop; parameters are VQAutoencoder's."""
+class VQModel(FirstStageTraining, VQAutoencoder, pl.LightningModule):
+    """The vector-quantised first stage with its training loop; parameters are FirstStageTraining's and VQAutoencoder's."""
 
     loss_class = VQLPIPSWithDiscriminator
 

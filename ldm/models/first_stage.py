@@ -1,4 +1,4 @@
-"""First stages: pictures to latents and back. Without Lightning, so that inference starts fast; `autoencoder` trains them."""
+"""First stages: pictures to latents and back. Without Lightning, so that inference starts fast; in `autoencoder` they learn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_strict, part_of, read_state_dict
-from ldm.checks import check_choice
 from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.modules.distributions import DiagonalGaussianDistribution
@@ -22,33 +21,15 @@ class FirstStage(nn.Module):
 
     `ddconfig` holds the halves: either the parameters of the published Encoder and Decoder themselves, or
     `encoder_target`, `decoder_target` and `params` for both, with `encoder_params` / `decoder_params` for one.
-    `ckpt_path` is a published file, such as `kl-f16.ckpt`, or our own; `trainable` "decoder" freezes encoder and latent.
-    `adam_betas` are the published ones, for adversarial training; without it (0.9, 0.99) learns much faster.
+    `ckpt_path` is a published file, such as `kl-f16.ckpt`, or our own. `lossconfig` is of the loss by which it learns.
     """
 
     double_z: bool  # whether the encoder gives a mean and a variance for each channel
 
     def __init__(
-        self,
-        ddconfig: Mapping[str, Any],
-        lossconfig: Mapping[str, Any],
-        embed_dim: int,
-        image_key: str = "image",
-        monitor: str | None = None,
-        trainable: str = "all",
-        learning_rate: float = 4.5e-6,
-        adam_betas: tuple[float, float] = (0.5, 0.9),
-        scheduler_config: Mapping[str, Any] | None = None,
+        self, ddconfig: Mapping[str, Any], lossconfig: Mapping[str, Any], embed_dim: int, **options: Any
     ):
-        super().__init__()
-        check_choice("trainable", trainable, ("all", "decoder"))
-        self.image_key, self.trainable, self.monitor, self.learning_rate = (
-            image_key,
-            trainable,
-            monitor,
-            learning_rate,
-        )
-        self.adam_betas, self.scheduler_config = tuple(adam_betas), scheduler_config
+        super().__init__(**options)
         self.encoder, self.decoder, z_channels = build_halves(ddconfig, self.double_z)
         self.loss = instantiate_from_config(lossconfig)
         self.embed_dim, self.has_weights = embed_dim, False
@@ -60,14 +41,6 @@ class FirstStage(nn.Module):
     def parts(self) -> tuple[nn.Module, ...]:
         """All that the reconstruction depends on, in the published optimiser's order."""
         return self.encoder, self.decoder, self.quant_conv, self.post_quant_conv
-
-    def begin(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> None:
-        """Load weights and freeze what is not trained, once all parts are there."""
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
-        if self.trainable == "decoder":
-            for part in self.parts:
-                part.requires_grad_(part in (self.decoder, self.post_quant_conv))
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
         """Load weights, strictly but for the loss's, which inference never uses. Raises CheckpointError.
@@ -101,7 +74,8 @@ class KLAutoencoder(FirstStage):
         **options: Any,
     ):
         super().__init__(ddconfig, lossconfig, embed_dim, **options)
-        self.begin(ckpt_path, ignore_keys)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
@@ -138,7 +112,8 @@ class VQAutoencoder(FirstStage):
         super().__init__(ddconfig, lossconfig, embed_dim, **options)
         self.n_embed = n_embed
         self.quantize = VectorQuantizer(n_embed, embed_dim)
-        self.begin(ckpt_path, ignore_keys)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:

@@ -9,16 +9,27 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
 from ldm.config.factory import instantiate_from_config, load_config, to_plain
+from ldm.config.groups import take
 from ldm.errors import ConfigError
+from ldm.models import options
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 
-# Importing Lightning takes longer than painting a picture, so inference builds these classes' bases, which know nothing of it.
-WITHOUT_TRAINING = {
-    "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": "ldm.models.diffusion.dual_cond.DualCondModel",
-    "ldm.models.diffusion.ddpm.LatentDiffusion": "ldm.models.diffusion.latent_diffusion.LatentDiffusionModel",
-    "ldm.models.autoencoder.AutoencoderKL": "ldm.models.first_stage.KLAutoencoder",
-    "ldm.models.autoencoder.VQModelInterface": "ldm.models.first_stage.VQLatents",
+# Importing Lightning takes longer than painting a picture, so inference builds what these classes are without their training:
+# (the class, the groups of options that it does not have).
+WITHOUT_TRAINING: dict[str, tuple[str, tuple[type, ...]]] = {
+    "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": (
+        "ldm.models.diffusion.dual_cond.DualCondModel",
+        options.DUAL_DIFFUSION,
+    ),
+    "ldm.models.diffusion.ddpm.LatentDiffusion": (
+        "ldm.models.diffusion.latent_diffusion.LatentDiffusionModel",
+        options.DIFFUSION,
+    ),
+    "ldm.models.autoencoder.AutoencoderKL": ("ldm.models.first_stage.KLAutoencoder", options.FIRST_STAGE),
+    "ldm.models.autoencoder.VQModelInterface": ("ldm.models.first_stage.VQLatents", options.FIRST_STAGE),
 }
+# The state of the training loss in whole checkpoints.
+LOSS_STATE = ("logvar",)
 
 Model = TypeVar("Model", bound=LatentDiffusionModel)
 
@@ -33,7 +44,7 @@ def load_for_inference(
     load_strict(
         model,
         state,
-        model.optional_keys(state),
+        (*model.optional_keys(state), *LOSS_STATE),
         str(checkpoint),
         f"is {config_path} its config? (--config names another)",
     )
@@ -54,11 +65,19 @@ def build_for_inference(
     if "ckpt_path" in first_stage:
         first_stage["ckpt_path"] = None
     for node in (config["model"], params["first_stage_config"]):
-        node["target"] = WITHOUT_TRAINING.get(node.get("target"), node.get("target"))
+        leave_out_training(node)
     model = instantiate_from_config(config["model"], allow_targets)
     if not isinstance(model, kind):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not {kind.what}")
     return model
+
+
+def leave_out_training(node: dict[str, Any]) -> None:
+    """Make a config node describe the class without training, if there is one. Raises ConfigError for options with wrong values."""
+    target, groups = WITHOUT_TRAINING.get(node.get("target"), (node.get("target"), ()))
+    node["target"] = target
+    for group in groups:
+        take(group(), node.get("params") or {})
 
 
 class _Uninitialised(TorchFunctionMode):

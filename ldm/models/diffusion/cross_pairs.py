@@ -15,9 +15,9 @@ from torch import Tensor
 from ldm.checks import check_fractions
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
+from ldm.models.diffusion.ddpm import first_samples
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import Guidance, concatenate
-from ldm.models.diffusion.latent_diffusion import first_samples
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
 

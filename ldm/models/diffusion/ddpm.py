@@ -1,20 +1,27 @@
-"""Latent diffusion as a LightningModule. The model itself is in `latent_diffusion`, so that inference starts without Lightning."""
+"""Latent diffusion as a LightningModule: losses, batches, moving averages, and the training loop."""
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
+from ldm.checkpoint import is_ema_name, load_strict, part_of, read_state_dict
 from ldm.config.factory import instantiate_from_config
-from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel, samples_in
-from ldm.models.diffusion.published import disabled_train, uniform_on_device
+from ldm.config.groups import flat_keys
+from ldm.errors import ConfigError
+from ldm.models.diffusion.averaging import AveragedWeights
+from ldm.models.diffusion.guidance import Condition
+from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel
+from ldm.models.diffusion.published import PublishedNames, disabled_train, uniform_on_device
+from ldm.models.options import Batches, DiffusionLoss, Optimisation, StartingWeights, WithoutEffect
+from ldm.modules.ema import LitEma
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.modules.optimizers import build_optimizer, clip_gradients, published_order
 
@@ -22,23 +29,212 @@ __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion", "disabled_train", "uni
 
 log = logging.getLogger(__name__)
 
-NO_FIRST_STAGE = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+
+# (what to take of each of the first batches, what to do with all of it)
+FirstMeasure = tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]
 
 
-class DDPM(LatentDiffusionModel, pl.LightningModule):
-    """The training loop of every diffusion model here. By itself, without a first stage, it learns pictures themselves.
+class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningModule):
+    """Every diffusion model here that learns. By itself, without a first stage, it learns pictures themselves.
+
+    Parameters beyond LatentDiffusionModel's are in `ldm.models.options`.
 
     differs: its methods have LatentDiffusion's signatures, with a condition, which is None.
     """
 
+    saves_logvar = False  # whether checkpoints carry it though it is not learned
+
+    @flat_keys
     def __init__(
         self,
         unet_config: Mapping[str, Any],
-        first_stage_config: Mapping[str, Any] = NO_FIRST_STAGE,
+        first_stage_config: Mapping[str, Any] | None = None,
         *args: Any,
+        loss: DiffusionLoss,
+        optimisation: Optimisation,
+        batches: Batches,
+        start: StartingWeights,
+        without_effect: WithoutEffect,
         **options: Any,
     ):
-        super().__init__(unet_config, first_stage_config, *args, **options)
+        pictures = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+        super().__init__(unet_config, first_stage_config or pictures, *args, **options)
+        vars(self).update(vars(optimisation) | vars(batches))
+        if self.cond_drop and not hasattr(self.cond_stage_model, "null_input"):
+            raise ConfigError(
+                "cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder"
+            )
+        self.diffusion_loss, self._scale_is_known = loss, False
+        logvar = torch.full((self.num_timesteps,), float(loss.logvar_init))
+        if loss.learn_logvar:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=self.saves_logvar)
+        if self.use_ema:
+            self.model_ema = LitEma(self.model)
+        self.load_start(start)
+
+    # Weights
+
+    def load_start(self, start: StartingWeights) -> None:
+        """Load what a new model starts from, once all its parts are there."""
+        if start.ckpt_path is not None:
+            self.init_from_ckpt(start.ckpt_path, start.ignore_keys, start.load_only_unet)
+
+    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> None:
+        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError. Averages: see `load_state_dict`."""
+        state = read_state_dict(path)
+        if only_model:
+            load_strict(self.model, part_of(state, "model."), ignore_keys, where=str(path))
+            self.start_averages()
+            return
+        averages = tuple(f"{name}." for name, child in self.named_children() if isinstance(child, LitEma))
+        has_averages = any(name.startswith(averages) for name in state)
+        left_out = () if has_averages else averages or self._averages_in(state, path)
+        load_strict(self, state, (*ignore_keys, *self.optional_keys(state), *left_out), where=str(path))
+        self._scale_is_known = True
+
+    def _averages_in(self, state: Mapping[str, Tensor], path: str) -> tuple[str, ...]:
+        """Prefixes of a file's moving averages, for which this model has no place."""
+        prefixes = {f"{name.partition('.')[0]}." for name in state if is_ema_name(name)}
+        if prefixes:
+            log.warning("%s: its averaged weights are left out, as the model has use_ema: false", path)
+        return tuple(prefixes)
+
+    def averaged(self) -> list[tuple[LitEma, nn.Module]]:
+        return [(self.model_ema, self.model)] if self.use_ema else []
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        condition_stage = [*self.cond_stage_model.parameters()] if self.cond_stage_trainable else []
+        logvar = [self.logvar] if self.diffusion_loss.learn_logvar else []
+        return [*self.model.parameters(), *condition_stage, *logvar]
+
+    # Losses
+
+    def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of a batch, by `get_input` and `forward`, which a class made from this one may override."""
+        x, c, *_ = self.get_input(batch, self.first_stage_key)
+        return self(x, c)
+
+    def forward(
+        self, x: Tensor, c: Any = None, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
+        t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
+        return self.p_losses(x, self.to_condition(c), t, *args, **kwargs)
+
+    def p_losses(
+        self, x_start: Tensor, cond: Condition, t: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log, under `train/` or `val/`).
+
+        The loss is l_simple_weight (simple / exp(logvar_t) + logvar_t) + original_elbo_weight vlb: that of a Gaussian whose log variance
+        at each time step is logvar_t (as Kendall & Gal 2017, equation 8), and the variational bound's (Ho et al. 2020, equation 12).
+        """
+        loss = self.diffusion_loss
+        noise = torch.randn_like(x_start) if noise is None else noise
+        prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        simple = loss.distance(prediction.float(), self.target_of(x_start, noise, t)).mean(dim=(1, 2, 3))
+        logvar = self.logvar[t]
+        weighted = simple if loss.min_snr_gamma is None else simple * self.min_snr_weight(t)
+        total = loss.l_simple_weight * (weighted / logvar.exp() + logvar).mean()
+        loss_vlb = (self.lvlb_weights[t] * simple).mean()
+        total = total + loss.original_elbo_weight * loss_vlb
+        parts = {"loss_simple": simple.mean(), "loss_vlb": loss_vlb, "loss": total}
+        if loss.learn_logvar:
+            parts["logvar"] = self.logvar.mean()
+        prefix = "train" if self.training else "val"
+        return total, {f"{prefix}/{name}": value.detach() for name, value in parts.items()}
+
+    def target_of(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network is to predict."""
+        if self.parameterization != "v":
+            return x_start if self.parameterization == "x0" else noise
+        # Salimans & Ho 2022, section 4: v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
+        of_noise = self._at(self.sqrt_alphas_cumprod, t, x_start) * noise
+        return of_noise - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
+
+    def get_loss(self, pred: Tensor, target: Tensor, mean: bool = True) -> Tensor:
+        """The mean of all elements' losses, or each of them."""
+        return self.diffusion_loss.distance(pred, target, "mean" if mean else "none")
+
+    def min_snr_weight(self, t: Tensor) -> Tensor:
+        """(N,) weights of the errors at time steps t."""
+        return self.diffusion_loss.min_snr_weight(self.alphas_cumprod[t], self.parameterization)
+
+    # Batches
+
+    def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the frozen networks make of a batch of channels-last pictures: the scaled latents, first of all."""
+        return (self.get_first_stage_encoding(self.unscaled_latents(batch)),)
+
+    @torch.no_grad()
+    def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self.latent_of(self.encode_first_stage(channels_first(batch[self.first_stage_key])))
+
+    def condition_of(self, batch: Mapping[str, Tensor], x: Tensor) -> Condition:
+        """The condition of a model without a condition stage, by the present weights, of a batch and what `encode_batch` gave: here none."""
+        return None
+
+    def condition_input(self, batch: Mapping[str, Any]) -> Any:
+        """What the condition stage takes of a batch; some samples' is the null input while training."""
+        if self.cond_stage_key not in batch:
+            raise ConfigError(
+                f"LatentDiffusion: batches have no {self.cond_stage_key!r} (cond_stage_key), only {', '.join(batch)}"
+            )
+        c = batch[self.cond_stage_key]
+        if isinstance(c, Tensor) and c.ndim == 4:
+            c = channels_first(c)
+        return self._some_dropped(c) if self.training and self.cond_drop else c
+
+    def _some_dropped(self, c: Any) -> Any:
+        dropped = torch.rand(len(c)) < self.cond_drop
+        null = self.cond_stage_model.null_input(len(c))
+        if not isinstance(c, Tensor):
+            return [nothing if drop else one for nothing, drop, one in zip(null, dropped, c, strict=True)]
+        return torch.where(dropped.to(c.device).reshape(-1, *(1,) * (c.ndim - 1)), null.to(c), c)
+
+    def to_condition(self, c: Any) -> Condition:
+        """The condition of what `get_input` gave for it: that itself, or the input of a condition stage that learns."""
+        return self.get_learned_conditioning(c) if self.cond_stage_trainable else c
+
+    # Pictures
+
+    @torch.no_grad()
+    def preview(
+        self,
+        batch: Mapping[str, Tensor],
+        max_images: int = 4,
+        ddim_steps: int = 20,
+        guidance_scale: float = 3.0,
+    ) -> dict[str, Tensor]:
+        """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the averaged weights.
+
+        Where the condition stage has a null input, samples under guidance too, from the same noise.
+        """
+        x, c, *_ = self.get_input(first_samples(batch, max_images), self.first_stage_key)
+        c = self.to_condition(c)
+        runs: dict[str, tuple[Condition, dict[str, Any]]] = {"samples": (c, {})}
+        if hasattr(self.cond_stage_model, "null_input"):
+            guidance = {
+                "unconditional_guidance_scale": guidance_scale,
+                "unconditional_conditioning": self.null_condition(len(x)),
+            }
+            runs[f"guidance_{guidance_scale:g}"] = c, guidance
+        return self.previewed(x, runs, ddim_steps)
+
+    def previewed(
+        self, z: Tensor, runs: Mapping[str, tuple[Condition, dict[str, Any]]], ddim_steps: int
+    ) -> dict[str, Tensor]:
+        """Pictures of latents, and of DDIM's runs by name, (condition, options) each, all from one noise."""
+        noise, latents = torch.randn_like(z), {"reconstructions": z}
+        options = {"ddim": True, "ddim_steps": ddim_steps, "ddim_discretize": "trailing", "x_T": noise}
+        with self.ema_scope():
+            for name, (condition, own) in runs.items():
+                latents[name], _ = self.sample_log(condition, len(z), **options, **own)
+        return {name: self.decode_first_stage(latent) for name, latent in latents.items()}
+
+    # The training loop
 
     def on_fit_start(self) -> None:
         if not (self._scale_is_known or getattr(self.first_stage_model, "has_weights", True)):
@@ -80,13 +276,14 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
         for (_, take), parts in zip(measures, zip(*rows)):
             take(torch.cat(parts))
 
-    def first_measures(
-        self,
-    ) -> list[tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor], None]]]:
-        """What a new model is set by before training: (what to take of each of the first batches, what to do with all of it)."""
-        return (
-            [(self.unscaled_latents, lambda z: self.set_scale(self.gathered(z)))] if self.scale_by_std else []
-        )
+    def first_measures(self) -> list[FirstMeasure]:
+        """What a new model is set by before training."""
+        return [(self.unscaled_latents, self.set_scale)] if self.scale_by_std else []
+
+    def set_scale(self, z: Tensor) -> None:
+        """Scale so that these unscaled latents, those of all processes together, get std 1 (and mean 0 where there is a shift)."""
+        for name, value in self.latent_scale.measure(self.gathered(z)).items():
+            getattr(self, name).copy_(value)
 
     def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
         """The batches that training will begin with; reading them does not move its own loader on."""
@@ -105,11 +302,8 @@ class DDPM(LatentDiffusionModel, pl.LightningModule):
 
     def gathered(self, z: Tensor) -> Tensor:
         """(N, ...) of all processes together."""
-        return (
-            self.all_gather(z).flatten(0, 1)
-            if self._trainer is not None and self.trainer.world_size > 1
-            else z
-        )
+        alone = self._trainer is None or self.trainer.world_size == 1
+        return z if alone else self.all_gather(z).flatten(0, 1)
 
     def optimizer_step(
         self,
@@ -153,3 +347,17 @@ class LatentDiffusion(DDPM):
         **options: Any,
     ):
         super().__init__(unet_config, first_stage_config, *args, **options)
+
+
+def channels_first(pictures: Tensor) -> Tensor:
+    """(N, C, H, W) of a batch's (N, H, W, C)."""
+    return pictures.permute(0, 3, 1, 2).float()
+
+
+def first_samples(batch: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """The first n samples of a batch of tensors and lists."""
+    return {key: value[:n] for key, value in batch.items()}
+
+
+def samples_in(batch: Mapping[str, Any]) -> int:
+    return len(next(iter(batch.values())))

@@ -1,70 +1,62 @@
-"""Gaussian diffusion (Ho et al. 2020): the noise schedule and what follows from it, the training loss, ancestral sampling.
+"""Gaussian diffusion (Ho et al. 2020): the noise schedule and what follows from it, ancestral sampling. Training is in `ddpm`.
 
 Shapes: x_0, x_t (N, channels, h, w); t (N,) time steps, int64.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ldm.checks import check_choice
+from ldm.config.groups import flat_keys
 from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.samplers import Denoiser, keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 
 
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The betas, by name (see `make_beta_schedule`) or as `given_betas`.
+
+    v_posterior: the posterior's variance is (1 - v) beta~ + v beta, which ancestral sampling uses.
+    """
+
+    timesteps: int = 1000
+    beta_schedule: str = "linear"
+    linear_start: float = 1e-4
+    linear_end: float = 2e-2
+    cosine_s: float = 8e-3
+    given_betas: Sequence[float] | None = None
+    v_posterior: float = 0.0
+
+
 class GaussianDiffusion(nn.Module):
     """Noising and denoising by a network that a subclass has: `apply_model`.
 
-    channels, image_size: of x. timesteps, beta_schedule, linear_start, linear_end, cosine_s, given_betas: the noise
-        schedule. parameterization: the network predicts the noise "eps", the clean latent "x0", or
-        "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022).
-    loss_type: "l1" or "l2"; logvar (learned with learn_logvar): loss = loss_simple / exp(logvar_t) + logvar_t;
-        plus original_elbo_weight * loss_vlb. min_snr_gamma: cap of the signal-to-noise weighting (Hang et al. 2023),
-        off by default as in the published recipe.
-    v_posterior: posterior variance (1 - v) beta~ + v beta, used by ancestral sampling.
+    channels, image_size: of x. parameterization: the network predicts the noise "eps", the clean latent "x0", or
+        "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4). Further parameters: NoiseSchedule's.
     """
 
-    saves_logvar = False  # whether checkpoints carry it though it is not learned
-
+    @flat_keys
     def __init__(
         self,
         image_size: int = 256,
         channels: int = 3,
-        timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        linear_start: float = 1e-4,
-        linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-        given_betas: Sequence[float] | None = None,
         parameterization: str = "eps",
-        v_posterior: float = 0.0,
-        loss_type: str = "l2",
-        l_simple_weight: float = 1.0,
-        original_elbo_weight: float = 0.0,
-        min_snr_gamma: float | None = None,
-        learn_logvar: bool = False,
-        logvar_init: float = 0.0,
-        log_every_t: int = 200,
+        *,
+        schedule: NoiseSchedule,
     ):
         super().__init__()
         check_choice("parameterization", parameterization, ("eps", "x0", "v"))
-        check_choice("loss_type", loss_type, ("l1", "l2"))
-        self.image_size, self.channels, self.log_every_t = image_size, channels, log_every_t
-        self.parameterization, self.loss_type, self.min_snr_gamma = parameterization, loss_type, min_snr_gamma
-        self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
-        self.v_posterior, self.learn_logvar = v_posterior, learn_logvar
-        self.register_schedule(given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        logvar = torch.full((self.num_timesteps,), float(logvar_init))
-        if self.learn_logvar:
-            self.logvar = nn.Parameter(logvar)
-        else:
-            self.register_buffer("logvar", logvar, persistent=self.saves_logvar)
+        self.image_size, self.channels, self.parameterization = image_size, channels, parameterization
+        names = asdict(schedule)
+        self.v_posterior = names.pop("v_posterior")
+        self.register_schedule(**names)
 
     def register_schedule(
         self,
@@ -95,12 +87,13 @@ class GaussianDiffusion(nn.Module):
     # Noising and its inverses
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """x_t from x_0."""
+        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, equation 4)."""
         noise = torch.randn_like(x_start) if noise is None else noise
         mean = self._at(self.sqrt_alphas_cumprod, t, x_start) * x_start
         return mean + self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
 
     def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_0 = x_t / sqrt(alpha_bar) - sqrt(1 / alpha_bar - 1) noise: `q_sample` solved for it."""
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return self._at(recip, t, x_t) * x_t - self._at(recipm1, t, x_t) * noise
 
@@ -114,17 +107,8 @@ class GaussianDiffusion(nn.Module):
             return self.predict_start_from_noise(x_t, t, prediction)
         return start_of(x_t, prediction, self._at(self.alphas_cumprod, t, x_t), self.parameterization)
 
-    def target_of(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network is to predict."""
-        if self.parameterization == "v":
-            return (
-                self._at(self.sqrt_alphas_cumprod, t, x_start) * noise
-                - self._at(self.sqrt_one_minus_alphas_cumprod, t, x_start) * x_start
-            )
-        return x_start if self.parameterization == "x0" else noise
-
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0)."""
+        """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7)."""
         mean = (
             self._at(self.posterior_mean_coef1, t, x_t) * x_start
             + self._at(self.posterior_mean_coef2, t, x_t) * x_t
@@ -137,40 +121,6 @@ class GaussianDiffusion(nn.Module):
 
     def _at(self, table: Tensor, t: Tensor, like: Tensor) -> Tensor:
         return over_positions(table[t][:, None], like)
-
-    # Training
-
-    def p_losses(
-        self, x_start: Tensor, cond: Condition, t: Tensor, noise: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log, under `train/` or `val/`)."""
-        noise = torch.randn_like(x_start) if noise is None else noise
-        prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        simple = self.get_loss(prediction.float(), self.target_of(x_start, noise, t), mean=False).mean(
-            dim=(1, 2, 3)
-        )
-        logvar = self.logvar[t]
-        weighted = simple if self.min_snr_gamma is None else simple * self.min_snr_weight(t)
-        loss = self.l_simple_weight * (weighted / logvar.exp() + logvar).mean()
-        loss_vlb = (self.lvlb_weights[t] * simple).mean()
-        loss = loss + self.original_elbo_weight * loss_vlb
-        parts = {"loss_simple": simple.mean(), "loss_vlb": loss_vlb, "loss": loss}
-        if self.learn_logvar:
-            parts["logvar"] = self.logvar.mean()
-        prefix = "train" if self.training else "val"
-        return loss, {f"{prefix}/{name}": value.detach() for name, value in parts.items()}
-
-    def get_loss(self, pred: Tensor, target: Tensor, mean: bool = True) -> Tensor:
-        """The mean of all elements' losses, or each of them."""
-        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(
-            pred, target, reduction="mean" if mean else "none"
-        )
-
-    def min_snr_weight(self, t: Tensor) -> Tensor:
-        """(N,) min(SNR, gamma), as a weight of the predicted quantity's error: over SNR for eps, over SNR + 1 for v."""
-        snr = self.alphas_cumprod[t] / (1 - self.alphas_cumprod[t])
-        capped = snr.clamp(max=self.min_snr_gamma)
-        return capped / {"eps": snr, "x0": 1, "v": snr + 1}[self.parameterization]
 
     # Sampling
 
@@ -198,6 +148,6 @@ class GaussianDiffusion(nn.Module):
             yield i, x, start
 
     def ancestral_step(self, start: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_{t-1} from x_t and the x_0 predicted from it; no noise is added at time step 0."""
+        """x_{t-1} from x_t and the x_0 predicted from it (Ho et al. 2020, algorithm 2); no noise is added at time step 0."""
         mean, _, log_variance = self.q_posterior(start, x, t)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise

@@ -16,7 +16,7 @@ _NO_SPLIT = (
 
 
 class PublishedNames(PublishedPictures, PublishedSampling):
-    """Methods of a LatentDiffusionModel."""
+    """Methods of a DDPM."""
 
     # As the published constructor leaves them.
     clip_denoised, bbox_tokenizer = False, None
@@ -94,6 +94,19 @@ class PublishedNames(PublishedPictures, PublishedSampling):
                     self.decode_first_stage(encoded[0]),
                 ]
         return [*out, original] if return_original_cond else out
+
+    def decode_first_stage(
+        self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False
+    ) -> Tensor:
+        """Pictures (N, 3, H, W) from scaled latents. predict_cids: z tells the first stage's codes, see `latent_of_codes`.
+
+        force_not_quantize: a first stage with a codebook takes the latents as they are.
+        """
+        if predict_cids:
+            z = self.latent_of_codes(z)
+        if self.has_codes and (predict_cids or force_not_quantize):
+            return self.first_stage_model.decode(self.unscaled(z), force_not_quantize=True)
+        return super().decode_first_stage(z)
 
     def differentiable_decode_first_stage(
         self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False

@@ -10,7 +10,7 @@ from ldm.published.helpers import isimage, ismap, log_txt_as_img, to_rgb
 
 
 class PublishedPictures:
-    """Methods of a LatentDiffusionModel."""
+    """Methods of a DDPM."""
 
     @torch.no_grad()
     def log_images(

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.errors import ConfigError
+from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.guidance import Condition, fitted, over_parts
 from ldm.models.diffusion.samplers import repeated_normal, standard_normal, step_noise
 from ldm.modules.distributions.distributions import normal_kl
@@ -19,7 +20,7 @@ from ldm.published.helpers import mean_flat
 
 
 class PublishedSampling:
-    """Methods of a LatentDiffusionModel. Options that several of them have:
+    """Methods of a DDPM. Options that several of them have:
 
     quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which must have some.
     clip_denoised: clip it to [-1, 1]. repeat_noise: the same noise for the whole batch.
@@ -107,26 +108,6 @@ class PublishedSampling:
         if clip_denoised:
             start = start.clamp(-1.0, 1.0)
         return self.quantized(start) if quantize_denoised else start
-
-    @property
-    def has_codes(self) -> bool:
-        """Whether the first stage quantises its latents."""
-        return hasattr(getattr(self.first_stage_model, "quantize", None), "embedding")
-
-    def check_codes(self, asked: str) -> None:
-        """Raises ConfigError if the first stage has no codes, which `asked` needs."""
-        if not self.has_codes:
-            name = type(self.first_stage_model).__name__
-            raise ConfigError(
-                f"{asked} needs a first stage with a codebook, like VQModelInterface; this model's is {name}: leave it out"
-            )
-
-    def quantized(self, z: Tensor) -> Tensor:
-        """Scaled latents moved to the first stage's nearest codes. Raises ConfigError if it has none."""
-        self.check_codes("quantize_x0 (quantize_denoised)")
-        # differs: the published code looks the scaled latent up in the codebook, which has unscaled ones.
-        codes, *_ = self.first_stage_model.quantize(self.unscaled(z))
-        return self.get_first_stage_encoding(codes)
 
     @torch.no_grad()
     def p_sample_loop(
@@ -218,6 +199,21 @@ class PublishedSampling:
             "x0": x0,
         }
         return self.p_sample_loop(cond, shape, return_intermediates, x_T, **keywords, **options)
+
+    @torch.no_grad()
+    def sample_log(
+        self, cond: Condition, batch_size: int, ddim: bool, ddim_steps: int | None = None, **options: Any
+    ) -> tuple[Tensor, Any]:
+        """(latents, intermediates) by DDIM or ancestral sampling; `options` go to the sampler."""
+        if not ddim:
+            if options.pop("eta", 1.0) != 1.0:
+                raise ValueError("eta is DDIM's: ancestral sampling has the noise of eta 1, leave it out")
+            return self.sample(cond, batch_size, return_intermediates=True, **options)
+        if "quantize_denoised" in options:  # its name in the other sampler
+            options["quantize_x0"] = options.pop("quantize_denoised")
+        x_T = options.get("x_T")
+        shape = (self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape[1:]
+        return DDIMSampler(self).sample(ddim_steps, batch_size, shape, cond, **{"verbose": False, **options})
 
     def _start(self, shape: Sequence[int], x_T: Tensor | None) -> Tensor:
         return torch.randn(tuple(shape), device=self.betas.device) if x_T is None else x_T

@@ -1,0 +1,128 @@
+"""Options that only training has, in groups: keys of published config files, which inference leaves out.
+
+Free of Lightning, as all that inference imports.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.checks import check_choice, check_fractions
+from ldm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """The simple loss, weighted, and the variational bound's beside it (Ho et al. 2020, equations 12 and 14).
+
+    loss_type: "l1" or "l2". min_snr_gamma: cap of the signal-to-noise weighting, off by default as in the published recipe.
+    logvar_init, learn_logvar: log variance of every time step's loss, see `DDPM.p_losses`.
+    """
+
+    loss_type: str = "l2"
+    l_simple_weight: float = 1.0
+    original_elbo_weight: float = 0.0
+    min_snr_gamma: float | None = None
+    learn_logvar: bool = False
+    logvar_init: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("loss_type", self.loss_type, ("l1", "l2"))
+
+    def distance(self, prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
+        """Of every element, like the target, or their "mean"."""
+        return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(prediction, target, reduction=reduction)
+
+    def min_snr_weight(self, alphas_cumprod: Tensor, parameterization: str) -> Tensor:
+        """min(SNR, gamma) with SNR = alpha_bar / (1 - alpha_bar), as a weight of the predicted quantity's error: over SNR for eps,
+        over SNR + 1 for v (Hang et al. 2023, equation 8 and appendix)."""
+        snr = alphas_cumprod / (1 - alphas_cumprod)
+        return snr.clamp(max=self.min_snr_gamma) / {"eps": snr, "x0": 1, "v": snr + 1}[parameterization]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How weights move, and which value tells the best of them.
+
+    use_ema: keep moving averages of the weights. scale_batches: so many batches are looked at before the first step, for `scale_by_std`.
+    """
+
+    learning_rate: float = 1e-4
+    scheduler_config: Mapping[str, Any] | None = None
+    use_ema: bool = True
+    scale_batches: int = 16
+    monitor: str | None = "val/loss"
+    monitor_mode: str = "min"
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """A file to start from, all of it but the names beginning with `ignore_keys`, or its network alone."""
+
+    ckpt_path: str | None = None
+    ignore_keys: Sequence[str] = ()
+    load_only_unet: bool = False
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What is made of batches.
+
+    first_stage_key: their key of the pictures, (N, H, W, 3). cond_drop: the share of the samples that get the condition stage's null
+    input instead of theirs, for classifier-free guidance (Ho & Salimans 2022). log_every_t: which time steps `log_images` shows.
+    """
+
+    first_stage_key: str = "image"
+    cond_drop: float = 0.0
+    log_every_t: int = 200
+
+    def __post_init__(self) -> None:
+        check_fractions(cond_drop=self.cond_drop)
+
+
+@dataclass(frozen=True)
+class DualBatches:
+    """Keys of batches: whether a sample may use its style and its content, (N,) bool."""
+
+    style_flag_key: str = "style_flag"
+    content_flag_key: str = "content_flag"
+
+
+@dataclass(frozen=True)
+class WithoutEffect:
+    """Published config files may give these, which have no effect in the published code either."""
+
+    num_timesteps_cond: int | None = None
+    clip_denoised: bool = True
+    use_positional_encodings: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.num_timesteps_cond or 1) != 1:
+            raise ConfigError("LatentDiffusion: num_timesteps_cond > 1 is not supported")
+
+
+@dataclass(frozen=True)
+class FirstStageOptimisation:
+    """How a first stage learns.
+
+    image_key: of the pictures in batches. trainable: "all", or "decoder" alone: encoder and latent stay as they are.
+    adam_betas: the published ones, for adversarial training; without it (0.9, 0.99) learns much faster.
+    """
+
+    image_key: str = "image"
+    trainable: str = "all"
+    learning_rate: float = 4.5e-6
+    adam_betas: tuple[float, float] = (0.5, 0.9)
+    scheduler_config: Mapping[str, Any] | None = None
+    monitor: str | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("trainable", self.trainable, ("all", "decoder"))
+
+
+DIFFUSION = (DiffusionLoss, Optimisation, StartingWeights, Batches, WithoutEffect)
+DUAL_DIFFUSION = (*DIFFUSION, DualBatches)
+FIRST_STAGE = (FirstStageOptimisation,)
