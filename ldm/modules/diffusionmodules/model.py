@@ -85,22 +85,10 @@ class UNetModel(UNetTree):
                 f"UNetModel: the channel-wise transformer works on 2 dimensions only, not {self.dims}"
             )
         self.time_embed_dim, self.context_dim = time_embed_dim, context_dim
-        self._res_options = {
-            "dropout": dropout,
-            "num_norm_groups": num_norm_groups,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "dims": self.dims,
-            "use_checkpoint": use_checkpoint,
-        }
-        self._attention_options = {"use_checkpoint": use_checkpoint}
-        if not use_channelwise_transformer:
-            self._attention_options |= {
-                "num_norm_groups": num_norm_groups,
-                "new_attention_order": use_new_attention_order,
-            }
-        self._attention_class = (
-            ChannelwiseTransformerBlock if use_channelwise_transformer else AdaLNAttentionBlock
-        )
+        self.num_norm_groups, self.dropout, self.use_checkpoint = num_norm_groups, dropout, use_checkpoint
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.use_new_attention_order = use_new_attention_order
+        self.use_channelwise_transformer = use_channelwise_transformer
 
         self.time_embed = TimestepEmbedder(time_embed_dim, hidden_time_embed_dim)
         self.context_whitening = (
@@ -117,11 +105,28 @@ class UNetModel(UNetTree):
 
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
         return AdaLNResBlock(
-            width_in, self.time_embed_dim, out_channels=width, resample=resample, **self._res_options
+            width_in,
+            self.time_embed_dim,
+            self.dropout,
+            width,
+            self.use_scale_shift_norm,
+            num_norm_groups=self.num_norm_groups,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
+            resample=resample,
         )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
-        return self._attention_class(width, self.time_embed_dim, num_heads, **self._attention_options)
+        if self.use_channelwise_transformer:
+            return ChannelwiseTransformerBlock(width, self.time_embed_dim, num_heads, self.use_checkpoint)
+        return AdaLNAttentionBlock(
+            width,
+            self.time_embed_dim,
+            num_heads,
+            self.num_norm_groups,
+            self.use_checkpoint,
+            self.use_new_attention_order,
+        )
 
     def initialize_weights(self) -> None:
         """Xavier-uniform linear layers, N(0, 0.02) in the time embedding; what ends a branch starts at zero."""

@@ -90,27 +90,11 @@ class UNetModel(UNetTree):
             raise ValueError(
                 f"UNetModel: the spatial transformer works on 2 dimensions only, not {self.dims}"
             )
-        self.num_classes, self.context_dim, self.time_embed_dim = (
-            num_classes,
-            context_dim,
-            4 * self.model_channels,
-        )
-        self._res_options = {
-            "dropout": dropout,
-            "use_scale_shift_norm": use_scale_shift_norm,
-            "dims": self.dims,
-            "use_checkpoint": use_checkpoint,
-        }
-        self._transformer_options = {
-            "depth": transformer_depth,
-            "dropout": dropout,
-            "context_dim": context_dim,
-            "use_checkpoint": use_checkpoint,
-        }
-        self._attention_options = {
-            "use_checkpoint": use_checkpoint,
-            "new_attention_order": use_new_attention_order,
-        }
+        self.num_classes, self.context_dim = num_classes, context_dim
+        self.time_embed_dim = 4 * self.model_channels
+        self.dropout, self.use_checkpoint = dropout, use_checkpoint
+        self.use_scale_shift_norm, self.transformer_depth = use_scale_shift_norm, transformer_depth
+        self.use_new_attention_order = use_new_attention_order
 
         self.time_embed = mlp(self.model_channels, self.time_embed_dim)
         if num_classes is not None:
@@ -126,16 +110,27 @@ class UNetModel(UNetTree):
         return EmbeddedResBlock(
             width_in,
             self.time_embed_dim,
-            out_channels=width,
+            self.dropout,
+            width,
             resample=resample,
             num_norm_groups=NUM_NORM_GROUPS,
-            **self._res_options,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            dims=self.dims,
+            use_checkpoint=self.use_checkpoint,
         )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
-        if self.context_dim is not None:
-            return SpatialTransformer(width, num_heads, width // num_heads, **self._transformer_options)
-        return AttentionBlock(width, num_heads, **self._attention_options)
+        if self.context_dim is None:
+            return AttentionBlock(width, num_heads, self.use_checkpoint, self.use_new_attention_order)
+        return SpatialTransformer(
+            width,
+            num_heads,
+            width // num_heads,
+            self.transformer_depth,
+            self.dropout,
+            self.context_dim,
+            self.use_checkpoint,
+        )
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None

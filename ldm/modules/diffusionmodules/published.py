@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import checkpoint as recomputing
 
-from ldm.modules.diffusionmodules.util import GroupNorm32, zero_init
 from ldm.published.helpers import mean_flat
 
 __all__ = [
-    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "mean_flat", "noise_like", "normalization",
-    "scale_module", "zero_module",
+    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "mean_flat", "noise_like", "scale_module",
 ]  # fmt: skip
 
-SiLU, linear, zero_module = nn.SiLU, nn.Linear, zero_init
+SiLU, linear = nn.SiLU, nn.Linear
 
 
 def noise_like(shape: Sequence[int], device: torch.device | str, repeat: bool = False) -> Tensor:
@@ -40,10 +38,6 @@ def scale_module(module: nn.Module, scale: float) -> nn.Module:
     for parameter in module.parameters():
         parameter.detach().mul_(scale)
     return module
-
-
-def normalization(channels: int) -> nn.Module:
-    return GroupNorm32(32, channels)
 
 
 def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[Tensor], flag: bool) -> Any:

@@ -1,36 +1,36 @@
-"""Small functions that the diffusion networks and samplers share.
-
-`make_beta_schedule`, `make_ddim_timesteps`, `make_ddim_sampling_parameters` and what `_PUBLISHED` names come from other modules,
-since this is where the published code keeps them.
-"""
+"""Small functions that the diffusion networks and samplers share, and those of others' that the published code keeps here."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from ldm.lazy import names_from
+from ldm.modules.diffusionmodules.published import (
+    SiLU,
+    betas_for_alpha_bar,
+    checkpoint,
+    extract_into_tensor,
+    linear,
+    mean_flat,
+    noise_like,
+    scale_module,
+)
 from ldm.modules.diffusionmodules.schedule import (
     make_beta_schedule,
     make_ddim_sampling_parameters,
     make_ddim_timesteps,
 )
 
-__all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps"]
-
-_PUBLISHED = (
-    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "mean_flat", "noise_like", "normalization",
-    "scale_module", "zero_module",
-)  # fmt: skip
-
-
-__getattr__ = names_from(__name__, dict.fromkeys(_PUBLISHED, "ldm.modules.diffusionmodules.published"))
+__all__ = [
+    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "make_beta_schedule", "make_ddim_sampling_parameters",
+    "make_ddim_timesteps", "mean_flat", "noise_like", "scale_module",
+]  # fmt: skip
 
 MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, repeat_only: bool = False) -> Tensor:
-    """(N, dim) sinusoids of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column.
+    """(N, dim) sinusoids (Vaswani et al. 2017, section 3.5) of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column.
 
     repeat_only: the time steps themselves, dim times.
     """
@@ -64,6 +64,11 @@ class GroupNorm32(nn.GroupNorm):
         return nn.functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type(x.dtype)
 
 
+def normalization(channels: int) -> nn.Module:
+    """The published networks' norm."""
+    return GroupNorm32(32, channels)
+
+
 def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
     return _of_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, dims)(*args, **kwargs)
 
@@ -83,6 +88,9 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+zero_module = zero_init  # as the published code calls it
 
 
 class Whitening(nn.Module):
