@@ -15,7 +15,7 @@ from training_builders import data_module, last, logged, logger_node, recipe, tr
 from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
-from ldm.models.diffusion.cross_pairs import CrossPairLDM, Kept
+from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept
 from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import vgg16
@@ -432,7 +432,8 @@ def test_what_is_judged_has_the_photos_detail_put_back(
     """Paintings that are the photos' own latents become the photos when all detail is back."""
     model, data, seen = cross_pairs(trained, detail=detail), batch(3), {}
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
-    of_photos, of_paintings = model.of_photos(photos), model.of_paintings(paintings, photos.shape[2:])
+    of_photos = Encoded(photos, model.of_photos(photos))
+    of_paintings = Encoded(paintings.roll(1, dims=0), model.of_paintings(paintings, photos.shape[2:]))
     monkeypatch.setattr(
         model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0)
     )
@@ -441,9 +442,7 @@ def test_what_is_judged_has_the_photos_detail_put_back(
         "palette_distance",
         lambda a, b: (a.mean(dim=(1, 2, 3)) - b.mean(dim=(1, 2, 3))).square(),
     )
-    palette = model.judge(of_photos["latent"], photos, paintings.roll(1, dims=0), of_photos, of_paintings)[
-        "palette"
-    ]
+    palette = model.judge(of_photos.made["latent"], of_photos, of_paintings)["palette"]
     error = (seen["pictures"] - photos).abs().max()
     assert error < 0.02 if detail else error > 0.1
     if detail:  # then the colours are the photos' too

@@ -6,6 +6,7 @@ single pictures goes on beside it, with both conditions dropped at times: it kee
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,13 +14,74 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checks import check_fractions
+from ldm.config.groups import flat_keys
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
-from ldm.models.diffusion.ddpm import first_samples
+from ldm.models.diffusion.ddpm import channels_first, first_samples
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import Guidance, concatenate
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
+    painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
+    style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
+    painted in their own styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the photo nor
+    the painting has (`pattern_loss`).
+    """
+
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+    palette_weight: float = 0.0
+    diffusion_weight: float = 1.0
+    identity_weight: float = 0.0
+    pattern_weight: float = 0.0
+
+    def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """(N,) what style guidance asks for, weighed."""
+        names = ("style", "palette", "pattern")
+        return sum(getattr(self, f"{name}_weight") * losses[name] for name in names)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Where on a sampling run's way paintings are estimated, and under which guidance.
+
+    later: the share of them that starts from an estimate, noised again; hops: how many such at most.
+    guided: the share under guidance. content_scales, style_scales: the lowest and highest scales, between which they are drawn evenly
+        by their logarithm.
+    """
+
+    later: float = 0.5
+    hops: int = 1
+    guided: float = 1.0
+    content_scales: tuple[float, float] = (0.5, 2.0)
+    style_scales: tuple[float, float] = (0.5, 3.0)
+
+    def __post_init__(self) -> None:
+        check_fractions(later=self.later, guided=self.guided)
+        if self.hops < 1:
+            raise ConfigError(
+                f"CrossPairLDM: hops must be at least 1, got {self.hops}; later: 0 has none start later"
+            )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures (N, 3, H, W), and by name what the frozen networks make of them: (N, ...) each, the scaled `latent` and the `style`
+    statistics among them."""
+
+    pictures: Tensor
+    made: Mapping[str, Tensor]
+
+    def rows(self, which: Tensor) -> "Encoded":
+        return Encoded(self.pictures[which], {name: value[which] for name, value in self.made.items()})
+
+    def of(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: self.made[name] for name in names}
 
 
 class CrossPairLDM(DualCondLDM):
@@ -43,49 +105,24 @@ class CrossPairLDM(DualCondLDM):
     Where a batch tells its pictures' rows ("photo_row", "painting_row", (N,)), what the frozen networks make of them is computed
     once and kept, 0.4 MB a photo of 128 px and 0.7 MB a painting: twice as many steps in the same time.
 
-    content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
-        painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
-        style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
-        painted in their own styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the photo nor
-        the painting has (`pattern_loss`).
-    later, hops, guided: see above.
-    content_scales, style_scales: the lowest and highest guidance scales, between which they are drawn evenly by their logarithm.
-    style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws.
+    style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws. Further parameters: those of
+    LossWeights, Estimates and DualCondLDM.
     """
 
+    @flat_keys
     def __init__(
         self,
-        content_weight: float = 1.0,
-        style_weight: float = 1.0,
-        palette_weight: float = 0.0,
-        diffusion_weight: float = 1.0,
-        identity_weight: float = 0.0,
-        pattern_weight: float = 0.0,
         styles_per_content: int = 2,
-        later: float = 0.5,
-        hops: int = 1,
-        guided: float = 1.0,
-        content_scales: tuple[float, float] = (0.5, 2.0),
-        style_scales: tuple[float, float] = (0.5, 3.0),
         style_drop: float = 0.1,
         content_drop: float = 0.3,
+        *,
+        weights: LossWeights,
+        estimates: Estimates,
         **options: Any,
     ):
         super().__init__(**options)
-        check_fractions(later=later, guided=guided)
-        if hops < 1:
-            raise ConfigError(
-                f"CrossPairLDM: hops must be at least 1, got {hops}; later: 0 has none start later"
-            )
-        self.later, self.hops, self.guided = later, hops, guided
-        self.content_weight, self.diffusion_weight, self.identity_weight = (
-            content_weight,
-            diffusion_weight,
-            identity_weight,
-        )
-        self.style_weights = {"style": style_weight, "palette": palette_weight, "pattern": pattern_weight}
+        self.weights, self.estimates = weights, estimates
         self.styles_per_content = styles_per_content
-        self.scale_ranges = tuple(content_scales), tuple(style_scales)
         self.style_drop, self.content_drop = style_drop, content_drop
         self.loss = StyleTransferLoss()
         self._photos, self._paintings = Kept(), Kept()
@@ -99,48 +136,52 @@ class CrossPairLDM(DualCondLDM):
         )
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        photos, paintings = _pictures(batch)
-        n, half, prefix = len(photos), (len(photos) + 1) // 2, "train" if self.training else "val"
-        of_photos = self._photos(batch.get("photo_row"), lambda rows: self.of_photos(photos[rows]), n)
-        of_paintings = self._paintings(
-            batch.get("painting_row"), lambda rows: self.of_paintings(paintings[rows], photos.shape[2:]), n
-        )
-        # The diffusion loss keeps what is known already: the last half of the photos and the first of the paintings will do.
-        single, style = (
-            torch.cat([of_photos[name][n - half :], of_paintings[name][:half]])
-            for name in ("latent", "style")
-        )
-        loss, parts = self(single, self.condition_of(self._flags(len(single)), single, style))
-        # Every photo with `styles_per_content` different paintings.
-        contents, styles = (
-            torch.arange(n).repeat(self.styles_per_content),
-            torch.cat([torch.arange(n).roll(i) for i in range(self.styles_per_content)]),
-        )
-        content = self.get_content_features(of_photos["latent"])
-        scales = self.draw_scales(len(contents))
-        painted = self.paint(self.condition(content[contents], of_paintings["style"][styles]), scales)
-        losses = self.judge(
-            painted,
-            photos[contents],
-            paintings[styles],
-            _rows(of_photos, contents),
-            _rows(of_paintings, styles),
-        )
-        wanted = [scale / (sum(scales) / 2) for scale in scales]
-        style_losses = sum(weight * losses[name] for name, weight in self.style_weights.items())
+        """(loss, values to log): the diffusion loss of single pictures, and the judge's of photos in the styles of paintings."""
+        photos, paintings = self.encoded(batch)
+        z, style = _single_pictures(photos, paintings)
+        diffusion, parts = self(z, self.condition_of(self._flags(len(z)), z, style))
+        losses, (content_scale, style_scale) = self.cross_losses(photos, paintings)
+        # A scale asks for its loss: it weighs what it is of both scales' mean.
+        mean_scale = (content_scale + style_scale) / 2
         loss = (
-            self.diffusion_weight * loss
-            + self.content_weight * (wanted[0] * losses["content"]).mean()
-            + (wanted[1] * style_losses).mean()
+            self.weights.diffusion_weight * diffusion
+            + self.weights.content_weight * (content_scale / mean_scale * losses["content"]).mean()
+            + (style_scale / mean_scale * self.weights.of_style(losses)).mean()
         )
         values = {name: value.mean() for name, value in losses.items()}
-        if self.identity_weight:
-            plain = single.new_ones(len(single))
-            own = self.paint(self.condition(self.get_content_features(single), style), (plain, plain))
-            values["identity"] = F.mse_loss(own, single)
-            loss = loss + self.identity_weight * values["identity"]
+        if self.weights.identity_weight:
+            values["identity"] = self.identity_loss(z, style)
+            loss = loss + self.weights.identity_weight * values["identity"]
         values["loss"] = loss
+        prefix = "train" if self.training else "val"
         return loss, parts | {f"{prefix}/{name}": value.detach() for name, value in values.items()}
+
+    def encoded(self, batch: Mapping[str, Tensor]) -> tuple[Encoded, Encoded]:
+        """A batch's photos and paintings, computed or as kept."""
+        photos, paintings = _pictures(batch)
+        n, size = len(photos), photos.shape[2:]
+        of_photos = self._photos(batch.get("photo_row"), lambda rows: self.of_photos(photos[rows]), n)
+        of_paintings = self._paintings(
+            batch.get("painting_row"), lambda rows: self.of_paintings(paintings[rows], size), n
+        )
+        return Encoded(photos, of_photos), Encoded(paintings, of_paintings)
+
+    def cross_losses(
+        self, photos: Encoded, paintings: Encoded
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """(losses, scales) of every photo in the styles of `styles_per_content` different paintings, one after the other."""
+        order, turns = torch.arange(len(photos.pictures)), range(self.styles_per_content)
+        contents, styles = order.repeat(len(turns)), torch.cat([order.roll(i) for i in turns])
+        content = self.get_content_features(photos.made["latent"])[contents]
+        scales = self.draw_scales(len(contents))
+        painted = self.paint(self.condition(content, paintings.made["style"][styles]), scales)
+        return self.judge(painted, photos.rows(contents), paintings.rows(styles)), scales
+
+    def identity_loss(self, z: Tensor, style: Tensor) -> Tensor:
+        """The squared error of latents z of pictures painted in their own styles."""
+        plain = z.new_ones(len(z))
+        own = self.paint(self.condition(self.get_content_features(z), style), (plain, plain))
+        return F.mse_loss(own, z)
 
     @torch.no_grad()
     def of_photos(self, photos: Tensor) -> dict[str, Tensor]:
@@ -165,32 +206,17 @@ class CrossPairLDM(DualCondLDM):
             **_halved(self.loss.style_of(paintings)),
         }
 
-    def judge(
-        self,
-        painted: Tensor,
-        photos: Tensor,
-        paintings: Tensor,
-        of_photos: Mapping[str, Tensor],
-        of_paintings: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
+    def judge(self, painted: Tensor, photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
         """Losses, (N,) each, of painted latents of these photos in the styles of these paintings."""
         pictures = self.decode_first_stage(painted).float()
         if self.detail:
-            pictures = pictures + self.detail * of_photos["lost"]
+            pictures = pictures + self.detail * photos.made["lost"]
         with torch.no_grad():
-            untouched = palette_distance(photos, paintings)
-        palette = share_of(palette_distance(pictures, paintings), untouched)
-        contents, styles = (
-            {name: kept[name] for name in names}
-            for kept, names in ((of_photos, CONTENT_LAYERS), (of_paintings, STYLE_LAYERS))
-        )
-        content, style = self.loss(pictures, contents, styles)
-        return {
-            "content": content,
-            "style": style,
-            "palette": palette,
-            "pattern": pattern_loss(pictures, photos, paintings),
-        }
+            untouched = palette_distance(photos.pictures, paintings.pictures)
+        palette = share_of(palette_distance(pictures, paintings.pictures), untouched)
+        content, style = self.loss(pictures, photos.of(CONTENT_LAYERS), paintings.of(STYLE_LAYERS))
+        pattern = pattern_loss(pictures, photos.pictures, paintings.pictures)
+        return {"content": content, "style": style, "palette": palette, "pattern": pattern}
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
@@ -202,8 +228,9 @@ class CrossPairLDM(DualCondLDM):
 
     def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
         """(n,) content scales and style scales; both are 1 where a painting goes without guidance."""
-        is_guided = torch.rand(n, device=self.device) < self.guided
-        drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in self.scale_ranges)
+        is_guided = torch.rand(n, device=self.device) < self.estimates.guided
+        ranges = self.estimates.content_scales, self.estimates.style_scales
+        drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in ranges)
         return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
 
     def estimate(
@@ -231,10 +258,10 @@ class CrossPairLDM(DualCondLDM):
         """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those from pure noise first."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
-        later = int(self.later * len(x))
-        for hop in range(self.hops if later else 0):
+        later, hops = int(self.estimates.later * len(x)), self.estimates.hops
+        for hop in range(hops if later else 0):
             # Fewer each time, so that every number of estimates on the way occurs.
-            rows = slice(len(x) - later * (self.hops - hop) // self.hops, None)
+            rows = slice(len(x) - later * (hops - hop) // hops, None)
             given = {key: value[rows] for key, value in condition.items()}
             x[rows], t[rows] = self.go_on(x[rows], t[rows], given, [scale[rows] for scale in scales])
         return self.estimate(x, t, condition, scales)
@@ -310,10 +337,15 @@ def _halved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.bfloat16() for name, value in values.items()}
 
 
-def _rows(of_pictures: Mapping[str, Tensor], which: Tensor) -> dict[str, Tensor]:
-    return {name: value[which] for name, value in of_pictures.items()}
+def _single_pictures(photos: Encoded, paintings: Encoded) -> tuple[Tensor, Tensor]:
+    """(scaled latents, style statistics) for the diffusion loss, which keeps what is known already: the last half of the photos and the
+    first of the paintings will do."""
+    n = len(photos.pictures)
+    half = (n + 1) // 2
+    names = ("latent", "style")
+    return tuple(torch.cat([photos.made[name][n - half :], paintings.made[name][:half]]) for name in names)
 
 
 def _pictures(batch: Mapping[str, Tensor]) -> list[Tensor]:
     """Photos and paintings, both (N, 3, H, W)."""
-    return [batch[kind].permute(0, 3, 1, 2).float() for kind in ("photo", "painting")]
+    return [channels_first(batch[kind]) for kind in ("photo", "painting")]
