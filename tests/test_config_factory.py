@@ -1,8 +1,10 @@
 """The config factory: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ldm.config.factory import (
     load_config,
     to_plain,
 )
+from ldm.config.groups import flat_keys, take
 from ldm.errors import ConfigError, UserError
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
@@ -385,3 +388,65 @@ def test_what_cannot_be_resolved_is_a_config_error(tmp_path: Path, text: str) ->
 
 def test_the_list_of_trusted_prefixes() -> None:
     assert TRUSTED_PREFIXES == ("ldm.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+
+
+# Groups of options
+
+
+@dataclass(frozen=True)
+class Shape:
+    width: int = 1
+    height: int = 2
+
+
+@dataclass(frozen=True)
+class Colour:
+    hue: str = "red"
+
+
+class Base:
+    @flat_keys
+    def __init__(self, depth: int = 3, *, colour: Colour):
+        self.depth, self.colour = depth, colour
+
+
+class Derived(Base):
+    @flat_keys
+    def __init__(self, name: str, *, shape: Shape, **options: Any):
+        super().__init__(**options)
+        self.name, self.shape = name, shape
+
+
+def test_the_fields_of_a_constructors_groups_are_its_options() -> None:
+    for built in (
+        Derived("a", width=5, hue="blue", depth=4),
+        Derived(name="a", shape=Shape(5), colour=Colour("blue"), depth=4),
+        Derived("a", shape=Shape(9), width=5, colour=Colour(), hue="blue", depth=4),
+    ):
+        assert (built.name, built.shape, built.colour, built.depth) == ("a", Shape(5, 2), Colour("blue"), 4)
+    assert Derived("a").shape == Shape() and Base().colour == Colour()
+
+
+def test_the_factory_knows_the_fields_of_groups(strangers_module: ModuleType) -> None:
+    strangers_module.Derived = Derived
+    node = {"target": "stranger.parts.Derived", "params": {"name": "a", "height": 7, "hue": "blue"}}
+    built = instantiate_from_config(node, ["stranger"])
+    assert built.shape == Shape(1, 7) and built.colour == Colour("blue")
+    for wrong, near in (("heigth", "height"), ("huee", "hue"), ("deph", "depth")):
+        with pytest.raises(ConfigError, match=f"no parameter '{wrong}'; did you mean {near}"):
+            instantiate_from_config({**node, "params": {"name": "a", wrong: 1}}, ["stranger"])
+
+
+def test_what_is_taken_is_left_for_no_one_else() -> None:
+    options = {"width": 5, "hue": "blue"}
+    assert take(Shape(height=8), options) == Shape(5, 8) and options == {"hue": "blue"}
+
+
+def test_a_constructor_that_hands_all_on_needs_what_its_base_needs(strangers_module: ModuleType) -> None:
+    class Handing(Derived):
+        def __init__(self, *args: Any, extra: int = 0, **options: Any):
+            super().__init__(*args, **options)
+
+    strangers_module.Handing = Handing
+    with pytest.raises(ConfigError, match=r"Handing needs the parameter\(s\) name"):
+        instantiate_from_config({"target": "stranger.parts.Handing", "params": {"width": 1}}, ["stranger"])

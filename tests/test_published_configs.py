@@ -1,6 +1,7 @@
 """latent-diffusion's published config files: each builds in full size, or says in one line what is out of scope."""
 
 import copy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,25 @@ from builders import HALVES, assert_same
 from golden_rules import apply_rule, rnd
 from omegaconf import OmegaConf
 from published_configs import BERT, IMAGENET_V2, INPAINTING, PUBLISHED, UPSCALING, scenes, vq_alone
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.checkpoint import compare
 from ldm.cli.verify import published_config
-from ldm.config.factory import get_obj_from_str, instantiate_from_config, load_config, to_plain
+from ldm.config.factory import (
+    get_obj_from_str,
+    instantiate_from_config,
+    load_config,
+    parameters_of,
+    to_plain,
+)
 from ldm.errors import ConfigError
 from ldm.models.autoencoder import VQModel
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.first_stage import VQLatents
-from ldm.models.inference import build_for_inference, load_for_inference
+from ldm.models.inference import WITHOUT_TRAINING, build_for_inference, load_for_inference
 from ldm.modules.encoders.modules import SpatialRescaler
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
 from ldm.modules.vae.model import AttnBlock, Decoder, Encoder
@@ -200,6 +208,51 @@ def test_a_pixel_model_needs_no_weights_of_its_first_stage(tmp_path: Path) -> No
     model = load_for_inference(tmp_path / "model.ckpt", tmp_path / "model.yaml", LatentDiffusionModel)
     x = rnd("pictures", 1, 3, 8, 8)
     assert torch.equal(model.decode_first_stage(model.encode_first_stage(x)), x)
+
+
+@pytest.mark.parametrize("target", WITHOUT_TRAINING)
+def test_inference_takes_all_that_training_takes_and_knows_what_to_leave_out(target: str) -> None:
+    """Every option of a class is one of its class without training, or of the groups that this one lacks."""
+    plain, groups = WITHOUT_TRAINING[target]
+    accepted, inference = (set(parameters_of(get_obj_from_str(name))[0]) for name in (target, plain))
+    training = {field.name for group in groups for field in fields(group)}
+    assert accepted == inference | training and not inference & training
+
+
+@pytest.mark.parametrize("target", WITHOUT_TRAINING)
+def test_what_inference_builds_knows_nothing_of_training(target: str) -> None:
+    trained, plain = (get_obj_from_str(name) for name in (target, WITHOUT_TRAINING[target][0]))
+    assert issubclass(trained, plain) and not issubclass(plain, LightningModule)
+    for name in ("training_step", "log_images", "configure_optimizers", "get_input"):
+        assert hasattr(trained, name) and not hasattr(plain, name), name
+    for name in ("preview", "shared_step", "p_losses", "ema_scope", "set_scale", "condition_of"):
+        assert not hasattr(plain, name), name
+
+
+def test_a_model_for_inference_has_no_options_of_training() -> None:
+    with torch.device("meta"):
+        model = build_for_inference(CONFIG, LatentDiffusionModel)
+    for module in (model, model.first_stage_model):
+        for name in ("learning_rate", "monitor", "scheduler_config", "use_ema", "image_key", "logvar"):
+            assert not hasattr(module, name), name
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"num_timesteps_cond": 2}, "num_timesteps_cond > 1 is not supported"),
+        ({"loss_type": "l3"}, "loss_type must be one of l1, l2"),
+        ({"parametrization": "v"}, "no parameter 'parametrization'; did you mean parameterization"),
+    ],
+)
+def test_inference_refuses_what_training_refuses(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    OmegaConf.save(
+        {"model": {**IMAGENET_V2, "params": {**IMAGENET_V2["params"], **change}}}, tmp_path / "model.yaml"
+    )
+    with torch.device("meta"), pytest.raises(ConfigError, match=problem):
+        build_for_inference(tmp_path / "model.yaml", LatentDiffusionModel)
 
 
 # Options that have one value here

@@ -126,7 +126,7 @@ def _resolve(target: str, reload: bool) -> Any:
 
 
 def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> None:
-    accepted, required, open_ended = _parameters(target)
+    accepted, required, open_ended = parameters_of(target)
     unknown = [name for name in params if name not in accepted]
     if unknown and not open_ended:
         raise ConfigError(
@@ -137,7 +137,7 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
         raise ConfigError(f"{target_name} needs the parameter(s) {', '.join(missing)}, missing in `params`")
 
 
-def _parameters(target: Any) -> tuple[list[str], list[str], bool]:
+def parameters_of(target: Any) -> tuple[list[str], list[str], bool]:
     """(accepted names, required names, whether anything goes) of a class's constructor or a function.
 
     `**kwargs` of a class's own constructor stands for the parameters of its bases, beside `*args` for what these require, too.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class LitEma(nn.Module):
     """Shadows of all parameters of `model` that require gradients, under their names without dots.
 
-    The decay is min(decay, (1 + n) / (10 + n)) at the n-th update; without `use_num_upates` (spelled as published) always `decay`.
+    shadow <- decay shadow + (1 - decay) weight, with min(decay, (1 + n) / (10 + n)) at the n-th update, as TensorFlow's
+    ExponentialMovingAverage has it; without `use_num_upates` (spelled as published) always `decay`.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_upates: bool = True):

@@ -91,7 +91,7 @@ class DualCondModel(LatentDiffusionModel):
         return self.get_style_features(self.vgg(self.vgg_scaling_layer(x)))
 
     def get_style_features(self, features: Sequence[Tensor], flag: Tensor | None = None) -> Tensor:
-        """(N, style_dim): per layer the std of every channel over positions, then its mean.
+        """(N, style_dim): per layer the std of every channel over positions, then its mean (Huang & Belongie 2017).
 
         Where `flag` (N,) is False, the learned null vector.
         """
@@ -103,7 +103,7 @@ class DualCondModel(LatentDiffusionModel):
         return torch.where(flag[:, None], style, self.null_style_vector.weight[0])
 
     def get_content_features(self, z: Tensor, flag: Tensor | None = None) -> Tensor:
-        """The scaled latent normalised per picture and channel, (z - mean) / std, as instance normalisation does (Ulyanov et al. 2016). Zeros where `flag` (N,) is False."""
+        """The scaled latent normalised per picture and channel, (z - mean) / std (Ulyanov et al. 2016). Zeros where `flag` (N,) is False."""
         std, mean = spatial_std_mean(z)
         # differs: the published code divides by 0 where a channel is flat.
         features = (z - over_positions(mean, z)) / over_positions(std.clamp_min(MIN_STD), z)

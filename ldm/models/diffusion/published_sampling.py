@@ -39,7 +39,7 @@ class PublishedSampling:
         )
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
-        """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence, in bits per dimension."""
+        """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence L_T (Ho et al. 2020, equation 5), in bits per dimension."""
         last = torch.full((len(x_start),), self.num_timesteps - 1, device=x_start.device)
         mean, _, log_variance = self.q_mean_variance(x_start, last)
         return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)

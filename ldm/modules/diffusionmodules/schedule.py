@@ -69,6 +69,7 @@ def diffusion_tables(
 def _vlb_weights(
     betas: NDArray[np.float64], bar: NDArray[np.float64], variance: NDArray[np.float64], parameterization: str
 ) -> NDArray[np.float64]:
+    # Ho et al. 2020, equation 12, for the noise
     if parameterization == "x0":
         weights = 0.5 * np.sqrt(bar) / (2 - bar)
     else:

@@ -1,30 +1,23 @@
-"""Small functions that the diffusion networks and samplers share, and those of others' that the published code keeps here."""
+"""Small functions that the diffusion networks and samplers share, and those that the published code keeps here."""
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import checkpoint as recomputing
 
-from ldm.modules.diffusionmodules.published import (
-    SiLU,
-    betas_for_alpha_bar,
-    checkpoint,
-    extract_into_tensor,
-    linear,
-    mean_flat,
-    noise_like,
-    scale_module,
-)
 from ldm.modules.diffusionmodules.schedule import (
     make_beta_schedule,
     make_ddim_sampling_parameters,
     make_ddim_timesteps,
 )
+from ldm.published.helpers import mean_flat
 
-__all__ = [
-    "SiLU", "betas_for_alpha_bar", "checkpoint", "extract_into_tensor", "linear", "make_beta_schedule", "make_ddim_sampling_parameters",
-    "make_ddim_timesteps", "mean_flat", "noise_like", "scale_module",
-]  # fmt: skip
+__all__ = ["make_beta_schedule", "make_ddim_sampling_parameters", "make_ddim_timesteps", "mean_flat"]
 
 MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
 
@@ -64,11 +57,6 @@ class GroupNorm32(nn.GroupNorm):
         return nn.functional.group_norm(x.float(), self.num_groups, weight, bias, self.eps).type(x.dtype)
 
 
-def normalization(channels: int) -> nn.Module:
-    """The published networks' norm."""
-    return GroupNorm32(32, channels)
-
-
 def conv_nd(dims: int, *args, **kwargs) -> nn.Module:
     return _of_dims({1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}, dims)(*args, **kwargs)
 
@@ -88,9 +76,6 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-
-zero_module = zero_init  # as the published code calls it
 
 
 class Whitening(nn.Module):
@@ -129,3 +114,47 @@ def spatial_std_mean(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
     """(std, mean), each (N, C), over the positions of x (N, C, h, w)."""
     # The unbiased std of a single position is not a number; such a map is flat.
     return torch.std_mean(x, dim=(-1, -2), correction=int(unbiased and x[0, 0].numel() > 1))
+
+
+# Only users of the published code need these.
+
+SiLU, linear, zero_module = nn.SiLU, nn.Linear, zero_init
+
+
+def noise_like(shape: Sequence[int], device: torch.device | str, repeat: bool = False) -> Tensor:
+    """Standard normal noise; with `repeat` the same for all of the batch."""
+    first, *rest = shape
+    return (
+        torch.randn(1, *rest, device=device).repeat(first, *(1,) * len(rest))
+        if repeat
+        else torch.randn(*shape, device=device)
+    )
+
+
+def extract_into_tensor(a: Tensor, t: Tensor, x_shape: Sequence[int]) -> Tensor:
+    """The entries t (N,) of a table, (N, 1, ...) with as many axes as `x_shape`."""
+    return a.gather(-1, t).reshape(len(t), *(1,) * (len(x_shape) - 1))
+
+
+def scale_module(module: nn.Module, scale: float) -> nn.Module:
+    """The module with all its weights and biases multiplied."""
+    for parameter in module.parameters():
+        parameter.detach().mul_(scale)
+    return module
+
+
+def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[Tensor], flag: bool) -> Any:
+    """`func(*inputs)`, recomputed in the backward pass if `flag`. `params`, what else `func` depends on, need not be told."""
+    return recomputing.checkpoint(func, *inputs, use_reentrant=False) if flag else func(*inputs)
+
+
+def normalization(channels: int) -> nn.Module:
+    return GroupNorm32(32, channels)
+
+
+def betas_for_alpha_bar(
+    num_diffusion_timesteps: int, alpha_bar: Callable[[float], float], max_beta: float = 0.999
+) -> NDArray[np.float64]:
+    """Betas whose products of 1 - beta follow a function of the time in [0, 1]."""
+    levels = np.array([alpha_bar(i / num_diffusion_timesteps) for i in range(num_diffusion_timesteps + 1)])
+    return np.minimum(1 - levels[1:] / levels[:-1], max_beta)
