@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,16 +37,20 @@ class ArgumentParser(argparse.ArgumentParser):
     other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
 
     def __init__(self, description: str | None = None, epilog: str | None = None, **options: Any):
-        texts = {
-            "description": description and _as_called(description),
-            "epilog": epilog and _as_called(epilog),
-        }
         if _called:
             options.setdefault("prog", f"artfusion {_called[0]}")
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **texts, **options)
+        super().__init__(
+            description=description and _as_called(description),
+            epilog=epilog and _as_called(epilog),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        self._given: list[str] = []
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        return super().parse_args(arguments() if args is None else args, namespace)
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """The arguments given, by default those of the sub-command. Raises UserError for wrong ones."""
+        self._given = list(arguments() if args is None else args)
+        return super().parse_args(self._given, namespace)
 
     def parse_given(self) -> tuple[argparse.Namespace, set[str]]:
         """(the options, the names of those that were typed, whatever their value)."""
@@ -55,11 +59,31 @@ class ArgumentParser(argparse.ArgumentParser):
         return self.parse_args(), {name for name, value in vars(typed).items() if value is not unset}
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError, which names the options that are like a mistyped one."""
+        known = [*self._option_string_actions, *self.other_options]
+        if (
+            "required" in message
+        ):  # argparse, which looks for missing ones first, would not say that one is mistyped
+            mistyped = next(
+                (item for item in self._given if _is_option(item) and not _begins_one(item, known)), None
+            )
+            message = f"unrecognized arguments: {mistyped}" if mistyped else message
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        hint = (
-            did_you_mean(unknown[1], [*self._option_string_actions, *self.other_options]) if unknown else ""
-        )
+        hint = did_you_mean(unknown[1], known) if unknown else ""
         raise UserError(f"{message}{hint}; --help shows all options")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option that takes a whole number from `least` (not below 0) to 999999999."""
+
+    def whole_number(text: str) -> int:
+        if not text.isdecimal() or len(text) > 9 or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number between {least} and 999999999, got {text!r}"
+            )
+        return int(text)
+
+    return whole_number
 
 
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:
@@ -95,6 +119,16 @@ def own_environment() -> dict[str, str]:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+
+
+def _is_option(item: str) -> bool:
+    """Whether an argument is one of the long options, which may be mistyped."""
+    return item.startswith("--") and item != "--"
+
+
+def _begins_one(item: str, known: Iterable[str]) -> bool:
+    """Whether an option is one of those that there are, or the beginning of one, which argparse takes, too."""
+    return any(option.startswith(item.partition("=")[0]) for option in known)
 
 
 def _as_called(text: str) -> str:

@@ -23,7 +23,7 @@ from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.inference import load_for_inference
 from ldm.pipeline.classes import CONFIG, sample_classes
-from ldm.program import ArgumentParser, run
+from ldm.program import ArgumentParser, at_least, run
 
 SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the value of white
 
@@ -44,7 +44,9 @@ def parse_args() -> argparse.Namespace:
         metavar="YAML",
         help="the checkpoint's config (default: configs/class_conditional.yaml)",
     )
-    parser.add_argument("--n", type=int, default=20, metavar="N", help="samples of each digit (default: 20)")
+    parser.add_argument(
+        "--n", type=at_least(1), default=20, metavar="N", help="samples of each digit (default: 20)"
+    )
     parser.add_argument("--scale", type=float, default=3.0, metavar="S", help="guidance (default: 3)")
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)")
     parser.add_argument(
@@ -62,8 +64,6 @@ def main() -> None:
     args = parse_args()
     if find_spec("sklearn") is None:
         raise UserError("the digits need a package more: pip install 'artfusion[digits]'")
-    if args.n < 1:
-        raise UserError(f"--n must be at least 1, got {args.n}")
     write(args.write) if args.write else recognise(args)
 
 

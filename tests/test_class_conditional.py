@@ -621,7 +621,7 @@ def test_the_program_writes_a_sheet(run: Path, tmp_path: Path, monkeypatch: pyte
     [
         (["4"], "class 4 is not one of this model's, 0 to 3"),
         (["-1"], "class -1"),
-        (["1", "--n", "0"], "--n must be at least 1"),
+        (["1", "--n", "0"], "--n: expected a whole number between 1 and"),
         (["1", "--scale", "nan"], "scale must be a finite number"),
         (["1", "--eta", "50"], "eta between 0 and 1, got 3.0 and 50.0"),
         (["1", "--seed", "-1"], "seeds must be between 0"),

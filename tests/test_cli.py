@@ -471,12 +471,37 @@ def test_the_command_finds_the_sub_command(
 
 
 @pytest.mark.parametrize(
-    "typed, problem", [(["stylise"], "did you mean stylize"), (["checkpoint"], "no such command")]
+    "typed, problem",
+    [
+        (["stylise"], "did you mean stylize"),
+        (["checkpoint"], "no such command"),
+        (["--version", "extra"], "--version stands alone, got 'extra'"),
+    ],
 )
 def test_a_command_that_is_not_there_is_told(
     called: Callable, capsys: pytest.CaptureFixture, typed: list[str], problem: str
 ) -> None:
     assert called(*typed) == (2, {}) and problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", [["--hlp"], ["--content", "photo.jpg", "--hlp"]], ids=str)
+def test_a_mistyped_option_is_named_before_those_that_are_missing(
+    stylize: ModuleType, monkeypatch: pytest.MonkeyPatch, typed: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stylize", *typed])
+    with pytest.raises(UserError, match=r"unrecognized arguments: --hlp; did you mean --help"):
+        stylize.parse_args()
+
+
+@pytest.mark.parametrize(
+    "typed", [["--content", "photo.jpg"], ["--content", "photo.jpg", "--outp=r.png"]], ids=str
+)
+def test_missing_options_are_named(
+    stylize: ModuleType, monkeypatch: pytest.MonkeyPatch, typed: list[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["stylize", *typed])
+    with pytest.raises(UserError, match="required: .*--style"):
+        stylize.parse_args()
 
 
 def test_one_photo_and_one_painting_need_no_options(

@@ -13,7 +13,9 @@ import pytorch_lightning as pl
 import torch
 from pipeline_builders import FIRST_STAGE, ROOT, model_config, picture_folder, save_config, tiny_model
 
+from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
+from ldm.ranks import local_rank, rank_and_world, torchrun_group
 from ldm.training.train import main
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch with gloo")
@@ -195,3 +197,36 @@ def test_a_signal_to_one_process_stops_both_after_they_agreed(recipe: dict[str, 
     }
     # Four batches an epoch: the second one's signal waits for the next agreement, at the beginning of the next epoch.
     assert in_two_processes(tmp_path, config)["global_step"] == 5
+
+
+# Which process this is
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
+
+
+def says(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_process_by_itself_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch)
+    assert (rank_and_world(), local_rank(), torchrun_group()) == ((0, 1), None, (1, 1))
+
+
+def test_torchrun_tells_each_process_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    says(monkeypatch, RANK="6", WORLD_SIZE="8", LOCAL_RANK="2", LOCAL_WORLD_SIZE="4", TORCHELASTIC_RUN_ID="r")
+    assert (rank_and_world(), local_rank(), torchrun_group()) == ((6, 8), 2, (4, 2))
+
+
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "3"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "two"}]
+)
+def test_ranks_that_cannot_be_are_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    says(monkeypatch, **environment)
+    with pytest.raises(UserError, match="set both, as torchrun does, or none"):
+        rank_and_world()

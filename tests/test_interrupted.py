@@ -250,7 +250,6 @@ def test_a_refused_resume_leaves_the_run_as_it_was(config: Path) -> None:
     assert sorted(folder.glob("config_*.yaml")) == configs
 
 
-@posix
 def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
     with alone_in(tmp_path / "run"):
         with (
@@ -258,5 +257,18 @@ def test_two_runs_cannot_write_into_one_folder(tmp_path: Path) -> None:
             alone_in(tmp_path / "run"),
         ):
             pass
+    with alone_in(tmp_path / "run"):
+        pass
+
+
+@posix
+def test_a_run_that_was_killed_locks_nobody_out(tmp_path: Path) -> None:
+    def work(folder: Path) -> None:
+        with alone_in(folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = in_a_process(work, tmp_path / "run")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (tmp_path / "run/.running").exists()
     with alone_in(tmp_path / "run"):
         pass

@@ -256,7 +256,7 @@ def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.Ca
         (["--photos", "nowhere"], "nowhere: no such folder of pictures"),
         (["--phases", "last"], "--phases"),
         (["--start", "nothing.ckpt"], "--start nothing.ckpt: no such file"),
-        (["--processes", "0"], "--processes must be at least 1"),
+        (["--processes", "0"], "--processes: expected a whole number between 1 and"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

@@ -14,7 +14,6 @@ left out and named at the end.
 import argparse
 import itertools
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from ldm.data.pictures import PictureFolder
 from ldm.device import autocast, choose_device, has_bf16, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
+from ldm.ranks import local_rank, rank_and_world
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--paintings", required=True, metavar="DIR", help="folder of paintings, of any depth")
     parser.add_argument("--photos", required=True, metavar="DIR", help="folder of photos, of any depth")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the cache")
-    parser.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256)")
+    parser.add_argument(
+        "--size", type=at_least(1), default=256, help="side of the crops in pixels (default: 256)"
+    )
     parser.add_argument(
         "--short-side",
         type=int,
@@ -56,14 +58,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--photo-short-side", type=int, help="another smaller side for the photos (default: the same)"
     )
-    parser.add_argument("--crops", type=int, default=2, help="random crops of each picture (default: 2)")
+    parser.add_argument(
+        "--crops", type=at_least(1), default=2, help="random crops of each picture (default: 2)"
+    )
     parser.add_argument(
         "--pictures-per-shard",
-        type=int,
+        type=at_least(1),
         default=256,
         help="a stop loses at most one shard's work (default: 256)",
     )
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures encoded at once (default: 4)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=4, help="pictures encoded at once (default: 4)"
+    )
     parser.add_argument(
         "--num-workers", type=int, default=2, help="processes that read pictures (default: 2)"
     )
@@ -73,9 +79,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    for name in ("crops", "pictures_per_shard", "batch_size", "size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     sides = {"paintings": args.short_side, "photos": args.photo_short_side or args.short_side}
     folders = {
         kind: PictureFolder(getattr(args, kind), args.size, sides[kind], flip=False, validation_share=0.0)
@@ -106,7 +109,7 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
         )
     model.load_style_network()
     device = choose_device()
-    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device.type == "cuda" else device)
+    return model.to(f"cuda:{local_rank() or 0}" if device.type == "cuda" else device)
 
 
 def open_cache(
@@ -144,7 +147,7 @@ def fill(
     cache: LatentCache, kind: str, folder: PictureFolder, model: DualCondLDM, args: argparse.Namespace
 ) -> None:
     """Encode this process's shards of one kind that are not done yet."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     mine = cache.shards(kind)[rank::world]
     todo = [shard for shard in mine if not cache.is_done(kind, shard)]
     # Batches never reach across shards, so that one is written as soon as its last batch is done.
@@ -195,7 +198,7 @@ def encode(model: DualCondLDM, pictures: list[Tensor | str]) -> list[tuple[np.nd
     """(latents, style statistics) of each picture's rows; what is wrong with those that could not be read."""
     crops = [picture for picture in pictures if not isinstance(picture, str)]
     if not crops:
-        return pictures
+        return [picture for picture in pictures if isinstance(picture, str)]
     x = torch.cat(crops).to(model.device)
     precision = "bf16" if has_bf16(model.device) else "fp32"
     with memory_errors("lower --batch-size or --crops"), autocast(model.device, precision):

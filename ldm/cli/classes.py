@@ -10,14 +10,13 @@ from pathlib import Path
 
 from ldm.checks import DEVICES
 from ldm.device import choose_device, memory_errors
-from ldm.errors import UserError
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet
 from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.inference import load_for_inference
 from ldm.pipeline.classes import CONFIG, sample_classes
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--classes", required=True, type=int, nargs="+", metavar="LABEL", help="a row for each"
     )
-    parser.add_argument("--n", type=int, default=4, metavar="N", help="pictures of each class (default: 4)")
+    parser.add_argument(
+        "--n", type=at_least(1), default=4, metavar="N", help="pictures of each class (default: 4)"
+    )
     parser.add_argument(
         "--scale",
         type=float,
@@ -60,8 +61,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     output = check_output(args.output)
-    if args.n < 1:
-        raise UserError(f"--n must be at least 1, got {args.n}")
     device = choose_device(args.device)
     model = load_for_inference(args.checkpoint, args.config, LatentDiffusionModel).to(device).eval()
     labels = [label for label in args.classes for _ in range(args.n)]

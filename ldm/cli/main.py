@@ -22,7 +22,7 @@ commands:
 def main() -> NoReturn:
     """Run what the program's arguments say, and exit."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["--version"]:
+    if arguments == ["--version"]:
         print(f"artfusion {__version__}")
     elif not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -39,7 +39,9 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, list(arguments[words:])
-    return ("stylize", list(arguments)) if _is_picture(arguments[0]) else (arguments[0], list(arguments[1:]))
+    if arguments[0] != "--version" and _is_picture(arguments[0]):
+        return "stylize", list(arguments)
+    return arguments[0], list(arguments[1:])
 
 
 def _is_picture(text: str) -> bool:
@@ -53,6 +55,8 @@ def run_command(name: str, arguments: Sequence[str] | None = None) -> NoReturn:
         call_as(name, arguments)
 
     def command() -> int | None:
+        if name == "--version":
+            raise UserError(f"--version stands alone, got {' '.join(arguments or ())!r} after it")
         if name not in COMMANDS:
             raise UserError(
                 f"{name}: no such command{did_you_mean(name, COMMANDS)}; `artfusion --help` lists them all"

@@ -32,7 +32,7 @@ from ldm.device import choose_device
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.pipeline.bundled import resolve_checkpoint
-from ldm.program import ArgumentParser, own_command, own_environment
+from ldm.program import ArgumentParser, at_least, own_command, own_environment
 from ldm.training.budget import FINISHED
 
 
@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=at_least(1),
         default=1,
         metavar="N",
         help="of one thread each on a CPU, or one on each GPU (default: 1)",
@@ -123,8 +123,6 @@ def check(args: argparse.Namespace) -> None:
     """Raises UserError for what cannot be, before anything is made."""
     if not 0 < args.hours < 1e5:
         raise UserError(f"--hours must be above 0, got {args.hours}")
-    if args.processes < 1:
-        raise UserError(f"--processes must be at least 1, got {args.processes}")
     for folder in (args.photos, args.paintings):
         find_pictures(folder)
     start = resolve_checkpoint(args.start, None)[0]

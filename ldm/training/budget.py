@@ -26,7 +26,8 @@ class TimeBudget(pl.Callback):
         check_count("TimeBudget: warm_up_steps", warm_up_steps)
         check_fractions(lr_min=lr_min)
         self.seconds, self.warm_up_steps, self.lr_min = 3600 * hours, warm_up_steps, lr_min
-        self._before, self._rates = 0.0, None
+        self._before = 0.0
+        self._rates: list[float] = []  # the model's own, once training has begun
         self._began: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -34,7 +35,7 @@ class TimeBudget(pl.Callback):
             raise ConfigError(
                 "TimeBudget: the model has a schedule of its own; take it out with model.params.scheduler_config=null"
             )
-        if self._rates is None:
+        if not self._rates:
             self._rates = [
                 group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
             ]
@@ -69,4 +70,4 @@ class TimeBudget(pl.Callback):
         return {"elapsed": self.elapsed(), "rates": self._rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before, self._rates = state["elapsed"], state["rates"]
+        self._before, self._rates = state["elapsed"], state["rates"] or []

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class _Measure(pl.Callback):
     """Times the second training batch; the first one warms up."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds, self.images = 0.0, 0
 
     def on_train_batch_start(
@@ -41,7 +41,9 @@ class _Measure(pl.Callback):
 
 def dry_run(recipe: Recipe) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed and memory."""
-    callbacks = recipe.callbacks(Path("checkpoints"))  # for what is wrong with them; none of them runs
+    callbacks = recipe.configured_callbacks(
+        Path("checkpoints")
+    )  # for what is wrong with them; none of them runs
     recipe.check_loggers()
     quiet = {
         "logger": False,

@@ -18,7 +18,7 @@ ADVICE = (
 class NonFiniteGuard(pl.Callback):
     """Looks at the losses and gradients of each optimiser step just before it; raises NonFiniteError."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._losses: list[Tensor] = []
         self._paths: list[str] = []
 

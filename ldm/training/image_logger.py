@@ -86,9 +86,9 @@ class ImageLogger(pl.Callback):
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
         """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""
         is_own = getattr(type(module), "log_images", None) is not PublishedPictures.log_images
-        if is_own or set(self.options) & PUBLISHED_OPTIONS:
-            return module.log_images
-        return module.preview
+        name = "log_images" if is_own or set(self.options) & PUBLISHED_OPTIONS else "preview"
+        method: Callable[..., dict[str, Tensor]] = getattr(module, name)
+        return method
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

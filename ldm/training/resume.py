@@ -50,12 +50,10 @@ class Resumed:
                 f"--resume {self.path}: weights alone, without an optimiser's state; {_OTHER_WEIGHTS}"
             )
         try:
-            optimizers, schedules, _ = _configure_optimizers(model.configure_optimizers())
+            configured: Any = model.configure_optimizers()
+            optimizers, schedules, _ = _configure_optimizers(configured)
         # of a module that asks its trainer for something, or has none
-        except (
-            RuntimeError,
-            MisconfigurationException,
-        ) as error:
+        except (RuntimeError, MisconfigurationException) as error:
             if self.is_ours:
                 return  # Lightning takes the states in their order, as the same module wrote them
             raise CheckpointError(
@@ -107,7 +105,8 @@ class Resumed:
         """Raises UserError where the run that is to go on has another seed or other batches, or has its end before the checkpoint.
         Lightning would find that out after its loggers have begun to write."""
         data.trainer = trainer  # as it is going to be
-        seeds = next(callback for callback in trainer.callbacks if isinstance(callback, StepSeeds))
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it from outside
+        seeds = next(callback for callback in callbacks if isinstance(callback, StepSeeds))
         if kept := (self._state.get("callbacks") or {}).get(seeds.state_key):
             seeds.load_state_dict(kept)
         if isinstance(data, DataModuleFromConfig) and (kept := self._state.get(type(data).__qualname__)):
@@ -140,6 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _without_optional(model: pl.LightningModule, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what the model lacks and need not have, such as the networks of a first stage's training loss."""
-    optional = tuple(model.optional_keys(weights)) if hasattr(model, "optional_keys") else ()
+    optional_keys: Any = getattr(model, "optional_keys", lambda weights: ())
+    optional = tuple(optional_keys(weights))
     own = model.state_dict().keys()
     return {name: value for name, value in weights.items() if name in own or not name.startswith(optional)}

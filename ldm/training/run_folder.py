@@ -2,21 +2,16 @@
 
 import argparse
 import datetime
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytorch_lightning as pl
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder go unnoticed
-    fcntl = None
 
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
@@ -87,27 +82,22 @@ class KeepConfig(pl.Callback):
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Within it no other process can enter for the same folder. Raises UserError if one has."""
-    if fcntl is None:
-        yield
-        return
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".running", os.O_RDWR | os.O_CREAT)
+    lock = FileLock(folder / ".running", timeout=0)  # the system lets go of it however this process ends
     try:
-        try:
-            # the system lets go of it however this process ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        except UserError:
-            if is_new and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
-                shutil.rmtree(folder)
-            raise
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"
+        ) from error
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
+        yield
+    except UserError:
+        if is_new and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
+            shutil.rmtree(folder)
+        raise
     finally:
-        os.close(handle)
+        lock.release()

@@ -22,7 +22,7 @@ class Throughput(pl.Callback):
     nor does validation.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.last = _BatchOver(self)
         self.flops_per_batch: float | None = None
         self._counter: FlopCounterMode | None = None
@@ -32,7 +32,8 @@ class Throughput(pl.Callback):
     def _restart(self) -> None:
         self._images = self._batches = 0
         self._waited = self._worked = 0.0
-        self._batch_began = self._batch_ended = None
+        self._batch_began = 0.0
+        self._batch_ended: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._restart()
@@ -65,7 +66,7 @@ class Throughput(pl.Callback):
         self._worked += ended - self._batch_began
         self._images += batch_size_of(batch) * trainer.world_size
         self._batches += 1
-        if self._batches >= trainer.log_every_n_steps:
+        if self._batches >= trainer.log_every_n_steps:  # type: ignore[attr-defined]  # Lightning sets it from outside
             module.log_dict(
                 self._values(module.device), prog_bar=True, on_step=True, on_epoch=False, batch_size=1
             )

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
@@ -21,7 +22,6 @@ from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
 from ldm.training.resume import Resumed
 from ldm.training.run_folder import (
-    KeepConfig,
     alone_in,
     check_free,
     kept_config,
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seed = DEFAULT_SEED if args.seed is None else args.seed
     pl.seed_everything(seed, verbose=False)
     with allowing_targets(args.allow_target):
-        config = merged_config(args.base or [kept_config(own)], args.overrides)
+        # without a base there is a run's own: run_folder has seen to it
+        config = merged_config(args.base or ([kept_config(own)] if own else []), args.overrides)
         if resumed:
             config = without_resumed(config)
         model, data = build(config, seed)
@@ -71,15 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         apply_performance(model, recipe.section("performance"))
         if args.dry_run:
             return dry_run(recipe)
-        trainer = recipe.trainer(
-            folder, seed, explicit_seed=args.seed is not None, resumed=resumed and resumed.take
-        )
+        take = resumed.take if resumed else None
+        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
         if resumed:
             resumed.check_beginning(trainer, data)
         check_free(folder, own)
-        trainer.callbacks.insert(0, KeepConfig(config, folder))
         with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
-            _fit(trainer, model, data, resumed and resumed.path)
+            _fit(trainer, model, data, resumed.path if resumed else None)
 
 
 def _quieten() -> None:
@@ -113,14 +112,10 @@ def _fit(
 
 def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """(model, data module), the data found before the model is built. Raises ConfigError where they do not fit."""
-    data = instantiate_from_config(config.data)
-    if not isinstance(data, pl.LightningDataModule):
-        raise ConfigError(f"data.target is a {type(data).__name__}; it must be a LightningDataModule")
+    data = _built(config, "data", pl.LightningDataModule)
     data.seed = seed
     data.setup("fit")
-    model = instantiate_from_config(config.model)
-    if not isinstance(model, pl.LightningModule):
-        raise ConfigError(f"model.target is a {type(model).__name__}; it must be a LightningModule")
+    model = _built(config, "model", pl.LightningModule)
     for key in ("base_learning_rate", "learning_rate"):
         if config.model.get(key) is not None:
             model.learning_rate = _positive(config.model[key], f"model.{key}")
@@ -134,6 +129,14 @@ def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.Lightni
             dataset.check_model(model)
     log.info("%s: %.4g M parameters", type(model).__name__, sum(p.numel() for p in model.parameters()) / 1e6)
     return model, data
+
+
+def _built(config: DictConfig, section: str, kind: type) -> Any:
+    """What a section of the config describes. Raises ConfigError where that is of another kind."""
+    built = instantiate_from_config(config[section])
+    if not isinstance(built, kind):
+        raise ConfigError(f"{section}.target is a {type(built).__name__}; it must be a {kind.__name__}")
+    return built
 
 
 def _positive(value: object, name: str) -> float:

@@ -2,10 +2,9 @@
 
 import inspect
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +21,7 @@ from ldm.config.merge import check_keys
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError, UserError
+from ldm.ranks import torchrun_group
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.command_line import gpu_devices
 from ldm.training.guard import NonFiniteGuard
@@ -29,6 +29,7 @@ from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
 from ldm.training.published_flags import present_options
 from ldm.training.reproducible import StepSeeds
+from ldm.training.run_folder import KeepConfig
 from ldm.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,11 @@ class Recipe:
         data: pl.LightningDataModule,
         gpus: str | None = None,
     ):
-        self.model, self.data, self.gpus = model, data, gpus
+        self.config, self.model, self.data, self.gpus = config, model, data, gpus
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
         if not model.automatic_optimization:
-            model.own_options = self._own_options()
+            cast(Any, model).own_options = self._own_options()
 
     def section(self, key: str) -> dict[str, Any]:
         return _as_section(self.lightning.get(key), f"lightning.{key}")
@@ -78,33 +79,35 @@ class Recipe:
         resumed: Callable[[], dict[str, Any]] | None = None,
     ) -> pl.Trainer:
         """The trainer of a run that writes into `run_folder`; `resumed` gives the checkpoint that it goes on from."""
-        checkpoints = run_folder / "checkpoints"
         given = self.trainer_options()
-        throughput = Throughput()
-        callbacks = [
-            throughput,
-            *([LearningRateMonitor()] if given.get("logger", True) else []),
-            StepSeeds(seed, explicit_seed),
-            NonFiniteGuard(),
-            NamedMoments(),
-            *self.callbacks(checkpoints),
-            throughput.last,
-        ]
-        options = {"enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks), **given}
-        if options.get("enable_progress_bar", True):
-            callbacks.append(ProgressLine())
-        files = DurableCheckpointIO(resumed)
+        callbacks = self._callbacks(run_folder, StepSeeds(seed, explicit_seed), given)
         return make_trainer(
             {
                 "default_root_dir": run_folder,
                 "logger": self._loggers(run_folder),
-                "plugins": [files],
-                **options,
+                "plugins": [DurableCheckpointIO(resumed)],
+                "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+                **given,
                 "callbacks": callbacks,
             }
         )
 
-    def callbacks(self, checkpoints: Path) -> list[pl.Callback]:
+    def _callbacks(self, run_folder: Path, seeds: StepSeeds, options: dict[str, Any]) -> list[pl.Callback]:
+        """All of a run, in the order in which they act; Lightning puts those that write the best checkpoints last."""
+        throughput = Throughput()
+        return [
+            KeepConfig(self.config, run_folder),
+            throughput,  # what stands between it and its `last` does not count as training
+            *([LearningRateMonitor()] if options.get("logger", True) else []),
+            seeds,
+            NonFiniteGuard(),
+            NamedMoments(),
+            *self.configured_callbacks(run_folder / "checkpoints"),
+            throughput.last,
+            *([ProgressLine()] if options.get("enable_progress_bar", True) else []),
+        ]
+
+    def configured_callbacks(self, checkpoints: Path) -> list[pl.Callback]:
         """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a dry run asks for that alone."""
         own = [instantiate_from_config(node) for node in self.section("callbacks").values()]
         for callback in own:
@@ -131,9 +134,9 @@ class Recipe:
             key: value for key, value in options.items() if key not in getattr(self.model, "own_options", ())
         }
         # torchrun has started them; Lightning alone would train each on its own
-        if _processes_from_outside() > 1:
-            local = int(os.environ["LOCAL_WORLD_SIZE"])
-            options = {"devices": local, "num_nodes": _processes_from_outside() // local, **options}
+        processes, machines = torchrun_group()
+        if processes * machines > 1:
+            options = {"devices": processes, "num_nodes": machines, **options}
         if isinstance(self.data, DataModuleFromConfig):
             options.setdefault("use_distributed_sampler", False)  # its loaders share the samples themselves
         if options.get("strategy", "auto") in ("auto", "ddp") and _several(options):
@@ -166,7 +169,7 @@ class Recipe:
         known = inspect.signature(DistributedDataParallel).parameters
         # torch renames it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options = {buffers: False, "gradient_as_bucket_view": True}
+        options: dict[str, Any] = {buffers: False, "gradient_as_bucket_view": True}
         return DDPStrategy(find_unused_parameters=not self.model.automatic_optimization, **options)
 
     # What is written
@@ -292,11 +295,6 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
             else ""
         )
         raise ConfigError(f"the trainer cannot be set up: {error}{advice}") from error
-
-
-def _processes_from_outside() -> int:
-    """How many processes torchrun has started, this one included."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def _several(options: dict[str, Any]) -> bool:
