@@ -12,12 +12,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
 # What breaks most often, while one works.
 quick: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -x $(QUICK:%=tests/test_%.py)
 
 gpu: $(VENV)/installed

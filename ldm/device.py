@@ -72,6 +72,6 @@ def memory_errors(advice: str) -> Iterator[None]:
         raise
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which to run the networks."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, _TYPES[precision])

@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ class _Inert:
         pass
 
 
-def _empty_dict(*args: Any) -> dict:
+def _empty_dict(*args: Any) -> dict[Any, Any]:
     return {}
 
 
 # Checkpoints of Lightning 1.x name these beside the weights. None of the real ones is imported or called: each name
 # stands for `_Inert` (or a dict, where items follow), so a hostile file gains nothing by naming them. Any name that is
 # not in this list makes the file refused.
-_STAND_INS = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_empty_dict, "collections.defaultdict"),
     (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     *(
@@ -165,7 +165,7 @@ def _unpickling_problem(message: str) -> str:
     return f"not a checkpoint, or a damaged one ({reason[1] if reason else 'no pickle of weights'})"
 
 
-def _only_tensors(weights: Mapping) -> dict[str, Tensor]:
+def _only_tensors(weights: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {
         name: value.detach()
         for name, value in weights.items()

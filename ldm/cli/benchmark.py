@@ -30,6 +30,7 @@ All rows of training and sampling are measured in one run, each in a process of 
 import argparse
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ldm.benchmarking.models import checkpoint_for
 from ldm.errors import UserError
@@ -45,7 +46,7 @@ PAINTING = {
     "size": 256,
     "seed": 0,
 }
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "training": {
         "config": str(ROOT / "configs/kl16_content12.yaml"),
         "batch_size": 2,

@@ -147,7 +147,9 @@ def parameters_of(target: Any) -> tuple[list[str], list[str], bool]:
         if inspect.isclass(target)
         else [target]
     )
-    accepted, required, hands_all_on = [], [], True
+    accepted: list[str] = []
+    required: list[str] = []
+    hands_all_on = True
     for depth, constructor in enumerate(constructors):
         try:
             parameters = list(inspect.signature(constructor).parameters.values())

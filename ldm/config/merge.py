@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,7 +12,7 @@ from ldm.errors import ConfigError, did_you_mean
 TOP_KEYS = ("model", "data", "lightning")
 
 
-def merged_config(paths: Sequence[str], overrides: Sequence[str] = ()) -> DictConfig:
+def merged_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> DictConfig:
     """Config files merged from left to right, then `key.sub=value` overrides. Raises ConfigError.
 
     A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that names another
@@ -40,14 +40,19 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
 
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config file as plain containers, interpolations as they are, merged onto what it extends."""
-    tree = OmegaConf.to_container(load_config(path), resolve=False)
+    tree = _containers(load_config(path))
     base = tree.pop("extends", None)
     if base is None:
         return tree
     here = Path(path).resolve()
     if here in inside:
         raise ConfigError(f"config {path}: extends itself")
-    return _merge(_tree(here.parent / str(base), (*inside, here)), tree)
+    return dict(_merge(_tree(here.parent / str(base), (*inside, here)), tree))
+
+
+def _containers(config: Any) -> dict[str, Any]:
+    """A config as plain containers, interpolations as they are."""
+    return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
 
 
 def _merge(old: Any, new: Any) -> Any:
@@ -79,6 +84,6 @@ def _overrides(items: Sequence[str]) -> dict[str, Any]:
             f"{twice} is given {keys.count(twice)} times; give it once (and in quotes if it has braces, which a shell expands)"
         )
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
+        return _containers(OmegaConf.from_dotlist(list(items)))
     except Exception as error:  # PyYAML's own errors
         raise ConfigError(f"an override's value is not valid YAML: {error}") from error

@@ -10,11 +10,11 @@ and those that could not be read.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.checkpoint import fingerprint
@@ -25,6 +25,17 @@ from ldm.files import written_whole
 
 KINDS = ("paintings", "photos")
 _FORMAT = 2
+
+
+class Encoders(Protocol):
+    """What of a style transfer model makes the latents and style statistics of pictures."""
+
+    first_stage_model: Any
+    vgg: Any
+    vgg_ckpt_path: str | None
+
+    def load_style_network(self) -> None:
+        """Read the weights of `vgg`. Raises UserError."""
 
 
 class LatentCache:
@@ -128,10 +139,10 @@ class CachedHybridTrain(HybridDraws):
     ):
         self.store = LatentCache(cache)
         self.store.check_complete()
-        rows = (CachedRows(self.store, kind, split, validation_share, seed) for kind in KINDS)
-        super().__init__(*rows, style_drop, content_drop, photo_share)
+        paintings, photos = (CachedRows(self.store, kind, split, validation_share, seed) for kind in KINDS)
+        super().__init__(paintings, photos, style_drop, content_drop, photo_share)
 
-    def check_model(self, model: nn.Module) -> None:
+    def check_model(self, model: Encoders) -> None:
         """Raises ConfigError for a model whose encoders did not make this cache."""
         # else it would be a download, which training may need and this does not
         if model.vgg_ckpt_path is not None:
@@ -181,7 +192,7 @@ class CachedRows(Dataset):
         return {"latent": latent, "style": style, "path": meta["pictures"][place]}
 
 
-def encoder_fingerprints(model: nn.Module) -> dict[str, str]:
+def encoder_fingerprints(model: Encoders) -> dict[str, str]:
     """What tells apart the weights that latents and style statistics come from; only of networks that have theirs."""
     first_stage = model.first_stage_model
     marks = {"first stage": fingerprint(first_stage.encoder, first_stage.quant_conv)}

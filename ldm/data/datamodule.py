@@ -7,11 +7,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ldm.checks import check_count
 from ldm.config.factory import instantiate_from_config
-from ldm.data.order import EpochOrder, SeededSamples
+from ldm.data.order import EpochOrder, Indexed, SeededSamples
 from ldm.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
     cannot be indexed keeps its own. Pictures that cannot be read are named in the log once; when they are more than
     `max_unreadable_share` of a data set's pictures, the run stops with their list.
     """
+
+    trainer: Any  # Lightning's, as soon as there is one
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.shuffle_validation, self.max_unreadable_share = shuffle_val_dataloader, max_unreadable_share
         self.configs = {"train": train, "validation": validation}
-        self.datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, Any] = {}
         self.unreadable: list[str] = []  # one line for each picture
         self._begin = (0, 0)  # epoch, samples of all processes in it
 
@@ -97,7 +99,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             SeededSamples(dataset), sampler=self._order(dataset, shuffle, name == "train"), **options
         )
 
-    def _order(self, dataset: Dataset, shuffle: bool, training: bool) -> EpochOrder:
+    def _order(self, dataset: Indexed, shuffle: bool, training: bool) -> EpochOrder:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         drop_last = training and len(dataset) >= self.batch_size * world
         order = EpochOrder(len(dataset), self.batch_size, self.seed, shuffle, drop_last, rank, world)

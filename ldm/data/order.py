@@ -4,7 +4,7 @@ So a run that stopped goes on with the very samples it would have drawn, on any 
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 class Draw(NamedTuple):
     """One sample to fetch: its index in the data set and the seed of its random choices."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # over tuple.index, which no draw needs
     seed: int
 
 
@@ -70,10 +70,18 @@ class EpochOrder(Sampler[Draw]):
             yield Draw(int(order[position % self.length]), mixed_seed(self.seed, epoch, position))
 
 
+class Indexed(Protocol):
+    """A data set with a length, which torch's Dataset does not promise."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
 class SeededSamples(Dataset):
     """A data set asked by `Draw`: while it makes a sample, torch's CPU generator starts from the draw's seed."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Indexed):
         self.dataset = dataset
 
     def __len__(self) -> int:

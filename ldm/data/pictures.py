@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -55,14 +55,12 @@ class Crops:
             array = array[:, ::-1]
         return np.ascontiguousarray(array / 127.5 - 1.0)
 
-    def sample(
-        self, candidates: Iterable[tuple[str, Callable[[], Image.Image]]]
-    ) -> dict[str, np.ndarray | str]:
+    def sample(self, candidates: Iterable[tuple[str, Callable[[], Image.Image]]]) -> dict[str, Any]:
         """The sample of the first of several pictures (name, how to read it) that can be read.
 
         Raises UserError when too many in a row cannot.
         """
-        problems = []
+        problems: list[str] = []
         for name, read in islice(candidates, _MAX_REPLACEMENTS):
             try:
                 return {"image": self.crop(read()), "path": name, "unreadable": "\n".join(problems)}
@@ -108,7 +106,7 @@ class PictureFolder(Crops, Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.sample((str(self.paths[i]), partial(self.read, i)) for i in self._replacements(index))
 
     def _replacements(self, index: int) -> Iterator[int]:

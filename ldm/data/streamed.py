@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -101,7 +100,7 @@ class StreamedHybridTrain(IterableDataset):
                     crops, endless(mine, self.shuffle_buffer, mixed_seed(self.seed, epoch, kind, reader))
                 )
             )
-        draws = SeededSamples(HybridDraws(*pictures, **self.shares))
+        draws = SeededSamples(HybridDraws(pictures[0], pictures[1], **self.shares))
         for position in range(worker, len(self), workers):
             yield draws[Draw(position, mixed_seed(self.seed, epoch, rank, position))]
 
@@ -118,13 +117,15 @@ class StreamedHybridTrain(IterableDataset):
 class NextPicture(Dataset):
     """A stream of pictures (name, file's content) in a data set's clothes: any index gives the next one that can be read."""
 
+    pictures = 0  # nobody has counted them
+
     def __init__(self, crops: Crops, stream: Iterator[tuple[str, bytes]]):
         self.crops, self.stream = crops, stream
 
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.crops.sample((name, partial(self._read, name, content)) for name, content in self.stream)
 
     def _read(self, name: str, content: bytes) -> Any:

@@ -1,12 +1,12 @@
 """ArtFusion's training data: paintings for style and content, photos for the samples without a style."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
 
 from ldm.checks import check_fractions
-from ldm.data.order import mixed_seed
+from ldm.data.order import Indexed, mixed_seed
 from ldm.data.pictures import PictureFolder, randint
 from ldm.errors import ConfigError
 
@@ -37,10 +37,17 @@ class WikiArtValidation(WikiArtTrain):
     split = "validation"
 
 
+class Pictures(Indexed, Protocol):
+    """Samples that are made of so many picture files."""
+
+    @property
+    def pictures(self) -> int: ...
+
+
 class TwoKinds(Dataset):
     """What is made of paintings and photos; an epoch is as long as `paintings`."""
 
-    def __init__(self, paintings: Dataset, photos: Dataset):
+    def __init__(self, paintings: Pictures, photos: Pictures):
         self.paintings, self.photos = paintings, photos
 
     @property
@@ -60,7 +67,12 @@ class HybridDraws(TwoKinds):
     """
 
     def __init__(
-        self, paintings: Dataset, photos: Dataset, style_drop: float, content_drop: float, photo_share: float
+        self,
+        paintings: Pictures,
+        photos: Pictures,
+        style_drop: float,
+        content_drop: float,
+        photo_share: float,
     ):
         check_fractions(style_drop=style_drop, content_drop=content_drop, photo_share=photo_share)
         self.style_drop, self.content_drop, self.photo_share = style_drop, content_drop, photo_share
@@ -145,7 +157,12 @@ class CrossPairs(TwoKinds):
     ):
         if variants < 0:
             raise ConfigError(f"CrossPairs: variants must be at least 0, got {variants}")
-        options = {"split": split, "validation_share": validation_share, "seed": seed, "in_memory": in_memory}
+        options: dict[str, Any] = {
+            "split": split,
+            "validation_share": validation_share,
+            "seed": seed,
+            "in_memory": in_memory,
+        }
         photo_size, short_side = photo_size or size, short_side or size
         photos = PictureFolder(content_root, photo_size, round(short_side * photo_size / size), **options)
         super().__init__(PictureFolder(style_root, size, short_side, **options), photos)
@@ -162,7 +179,7 @@ class CrossPairs(TwoKinds):
             "unreadable": unreadable,
         }
 
-    def _sample(self, pictures: PictureFolder, index: int) -> dict[str, Any]:
+    def _sample(self, pictures: Pictures, index: int) -> dict[str, Any]:
         if self.fixed or not self.variants:
             return pictures[index]
         row = index * self.variants + randint(self.variants)

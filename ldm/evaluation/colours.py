@@ -57,7 +57,7 @@ class Alike:
     """How much alike the textures of pictures are, which are added in batches: the mean correlation of each two."""
 
     def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
+        self.total = torch.zeros(())
         self.count, self.own = 0, 0.0
 
     def add(self, pictures: Tensor) -> None:

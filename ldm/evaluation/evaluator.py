@@ -45,8 +45,8 @@ class Measured:
     @property
     def palette_share(self) -> float | None:
         """A ratio of means: of one pair it says little where photo and painting have much the same colours."""
-        untouched = self.mean("palette_untouched")
-        return self.mean("palette_distance") / untouched if untouched else None
+        distance, untouched = self.mean("palette_distance"), self.mean("palette_untouched")
+        return distance / untouched if distance is not None and untouched else None
 
     def share_within(self, rank: int, metric: str) -> float | None:
         """The share of results whose rank is at most that."""
@@ -62,7 +62,7 @@ class Measured:
         return statistics.median(values) if values else None
 
     def _values(self, metric: str) -> list[float]:
-        return [row[metric] for row in self.rows.values() if row.get(metric) is not None]
+        return [value for row in self.rows.values() if (value := row.get(metric)) is not None]
 
 
 class Evaluator:

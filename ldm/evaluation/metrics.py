@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm.modules.diffusionmodules.util import spatial_std_mean
+from ldm.modules.diffusionmodules.util import spatial_std_mean, sum_of
 from ldm.modules.losses.lpips import LPIPS, teacher_file, vgg16
 from ldm.modules.losses.style_transfer import (
     CONTENT_LAYERS,
@@ -52,12 +52,12 @@ def statistics(maps: Mapping[str, Tensor]) -> list[Statistics]:
 
 def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
     """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and of deviations, summed over layers."""
-    return sum(moments_distance((x.mean, x.std), (y.mean, y.std)) for x, y in zip(a, b, strict=True))
+    return sum_of(moments_distance((x.mean, x.std), (y.mean, y.std)) for x, y in zip(a, b, strict=True))
 
 
 def gram_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
     """(N,) mean squared differences of Gram matrices, summed over layers."""
-    return sum(((x.gram - y.gram) ** 2).mean((1, 2)) for x, y in zip(a, b, strict=True))
+    return sum_of(((x.gram - y.gram) ** 2).mean((1, 2)) for x, y in zip(a, b, strict=True))
 
 
 def luminance(pictures: Tensor) -> Tensor:
@@ -70,9 +70,10 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(N,) structural similarity (Wang et al. 2004) of the luminance of pictures: 1 for equal ones."""
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
 
-    return structural_similarity_index_measure(
+    similarity: Any = structural_similarity_index_measure(
         luminance(a), luminance(b), data_range=1.0, reduction="none"
-    ).reshape(-1)
+    )
+    return similarity.reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class PairMetrics:
         ]
         losses, untouched = (mean_std_loss(s, styles).tolist() for s in (stats, content.statistics))
         return {
-            "content_cosine": (sum(distances) / len(distances)).tolist(),
+            "content_cosine": (sum_of(distances) / len(distances)).tolist(),
             "content_vgg": ((maps["relu4_1"] - content.maps["relu4_1"]) ** 2).mean((1, 2, 3)).tolist(),
             "style_mean_std": losses,
             # A content that has its style's statistics already has no share to speak of.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -41,8 +42,8 @@ class PairPainter:
                 set_name(one),
                 pairs,
                 self._painter(one, set_name(one), several),
-                one.content_scale,
-                one.style_scale,
+                one.content_scale,  # type: ignore[arg-type]  # one scale for all pairs, no list
+                one.style_scale,  # type: ignore[arg-type]
             )
             for one in settings
         ]
@@ -60,7 +61,7 @@ class PairPainter:
 
     def paint(self, settings: Settings, folder: Path | None, pairs: Sequence[Pair]) -> list[Image.Image]:
         """The pairs' pictures, in order. Raises UserError where one cannot be kept."""
-        painted = self.pipeline(
+        painted: Any = self.pipeline(
             [self.contents[content] for content, _ in pairs],
             [self.styles[style] for _, style in pairs],
             batch_size=BATCH,

@@ -47,11 +47,11 @@ def draw_trade_off(measured: Sequence[Measured], path: Path) -> None:
 def _draw_curves(axes: Any, swept: Sequence[Measured]) -> None:
     from matplotlib import colormaps
 
-    scales = sorted({one.results.style_scale for one in swept})
+    scales = sorted({scale for one in swept if (scale := one.results.style_scale) is not None})
     for i, scale in enumerate(scales):
         curve = sorted(
             (one for one in swept if one.results.style_scale == scale),
-            key=lambda one: one.results.content_scale,
+            key=lambda one: one.results.content_scale or 0.0,
         )
         colour = colormaps["plasma"](0.8 * i / max(1, len(scales) - 1))  # its last fifth is too pale on white
         axes.plot(

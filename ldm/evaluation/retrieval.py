@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.evaluation.efficientnet import EfficientNetLite0
+from ldm.modules.diffusionmodules.util import sum_of
 
 STYLE_STAGES = (0, 1, 2, 3, 5)
 CONTENT_STAGES = (3, 5)
@@ -51,13 +52,12 @@ class Retrieval:
         cosine of the angle between layouts, the mean over stages.
         """
         features = self.features(results)
-        style = sum(
+        style = sum_of(
             (mine[:, None] - theirs).square().sum(dim=(2, 3)) / theirs.square().sum(dim=(1, 2))
             for mine, theirs in zip(features.grams, self.grams)
         )
-        content = 1 - sum(mine @ theirs.mT for mine, theirs in zip(features.layouts, self.layouts)) / len(
-            CONTENT_STAGES
-        )
+        cosines = sum_of(mine @ theirs.mT for mine, theirs in zip(features.layouts, self.layouts))
+        content = 1 - cosines / len(CONTENT_STAGES)
         return style.cpu(), content.cpu()
 
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -102,8 +102,8 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     """The picture scaled so that its shorter side is `size` pixels, aspect kept."""
     scale = size / min(image.size)
-    new_size = tuple(max(size, round(side * scale)) for side in image.size)
-    return image if new_size == image.size else image.resize(new_size, Image.Resampling.LANCZOS)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def at_most(image: Image.Image, size: int) -> Image.Image:
@@ -132,7 +132,7 @@ def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | 
 
 
 def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> None:
-    options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    options: dict[str, Any] = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     if metadata and path.suffix.lower() == ".png":
         options["pnginfo"] = info = PngInfo()
         for key, value in metadata.items():
@@ -156,7 +156,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The text stored in a PNG; empty for one that has none or cannot be read."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+            texts = image.info.items()
+            return {str(key): value for key, value in texts if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return {}
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,6 +25,8 @@ from ldm.media.images import EXTENSIONS, load_image, read_metadata, save_image, 
 
 if TYPE_CHECKING:
     import av
+
+    Packet: TypeAlias = av.Packet[av.stream.Stream]
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +285,7 @@ class VideoWriter:
         self._sound = Sound(opened, clip, self._container, first) if sound else None
 
     def _add_video(self) -> "av.VideoStream":
-        video = self._container.add_stream(
+        video: av.VideoStream = self._container.add_stream(
             self._format.codec, rate=self._clip.rate, options=self._format.options
         )
         video.width, video.height = self._size
@@ -308,7 +310,7 @@ class VideoWriter:
     def _duration(self) -> int:
         return max(1, round(1 / self._clip.rate / self._time_base))
 
-    def _mux(self, packets: list["av.Packet"]) -> None:
+    def _mux(self, packets: list["Packet"]) -> None:
         if self._sound:  # in step, since what is far ahead of the other waits in memory
             self._sound.copy_until(self._last * self._time_base)
         self._container.mux(packets)
@@ -330,9 +332,9 @@ class Sound:
         self._source = opened.enter_context(open_video(clip.path))
         self._copy = output.add_stream_from_template(self._source.streams.audio[0])
         self._packets = self._read()
-        self._waiting: av.Packet | None = None
+        self._waiting: Packet | None = None
 
-    def _read(self) -> Iterator["av.Packet"]:
+    def _read(self) -> Iterator["Packet"]:
         """The packets from the first frame on, timed from there."""
         for packet in self._source.demux(audio=0):
             if (
@@ -357,7 +359,7 @@ class Sound:
             )
             self._packets, self._waiting = iter(()), None
 
-    def _next(self) -> "av.Packet | None":
+    def _next(self) -> "Packet | None":
         """The next packet, which stays the next."""
         if self._waiting is None:
             self._waiting = next(self._packets, None)
@@ -388,8 +390,10 @@ def can_keep_sound(clip: Clip, target: Path) -> bool:
 
 
 def open_video(path: Path) -> "av.container.InputContainer":
+    """A video file, to be closed by the caller. Raises FFmpeg's errors, and UserError without the package."""
     # A playlist that passes for a video must not make FFmpeg fetch something.
-    return _av().open(str(path), options={"protocol_whitelist": "file"})
+    container: av.container.InputContainer = _av().open(str(path), options={"protocol_whitelist": "file"})
+    return container
 
 
 def _av() -> ModuleType:
@@ -461,7 +465,7 @@ def _encodable(picture: Image.Image, form: Format) -> "av.VideoFrame":
     """The picture in the colours of the format."""
     if form.pixels == "pal8":
         return _with_palette(picture)
-    frame = _av().VideoFrame.from_ndarray(np.asarray(picture))
+    frame: av.VideoFrame = _av().VideoFrame.from_ndarray(np.asarray(picture))
     return frame.reformat(format=form.pixels, dst_colorspace=BT709)
 
 
@@ -471,13 +475,14 @@ def _with_palette(picture: Image.Image) -> "av.VideoFrame":
     colors = np.reshape(reduced.getpalette() or [], (-1, 3))
     palette = np.full((256, 4), 255, dtype=np.uint8)  # opacity first
     palette[: len(colors), 1:] = colors
-    return _av().VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
+    frame: av.VideoFrame = _av().VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
+    return frame
 
 
-def _begin(packet: "av.Packet") -> Fraction:
+def _begin(packet: "Packet") -> Fraction:
     """When the packet's sound begins, in seconds."""
     return (packet.pts or 0) * packet.time_base
 
 
-def _end(packet: "av.Packet") -> Fraction:
+def _end(packet: "Packet") -> Fraction:
     return _begin(packet) + (packet.duration or 0) * packet.time_base

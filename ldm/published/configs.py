@@ -82,7 +82,8 @@ def with_published_keys(**keys: tuple[Any, str]) -> Callable[[Class], Class]:
     """
 
     def extended(cls: Class) -> Class:
-        cls.__init__ = _checked(cls.__init__, keys)
+        # of this class itself, so no subclass's can be meant
+        cls.__init__ = _checked(cls.__init__, keys)  # type: ignore[misc]
         return cls
 
     return extended
@@ -106,5 +107,5 @@ def _checked(init: Callable[..., None], keys: dict[str, tuple[Any, str]]) -> Cal
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
         for name, (value, _) in keys.items()
     ]
-    constructor.__signature__ = signature.replace(parameters=own)  # what the config factory reads
+    vars(constructor)["__signature__"] = signature.replace(parameters=own)  # what the config factory reads
     return constructor

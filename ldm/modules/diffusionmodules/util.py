@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,11 @@ class Whitening(nn.Module):
         # the weak components would drown in rounding errors
         with torch.autocast(x.device.type, enabled=False):
             return (x.float() - self.mean) @ self.basis
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of one tensor or more, as `sum` adds them up."""
+    return reduce(torch.add, terms)
 
 
 def spatial_std_mean(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
 
 # Weights that fall with depth: deep layers' Grams are met last, and the way there leads past the photo's forms.
@@ -255,10 +256,10 @@ class Energy:
     def _along(self, slopes: Mapping[str, Tensor | None], part: Window, cut: Tensor) -> Tensor:
         """What a window adds to the energy to first order."""
         sums = self._sums_of(self.features(self._seen(cut)), part)
-        return sum(
-            (slopes[name] * value).sum()
+        return sum_of(
+            (slope * value).sum()
             for name, value in sums.items()
-            if slopes[name] is not None and value.requires_grad
+            if (slope := slopes[name]) is not None and value.requires_grad
         )
 
     def _sums(self, pictures: Tensor, part: Window | None = None) -> Sums:
@@ -269,7 +270,7 @@ class Energy:
         return grey(pictures) if self.luminance else pictures
 
     def _sums_of(self, maps: Mapping[str, Tensor], part: Window) -> Sums:
-        sums = {}
+        sums: Sums = {}
         for name in self.styles:
             counted = part.counted_of(maps[name], stride_of(name))
             sums |= {
@@ -278,7 +279,8 @@ class Energy:
             }
         for name, wanted in self.content.items():
             counted = part.counted_of(maps[name], stride_of(name))
-            sums[f"content {name}"] = moments_with(counted, wanted[(..., *part.place(stride_of(name)))])
+            rows, columns = part.place(stride_of(name))
+            sums[f"content {name}"] = moments_with(counted, wanted[..., rows, columns])
         return sums
 
     def _grams(self, name: str, counted: Tensor, part: Window) -> Tensor:
@@ -298,7 +300,8 @@ class Energy:
         """(R, h, w) shares at the counted positions of a layer."""
         if name not in self._small_masks:
             self._small_masks[name] = F.avg_pool2d(self.masks, stride_of(name))
-        return self._small_masks[name][(..., *part.place(stride_of(name)))]
+        rows, columns = part.place(stride_of(name))
+        return self._small_masks[name][..., rows, columns]
 
     def _terms(self, sums: Sums) -> tuple[Tensor, Tensor]:
         anything = next(iter(sums.values()))
@@ -364,7 +367,8 @@ def photo_features(features: PaintFeatures, photos: Tensor, window: int = WINDOW
             if name in CONTENT_LAYERS:
                 size = [side // stride_of(name) for side in photos.shape[2:]]
                 whole = result.setdefault(name, maps.new_zeros(*maps.shape[:2], *size, dtype=torch.float32))
-                whole[(..., *part.place(stride_of(name)))] = part.counted_of(maps, stride_of(name)).float()
+                rows, columns = part.place(stride_of(name))
+                whole[..., rows, columns] = part.counted_of(maps, stride_of(name)).float()
     return {name: F.instance_norm(maps, eps=_TINY) for name, maps in result.items()}
 
 

@@ -5,8 +5,9 @@ Constructing any of these never needs weights or the network: weights are read w
 
 import logging
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -70,7 +71,8 @@ class vgg16(nn.Module):
 
     @property
     def slices(self) -> list[nn.Sequential]:
-        return [self.slice1, self.slice2, self.slice3, self.slice4, self.slice5]
+        """The parts up to each of the five activations, in order."""
+        return [getattr(self, f"slice{number}") for number in range(1, 6)]
 
     def forward(self, x: Tensor) -> VggOutputs:
         features = []
@@ -92,7 +94,7 @@ class vgg16(nn.Module):
             state = part_of(state, part)
         load_strict(self, _to_slices(state), where=str(path or "torchvision's VGG16 weights"))
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         # Whatever way the weights come in (a whole model's checkpoint too), remember that they did.
         self.has_weights |= f"{prefix}slice1.0.weight" in state_dict
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import spatial_std_mean
+from ldm.modules.diffusionmodules.util import spatial_std_mean, sum_of
 from ldm.modules.losses.energy import (
     STYLE_LAYERS,
     PaintFeatures,
@@ -143,13 +143,14 @@ class StyleTransferLoss(nn.Module):
         both squares, so that no painting, however strong its contrasts, drowns the others; averaged by weight.
         """
         maps = self.features(painted)
-        style = sum(
+        style = sum_of(
             weight * gram_distance(as_vector(mean_gram(maps[name])), styles[name])
             for name, weight in self.layer_weights.items()
         )
-        content = sum(
+        losses = [
             1 - correlation(moments_with(maps[name], wanted), wanted) for name, wanted in contents.items()
-        ) / len(contents)
+        ]
+        content = sum_of(losses) / len(losses)
         return content, style / sum(self.layer_weights.values())
 
 
@@ -231,4 +232,4 @@ def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
 
 def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     """(N,) squared differences of one layer's means and deviations (N, C), each averaged over channels."""
-    return sum(((p - q) ** 2).mean(1) for p, q in zip(a, b, strict=True))
+    return sum_of(((p - q) ** 2).mean(1) for p, q in zip(a, b, strict=True))
