@@ -16,11 +16,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
+    """Raises ConfigError for a value that is none of the choices."""
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def check_fractions(**fractions: float) -> None:
+    """Raises ConfigError, by its name, for a number that is not from 0 to 1."""
     for name, value in fractions.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} must be between 0 and 1, got {value}")

@@ -22,6 +22,7 @@ class Schedule:
         self.verbosity_interval = verbosity_interval
 
     def __call__(self, step: int) -> float:
+        """The factor at this step, told now and then."""
         factor = self.schedule(step)
         if self.verbosity_interval > 0 and step % self.verbosity_interval == 0:
             log.info("step %d: %.4g times the base learning rate", step, factor)
@@ -51,6 +52,7 @@ class LambdaWarmUpCosineScheduler(Schedule):
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 
     def schedule(self, step: int) -> float:
+        """The factor at this step; `lr_min` from `max_decay_steps` on."""
         if step < self.warm_up_steps:
             return _between(self.lr_start, self.lr_max, step / self.warm_up_steps)
         done = min(1.0, (step - self.warm_up_steps) / max(1, self.max_decay_steps - self.warm_up_steps))
@@ -75,6 +77,7 @@ class LambdaWarmUpCosineScheduler2(Schedule):
         self.ends = list(itertools.accumulate(length for _, length, *_ in self.cycles))
 
     def schedule(self, step: int) -> float:
+        """The factor at this step, by its place in its cycle."""
         which = min(bisect.bisect_left(self.ends, step), len(self.cycles) - 1)
         warm_up, length, start, high, low = self.cycles[which]
         step -= self.ends[which] - length
@@ -91,6 +94,7 @@ class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
     """The same with straight lines down, each over its whole cycle: so after the warm-up a cycle goes on from below `f_max`."""
 
     def falling(self, step: int, warm_up: int, length: int) -> float:
+        """What is left of a straight line down from the cycle's first step, from 1 to 0."""
         return max(0.0, (length - step) / length)
 
 

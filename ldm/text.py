@@ -11,6 +11,7 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], names: in
 
 
 def first_of(names: list[str], limit: int = 5) -> str:
+    """The first `limit` names and how many more there are: "a, b, and 7 more"; "none" without any."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more or "none"
 
@@ -24,4 +25,5 @@ def human_size(size: int) -> str:
 
 
 def one_line(error: Exception) -> str:
+    """An error's class and text in at most 160 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]

@@ -60,6 +60,7 @@ class LatentCache:
         rows_per_picture: int,
         pictures_per_shard: int,
     ) -> "LatentCache":
+        """A new cache without shards yet, of pictures by kind; `made_by` is what another call must say to go on with it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         counts = {"rows_per_picture": rows_per_picture, "pictures_per_shard": pictures_per_shard}
@@ -78,6 +79,7 @@ class LatentCache:
         return range(len(self.meta["pictures"][kind]))[shard * size : (shard + 1) * size]
 
     def is_done(self, kind: str, shard: int) -> bool:
+        """Whether a shard has been written whole."""
         return self._path(kind, shard, ".json").exists()
 
     def write(
@@ -179,6 +181,7 @@ class CachedRows(Dataset):
 
     @property
     def pictures(self) -> int:
+        """Files that the rows come from."""
         return len(self.places)
 
     def __len__(self) -> int:

@@ -58,6 +58,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         self._begin = (0, 0)  # epoch, samples of all processes in it
 
     def setup(self, stage: str | None = None) -> None:
+        """Build the data sets that are not there yet. Raises ConfigError and UserError."""
         for name, config in self.configs.items():
             if config is not None and name not in self.datasets:
                 self.datasets[name] = instantiate_from_config(config)
@@ -65,11 +66,13 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Loaders
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of `train`, from where training goes on. Raises ConfigError where there is none."""
         if "train" not in self.datasets:
             raise ConfigError("the data section has no `train` data set")
         return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
+        """Batches of `validation`; nothing where there is none."""
         return (
             self._loader("validation", shuffle=self.shuffle_validation)
             if "validation" in self.datasets
@@ -110,6 +113,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Where training is, for checkpoints
 
     def state_dict(self) -> dict[str, Any]:
+        """Which samples the training has had: the epoch, and how many of it, counted over all processes."""
         epoch, batches = self._position()
         return {
             "seed": self.seed,
@@ -129,6 +133,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return (epoch, done) if done < loop.max_batches else (epoch + 1, 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on behind those samples. Raises UserError where batches of another size would have to share an epoch."""
         before = state_dict["whole_batch"]
         if state_dict["samples"] and before != self._whole_batch():
             raise UserError(
@@ -140,6 +145,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Pictures that cannot be read
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """The batch without what it says of unreadable pictures, which is noted. Raises UserError for too many."""
         if isinstance(batch, dict) and "unreadable" in batch:
             self._note_unreadable(line for lines in batch.pop("unreadable") for line in lines.splitlines())
         return batch
@@ -162,9 +168,11 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return f"{len(self.unreadable)} of {self._pictures()} pictures could not be read"
 
     def teardown(self, stage: str) -> None:
+        """Name the unreadable pictures once more."""
         self._final_report()
 
     def on_exception(self, exception: BaseException) -> None:
+        """The same, since Lightning does not tear down what was interrupted."""
         self._final_report()  # Lightning does not tear down what was interrupted
 
     def _final_report(self) -> None:

@@ -48,6 +48,7 @@ class EpochOrder(Sampler[Draw]):
         self.epoch, self.start = 0, 0
 
     def begin_at(self, epoch: int, start: int) -> None:
+        """Begin that epoch, which has this number, behind the first `start` samples of all processes together."""
         self.epoch, self.start = epoch, start
 
     def set_epoch(self, epoch: int) -> None:

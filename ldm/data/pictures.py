@@ -116,6 +116,7 @@ class PictureFolder(Crops, Dataset):
             index = randint(len(self)) if self.random else (index + 1) % len(self)
 
     def read(self, index: int) -> Image.Image:
+        """A picture at its size before the crop, kept where pictures are kept in memory. Raises UserError."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         image = self.scaled(self.paths[index])

@@ -41,7 +41,8 @@ class Pictures(Indexed, Protocol):
     """Samples that are made of so many picture files."""
 
     @property
-    def pictures(self) -> int: ...
+    def pictures(self) -> int:
+        """Files that samples are made of."""
 
 
 class TwoKinds(Dataset):

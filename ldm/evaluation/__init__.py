@@ -1,0 +1,1 @@
+"""How far results are from their contents and styles: metrics, tables, sheets."""

@@ -61,6 +61,7 @@ class Alike:
         self.count, self.own = 0, 0.0
 
     def add(self, pictures: Tensor) -> None:
+        """Pictures (N, 3, H, W) of one size."""
         luma = luminance(pictures)
         # The mean of what of the window is within the picture.
         fine = luma - F.avg_pool2d(luma, _BLUR, stride=1, padding=_BLUR // 2, count_include_pad=False)

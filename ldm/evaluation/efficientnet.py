@@ -29,6 +29,7 @@ class SameConv(nn.Conv2d):
     """Padded as TensorFlow does: ceil(side / stride) positions, an odd row or column of zeros at the bottom and the right."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out, ceil(H / stride), ceil(W / stride)); what padding is left over goes below and to the right."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         down, right = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:])
         return super().forward(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
@@ -50,6 +51,7 @@ class Block(nn.Module):
         self._project_conv, self._bn2 = SameConv(inner, width, 1, bias=False), _norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, width, H / stride, W / stride)."""
         wide = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         narrow = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(wide)))))
         return x + narrow if self.adds else narrow
@@ -87,6 +89,7 @@ class EfficientNetLite0(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> dict[int, Tensor]:
+        """Pictures (N, 3, H, W) in [-1, 1] to the maps (N, C, h, w) behind the stem, 0, and each stage, by number."""
         x = ((pictures + 1) * 127.5 - 127) / 128  # as it was trained: RGB from 0 to 255, less 127, over 128
         maps = {0: (x := F.relu6(self._bn0(self._conv_stem(x))))}
         for stage, (start, end) in enumerate(zip([0, *self.ends], self.ends), start=1):

@@ -36,10 +36,12 @@ class Measured:
 
     @property
     def art_fid(self) -> float | None:
+        """ArtFID of the mean LPIPS and the FID; None where one was not run."""
         return art_fid(self.mean("lpips"), self.fid)
 
     @property
     def alike(self) -> float | None:
+        """How much alike the textures of one content's results are, the mean over contents; None where none has two."""
         return statistics.fmean(self.alikes) if self.alikes else None
 
     @property
@@ -54,10 +56,12 @@ class Measured:
         return statistics.fmean(value <= rank for value in values) if values else None
 
     def mean(self, metric: str) -> float | None:
+        """Over the pairs that have the metric; None where none has."""
         values = self._values(metric)
         return statistics.fmean(values) if values else None
 
     def median(self, metric: str) -> float | None:
+        """Over the pairs that have the metric; None where none has."""
         values = self._values(metric)
         return statistics.median(values) if values else None
 
@@ -161,6 +165,7 @@ def to_tensors(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def in_batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """Lists of BATCH items, the last one shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch

@@ -15,10 +15,12 @@ from ldm.pipeline.settings import Settings
 
 
 def set_name(settings: Settings) -> str:
+    """What tables call a set painted with these scales."""
     return f"content {settings.content_scale:g}, style {settings.style_scale:g}"
 
 
 def folder_name(name: str) -> str:
+    """A set's name as that of its folder, without blanks and commas."""
     return name.replace(", ", "_").replace(" ", "")
 
 

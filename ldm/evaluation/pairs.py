@@ -32,6 +32,7 @@ class ResultSet:
 
 
 def result_name(pair: Pair) -> str:
+    """The name of a pair's picture, without extension: content__style."""
     return "__".join(pair)
 
 
@@ -61,6 +62,7 @@ def all_pairs(contents: Iterable[str], styles: Sequence[str]) -> list[Pair]:
 
 
 def load_squares(paths: Mapping[str, Path], size: int) -> dict[str, Image.Image]:
+    """The central squares of pictures at `size` x `size` pixels, by name. Raises UserError for one that cannot be read."""
     return {name: load_square(path, size) for name, path in paths.items()}
 
 

@@ -105,7 +105,8 @@ class Clip(Protocol):
     def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
         """The frames from number `start` until before `stop`, but for those of names in `skip`. Raises UserError."""
 
-    def has_sound(self) -> bool: ...
+    def has_sound(self) -> bool:
+        """Whether there is sound to keep."""
 
 
 class FramesFolder:
@@ -132,14 +133,17 @@ class FramesFolder:
                 )
 
     def name(self, number: int) -> str:
+        """The name of the picture's own file, as PNG."""
         return f"{self._files[number].stem}.png"
 
     def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
+        """As in Clip; the time is the frame's number."""
         for number in range(len(self._files))[start:stop]:
             if self.name(number) not in skip:
                 yield Frame(load_image(self._files[number]), number, number, self.name(number))
 
     def has_sound(self) -> bool:
+        """Pictures have none."""
         return False
 
 
@@ -167,9 +171,11 @@ class VideoFile:
             yield container
 
     def name(self, number: int) -> str:
+        """The number with six digits, as PNG."""
         return f"{number:06d}.png"
 
     def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
+        """As in Clip; upright, with square pixels."""
         with self._opened() as container:
             pixel_aspect = container.streams.video[0].sample_aspect_ratio
             for number, frame in islice(enumerate(container.decode(video=0)), start, stop):
@@ -178,6 +184,7 @@ class VideoFile:
                     yield Frame(_upright(frame, pixel_aspect), number, time, self.name(number))
 
     def has_sound(self) -> bool:
+        """Whether the file has a stream of sound."""
         return self._sound
 
 

@@ -1,0 +1,1 @@
+"""Networks and losses, under their published paths."""

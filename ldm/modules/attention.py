@@ -20,11 +20,14 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width_in, 2 * width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width_in) to (..., width)."""
         x, gate = self.proj(x).chunk(2, dim=-1)
         return x * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
+    """Two layers, the wider one gated, on the last axis."""
+
     def __init__(self, width: int, dropout: float = 0.0, mult: int = 4):
         super().__init__()
         self.net = nn.Sequential(
@@ -32,6 +35,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to (..., width)."""
         return self.net(x)
 
 
@@ -55,6 +59,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (N, L, query_dim) and context (N, M, context_dim) to (N, L, query_dim)."""
         context = x if context is None else context
         projected = (self.to_q(x), self.to_k(context), self.to_v(context))
         q, k, v = (rearrange(part, "n l (heads c) -> n heads l c", heads=self.heads) for part in projected)
@@ -74,6 +79,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (N, L, dim) and context (N, M, context_dim) to (N, L, dim)."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def exists(x: Any) -> bool:
+    """Whether it is anything but None."""
     return x is not None
 
 

@@ -1,0 +1,1 @@
+"""The training command: from config files to Lightning's trainer, exact resuming."""

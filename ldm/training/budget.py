@@ -31,6 +31,7 @@ class TimeBudget(pl.Callback):
         self._began: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the clock. Raises ConfigError for a model with a schedule of its own."""
         if trainer.lr_scheduler_configs:
             raise ConfigError(
                 "TimeBudget: the model has a schedule of its own; take it out with model.params.scheduler_config=null"
@@ -53,6 +54,7 @@ class TimeBudget(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Set the learning rate by the time that is left; stop after this step when it is over."""
         # The processes' clocks differ, and all must stop at the same step.
         elapsed = trainer.strategy.broadcast(self.elapsed()) if trainer.world_size > 1 else self.elapsed()
         factor = self.factor(elapsed / self.seconds, trainer.global_step)
@@ -63,11 +65,14 @@ class TimeBudget(pl.Callback):
             trainer.should_stop = True  # after this step
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave the file FINISHED where the time is used up."""
         if trainer.should_stop and trainer.is_global_zero and self.elapsed() >= self.seconds:
             Path(trainer.default_root_dir, FINISHED).touch()
 
     def state_dict(self) -> dict[str, Any]:
+        """Seconds of training so far, and the model's own learning rates."""
         return {"elapsed": self.elapsed(), "rates": self._rates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the rest of the time."""
         self._before, self._rates = state["elapsed"], state["rates"] or []

@@ -22,6 +22,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.resumed = resumed
 
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """What `resumed` gives; without it, what is in the file."""
         return super().load_checkpoint(path, *args, **options) if self.resumed is None else self.resumed()
 
     def save_checkpoint(

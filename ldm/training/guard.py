@@ -25,17 +25,20 @@ class NonFiniteGuard(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Note the pictures of the step, for the message."""
         if not self._losses:  # else gradients are being accumulated
             self._paths = []
         if isinstance(batch, dict):
             self._paths += batch.get("path", [])
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
+        """Note a loss, to be looked at with the others."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        """Raises NonFiniteError for a loss or gradient that is not finite."""
         # One look at the device for all of them; by now it has the backward pass to work on meanwhile.
         values = torch.stack(
             [*(loss.float() for loss in self._losses), *self._gradient_norm(trainer, optimizer)]

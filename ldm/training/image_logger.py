@@ -93,6 +93,7 @@ class ImageLogger(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Draw if it is time to; batches are counted over the whole run."""
         done = trainer.fit_loop.total_batch_idx + 1
         if self.disabled or not trainer.is_global_zero:
             return
@@ -101,6 +102,7 @@ class ImageLogger(pl.Callback):
 
     @torch.no_grad()
     def write(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, done: int) -> None:
+        """Draw a batch with the model as it is: into the run's folder and TensorBoard. Raises ConfigError for options it does not take."""
         was_training = module.training
         module.eval()
         devices = [module.device] if module.device.type == "cuda" else []

@@ -43,6 +43,7 @@ class KeepLast(pl.Callback):
         self._step = self._saved_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take the signals, and remove what a kill in the middle of writing has left."""
         self._step = self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
@@ -60,6 +61,7 @@ class KeepLast(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Write after an optimiser step if it is time to or asked for. Raises StoppedBySignal if that is all."""
         if trainer.global_step == self._step:
             return  # in the middle of gradient accumulation, which no checkpoint holds
         before, self._step = self._step, trainer.global_step
@@ -81,13 +83,16 @@ class KeepLast(pl.Callback):
         return int(trainer.strategy.reduce(wanted, reduce_op="max"))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write after every epoch."""
         self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
+        """Write `path`; all processes do that together."""
         trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Write what is not saved yet, unless it is a checkpoint that could not be written."""
         if (
             not trainer.is_global_zero
             or trainer.global_step == self._saved_step

@@ -22,11 +22,13 @@ class NamedMoments(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Put the weights' names beside each group's moments."""
         for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", [])):
             for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 saved["param_names"] = names_of(module, group["params"])
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Keep the optimisers' own ways whatever state they load."""
         for optimizer in trainer.optimizers:
             optimizer.register_load_state_dict_pre_hook(_with_own_ways)
 

@@ -23,15 +23,18 @@ class StepSeeds(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Seed torch, NumPy and Python for this batch of this process."""
         seed = mixed_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         torch.manual_seed(seed)  # of all devices
         np.random.seed(seed % 2**32)
         random.seed(seed)
 
     def state_dict(self) -> dict[str, int]:
+        """The run's seed."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the run's seed. Raises UserError where another was asked for."""
         if self.explicit and state_dict["seed"] != self.seed:
             raise UserError(
                 f"--seed {self.seed}: the run to resume has the seed {state_dict['seed']}; leave --seed out"

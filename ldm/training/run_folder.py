@@ -74,6 +74,7 @@ class KeepConfig(pl.Callback):
         self.config, self.folder = config, folder
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write config_<time>.yaml, from the first process alone."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")

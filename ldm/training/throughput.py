@@ -36,6 +36,7 @@ class Throughput(pl.Callback):
         self._batch_ended: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start counting; on a GPU, measure its matrix rate first."""
         self._restart()
         if module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -47,6 +48,7 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """What has passed since the last batch was spent waiting for data."""
         now = time.perf_counter()
         if self._batch_ended is not None:
             self._waited += now - self._batch_ended
@@ -57,6 +59,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Count the batch, and log when there are enough."""
         ended = time.perf_counter()
         if self._counter is not None:  # the first batch was for counting, and for warming up
             self._counter.__exit__(None, None, None)
@@ -88,9 +91,11 @@ class Throughput(pl.Callback):
         return values
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """What follows is no waiting for training data."""
         self._batch_ended = None  # what follows is no waiting for training data
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """What follows is no waiting for training data."""
         self._batch_ended = None
 
 

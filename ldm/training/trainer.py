@@ -69,6 +69,7 @@ class Recipe:
             cast(Any, model).own_options = self._own_options()
 
     def section(self, key: str) -> dict[str, Any]:
+        """What `lightning` has under a key; nothing if it is left out. Raises ConfigError."""
         return _as_section(self.lightning.get(key), f"lightning.{key}")
 
     def trainer(
@@ -254,6 +255,7 @@ class ProgressLine(TQDMProgressBar):
     """Lightning's bar with the learning rate, and without the run's version number."""
 
     def get_metrics(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
         values = {
             name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"
         }
@@ -264,6 +266,7 @@ class ProgressLine(TQDMProgressBar):
         )
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bars, so that what is said next begins on a line of its own."""
         for bar in (self._val_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()  # what is said next begins on a line of its own

@@ -42,6 +42,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = mlp(frequency_embedding_size, hidden_size)
 
     def forward(self, t: Tensor) -> Tensor:
+        """Time steps (N,) to (N, hidden_size)."""
         return self.mlp(
             self.timestep_embedding(t, self.frequency_embedding_size).type(self.mlp[0].weight.dtype)
         )
@@ -54,6 +55,7 @@ class AdaLNBlock(EmbedBlock):
     adaLN_modulation: nn.Module
 
     def embedded(self, emb: Embedding) -> Tensor:
+        """The block's shifts, scales and gates of an embedding, or its own of a list that has every block's."""
         return emb[self.index] if isinstance(emb, list) else self.adaLN_modulation(emb)
 
 
@@ -113,6 +115,7 @@ class TransposedAttention(nn.Module):
         self.project_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
         qkv = self.qkv_dwconv(self.qkv(x))
         q, k, v = rearrange(
             qkv, "n (three heads c) h w -> three n heads c (h w)", three=3, heads=self.num_heads

@@ -32,6 +32,7 @@ class RecomputedBlock(nn.Module):
     use_checkpoint: bool = False
 
     def forward(self, *inputs: Any) -> Tensor:
+        """What `_forward` gives; in training with `use_checkpoint`, its activations are computed again on the way back."""
         if self.use_checkpoint and self.training and torch.is_grad_enabled():
             return checkpoint(self._forward, *inputs, use_reentrant=False)
         return self._forward(*inputs)
@@ -57,6 +58,7 @@ class EmbedSequential(nn.Sequential):
     """A sequence in which the blocks that want the embedding or the context get it."""
 
     def forward(self, x: Tensor, emb: Any, context: Tensor | None = None) -> Tensor:
+        """Each layer in turn, given the embedding or the context if it takes one."""
         for layer in self:
             if isinstance(layer, EmbedBlock):
                 x = layer(x, emb)
@@ -78,6 +80,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to half of each side."""
         return self.op(x)
 
 
@@ -90,6 +93,7 @@ class Upsample(nn.Module):
         self.conv = conv_nd(dims, channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to twice each side."""
         x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
         return x if self.conv is None else self.conv(x)
 
@@ -155,6 +159,7 @@ class ResBlock(EmbedBlock):
 
 
 def check_heads(channels: int, num_heads: int) -> None:
+    """Raises ValueError for channels that the heads cannot share equally."""
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"attention: {channels} channels cannot be shared by {num_heads} heads")
 

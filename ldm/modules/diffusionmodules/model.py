@@ -104,6 +104,7 @@ class UNetModel(UNetTree):
         self.initialize_weights()
 
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
+        """A residual block, modulated by adaLN."""
         return AdaLNResBlock(
             width_in,
             self.time_embed_dim,
@@ -117,6 +118,7 @@ class UNetModel(UNetTree):
         )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
+        """A block of attention, modulated by adaLN: over channels or, by the options, positions."""
         if self.use_channelwise_transformer:
             return ChannelwiseTransformerBlock(width, self.time_embed_dim, num_heads, self.use_checkpoint)
         return AdaLNAttentionBlock(
@@ -146,6 +148,7 @@ class UNetModel(UNetTree):
         return emb if context is None else emb + self.embed_context(context)
 
     def embed_context(self, context: Tensor) -> Tensor:
+        """The context (N, context_dim) as an embedding beside that of time. Raises ValueError for another width."""
         if self.context_dim is None or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"UNetModel: context of width {context.shape[-1]}, but context_dim is {self.context_dim}"
@@ -190,6 +193,7 @@ class StyleUNetModel(UNetModel):
             )
 
     def forward(self, x: Tensor, timesteps: Tensor, content: Tensor, style: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) at time steps (N,), content (N, content_in_dim, H, W), style (N, context_dim) or none, to the prediction."""
         emb = self.time_embed(timesteps)
         vectors = self.content_vectors(emb)
         return self.predict(x, content, vectors, emb if style is None else emb + self.embed_context(style))

@@ -35,6 +35,7 @@ class EmbeddedResBlock(ResBlock):
         )
 
     def embedded(self, emb: Tensor) -> Tensor:
+        """The block's scale and shift, or its bias, of the embedding."""
         return self.emb_layers(emb)
 
 
@@ -107,6 +108,7 @@ class UNetModel(UNetTree):
         )
 
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
+        """A residual block to which the time embedding is added, or which it scales and shifts."""
         return EmbeddedResBlock(
             width_in,
             self.time_embed_dim,
@@ -120,6 +122,7 @@ class UNetModel(UNetTree):
         )
 
     def attention(self, width: int, num_heads: int) -> nn.Module:
+        """Attention over positions, with the context where the model takes one."""
         if self.context_dim is None:
             return AttentionBlock(width, num_heads, self.use_checkpoint, self.use_new_attention_order)
         return SpatialTransformer(
@@ -135,6 +138,7 @@ class UNetModel(UNetTree):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
+        """x (N, C, H, W) at time steps (N,), with context (N, L, context_dim) or classes y (N,), to the prediction. Raises ValueError."""
         self._check_condition(context, y)
         emb = self.time_embed(
             timestep_embedding(timesteps, self.model_channels).type(self.time_embed[0].weight.dtype)

@@ -60,12 +60,12 @@ class UNetTree(nn.Module, ABC):
         self._conv_resample, self._resblock_updown = conv_resample, resblock_updown
 
     @abstractmethod
-    def res_block(
-        self, width_in: int, width: int | None = None, resample: str | None = None
-    ) -> nn.Module: ...
+    def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
+        """A residual block from one width to another, by default the same; `resample` is None, up or down."""
 
     @abstractmethod
-    def attention(self, width: int, num_heads: int) -> nn.Module: ...
+    def attention(self, width: int, num_heads: int) -> nn.Module:
+        """A block of attention of that many heads."""
 
     def build_tree(self) -> None:
         """Input, middle and output blocks; `widths` remembers what each skip connection carries."""

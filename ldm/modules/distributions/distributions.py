@@ -19,9 +19,11 @@ class DiagonalGaussianDistribution:
         self.var = self.std**2
 
     def sample(self) -> Tensor:
+        """A latent at random, by torch's generator."""
         return self.mean + self.std * torch.randn_like(self.mean)
 
     def mode(self) -> Tensor:
+        """The most likely latent, which is the mean."""
         return self.mean
 
     def kl(self, other: "DiagonalGaussianDistribution | None" = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Condition stages: classes, CLIP's texts and pictures, rescaled maps."""

@@ -51,6 +51,7 @@ class ClassEmbedder(nn.Module):
             )
 
     def null_input(self, n: int) -> Tensor:
+        """The null class for n samples, (n,)."""
         return torch.full((n,), self.n_classes - 1, device=self.embedding.weight.device)
 
 
@@ -75,6 +76,7 @@ class FrozenCLIPEmbedder(nn.Module):
         self.max_length = max_length
 
     def forward(self, texts: Sequence[str]) -> Tensor:
+        """N texts to (N, max_length, width); longer ones are cut."""
         tokens = self.tokenizer(
             list(texts),
             truncation=True,
@@ -86,6 +88,7 @@ class FrozenCLIPEmbedder(nn.Module):
         return network(input_ids=tokens["input_ids"].to(next(network.parameters()).device)).last_hidden_state
 
     def null_input(self, n: int) -> list[str]:
+        """The empty text for n samples."""
         return [""] * n
 
 
@@ -100,6 +103,7 @@ class FrozenCLIPImageEmbedder(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] of any size to (N, 1, projection width)."""
         x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
         return self.transformer(pixel_values=((x + 1) / 2 - self.mean) / self.std).image_embeds[:, None]
 
@@ -130,11 +134,13 @@ class SpatialRescaler(nn.Module):
             self.channel_mapper = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, h, w)."""
         for _ in range(self.n_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return self.channel_mapper(x) if hasattr(self, "channel_mapper") else x
 
     def encode(self, x: Tensor) -> Tensor:
+        """The same, by the name that first stages have for it."""
         return self(x)
 
 

@@ -1,3 +1,5 @@
+"""Losses of first stages and of painting, and the networks that judge by features."""
+
 from typing import Any
 
 

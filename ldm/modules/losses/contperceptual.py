@@ -84,6 +84,7 @@ class FirstStageLoss(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> "FirstStageLoss":
+        """The mode of everything but the perceptual loss."""
         super().train(mode)
         if self.perceptual_loss is not None:
             self.perceptual_loss.eval()  # a fixed measure: its dropout never acts
@@ -163,9 +164,11 @@ class LPIPSWithDiscriminator(FirstStageLoss):
         self.logvar = nn.Parameter(torch.tensor(logvar_init))
 
     def nll(self, rec: Tensor) -> Tensor:
+        """Negative log likelihood under the learned scale exp(`logvar`), summed over a picture, the mean over pictures."""
         return (rec / self.logvar.exp() + self.logvar).sum() / len(rec)
 
     def prior(self, latent: DiagonalGaussianDistribution) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the posterior: its weighted divergence from the standard normal, and the value to log."""
         kl = latent.kl().sum() / len(latent.mean)
         return self.kl_weight * kl, {"kl_loss": kl}
 
@@ -178,8 +181,10 @@ def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
 
 
 def hinge_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of logits of real and of made pictures (Lim & Ye 2017); 0 where they are beyond 1 and -1."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def vanilla_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of logits of real and of made pictures (Goodfellow et al. 2014): half of both cross entropies."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())

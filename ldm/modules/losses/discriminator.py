@@ -22,6 +22,7 @@ class NLayerDiscriminator(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, C, H, W) to logits (N, 1, h, w), each of a patch."""
         return self.main(x)
 
 

@@ -123,6 +123,7 @@ class PaintFeatures(nn.Module):
         self.register_buffer(f"bias{name}", layer.bias.detach().to(self.dtype), persistent=False)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Pictures (N, 3, H, W) in [-1, 1] to {layer: (N, C, h, w)}, in the number format of the network."""
         x = (
             ((pictures - self.shift) / self.scale)
             .to(self.dtype)

@@ -36,6 +36,7 @@ class ScalingLayer(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] to what VGG16 was trained on: per channel, mean 0 and variance 1."""
         return (x - self.shift) / self.scale
 
 
@@ -75,6 +76,7 @@ class vgg16(nn.Module):
         return [getattr(self, f"slice{number}") for number in range(1, 6)]
 
     def forward(self, x: Tensor) -> VggOutputs:
+        """Scaled pictures (N, 3, H, W) to the five activations."""
         features = []
         for layers in self.slices:
             x = layers(x)
@@ -186,6 +188,7 @@ class LPIPS(nn.Module):
         return [getattr(self, f"lin{i}") for i in range(len(VGG_CHANNELS))]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] to distances (N, 1, 1, 1), 0 for equal ones."""
         pairs = zip(self.net(self.scaling_layer(x)), self.net(self.scaling_layer(y)), self._lins)
         return sum(lin((_unit(a) - _unit(b)) ** 2).mean(dim=(2, 3), keepdim=True) for a, b, lin in pairs)
 

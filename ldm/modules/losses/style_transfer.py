@@ -39,6 +39,7 @@ class VggFeatures(nn.Module):
         self.scaling_layer, self.net = ScalingLayer(), net
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Pictures (N, 3, H, W) in [-1, 1] to {layer: (N, C, h, w)} of LAYERS."""
         x, maps = self.scaling_layer(pictures), {}
         rest: nn.Module = nn.Identity()  # what of a slice comes after its first activation
         for name, layers in zip(LAYERS, self.net.slices):
@@ -86,6 +87,7 @@ class FeatureLoss(VggLoss):
         self.style_weight = style_weight
 
     def forward(self, x: Tensor, reconstructions: Tensor) -> Tensor:
+        """(N, 1, 1, 1) of pictures (N, 3, H, W) in [-1, 1] and their reconstructions."""
         wanted, got = (
             {name: maps.float() for name, maps in self.features(pictures).items()}
             for pictures in (x, reconstructions)

@@ -26,6 +26,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
         self.codebook_weight, self.n_classes = codebook_weight, n_classes
 
     def nll(self, rec: Tensor) -> Tensor:
+        """The mean of the distances."""
         return rec.mean()
 
     def prior(self, latent: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

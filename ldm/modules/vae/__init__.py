@@ -1,0 +1,1 @@
+"""The halves of first stages with a normal latent."""

@@ -42,6 +42,7 @@ class LightEncoder(nn.Module):
         self.conv_out = conv3(widths[-1], 2 * z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) to moments (N, C, h, w)."""
         return self.conv_out(F.silu(self.norm_out(self.layers(x))))
 
 
@@ -72,7 +73,9 @@ class LightDecoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
+        """The weights at which the two losses' gradients are balanced."""
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to pictures (N, 3, H, W)."""
         return self.conv_out(F.silu(self.norm_out(self.layers(z))))

@@ -15,10 +15,12 @@ from ldm.published.configs import with_published_keys
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm in 32 groups, or in one for widths that 32 does not divide."""
     return nn.GroupNorm(32 if channels % 32 == 0 else 1, channels, eps=1e-6)
 
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
@@ -43,6 +45,7 @@ class ResnetBlock(nn.Module):
             self.add_module(self.shortcut_name, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + (x if self.shortcut_name is None else getattr(self, self.shortcut_name)(x))
@@ -60,6 +63,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same, with attention over all positions added."""
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
@@ -74,6 +78,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to half of each side."""
         return F.avg_pool2d(x, 2) if self.conv is None else self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -85,6 +90,7 @@ class Upsample(nn.Module):
         self.conv = conv3(in_channels, out_channels or in_channels) if with_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to twice each side."""
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return x if self.conv is None else self.conv(x)
 
@@ -174,6 +180,7 @@ class Encoder(nn.Module):
         self.conv_out = conv3(widths[-1], 2 * z_channels if double_z else z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (N, in_channels, H, W) to (N, C, H / factor, W / factor)."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -230,6 +237,7 @@ class Decoder(nn.Module):
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to pictures (N, out_ch, h * factor, w * factor)."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)

@@ -1,0 +1,1 @@
+"""The quantiser of first stages with a code book."""
