@@ -55,10 +55,12 @@ def of_split(names: Sequence[Path], split: str, validation_share: float, seed: i
 
 
 def check_split(split: str) -> None:
+    """Raises ConfigError for a split that is none of SPLITS."""
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 def split_fraction(path: Path, seed: int) -> float:
+    """A number in [0, 1) of a file's path below its folder: below the validation share, the file is for validation."""
     digest = hashlib.sha256(f"{seed}/{path.as_posix()}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
