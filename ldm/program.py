@@ -61,13 +61,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UserError, which names the options that are like a mistyped one."""
         known = [*self._option_string_actions, *self.other_options]
-        if (
-            "required" in message
-        ):  # argparse, which looks for missing ones first, would not say that one is mistyped
-            mistyped = next(
-                (item for item in self._given if _is_option(item) and not _begins_one(item, known)), None
-            )
-            message = f"unrecognized arguments: {mistyped}" if mistyped else message
+        # argparse looks for missing ones first, and would not say that one is mistyped
+        if "required" in message:
+            mistyped = [item for item in self._given if _is_option(item) and not _begins_one(item, known)]
+            message = f"unrecognized arguments: {mistyped[0]}" if mistyped else message
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         hint = did_you_mean(unknown[1], known) if unknown else ""
         raise UserError(f"{message}{hint}; --help shows all options")
