@@ -4,13 +4,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
-
-Group = TypeVar("Group")
+from typing import Any
 
 
-def take(group: Group, options: dict[str, Any]) -> Group:
-    """The group with those of its fields that `options` has, which are taken out of these."""
+def take(group: Any, options: dict[str, Any]) -> Any:
+    """The group, a dataclass's instance, with those of its fields that `options` has, which are taken out of these."""
     return replace(group, **{f.name: options.pop(f.name) for f in fields(group) if f.name in options})
 
 
@@ -21,7 +19,7 @@ def flat_keys(init: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(init)
     parameters = signature.parameters.values()
-    groups = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    groups: dict[str, type[Any]] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
 
     @functools.wraps(init)
     def constructor(self: Any, *args: Any, **options: Any) -> None:
@@ -35,5 +33,6 @@ def flat_keys(init: Callable[..., None]) -> Callable[..., None]:
         for group in groups.values()
         for f in fields(group)
     ]
-    constructor.__signature__ = signature.replace(parameters=flat)  # what the config factory reads
+    # what the config factory reads
+    constructor.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
     return constructor
