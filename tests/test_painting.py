@@ -640,7 +640,7 @@ def test_painting_imports_nothing_of_training() -> None:
         "tensorboard",
         "torchmetrics",
         "diffusers",
-        "webdataset",
+        "fsspec",
     )
     code = f"import sys, ldm.pipeline.pipeline; ldm.pipeline.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)

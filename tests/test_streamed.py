@@ -1,32 +1,31 @@
 """ldm.data.streamed: pictures in tar shards become the samples that folders of them would give, shared out and repeatable."""
 
-import importlib.util
 import io
 import logging
-import os
 import pickle
-import sys
 import tarfile
-import time
+import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.registry import known_implementations
 from pipeline_builders import model_config, picture, picture_folder, save_config, tiny_model
 from torch.utils.data import DataLoader
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import Draw, SeededSamples, mixed_seed
-from ldm.data.streamed import StreamedHybridTrain, endless, pictures_in, shard_names, share
+from ldm.data.streamed import StreamedHybridTrain, endless, expanded, pictures_in, shard_names, share
 from ldm.data.wikiart import HybridTrain
 from ldm.errors import ConfigError, UserError
 from ldm.training.train import main
-
-pytest.importorskip("webdataset")
 
 SHARDS, PER_SHARD = 4, 3
 
@@ -279,9 +278,10 @@ def test_fewer_shards_than_readers_are_a_user_error_before_any_is_read(shards: d
         ),
         (
             {"content_shards": "pipe:touch made #://"},
-            "shards are files or have urls that begin with http://, https://, gs://, s3://",
+            "pipe:touch made #://: pipe: urls run a command; name a file or a url such as https://, gs:// or s3://",
         ),
-        ({"content_shards": "pipe:touch made"}, "pipe:touch made: no such shard"),
+        ({"content_shards": "pipe:touch made"}, "pipe:touch made: pipe: urls run a command"),
+        ({"content_shards": ["a.tar", "sh -c made::file://a.tar"]}, "Protocol not known: sh -c made::file"),
         ({"style_shards": []}, "no shards are named"),
         ({"epoch_samples": 0}, "epoch_samples must be a whole number from 1 on, got 0"),
         ({"shuffle_buffer": 1.5}, "shuffle_buffer must be a whole number from 1 on"),
@@ -303,66 +303,110 @@ def test_wrong_options_are_refused_before_anything_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_package_is_asked_for_only_at_use_with_the_command_that_installs_it(
+def test_the_package_for_a_kind_of_url_is_asked_for_before_anything_is_read(
     shards: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "webdataset", None)
-    spec = importlib.util.find_spec("ldm.data.streamed")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with pytest.raises(
-        ConfigError, match=r"needs the package webdataset; install it with: pip install -e '\.\[stream\]'"
-    ):
-        module.StreamedHybridTrain(**shards, epoch_samples=1)
+    missing = {"class": "no_such_package.FileSystem", "err": "Install no-such-package"}
+    monkeypatch.setitem(known_implementations, "far", missing)
+    with pytest.raises(ConfigError, match=r"far://a.tar: .* cannot be read \(Install no-such-package\)"):
+        stream({**shards, "style_shards": "far://a.tar"})
+
+
+@pytest.mark.parametrize(
+    "pattern, expected",
+    [
+        ("a.tar", ["a.tar"]),
+        ("a-{008..010}.tar", ["a-008.tar", "a-009.tar", "a-010.tar"]),
+        ("a-{9..10}.tar", ["a-9.tar", "a-10.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+    ],
+)
+def test_a_pattern_stands_for_its_names(pattern: str, expected: list[str]) -> None:
+    assert expanded(pattern) == expected
 
 
 # Over the network
 
 
-def stand_in(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str = "") -> None:
-    """A program that gives the file in `tmp_path` that is named like the url's end, then does `ending`."""
-    program = tmp_path / "bin" / name
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\nfor a; do case $a in *://*) cat "{tmp_path}/${{a##*/}}" || exit 9;; esac; done\n{ending}\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    """The file system behind memory:// urls, empty before and after."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the stand-in is a shell script")
-@pytest.mark.parametrize(
-    "program, scheme", [("curl", "http"), ("curl", "https"), ("gsutil", "gs"), ("aws", "s3")]
-)
-class TestUrls:
-    def test_shards_come_through_the_program_for_their_scheme(
-        self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = Path(shard(tmp_path / "a.tar", {"a.png": png(0)}))
-        path.write_bytes(path.read_bytes() + bytes(300_000))  # padding, more than a pipe holds unread
-        stand_in(program, tmp_path, monkeypatch)
-        (url,) = shard_names(f"{scheme}://there/{{a..a}}.tar")
-        assert list(pictures_in(url)) == [(f"{scheme}://there/a.tar/a.png", png(0))]
+def test_shards_come_through_the_file_system_of_their_url(
+    memory: fsspec.AbstractFileSystem, shards: dict[str, str], tmp_path: Path
+) -> None:
+    for number in range(SHARDS):
+        for pattern in shards.values():
+            file = pattern.replace("{000..003}", f"{number:03d}")
+            memory.pipe(f"/far/{Path(file).name}", Path(file).read_bytes())
+    far = {key: f"memory://far/{Path(pattern).name}" for key, pattern in shards.items()}
+    samples, expected = list(stream(far)), list(stream(shards))
+    assert [sample["path"].startswith("memory://far/paintings-") for sample in samples] == [True] * 12
+    assert all(np.array_equal(one["image"], other["image"]) for one, other in zip(samples, expected))
 
-    def test_a_failed_download_is_a_user_error_though_the_tar_file_seems_whole(
-        self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shard(tmp_path / "a.tar", {"a.png": png(0)})
-        stand_in(program, tmp_path, monkeypatch, ending="exit 7")
-        with pytest.raises(
-            UserError, match=f"{scheme}://there/a.tar: this shard cannot be read to its end.*exit 7"
-        ):
-            list(pictures_in(f"{scheme}://there/a.tar"))
 
-    def test_a_shard_left_in_the_middle_ends_its_program(
-        self, program: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        shard(tmp_path / "a.tar", {f"{i}.png": bytes(10000) for i in range(3)})
-        stand_in(program, tmp_path, monkeypatch, ending="exec sleep 20")  # as on a network that stands still
-        pictures, began = pictures_in(f"{scheme}://there/a.tar"), time.monotonic()
-        next(pictures)
-        pictures.close()  # waits for the program
-        assert time.monotonic() - began < 10
+class Server(BaseHTTPRequestHandler):
+    """Gives `content` in answer to every request, of which it breaks off after `given` bytes."""
+
+    content, given = b"", 0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content[: self.given])
+        self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[bytes, int], str]]:
+    """Serves so many bytes of a content; its url."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Server,), {})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def serve(content: bytes, given: int) -> str:
+            server.RequestHandlerClass.content, server.RequestHandlerClass.given = content, given
+            return f"http://127.0.0.1:{server.server_port}/a.tar"
+
+        yield serve
+        server.shutdown()
+
+
+def test_shards_are_read_while_they_come(tmp_path: Path, served: Callable[[bytes, int], str]) -> None:
+    content = Path(shard(tmp_path / "a.tar", {"a.png": png(0), "b.png": png(1)})).read_bytes()
+    url = served(content, len(content))
+    assert shard_names(url) == [url]
+    assert list(pictures_in(url)) == [(f"{url}/a.png", png(0)), (f"{url}/b.png", png(1))]
+
+
+def test_a_failed_download_is_a_user_error_though_the_tar_file_seems_whole(
+    tmp_path: Path, served: Callable[[bytes, int], str]
+) -> None:
+    content = Path(shard(tmp_path / "a.tar", {"a.png": png(0), "b.png": png(1)})).read_bytes()
+    end_of_first = 512 + -(-len(png(0)) // 512) * 512
+    url = served(content, end_of_first)
+    with pytest.raises(UserError, match=f"{url}: this shard cannot be read to its end"):
+        list(pictures_in(url))
+
+
+def test_a_shard_left_in_the_middle_is_closed(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shard(tmp_path / "a.tar", {f"{i}.png": bytes(10000) for i in range(3)}))
+    file = path.open("rb")
+    monkeypatch.setattr(type(memory), "open", lambda self, name: file)
+    pictures = pictures_in("memory://a.tar")
+    next(pictures)
+    assert not file.closed
+    pictures.close()
+    assert file.closed
 
 
 # Training

@@ -1,21 +1,21 @@
 """Training pictures from tar shards in WebDataset's format, for data that is too large for one disk.
 
 A shard is a tar file with pictures in it, under any names; files that are none are passed over. Shards are read from
-beginning to end, from a disk or while they come over the network, so nothing is unpacked or kept. Needs the package
-`webdataset`: pip install -e '.[stream]'. Nothing is opened before the first sample is asked for.
+beginning to end, from a disk or while they come over the network (by fsspec), so nothing is unpacked or kept, and no
+program is run. Nothing is opened before the first sample is asked for.
 """
 
 import io
 import itertools
 import random
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
+import fsspec
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -26,15 +26,16 @@ from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
 from ldm.media.images import EXTENSIONS
 
-# Read through programs: curl, gsutil and (which webdataset does not do itself) aws. Its "pipe:" urls are left out on
-# purpose, as they run whatever command a config file, maybe a stranger's, has behind them.
-SCHEMES = ("http", "https", "gs", "s3")
+# Of a shuffle buffer, how many pictures are there before the first is picked: a run shall not wait for all.
+FIRST_PICKED_FROM = 100
+# {000..099}, or {one,other}
+BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 class StreamedHybridTrain(IterableDataset):
     """What HybridTrain draws, from shards, with the same options; `style_shards` and `content_shards` name the tar files.
 
-    Names are paths or http, https, gs and s3 urls, one pattern such as "paintings-{000..099}.tar" or a list. An epoch is
+    Names are paths or urls that fsspec knows, one pattern such as "paintings-{000..099}.tar" or a list. An epoch is
     `epoch_samples` samples of all processes together, since nobody has counted the pictures; it may be shorter or longer
     than a pass over them. Every process and every loader worker of it reads shards of its own, other ones each epoch, and
     starts again when they are all read. Each picks its next picture at random from `shuffle_buffer` of them, kept as the
@@ -45,7 +46,7 @@ class StreamedHybridTrain(IterableDataset):
     persistent, as DataModuleFromConfig's are. Exact resume in the middle of an epoch is not provided: a run that goes on
     begins at the beginning of the epoch that `epoch` says, 0 unless it is set, so some pictures come again early.
 
-    Raises ConfigError where the package is missing or a value is wrong, and UserError for shards that are not there, too
+    Raises ConfigError where a url's package is missing or a value is wrong, and UserError for shards that are not there, too
     few, without pictures or broken. A picture that cannot be read is replaced by the next, and the sample says so.
     """
 
@@ -150,66 +151,56 @@ def endless(shards: Sequence[str], buffer: int, seed: int) -> Iterator[tuple[str
         order = random.Random(mixed_seed(seed, turn))
         contents = itertools.chain.from_iterable(map(pictures_in, order.sample(shards, len(shards))))
         picture = None
-        for picture in _webdataset().shuffle(buffer, rng=order)(contents):
+        for picture in shuffled(contents, buffer, order):
             yield picture
         if picture is None:
             raise UserError(f"{', '.join(shards)}: no pictures in these shards ({', '.join(EXTENSIONS)})")
 
 
+def shuffled(
+    pictures: Iterable[tuple[str, bytes]], buffer: int, order: random.Random
+) -> Iterator[tuple[str, bytes]]:
+    """All pictures, each picked at random from up to `buffer`, which fills by one more than are picked."""
+    pictures, waiting = iter(pictures), []
+    while added := list(itertools.islice(pictures, min(2, buffer - len(waiting)))):
+        waiting += added
+        if len(waiting) >= min(buffer, FIRST_PICKED_FROM):
+            yield _picked(waiting, order)
+    while waiting:
+        yield _picked(waiting, order)
+
+
+def _picked(waiting: list[tuple[str, bytes]], order: random.Random) -> tuple[str, bytes]:
+    """One of those waiting, whose place the last one takes."""
+    place = order.randrange(len(waiting))
+    waiting[place], waiting[-1] = waiting[-1], waiting[place]
+    return waiting.pop()
+
+
 def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each picture file in a shard, in its order. Raises UserError if it cannot be read to its end."""
-    # Not webdataset's samples: they cut names at the first dot, and "st.-remy.jpg" and "st.-paul.jpg" would be one.
-    expand = _webdataset().tariterators.tar_file_expander
     try:
-        with _opened(shard) as stream:
-            for file in expand([{"url": shard, "stream": stream}], select_files=_is_picture, eof_value=None):
-                yield f"{shard}/{file['fname']}", file["data"]
-    except (OSError, tarfile.TarError) as error:
-        # webdataset adds the open file and the url to what happened.
-        reason = str(error) if getattr(error, "errno", None) else str(error.args[0]).partition(" @ ")[0]
+        # Not fsspec.open, which takes "::" in a name for several file systems in each other.
+        with (
+            fsspec.filesystem(_scheme(shard) or "file").open(shard) as file,
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            for member in tar:
+                if member.isfile() and _is_picture(member.name):
+                    yield f"{shard}/{member.name}", tar.extractfile(member).read()
+    except Exception as error:  # every file system has its own
+        reason = str(error) or type(error).__name__
         raise UserError(
             f"{shard}: this shard cannot be read to its end; is it a tar file, and whole? ({reason})"
         ) from error
 
 
-@contextmanager
-def _opened(shard: str) -> Iterator[BinaryIO]:
-    """A shard's bytes. Raises OSError, also at the end for a download that failed on its way."""
-    stream = _open(shard)
-    try:
-        yield stream
-        # a program that cannot write all of what it has would seem to have failed
-        while stream.read(1 << 20):
-            pass
-        stream.close()
-    finally:
-        # of a shard that is left in the middle; it may be waiting for the network
-        if hasattr(stream, "proc"):
-            stream.proc.terminate()
-        with suppress(OSError):
-            stream.close()
-
-
-def _open(shard: str) -> BinaryIO:
-    scheme = _scheme(shard)
-    if not scheme:
-        return open(shard, "rb")
-    if scheme == "s3":
-        from webdataset.gopen import Pipe
-
-        return Pipe(["aws", "s3", "cp", "--only-show-errors", shard, "-"], mode="rb")
-    return _webdataset().gopen(shard)
-
-
 def shard_names(patterns: str | Sequence[str]) -> list[str]:
     """All shards that brace patterns name. Raises ConfigError for a kind of url that is not read, UserError for missing files."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    names = [name for pattern in patterns for name in _webdataset().SimpleShardList(pattern).urls]
+    names = [name for pattern in patterns for name in expanded(pattern)]
     for name in names:
-        if _scheme(name) and _scheme(name) not in SCHEMES:
-            raise ConfigError(
-                f"{name}: shards are files or have urls that begin with {', '.join(f'{s}://' for s in SCHEMES)}"
-            )
+        _check_scheme(name)
     missing = [name for name in names if not _scheme(name) and not Path(name).is_file()]
     if missing or not names:
         what = (
@@ -221,6 +212,31 @@ def shard_names(patterns: str | Sequence[str]) -> list[str]:
             f"{what}; write names such as paintings-{{000..099}}.tar, in quotes on a command line"
         )
     return names
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern stands for: numbers of {000..099}, words of {one,other}, all combinations of several."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, words = found.groups()
+    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    return [
+        pattern[: found.start()] + part + rest for part in parts for rest in expanded(pattern[found.end() :])
+    ]
+
+
+def _check_scheme(name: str) -> None:
+    """Raises ConfigError for urls that fsspec does not know, or whose package is missing."""
+    if name.startswith("pipe:"):
+        raise ConfigError(
+            f"{name}: pipe: urls run a command; name a file or a url such as https://, gs:// or s3://"
+        )
+    try:
+        if _scheme(name):
+            fsspec.get_filesystem_class(_scheme(name))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{name}: shards of this kind cannot be read ({error})") from error
 
 
 def _scheme(shard: str) -> str:
@@ -237,13 +253,3 @@ def _is_picture(name: str) -> bool:
 def _worker_and_workers() -> tuple[int, int]:
     info = get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
-
-
-def _webdataset() -> ModuleType:
-    try:
-        import webdataset
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "training from shards needs the package webdataset; install it with: pip install -e '.[stream]'"
-        ) from error
-    return webdataset
