@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.benchmarking.measuring import exact_float32, machine, psnr
 from ldm.device import autocast, choose_device
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.media.tensors import image_to_tensor
@@ -26,8 +25,11 @@ from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.program import ArgumentParser, run
 
+sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 from golden_rules import GOLDEN, conditions, full_model, sample, tiny_model
+
+from benchmarks.measuring import exact_float32, machine, psnr
 
 FORMATS = {"cuda": ("fp32", "bf16", "fp16"), "cpu": ("fp32", "bf16")}
 TWO_WAY = (0.6, 2.0)  # the content and the style scale of the golden run

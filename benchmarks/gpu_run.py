@@ -4,7 +4,7 @@
     python benchmarks/gpu_run.py --output gpu --minutes 9 --parts bundled --pictures packed
 
   check      is what the GPU computes right: golden numbers, every number format against float32 on the CPU, the same seed twice
-  speed      the tables of docs/performance.md: whole pictures by every way (artfusion benchmark --suite gpu)
+  speed      the tables of docs/performance.md: whole pictures by every way (artfusion benchmark gpu)
   training   the same for training steps
   bundled    goes on training the bundled model, on pictures from benchmarks/pack_pictures.py, in all the time that is left
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +28,13 @@ from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.program import ArgumentParser, own_environment, run
 
+sys.path.insert(0, str(ROOT))
+from benchmarks.rows import GPU_PAINTING, GPU_TRAINING
+
 SECONDS = {"check": 90, "speed": 210, "training": 90, "bundled": 3600}  # at most
 TABLES_SECONDS = 60
 PART_BYTES = 15 * 2**20
 SPARE = 20  # seconds to write what there is
-MINI = ("--config", "configs/mini.yaml")
-TINY = (*MINI, "--sizes", "64", "--batch-sizes", "1", "--training-batch-sizes", "1")
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,12 +79,8 @@ def main() -> int:
     check_folder(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
     end, failed = time.monotonic() + 60 * args.minutes, []
-    parts: dict[str, Callable[[argparse.Namespace, float], None]] = {
-        "check": check,
-        "speed": speed,
-        "training": training,
-        "bundled": bundled,
-    }
+    parts: dict[str, Callable[[argparse.Namespace, float], None]]
+    parts = {"check": check, "speed": speed, "training": training, "bundled": bundled}
     for name in [name for name in parts if name in args.parts]:
         seconds = min(SECONDS[name], end - time.monotonic() - SPARE)
         if (args.output / f"{name}.done").exists() or seconds <= 0:
@@ -94,12 +91,7 @@ def main() -> int:
             parts[name](args, seconds)
             (args.output / f"{name}.done").touch()
         # the next part may work all the same
-        except (
-            UserError,
-            OSError,
-            RuntimeError,
-            subprocess.SubprocessError,
-        ) as error:
+        except (UserError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             failed.append(name)
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -111,71 +103,78 @@ def main() -> int:
 
 def check(args: argparse.Namespace, seconds: float) -> None:
     """Writes check.json, see benchmarks/gpu_check.py."""
-    options = [
-        "--output",
-        str(args.output / "check.json"),
-        "--device",
-        args.device,
-        *(["--tiny"] if args.rehearse else []),
-    ]
-    called([str(ROOT / "benchmarks/gpu_check.py"), *options], seconds)
+    options = ["--output", str(args.output / "check.json"), "--device", args.device]
+    called([str(ROOT / "benchmarks/gpu_check.py"), *options, *["--tiny"] * args.rehearse], seconds)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Results of scripts/benchmark.py --suite gpu: their name, options of all runs, and those of each run, the most valuable first."""
+    """Results of artfusion benchmark gpu: their name, options of all runs, and those of each run, the most valuable first."""
 
     name: str
-    options: Sequence[str]
+    options: str
     runs: Sequence[str]
 
 
-# The numbers are those of the suite's rows: 1 is the published way, 7 and 8 compile the networks, 11 and on train, the last one compiled.
+FEW = "--config configs/mini.yaml --sizes 64 --batch-sizes 1 --training-batch-sizes 1"
+# What compiles, and takes a process of its own for it, comes after all that does not.
+LIGHT = "bf16 channels-last prepared fused-attention graph graph-fp16"
+LIGHT_TRAINING = "train-published train-bf16 train-stored train-cached train-channels-last train-fused-adamw"
 SPEED = (
     Table(
         "speed",
-        (),
-        ("--sizes 256 --batch-sizes 1 64 --rows 1 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 1 --rows 8 7"),
+        "",
+        (
+            f"--sizes 256 --batch-sizes 1 64 --rows published dpm-solver {LIGHT}",
+            "--sizes 256 --batch-sizes 1 --rows compiled-graph compile",
+        ),
     ),
     Table(
         "speed-mini",
-        MINI,
-        ("--sizes 256 --batch-sizes 1 64 --rows 2 6 9", "--sizes 256 --batch-sizes 1 --rows 8"),
+        "--config configs/mini.yaml",
+        (
+            "--sizes 256 --batch-sizes 1 64 --rows dpm-solver fused-attention graph",
+            "--sizes 256 --batch-sizes 1 --rows compiled-graph",
+        ),
     ),
-    Table("speed", (), ("--batch-sizes 1 8 --rows 2 3 4 5 6 9 10", "--sizes 256 --batch-sizes 64 --rows 7")),
+    Table(
+        "speed",
+        "",
+        (f"--batch-sizes 1 8 --rows dpm-solver {LIGHT}", "--sizes 256 --batch-sizes 64 --rows compile"),
+    ),
 )
 TRAINING = (
     Table(
         "training",
-        (),
+        "",
         (
-            "--training-batch-sizes 16 --rows 11 12 13 14 15 16",
-            "--training-batch-sizes 128 --rows 16",
-            "--training-batch-sizes 16 --rows 17",
+            f"--training-batch-sizes 16 --rows {LIGHT_TRAINING}",
+            "--training-batch-sizes 128 --rows train-fused-adamw",
+            "--training-batch-sizes 16 --rows train-compile",
         ),
     ),
 )
-TINY_SPEED = (Table("speed", TINY, ("--rows 1 4",)),)
-TINY_TRAINING = (Table("training", TINY, ("--rows 14",)),)
+TINY_SPEED = (Table("speed", FEW, ("--rows published channels-last",)),)
+TINY_TRAINING = (Table("training", FEW, ("--rows train-cached",)),)
 
 
 def speed(args: argparse.Namespace, seconds: float) -> None:
     """The published model's tables into speed.txt, the bundled model's into speed-mini.txt."""
-    measure(TINY_SPEED if args.rehearse else SPEED, range(1, 11), args, seconds)
+    measure(TINY_SPEED if args.rehearse else SPEED, GPU_PAINTING, args, seconds)
 
 
 def training(args: argparse.Namespace, seconds: float) -> None:
     """Tables into training.txt."""
-    measure(TINY_TRAINING if args.rehearse else TRAINING, range(11, 18), args, seconds)
+    measure(TINY_TRAINING if args.rehearse else TRAINING, GPU_TRAINING, args, seconds)
 
 
-def measure(tables: Sequence[Table], rows: Sequence[int], args: argparse.Namespace, seconds: float) -> None:
+def measure(tables: Sequence[Table], rows: Iterable[str], args: argparse.Namespace, seconds: float) -> None:
     """All runs, as far as the time goes; then, in any case, the tables of what there is. Raises UserError for the first run that failed."""
     end, failed = time.monotonic() + seconds, []
     try:
-        for table, run_options in [(table, options) for table in tables for options in table.runs]:
+        for table, options in [(table, options) for table in tables for options in table.runs]:
             try:
-                called([*suite(table, args), *run_options.split()], end - time.monotonic())
+                called([*suite(table, args), *options.split()], end - time.monotonic())
             except UserError as error:  # the next may work all the same
                 failed.append(error)
     finally:
@@ -185,28 +184,17 @@ def measure(tables: Sequence[Table], rows: Sequence[int], args: argparse.Namespa
         raise failed[0]
 
 
-def write_tables(table: Table, rows: Sequence[int], args: argparse.Namespace) -> None:
+def write_tables(table: Table, rows: Iterable[str], args: argparse.Namespace) -> None:
     if (args.output / table.name / "limits.json").is_file():
-        output = called([*suite(table, args), "--rows", *map(str, rows), "--tables-only"], TABLES_SECONDS)
+        output = called([*suite(table, args), "--rows", *rows, "--tables-only"], TABLES_SECONDS)
         with written_whole(args.output / f"{table.name}.txt") as aside:
             aside.write_text(output)
 
 
 def suite(table: Table, args: argparse.Namespace) -> list[str]:
-    few = ["--repeats", "1", "--published-steps", "1"] if args.rehearse else ["--repeats", "5"]
-    return [
-        "-m",
-        "ldm",
-        "benchmark",
-        "--suite",
-        "gpu",
-        "--device",
-        args.device,
-        "--output",
-        str(args.output / table.name),
-        *few,
-        *table.options,
-    ]
+    few = "--repeats 1 --published-steps 1" if args.rehearse else "--repeats 5"
+    where = ["--device", args.device, "--output", str(args.output / table.name)]
+    return ["-m", "ldm", "benchmark", "gpu", *where, *few.split(), *table.options.split()]
 
 
 # The bundled model
@@ -217,10 +205,7 @@ def bundled(args: argparse.Namespace, seconds: float) -> None:
     pictures = {name: unpacked(args.pictures, name, args.output) for name in ("photos", "paintings")}
     hours = max(seconds - (0 if args.rehearse else 60), 10) / 3600  # starting and ending take their time, too
     folder = args.output / "training-bundled"
-    command = [
-        "-m",
-        "ldm",
-        "train-bundled",
+    options = [
         "--output",
         str(folder),
         "--hours",
@@ -231,8 +216,8 @@ def bundled(args: argparse.Namespace, seconds: float) -> None:
         *args.phases,
     ]
     for name, path in pictures.items():
-        command += [f"--{name}", str(path)]
-    called(command, seconds + SPARE / 2)
+        options += [f"--{name}", str(path)]
+    called(["-m", "ldm", "train-bundled", *options], seconds + SPARE / 2)
     weights = (folder / "model.safetensors").read_bytes()
     for number in range(-(-len(weights) // PART_BYTES)):
         with written_whole(args.output / f"weights.part-{number}") as aside:

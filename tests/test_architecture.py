@@ -22,7 +22,6 @@ ROOMS = (
     "pipeline",
     "evaluation",
     "training",
-    "benchmarking",
     "cli",
 )
 # of a room, under a published name
@@ -68,8 +67,15 @@ def test_every_module_is_in_a_room() -> None:
     assert {room_of(module) for module, _ in modules()} == {*ROOMS}
 
 
+def test_benchmarks_are_outside_and_only_their_command_knows_of_them() -> None:
+    knowing = [
+        module for module, path in modules() if re.search(r"(from|import) benchmarks\b", path.read_text())
+    ]
+    assert knowing == ["ldm.cli.benchmark"]
+
+
 def test_the_document_has_every_room_and_no_file_that_is_gone() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     assert [room for room in ROOMS if f"`{room}" not in text] == []
-    named = re.findall(r"`((?:ldm|tests|configs|docs|scripts)/[\w/.*-]+)`", text)
+    named = re.findall(r"`((?:ldm|tests|configs|docs|scripts|benchmarks)/[\w/.*-]+)`", text)
     assert named and [name for name in named if not list(ROOT.glob(name))] == []

@@ -3,23 +3,27 @@
 import io
 import json
 import math
+import os
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pipeline_builders import ROOT, model_config, picture_folder, run_program, save_config, script, tiny_model
 from torch import Tensor, nn
 
-from ldm.benchmarking import brush, convergence, gpu, limits, measuring, models, sampling, training, ways
-from ldm.benchmarking.measuring import psnr
-from ldm.benchmarking.sampling import GUIDANCE, ROWS, SamplingRow
+from benchmarks import brush, convergence, gpu, measuring, models, sampling, training, ways
+from benchmarks.measuring import in_own_process, psnr
+from benchmarks.options import BrushOptions, GpuOptions, PaintingOptions, SamplingOptions
+from benchmarks.rows import GPU, GPU_TRAINING, GUIDANCE, SAMPLING, TRAINING, SamplingRow
 from ldm.checkpoint import save_safetensors
+from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -72,16 +76,8 @@ def trained(files: Path) -> list[str]:
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     """Runs the program with some arguments, the rows in this process; its exit code."""
     main = script("benchmark").main
-
-    def here(*arguments: str) -> dict[str, float] | None:
-        monkeypatch.setattr("sys.argv", [*sys.argv, *arguments])
-        with redirect_stdout(io.StringIO()) as printed:
-            main()
-        del sys.argv[-len(arguments) :]
-        return json.loads(printed.getvalue().splitlines()[-1])
-
     for suite in (sampling, training, gpu):
-        monkeypatch.setattr(suite, "in_own_process", here)
+        monkeypatch.setattr(suite, "in_own_process", lambda row, work, *arguments: work(*arguments))
     monkeypatch.setattr(sampling, "compile_networks", lambda model: None)
     return lambda *arguments: run_program(main, arguments, monkeypatch)
 
@@ -119,6 +115,12 @@ def plain(**params: str) -> DualCondModel:
     return model.requires_grad_(False).to(memory_format=torch.contiguous_format)
 
 
+def painting(files: Path, kind: type = PaintingOptions, **options: Any) -> Any:
+    """A suite's options, with the folders of the fixture."""
+    folders = {"contents": str(files / "photos"), "styles": str(files / "paintings")}
+    return kind(**{"config": str(files / "tiny.yaml"), "seed": 5, "device": "cpu", **folders, **options})
+
+
 @pytest.fixture
 def model() -> DualCondModel:
     return plain()
@@ -126,8 +128,7 @@ def model() -> DualCondModel:
 
 @pytest.fixture
 def task(model: DualCondModel, files: Path) -> ways.Task:
-    args = Namespace(size=32, contents=files / "photos", styles=files / "paintings", seed=5)
-    return models.read_task(args, model, 2, GUIDANCE)
+    return models.read_task(painting(files), model, 2, 32, GUIDANCE)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_published_row_takes_250_steps_of_three_branches(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
 ) -> None:
-    pictures, seconds = sampling.paint(model, task, ROWS[0], ways.PUBLISHED_STEPS)
+    pictures, seconds = sampling.paint(model, task, SAMPLING["published"], ways.PUBLISHED_STEPS)
     assert (
         evaluated == list(range(TIMESTEPS - 1, 0, -2)) and len(evaluated) == 250 and predictions == [6] * 250
     )
@@ -183,7 +184,7 @@ def test_the_published_row_draws_fresh_noise(
 def test_fewer_published_steps_are_scaled_to_250(
     model: DualCondModel, task: ways.Task, evaluated: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring.Stopwatch, "seconds", lambda self: 3.0 * len(evaluated))
+    monkeypatch.setattr(ways, "timer", lambda: 3.0 * len(evaluated))
     assert ways.published(model, task, 10)[1] == pytest.approx(3 * 250)
     assert len(evaluated) == 10
 
@@ -191,11 +192,11 @@ def test_fewer_published_steps_are_scaled_to_250(
 def test_the_second_row_evaluates_the_whole_model_20_times(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
 ) -> None:
-    sampling.paint(model, task, ROWS[1], ways.PUBLISHED_STEPS)
+    sampling.paint(model, task, SAMPLING["dpm-solver"], ways.PUBLISHED_STEPS)
     assert len(evaluated) == 20 and predictions == [6] * 20
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.way == "prepared"], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in SAMPLING.values() if row.way == "prepared"])
 def test_our_rows_take_20_steps_with_the_conditions_prepared(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int], row: SamplingRow
 ) -> None:
@@ -230,14 +231,14 @@ def test_a_network_that_predicts_something_else_is_sampled_alike(
 
 
 def test_each_change_is_added_to_those_before() -> None:
-    changes = [(row.way, row.precision, row.channels_last, row.compile) for row in ROWS[2:6]]
+    changes = [(row.way, row.precision, row.channels_last, row.compile) for row in [*SAMPLING.values()][2:6]]
     assert changes == [
         ("prepared", "fp32", False, False),
         ("prepared", "bf16", False, False),
         ("prepared", "bf16", True, False),
         ("prepared", "bf16", True, True),
     ]
-    assert [row.optional for row in ROWS] == [row.compile for row in ROWS]
+    assert all(row.optional == row.compile for row in SAMPLING.values())
 
 
 def test_adapting_changes_memory_format_and_compiles(
@@ -245,18 +246,17 @@ def test_adapting_changes_memory_format_and_compiles(
 ) -> None:
     compiled = []
     monkeypatch.setattr(sampling, "compile_networks", compiled.append)
-    sampling.adapt(model, ROWS[2])
+    sampling.adapt(model, SAMPLING["prepared"])
     convolution = next(
         m for m in model.model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
     )
     assert convolution.weight.is_contiguous() and compiled == []
-    sampling.adapt(model, ROWS[5])
+    sampling.adapt(model, SAMPLING["compile"])
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last) and compiled == [model]
 
 
 def test_pairs_start_again_when_the_folders_end(model: DualCondModel, files: Path) -> None:
-    args = Namespace(size=32, contents=files / "photos", styles=files / "paintings", seed=5)
-    task = models.read_task(args, model, 4, GUIDANCE)
+    task = models.read_task(painting(files), model, 4, 32, GUIDANCE)
     assert task.seeds == [5, 6, 7, 8]
     assert torch.equal(task.content[0], task.content[2]) and not torch.equal(task.content[0], task.content[1])
     assert torch.equal(task.style[0], task.style[3]) and not torch.equal(task.style[0], task.style[2])
@@ -266,16 +266,15 @@ def test_pairs_start_again_when_the_folders_end(model: DualCondModel, files: Pat
 
 
 def test_the_table_has_every_row(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
-    assert (
-        program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
-    )
+    assert program("sampling", *painting_options(files), "--repeats", 1, "--published-steps", 3) == 0
     printed, told = capsys.readouterr()
     # so that a run which is stopped is not lost
-    assert [row.name for row in ROWS[:-1] if f"{row.name}: " not in told] == []
+    labels = [row.label for row in SAMPLING.values() if row.way != "process"]
+    assert [label for label in labels if f"{label}: " not in told] == []
     rows = table_in(printed)
     assert list(rows) == [
-        ROWS[0].name.replace("250 steps", "250 steps, from 3 measured,"),
-        *(row.name for row in ROWS[1:-1]),
+        SAMPLING["published"].label.replace("250 steps", "250 steps, from 3 measured,"),
+        *labels[1:],
     ]
     for seconds, ratio, memory, quality in rows.values():
         assert math.isfinite(float(seconds)) and float(seconds) > 0 and math.isfinite(float(ratio))
@@ -291,7 +290,18 @@ def test_with_a_reference_the_table_has_the_psnr(
     program: Program, files: Path, capsys: pytest.CaptureFixture, predictions: list[int]
 ) -> None:
     assert (
-        program("--suite", "sampling", *trained(files), "--repeats", 1, "--reference", "--rows", 2, 3, 7) == 0
+        program(
+            "sampling",
+            *trained(files),
+            "--repeats",
+            1,
+            "--reference",
+            "--rows",
+            "dpm-solver",
+            "prepared",
+            "one-branch",
+        )
+        == 0
     )
     qualities = [cells[-1] for cells in table_in(capsys.readouterr().out).values()]
     assert qualities[0] == qualities[1] and all(5 < float(quality) < 200 for quality in qualities)
@@ -302,9 +312,9 @@ def test_with_a_reference_the_table_has_the_psnr(
 def test_the_ratio_is_to_the_first_row_chosen(
     program: Program, files: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert program("--suite", "sampling", *painting_options(files), "--repeats", 1, "--rows", 3, 9) == 0
+    assert program("sampling", *painting_options(files), "--repeats", 1, "--rows", "prepared", "batch") == 0
     rows = table_in(capsys.readouterr().out)
-    assert list(rows) == [ROWS[2].name, ROWS[8].name]
+    assert list(rows) == [SAMPLING["prepared"].label, SAMPLING["batch"].label]
     (first, one, *_), (second, ratio, *_) = rows.values()
     assert one == "1.00" and float(ratio) == pytest.approx(float(first) / float(second), abs=0.02, rel=0.02)
 
@@ -313,22 +323,22 @@ def test_the_batch_counts_for_each_of_its_pictures(files: Path, monkeypatch: pyt
     monkeypatch.setattr(
         sampling, "paint", lambda model, task, row, steps: (torch.zeros(len(task.seeds), 3, 32, 32), 16.0)
     )
-    args = Namespace(
-        device="cpu", config=files / "tiny.yaml", checkpoint="random", size=32, seed=0, repeats=2, published_steps=250,
-        contents=files / "photos", styles=files / "paintings", results=None,
-    )  # fmt: skip
-    assert sampling.measure(2, args)["seconds"] == 16 and sampling.measure(8, args)["seconds"] == 2
+    options = painting(files, SamplingOptions, checkpoint="random", size=32, repeats=2)
+    single, batch = (sampling.measure(SAMPLING[name], options).seconds for name in ("prepared", "batch"))
+    assert (single, batch) == (16, 2)
 
 
 def test_an_optional_row_may_fail(
     program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sampling,
-        "in_own_process",
-        lambda *arguments: None if arguments[1] == "5" else {"seconds": 2.0, "bytes": 0},
-    )
-    assert program("--suite", "sampling", *trained(files), "--reference", "--rows", 1, 6) == 0
+    def fails_compiled(name: str, work: Any, row: SamplingRow, options: Any) -> sampling.Measured:
+        if row.compile:
+            raise UserError("row compile failed")
+        return sampling.Measured(2.0, 0, np.zeros((3, 32, 32), np.float32))
+
+    monkeypatch.setattr(sampling, "in_own_process", fails_compiled)
+    rows = ["--reference", "--rows", "published", "compile"]
+    assert program("sampling", *trained(files), *rows) == 0
     assert list(table_in(capsys.readouterr().out).values()) == [
         ["2", "1.00", "not known", "random"],
         ["failed", "failed", "failed", "not run"],
@@ -338,9 +348,30 @@ def test_an_optional_row_may_fail(
 def test_any_other_row_may_not_fail(
     program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "in_own_process", lambda *arguments: None)
-    assert program("--suite", "sampling", *painting_options(files), "--rows", 2) == 2
-    assert "row 2 failed, see above; leave it out with --rows" in capsys.readouterr().err
+    monkeypatch.setattr(sampling, "in_own_process", in_own_process)
+    monkeypatch.setattr(measuring, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(sampling, "adapt", lambda model, row: 1 / 0)
+    assert program("sampling", *painting_options(files), "--rows", "dpm-solver") == 2
+    problem = "row dpm-solver failed (ZeroDivisionError: division by zero); leave it out with --rows"
+    assert problem in capsys.readouterr().err
+
+
+class Inline(ThreadPoolExecutor):
+    """In place of a pool of processes."""
+
+    def __init__(self, count: int, mp_context: Any):
+        super().__init__(count)
+
+
+def test_a_process_of_its_own_is_another() -> None:
+    assert in_own_process("a", os.getpid) != os.getpid()
+
+
+def test_a_process_that_dies_is_a_user_error(capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(
+        UserError, match=r"^row a failed \(BrokenProcessPool: .*\); leave it out with --rows$"
+    ):
+        in_own_process("a", os._exit, 1)
 
 
 def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,8 +383,7 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", called)
-    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=3)
-    assert sampling.measure_process(args, 32, "fast")["seconds"] >= 0
+    assert sampling.measure_process(painting(files, SamplingOptions, repeats=3), 32, "fast").seconds >= 0
     assert len(calls) == 4 and calls[0][:4] == [sys.executable, "-m", "ldm", "stylize"]
     assert calls[0][4::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == [
         "fast",
@@ -367,18 +397,17 @@ def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPat
         "run",
         lambda command, **_: subprocess.CompletedProcess(command, 2, stderr="painting\nerror: no weights\n"),
     )
-    args = Namespace(device="cpu", contents=files / "photos", styles=files / "paintings", repeats=1)
+    options = painting(files, BrushOptions, repeats=1)
     with pytest.raises(ValueError, match="^artfusion stylize failed: error: no weights$"):
-        sampling.measure_process(args, 32, "fast")
+        sampling.measure_process(options, 32, "fast")
 
 
 def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
-    def chosen(checkpoint: str) -> list[int]:
-        return sampling.choose_rows(Namespace(rows=None, checkpoint=checkpoint))
+    def chosen(checkpoint: str) -> list[str]:
+        return sampling.choose_rows(SamplingOptions(checkpoint=checkpoint))
 
-    assert chosen("mini") == list(range(len(ROWS))) and chosen("random") == chosen("my.ckpt") == list(
-        range(len(ROWS) - 1)
-    )
+    assert chosen("mini") == [*SAMPLING] and chosen("random") == chosen("my.ckpt") == [*SAMPLING][:-1]
+    assert [*SAMPLING][-1] == "process"
 
 
 @pytest.mark.parametrize(
@@ -386,17 +415,17 @@ def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
 )
 def test_weights_are_those_of_the_config(config: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert models.checkpoint_for(config) == expected
+    assert PaintingOptions(config=config).weights == expected
 
 
 def test_no_layer_of_random_weights_is_zero(files: Path) -> None:
-    model = models.load_model(Namespace(checkpoint="random", config=files / "tiny.yaml"), torch.device("cpu"))
+    model = models.load_model(painting(files), torch.device("cpu"))
     assert all(bool(weight.any()) for weight in model.model.parameters() if weight.dim() > 1)
     assert not model.training and not any(weight.requires_grad for weight in model.parameters())
 
 
 def test_sampling_is_measured_without_lightning() -> None:
-    code = "import sys, ldm.benchmarking.sampling, ldm.benchmarking.convergence; sys.exit('pytorch_lightning' in sys.modules)"
+    code = "import sys, benchmarks.sampling, benchmarks.convergence, benchmarks.gpu; sys.exit('pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -407,17 +436,16 @@ def test_rows_run_in_processes_of_their_own(files: Path) -> None:
         "-m",
         "ldm",
         "benchmark",
-        "--suite",
         "sampling",
         *painting_options(files),
         "--repeats",
         "1",
         "--rows",
-        "2",
-        "3",
+        "dpm-solver",
+        "prepared",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert list(table_in(done.stdout)) == [ROWS[1].name, ROWS[2].name]
+    assert list(table_in(done.stdout)) == [SAMPLING["dpm-solver"].label, SAMPLING["prepared"].label]
 
 
 # Convergence
@@ -427,7 +455,7 @@ def test_convergence_has_every_sampler_and_every_scale(
     program: Program, files: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convergence, "STEPS", (5, SHORT))
-    assert program("--suite", "convergence", *trained(files), "--pictures", 2) == 0
+    assert program("convergence", *trained(files), "--pictures", 2) == 0
     printed = capsys.readouterr().out
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -466,9 +494,9 @@ def test_the_brush_suite_has_every_size_and_both_starts(
     monkeypatch.setattr(
         brush,
         "measure_process",
-        lambda args, size, look: asked.append((size, look)) or {"seconds": size / 10, "bytes": 2e9},
+        lambda options, size, look: asked.append((size, look)) or sampling.Measured(size / 10, 2e9),
     )
-    assert program("--suite", "brush", *trained(files), "--pictures", 2, "--sizes", 64, 32) == 0
+    assert program("brush", *trained(files), "--pictures", 2, "--sizes", 64, 32) == 0
     assert asked == [(32, "fine"), (64, "fine")]
     sizes, energies, seconds = tables_in(capsys.readouterr().out)
     assert sizes == {"32 x 32": ["3.2", "2.00 GB"], "64 x 64": ["6.4", "2.00 GB"]}
@@ -493,18 +521,21 @@ def test_a_way_tells_when_it_was_low_enough() -> None:
 
 
 def test_a_training_row_runs(program: Program, files: Path, capsys: pytest.CaptureFixture) -> None:
-    assert program("--config", files / "tiny.yaml", "--steps", 1, "--rows", 1, 4) == 0
+    assert (
+        program("training", "--config", files / "tiny.yaml", "--steps", 1, "--rows", "published", "cached")
+        == 0
+    )
     rows = table_in(capsys.readouterr().out)
-    assert list(rows) == [training.ROWS[0].name, training.ROWS[3].name]
+    assert list(rows) == [TRAINING["published"].label, TRAINING["cached"].label]
     assert all(
         math.isfinite(float(cell)) for speed, ratio, _, loss in rows.values() for cell in (speed, ratio, loss)
     )
-    assert rows[training.ROWS[0].name][1] == "1.00"
+    assert rows[TRAINING["published"].label][1] == "1.00"
 
 
 # Everything on a GPU
 
-GPU_ROWS = ["--rows", 1, 2, 6, 11, 14]  # the last two train
+GPU_ROWS = ["--rows", "published", "dpm-solver", "fused-attention", "train-published", "train-cached"]
 
 
 def gpu_options(files: Path, output: Path) -> list[Any]:
@@ -523,7 +554,6 @@ def gpu_options(files: Path, output: Path) -> list[Any]:
     ]
     folders = ["--contents", files / "photos", "--styles", files / "paintings"]
     return [
-        "--suite",
         "gpu",
         "--config",
         files / "tiny.yaml",
@@ -538,8 +568,8 @@ def gpu_options(files: Path, output: Path) -> list[Any]:
 
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 64})
-    monkeypatch.setattr(limits, "COPIED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(measuring, "MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(measuring, "COPIED_BYTES", {"cpu": 2**16})
 
 
 @pytest.fixture(scope="module")
@@ -548,8 +578,8 @@ def gpu_tables(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     output, printed = tmp_path_factory.mktemp("gpu") / "results", io.StringIO()
     with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
         run = program.__wrapped__(monkeypatch)
-        monkeypatch.setattr(limits, "MATRIX_SIDE", {"cpu": 64})
-        monkeypatch.setattr(limits, "COPIED_BYTES", {"cpu": 2**16})
+        monkeypatch.setattr(measuring, "MATRIX_SIDE", {"cpu": 64})
+        monkeypatch.setattr(measuring, "COPIED_BYTES", {"cpu": 2**16})
         assert run(*gpu_options(files, output), *GPU_ROWS) == 0
     return output, printed.getvalue()
 
@@ -561,8 +591,8 @@ def tables_in(text: str) -> list[dict[str, list[str]]]:
 def test_the_gpu_suite_has_accuracy_every_shape_and_training(gpu_tables: tuple[Path, str]) -> None:
     accuracy, one, two, trained = tables_in(gpu_tables[1])
     painting, training_names = (
-        [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[1:4]],
-        [gpu.ALL_ROWS[n - 1].name for n in GPU_ROWS[4:]],
+        [GPU[name].label for name in GPU_ROWS[1:4]],
+        [GPU[name].label for name in GPU_ROWS[4:]],
     )
     assert list(accuracy) == list(one) == list(two) == painting and list(trained) == training_names
     published, float32, fast = accuracy.values()
@@ -580,14 +610,16 @@ def test_a_stopped_run_goes_on_where_it_was(
     gpu_tables: tuple[Path, str], program: Program, files: Path, monkeypatch, capsys, small_limits: None
 ) -> None:
     output, before = gpu_tables
-    result = output / "row-6-2x32.json"
+    result = output / "fused-attention-2x32.json"
     kept = result.read_text()
     result.unlink()
     measured = []
-    monkeypatch.setattr(gpu, "time_painting", lambda *args: measured.append(args[1].name) or json.loads(kept))
+    monkeypatch.setattr(
+        gpu, "time_painting", lambda *args: measured.append(args[1].label) or json.loads(kept)
+    )
     assert program(*gpu_options(files, output), *GPU_ROWS) == 0
     assert (
-        measured == [gpu.ALL_ROWS[5].name]
+        measured == [GPU["fused-attention"].label]
         and result.read_text() == kept
         and capsys.readouterr().out == before
     )
@@ -604,16 +636,18 @@ def test_tables_alone_measure_nothing(
 
 
 def test_rows_that_compile_nothing_share_a_process_on_a_gpu() -> None:
-    rows = range(len(gpu.ALL_ROWS))
-    assert gpu.processes_for(rows, torch.device("cpu")) == [[n] for n in rows]
-    assert gpu.processes_for(rows, torch.device("cuda")) == [
-        [0, 1, 2, 3, 4, 5, 8, 9],
-        [10, 11, 12, 13, 14, 15],
-        [6],
-        [7],
-        [16],
+    rows, training = [name for name in GPU if not name.startswith("train-")], [*GPU_TRAINING]
+    compiled = ["compile", "compiled-graph"]
+    assert gpu.processes_for([*GPU], torch.device("cpu")) == [[name] for name in GPU]
+    assert gpu.processes_for([*GPU], torch.device("cuda")) == [
+        [name for name in rows if name not in compiled],
+        training[:-1],
+        ["compile"],
+        ["compiled-graph"],
+        ["train-compile"],
     ]
-    assert gpu.processes_for([6, 1, 0], torch.device("cuda")) == [[1, 0], [6]]
+    some = ["compile", "dpm-solver", "published"]
+    assert gpu.processes_for(some, torch.device("cuda")) == [["dpm-solver", "published"], ["compile"]]
 
 
 def test_rows_in_one_process_have_models_of_their_own(
@@ -634,26 +668,30 @@ def test_a_row_that_fails_leaves_the_others_their_numbers(
 ) -> None:
     called = []
 
-    def in_own_process(*arguments: str) -> dict[str, float] | None:
-        called.append(arguments[2:])
-        return None if "4" in arguments else {}
+    def without_channels_last(rows: str, work: Any, names: list[str], options: Any) -> None:
+        called.append(names)
+        if "channels-last" in names:
+            raise UserError(f"row {rows} failed")
 
-    monkeypatch.setattr(gpu, "in_own_process", in_own_process)
+    monkeypatch.setattr(gpu, "in_own_process", without_channels_last)
     monkeypatch.setattr(gpu, "processes_for", lambda rows, device: [list(rows)[:3], list(rows)[3:]])
     monkeypatch.setattr(gpu, "measure_limits", lambda device: {})
-    assert program(*gpu_options(files, tmp_path), "--rows", 3, 4, 5, 6) == 2
-    assert called == [("3", "4", "5"), ("3",), ("4",), ("5",), ("6",)]
-    assert "row 4 failed" in capsys.readouterr().err
+    names = ["bf16", "channels-last", "prepared", "fused-attention"]
+    assert program(*gpu_options(files, tmp_path), "--rows", *names) == 2
+    assert called == [names[:3], ["bf16"], ["channels-last"], ["prepared"], ["fused-attention"]]
+    assert "row channels-last failed" in capsys.readouterr().err
 
 
 def test_results_of_other_options_are_not_mixed(
     gpu_tables: tuple[Path, str], program: Program, files: Path, capsys
 ) -> None:
-    assert program(*gpu_options(files, gpu_tables[0]), "--seed", 1, "--rows", 2) == 2
+    assert program(*gpu_options(files, gpu_tables[0]), "--seed", 1, "--rows", "dpm-solver") == 2
     assert "has results of another machine or of other options" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("row, name, measure", [(6, "row-6-1x32", "paint"), (14, "row-14-3", None)])
+@pytest.mark.parametrize(
+    "row, shape, measure", [("fused-attention", "1x32", "paint"), ("train-cached", "3", None)]
+)
 def test_what_does_not_fit_into_memory_is_a_cell(
     program: Program,
     files: Path,
@@ -661,8 +699,8 @@ def test_what_does_not_fit_into_memory_is_a_cell(
     monkeypatch: pytest.MonkeyPatch,
     capsys,
     small_limits: None,
-    row: int,
-    name: str,
+    row: str,
+    shape: str,
     measure: str | None,
 ) -> None:
     def fails(*args: Any, **options: Any) -> None:
@@ -671,23 +709,24 @@ def test_what_does_not_fit_into_memory_is_a_cell(
     monkeypatch.setattr(gpu, "accuracy_tensors", lambda *args: {})
     monkeypatch.setattr(gpu if measure else training, measure or "train_step", fails)
     assert program(*gpu_options(files, tmp_path), "--rows", row) == 0
-    assert json.loads((tmp_path / f"{name}.json").read_text()) == gpu.OUT_OF_MEMORY
+    assert json.loads((tmp_path / f"{row}-{shape}.json").read_text()) == gpu.OUT_OF_MEMORY
     assert "| out of memory |" in capsys.readouterr().out
 
 
 def test_rows_for_gpus_are_left_out_elsewhere() -> None:
-    left_out = [row.name for row in gpu.ALL_ROWS if not gpu.can_run(row, Namespace(device="cpu"))]
-    assert len(left_out) == 3 and all("CUDA graph" in name for name in left_out)
+    left_out = {*GPU} - {*gpu.rows_for(torch.device("cpu"), [*GPU])}
+    assert left_out == {"compiled-graph", "graph", "graph-fp16"}
+    assert gpu.rows_for(torch.device("cuda"), [*GPU]) == [*GPU]
 
 
 def test_work_is_counted_once_and_grows_with_the_steps(files: Path) -> None:
-    model = models.load_model(Namespace(checkpoint="random", config=files / "tiny.yaml"), torch.device("cpu"))
-    args = Namespace(sizes=[32], contents=files / "photos", styles=files / "paintings", seed=0)
-    work = gpu.count_work(model, gpu.task_of(model, 1, 32, args))
+    model = models.load_model(painting(files), torch.device("cpu"))
+    task = models.read_task(painting(files, GpuOptions), model, 1, 32, GUIDANCE)
+    work = gpu.count_work(model, task)
     network = model.model.diffusion_model
     x = torch.zeros(3, model.channels, *2 * [32 // model.first_stage_model.encoder.factor])
     with torch.no_grad():
-        once = limits.count_flops(
+        once = measuring.count_flops(
             lambda: network(x, torch.zeros(3), x, torch.zeros(3, model.null_style_vector.weight.shape[1]))
         )
     # Both scales act, so a step takes three branches; what depends on time and style alone is not counted three times.
@@ -697,54 +736,60 @@ def test_work_is_counted_once_and_grows_with_the_steps(files: Path) -> None:
 
 def test_matrix_products_are_counted_as_two_operations_for_each_pair_of_numbers() -> None:
     a, b = torch.zeros(3, 5), torch.zeros(5, 7)
-    assert limits.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert measuring.count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
 
 
 def test_limits_are_rates(monkeypatch: pytest.MonkeyPatch, small_limits: None) -> None:
-    monkeypatch.setattr(limits, "median_seconds", lambda work, device: work() is None or 0.5)
-    assert limits.matrix_rate(torch.device("cpu"), torch.float32) == 2 * 64**3 / 0.5
-    assert limits.copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 0.5
+    monkeypatch.setattr(measuring, "median_seconds", lambda work: work() is None or 0.5)
+    assert measuring.matrix_rate(torch.device("cpu"), torch.float32) == 2 * 64**3 / 0.5
+    assert measuring.copy_bandwidth(torch.device("cpu")) == 2 * 2**16 / 0.5
 
 
 # Bad input
-
-SAMPLING, CONVERGENCE = ["--suite", "sampling"], ["--suite", "convergence"]
 
 
 @pytest.mark.parametrize(
     "arguments, problem",
     [
-        (["--suite", "speed"], "--suite"),
-        (["--rows", 0], "--rows takes numbers from 1 to 7"),
-        (["--rows", 8], "--rows takes numbers from 1 to 7"),
-        (["--batch-size", 0], "--batch-size must be at least 1, got 0"),
-        (["--repeats", 2], "--repeats is not for --suite training"),
-        ([*SAMPLING, "--rows", 11], "--rows takes numbers from 1 to 10"),
-        ([*SAMPLING, "--rows", -1], "--rows takes numbers from 1 to 10"),
+        ([], "the following arguments are required: SUITE"),
+        (["--suite", "speed"], "argument SUITE: invalid choice: 'speed' (choose from"),
+        (["training", "--rows", 1], "argument --rows: invalid choice: '1' (choose from"),
+        (["training", "--batch-size", 0], "argument --batch-size: must be at least 1, got 0"),
+        (["training", "--repeats", 2], "unrecognized arguments: --repeats 2"),
+        (["sampling", "--rows", "graph"], "argument --rows: invalid choice: 'graph' (choose from"),
         (
-            [*SAMPLING, "--rows", 10, "--checkpoint", "random"],
+            ["sampling", "--rows", "process", "--checkpoint", "random"],
             "the whole process is measured with the bundled model only",
         ),
-        ([*SAMPLING, "--published-steps", 0], "--published-steps must be between 1 and 250, got 0"),
-        ([*SAMPLING, "--published-steps", 251], "--published-steps must be between 1 and 250, got 251"),
-        ([*SAMPLING, "--repeats", 0], "--repeats must be at least 1, got 0"),
-        ([*SAMPLING, "--size", 16], "size must be at least 32 pixels"),
-        ([*SAMPLING, "--seed", 2**64], "a seed must be between"),
-        ([*SAMPLING, "--reference", "--checkpoint", "random"], "--reference needs trained weights"),
-        ([*SAMPLING, "--contents", "nowhere"], "nowhere: no such folder of pictures"),
-        ([*SAMPLING, "--styles", "empty"], "empty: no pictures in it"),
-        ([*SAMPLING, "--pictures", 2], "--pictures is not for --suite sampling"),
-        ([*SAMPLING, "--rows", 3, "--size", 40], "--size must be a multiple of 32 for this model, got 40"),
-        ([*SAMPLING, "--rows", 3, "--device", "toaster"], "device 'toaster' is not one of"),
-        (["--suite", "gpu", "--batch-sizes", 0], "--batch-sizes must be at least 1"),
-        (["--suite", "gpu", "--sizes", 16], "size must be at least 32 pixels"),
-        (["--suite", "gpu", "--rows", 18], "--rows takes numbers from 1 to 17"),
-        (["--suite", "gpu", "--size", 64], "--size is not for --suite gpu"),
-        (["--sizes", 64], "--sizes is not for --suite training"),
-        ([*CONVERGENCE, "--pictures", 0], "--pictures must be at least 1, got 0"),
-        ([*CONVERGENCE, "--reference"], "--reference is not for --suite convergence"),
-        ([*CONVERGENCE, "--checkpoint", "random"], "--suite convergence needs trained weights"),
-        ([*CONVERGENCE, "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+        (
+            ["sampling", "--published-steps", 0],
+            "argument --published-steps: must be between 1 and 250, got 0",
+        ),
+        (
+            ["sampling", "--published-steps", 251],
+            "argument --published-steps: must be between 1 and 250, got 251",
+        ),
+        (["sampling", "--repeats", 0], "argument --repeats: must be at least 1, got 0"),
+        (["sampling", "--size", 16], "size must be at least 32 pixels"),
+        (["sampling", "--seed", 2**64], "a seed must be between"),
+        (["sampling", "--reference", "--checkpoint", "random"], "--reference needs trained weights"),
+        (["sampling", "--contents", "nowhere"], "nowhere: no such folder of pictures"),
+        (["sampling", "--styles", "empty"], "empty: no pictures in it"),
+        (["sampling", "--pictures", 2], "unrecognized arguments: --pictures 2"),
+        (
+            ["sampling", "--rows", "prepared", "--size", 40],
+            "--size must be a multiple of 32 for this model, got 40",
+        ),
+        (["sampling", "--rows", "prepared", "--device", "toaster"], "device 'toaster' is not one of"),
+        (["gpu", "--batch-sizes", 0], "argument --batch-sizes: must be at least 1, got 0"),
+        (["gpu", "--sizes", 16], "size must be at least 32 pixels"),
+        (["gpu", "--rows", "one-branch"], "argument --rows: invalid choice: 'one-branch' (choose from"),
+        (["gpu", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["training", "--sizes", 64], "unrecognized arguments: --sizes 64"),
+        (["convergence", "--pictures", 0], "argument --pictures: must be at least 1, got 0"),
+        (["convergence", "--reference"], "unrecognized arguments: --reference"),
+        (["convergence", "--checkpoint", "random"], "this suite needs trained weights"),
+        (["convergence", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
     ],
 )
 def test_bad_options_are_refused(

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pipeline_builders import ROOT, assert_refused, picture, picture_folder, program_file, run_program
 
-from ldm.benchmarking import gpu
+from benchmarks.rows import GPU
 from ldm.errors import UserError
 
 
@@ -170,7 +170,7 @@ def suite_calls(
     failing: str | None = None,
     slow: str | None = None,
 ) -> list[str]:
-    """Stands for scripts/benchmark.py: the calls, of which one fails and one takes all the time that is left."""
+    """Stands for artfusion benchmark gpu: the calls, of which one fails and one takes all the time that is left."""
     calls = []
 
     def called(command: list[str], seconds: float) -> str:
@@ -191,7 +191,7 @@ def suite_calls(
 def test_a_run_of_the_tables_that_fails_leaves_the_others(
     gpu_run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = suite_calls(gpu_run, monkeypatch, tmp_path, failing="--rows 8 7")
+    calls = suite_calls(gpu_run, monkeypatch, tmp_path, failing="--rows compiled-graph compile")
     assert (
         run_program(gpu_run.main, ["--output", tmp_path, "--parts", "speed", "--device", "cpu"], monkeypatch)
         == 1
@@ -234,22 +234,11 @@ def test_tables_are_written_of_what_there_was_time_for(
 
 
 def test_the_rows_of_the_tables_are_those_of_the_suite(gpu_run: ModuleType) -> None:
-    named = {
-        int(word)
-        for table in (*gpu_run.SPEED, *gpu_run.TRAINING)
-        for run in table.runs
-        for word in run.split("--rows")[1].split()
-    }
-    assert named == set(range(1, len(gpu.ALL_ROWS) + 1))
-    compiled = [n + 1 for n, row in enumerate(gpu.ALL_ROWS) if gpu.compiles(row)]
-    alone = [
-        run
-        for table in (*gpu_run.SPEED, *gpu_run.TRAINING)
-        for run in table.runs
-        if {int(word) for word in run.split("--rows")[1].split()} <= set(compiled)
-    ]
-    others = [run for table in (*gpu_run.SPEED, *gpu_run.TRAINING) for run in table.runs if run not in alone]
-    assert not any(int(word) in compiled for run in others for word in run.split("--rows")[1].split())
+    runs = [run for table in (*gpu_run.SPEED, *gpu_run.TRAINING) for run in table.runs]
+    named = [run.split("--rows")[1].split() for run in runs]
+    assert {name for names in named for name in names} == {*GPU}
+    # What compiles has processes of its own, after what does not.
+    assert all(len({GPU[name].compile for name in names}) == 1 for names in named)
 
 
 def test_a_part_out_of_time_ends_with_all_that_it_started(

@@ -18,6 +18,7 @@ from pipeline_builders import ROOT
 from torch import nn
 
 import main
+from benchmarks.suites import SUITES
 from ldm.commands import COMMANDS
 from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
@@ -42,6 +43,7 @@ DOCUMENTS = [
         "docs/*.md",
         "checkpoints/*/*.md",
         "ldm/cli/*.py",
+        "benchmarks/suites.py",
         "ldm/training/command_line.py",
         "configs/*.yaml",
         "Makefile",
@@ -97,8 +99,10 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_everything_imported_is_declared() -> None:
-    files = [ROOT / "main.py", *(ROOT / "ldm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
-    imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - {"ldm", "main"}
+    folders = [ROOT / "ldm", ROOT / "scripts", ROOT / "benchmarks"]
+    files = [ROOT / "main.py", *(path for folder in folders for path in folder.rglob("*.py"))]
+    ours = {"ldm", "main", "benchmarks", "golden_rules"}
+    imported = set().union(*map(imports_of, files)) - set(sys.stdlib_module_names) - ours
     extras = [
         name
         for kind, names in PROJECT["optional-dependencies"].items()
@@ -158,8 +162,8 @@ def test_continuous_integration_runs_what_a_developer_runs() -> None:
     assert re.findall(r"^(demo|test):", (ROOT / "Makefile").read_text(), re.MULTILINE) == ["demo", "test"]
 
 
-def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
-    monkeypatch.setattr("sys.argv", [f"artfusion {command}", "--help"])
+def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:
+    monkeypatch.setattr("sys.argv", [f"artfusion {command}", *words, "--help"])
     with pytest.raises(SystemExit) as stopped:
         importlib.import_module(COMMANDS[command].module).main()
     assert stopped.value.code == 0
@@ -217,11 +221,13 @@ def test_commands_in_documents_name_existing_files(document: Path) -> None:
 def test_commands_in_documents_have_options_that_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    helps = {command: help_of(command, monkeypatch, capsys) for command in COMMANDS}
+    calls = [*((command,) for command in COMMANDS), *(("benchmark", suite) for suite in SUITES)]
+    helps = {(command, *words): help_of(command, monkeypatch, capsys, *words) for command, *words in calls}
     for document in DOCUMENTS:
         for command, arguments in commands_in(document):
             options = [argument for argument in arguments if argument.startswith("--")]
-            assert [o for o in options if not re.search(rf"{o}\b", helps[command])] == [], (
+            text = helps.get((command, *arguments[:1])) or helps[command,]
+            assert [o for o in options if not re.search(rf"{o}\b", text)] == [], (
                 document.name,
                 command,
             )

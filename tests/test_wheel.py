@@ -75,6 +75,7 @@ def test_a_wheel_holds_the_package_and_nothing_else_at_its_top(wheel: Path) -> N
         "ldm/py.typed",
         "ldm/bundled/configs/mini.yaml",
         "ldm/bundled/checkpoints/mini/model.safetensors",
+        "ldm/bundled/benchmarks/suites.py",
     } <= {*names}
     assert wheel.stat().st_size < 80e6
 
@@ -101,6 +102,16 @@ def test_bundled_files_are_found_by_their_names_in_a_clone(installed: Path, tmp_
     demo = ["--contents", "data/contents", "--output", "demo.png"]
     artfusion(installed, tmp_path, "demo", *demo, *quick)
     assert (tmp_path / "demo.png").exists() and (tmp_path / "r.png").exists()
+
+
+def test_it_measures_itself(installed: Path, tmp_path: Path) -> None:
+    rows = ["--rows", "dpm-solver", "process"]
+    table = artfusion(installed, tmp_path, "benchmark", "sampling", "--size", "64", "--repeats", "1", *rows)
+    assert "mini.yaml, weights mini, 64 x 64 pixels" in table
+    assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")][2:] == [
+        "| DPM-Solver++, 20 steps",
+        "| whole process: artfusion stylize --look fast",
+    ]
 
 
 def test_it_trains_from_a_bundled_config(installed: Path, tmp_path: Path) -> None:

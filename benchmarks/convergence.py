@@ -1,6 +1,5 @@
 """How many steps each sampler takes to come near the picture that it converges to."""
 
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.benchmarking import ways
-from ldm.benchmarking.measuring import exact_float32, machine, psnr
-from ldm.benchmarking.models import check_painting, load_model, read_task
+from benchmarks import ways
+from benchmarks.measuring import exact_float32, machine, psnr
+from benchmarks.models import check_painting, load_model, read_task
+from benchmarks.options import ConvergenceOptions
 from ldm.device import choose_device, memory_errors
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline.settings import Settings
@@ -22,19 +22,20 @@ STEPS = (5, 10, 15, 20, 50, 250)
 SCALES = ((1.0, 1.0), (0.7, 1.5), (2.0, 2.0))
 BATCH = 8  # pictures at once
 
+Measured = dict[tuple[str, tuple[float, float]], list[float]]  # by the sampler and the two scales
 
-def main(args: Namespace) -> None:
-    check_painting(args, needs_weights="--suite convergence")
-    device = choose_device(args.device)
+
+def run(options: ConvergenceOptions) -> None:
+    check_painting(options, options.size, needs_weights="this suite")
     exact_float32()
-    model = load_model(args, device)
+    model = load_model(options, choose_device(options.device))
     with memory_errors("lower --size"):
-        measured = measure(model, read_task(args, model, args.pictures, SCALES[0]))
-    print_table(measured, model.num_timesteps, args)
+        task = read_task(options, model, options.pictures, options.size, SCALES[0])
+        print_table(measure(model, task), model.num_timesteps, options)
 
 
-def measure(model: DualCondModel, task: ways.Task) -> dict[tuple[str, tuple[float, float]], list[float]]:
-    """For each sampler and pair of scales: the mean PSNR over the pictures at each number of steps."""
+def measure(model: DualCondModel, task: ways.Task) -> Measured:
+    """The mean PSNR over the pictures at each number of steps."""
     measured = {}
     with tqdm(total=len(SCALES) * (1 + len(CONVERGING) * len(STEPS)), unit="run") as bar:
         for scales in SCALES:
@@ -59,13 +60,12 @@ def _parts(task: ways.Task) -> Iterator[ways.Task]:
         yield replace(task, content=task.content[part], style=task.style[part], seeds=task.seeds[part])
 
 
-def print_table(
-    measured: dict[tuple[str, tuple[float, float]], list[float]], num_timesteps: int, args: Namespace
-) -> None:
+def print_table(measured: Measured, num_timesteps: int, options: ConvergenceOptions) -> None:
     print(
-        f"PSNR in dB to DDIM with {num_timesteps} steps, float32, mean of {args.pictures} pictures of {args.size} x {args.size} pixels; "
-        f"{Path(args.config).name}, weights {args.checkpoint}, {machine(choose_device(args.device))}\n"
+        f"PSNR in dB to DDIM with {num_timesteps} steps, float32, mean of {options.pictures} pictures of {options.size} x {options.size} "
+        f"pixels; {Path(options.config).name}, {options.weights_told}, {machine(choose_device(options.device))}\n"
     )
+    head = ["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)]
     rows = [
         [
             sampler,
@@ -76,11 +76,7 @@ def print_table(
         for scales in SCALES
     ]
     rows.append(["ancestral", "any", "any", *["random"] * len(STEPS)])
-    print(
-        markdown_table(
-            ["sampler", "content scale", "style scale", *(f"{steps} steps" for steps in STEPS)], rows
-        )
-    )
+    print(markdown_table(head, rows))
     print(
         "\nAncestral sampling draws fresh noise at every step: its pictures do not converge to one, so there is nothing to compare with."
     )

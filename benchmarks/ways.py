@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import timer
 
-from ldm.benchmarking.measuring import Stopwatch
+from benchmarks.options import PUBLISHED_STEPS
 from ldm.device import autocast
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dual_cond import DualCondModel
@@ -18,8 +19,6 @@ from ldm.models.diffusion.samplers import PerPictureNoise, sample_dpm_solver, sa
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter, centred
 from ldm.pipeline.settings import SAMPLERS, Settings
-
-PUBLISHED_STEPS = SAMPLERS["ancestral"]
 
 Condition = dict[str, Tensor]
 Painted = tuple[Tensor, float]  # pictures (N, 3, H, W), seconds
@@ -41,28 +40,28 @@ def published(model: DualCondModel, task: Task, steps: int = PUBLISHED_STEPS) ->
 
     With fewer `steps` only the last of the 250 are run, and sampling is counted as if all had been.
     """
-    watch = Stopwatch(model.device)
+    began = timer()
     (_, *conditions), noise = _conditions(model, task), PerPictureNoise(task.seeds)
     x = noise(conditions[0]["c1"])
-    sampler, began = DDIMSampler(model), watch.seconds()
+    sampler, prepared = DDIMSampler(model), timer()
     latents, _ = sampler.sample(
         PUBLISHED_STEPS, len(x), x.shape[1:], **_guidance_options(conditions, task.scales),
         # As published, a number n of time steps means n - 1 steps from the clean end.
         timesteps=steps + 1 if steps < PUBLISHED_STEPS else None, eta=1.0, x_T=x, noise_source=noise, verbose=False,
     )  # fmt: skip
-    sampling = watch.seconds() - began
+    sampling = timer() - prepared
     pictures = model.decode_first_stage(latents)
     left_out = len(sampler.ddim_timesteps) / steps - 1 if steps < PUBLISHED_STEPS else 0.0
-    return pictures, watch.seconds() + left_out * sampling
+    return pictures, timer() - began + left_out * sampling
 
 
 @torch.no_grad()
 def unprepared(model: DualCondModel, task: Task, precision: str = "fp32") -> Painted:
     """DPM-Solver++ in place of DDIM, nothing computed ahead."""
-    watch = Stopwatch(model.device)
+    began = timer()
     with autocast(model.device, precision):
         pictures = _unprepared(model, task).float()
-    return pictures, watch.seconds()
+    return pictures, timer() - began
 
 
 def _unprepared(model: DualCondModel, task: Task) -> Tensor:
@@ -86,7 +85,7 @@ def prepared(
     model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None
 ) -> Painted:
     """The pipeline's way to sample: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
-    watch = Stopwatch(model.device)
+    began = timer()
     painter, n = Painter(model, precision, recorder), len(task.seeds)
     batch = Batch(
         style=painter.style_statistics(task.style)[:, None],
@@ -97,7 +96,7 @@ def prepared(
         content=task.content,
     )
     pictures = painter.paint(batch, settings)
-    return pictures, watch.seconds()
+    return pictures, timer() - began
 
 
 def _conditions(model: DualCondModel, task: Task) -> tuple[Tensor, Condition, Condition, Condition]:

@@ -1,18 +1,19 @@
 """The fine look: what a whole picture takes at each size, and what it is worth to begin with a sampled picture."""
 
 import statistics
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.benchmark import timer
 from tqdm import tqdm
 
-from ldm.benchmarking.measuring import Stopwatch, machine
-from ldm.benchmarking.models import check_painting
-from ldm.benchmarking.sampling import Result, measure_process
+from benchmarks.measuring import machine
+from benchmarks.models import check_painting
+from benchmarks.options import BrushOptions
+from benchmarks.sampling import Measured, measure_process
 from ldm.data.splits import find_pictures
 from ldm.device import choose_device
 from ldm.media.images import load_square
@@ -42,9 +43,9 @@ class Way:
     def _steps(self) -> Iterator[int]:
         for i in range(STEPS):
             self._note()  # what is measured here does not count as time
-            watch = Stopwatch(self.picture.device)
+            began = timer()
             yield i
-            self.seconds += watch.seconds()
+            self.seconds += timer() - began
             self.bar.update()
 
     def _note(self) -> None:
@@ -56,35 +57,38 @@ class Way:
         return next((seconds for seconds, style, content in self.points if style + content <= energy), None)
 
 
-def main(args: Namespace) -> None:
-    check_painting(args, needs_weights="--suite brush")
-    for size in args.sizes:
-        Settings(size=size).check()
-    whole = [(size, measure_process(args, size, "fine")) for size in sorted(args.sizes)]
-    pipeline = StyleTransferPipeline.from_pretrained(args.checkpoint, args.config, args.device)
-    print_tables(whole, measure_starts(pipeline, args), args)
+def run(options: BrushOptions) -> None:
+    check_painting(options, options.size, *options.sizes, needs_weights="this suite")
+    whole = {size: measure_process(options, size, "fine") for size in sorted(options.sizes)}
+    pipeline = StyleTransferPipeline.from_pretrained(options.weights, options.config, options.device)
+    print_tables(whole, measure_starts(pipeline, options), options)
 
 
-def measure_starts(pipeline: StyleTransferPipeline, args: Namespace) -> list[dict[str, Way]]:
+def measure_starts(pipeline: StyleTransferPipeline, options: BrushOptions) -> list[dict[str, Way]]:
     """The ways from the photo and from the sampled picture, for each pair."""
-    contents, styles = find_pictures(args.contents), find_pictures(args.styles)
+    folders = [find_pictures(folder) for folder in (options.contents, options.styles)]
     pairs = [
-        (load_square(contents[i % len(contents)], args.size), load_square(styles[i % len(styles)], args.size))
-        for i in range(args.pictures)
+        [load_square(paths[i % len(paths)], options.size) for paths in folders]
+        for i in range(options.pictures)
     ]
-    sampling = {"look": "fast", "steps": Settings().number_of_steps, "size": args.size, "seed": args.seed}
+    sampling = {
+        "look": "fast",
+        "steps": Settings().number_of_steps,
+        "size": options.size,
+        "seed": options.seed,
+    }
     pipeline(*pairs[0], **sampling)  # to warm up
     measured = []
     with tqdm(total=2 * STEPS * len(pairs), unit="step") as bar:
         for photo, painting in pairs:
-            watch = Stopwatch(pipeline.model.device)
+            began = timer()
             sampled = pipeline(photo, painting, **sampling)
-            seconds, energy = watch.seconds(), energy_for(pipeline, photo, painting)
+            seconds, energy = timer() - began, energy_for(pipeline, photo, painting)
             starts = {PHOTO: (photo, 0.0), SAMPLED: (sampled, seconds)}
             measured.append(
                 {
-                    name: Way(energy, _tensor(start, pipeline), before, bar)
-                    for name, (start, before) in starts.items()
+                    name: Way(energy, _tensor(start, pipeline), taken, bar)
+                    for name, (start, taken) in starts.items()
                 }
             )
     return measured
@@ -100,34 +104,26 @@ def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:
     return image_to_tensor(image)[None].to(pipeline.model.device)
 
 
-def print_tables(whole: list[tuple[int, Result]], ways: list[dict[str, Way]], args: Namespace) -> None:
-    where = machine(choose_device(args.device))
+def print_tables(whole: dict[int, Measured], ways: list[dict[str, Way]], options: BrushOptions) -> None:
+    where = machine(choose_device(options.device))
     print(
-        f"artfusion stylize, the whole process, square pictures, {Path(args.config).name}, {where}, median of {args.repeats} runs\n"
+        f"artfusion stylize, the whole process, square pictures, {Path(options.config).name}, {where}, median of {options.repeats} runs\n"
     )
     rows = [
-        [f"{size} x {size}", f"{result['seconds']:.1f}", f"{result['bytes'] / 1e9:.2f} GB"]
-        for size, result in whole
+        [f"{size} x {size}", f"{result.seconds:.1f}", f"{result.bytes / 1e9:.2f} GB"]
+        for size, result in whole.items()
     ]
     print(markdown_table(["picture", "seconds", "peak memory"], rows))
     print(
-        f"\nOne size, {args.size} x {args.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n"
+        f"\nOne size, {options.size} x {options.size} pixels, {len(ways)} pairs, means: energy (style term, content term)\n"
     )
-    print(
-        markdown_table(
-            ["begun with", *(f"{steps} steps" for steps in NOTED)],
-            [start_row(name, ways) for name in (PHOTO, SAMPLED)],
-        )
-    )
+    head = ["begun with", *(f"{steps} steps" for steps in NOTED)]
+    print(markdown_table(head, [start_row(name, ways) for name in (PHOTO, SAMPLED)]))
     print(
         f"\nSeconds, that of sampling included, until the energy is what 10, 20 and 40 steps from {SAMPLED} make of it, medians\n"
     )
-    print(
-        markdown_table(
-            ["begun with", "10 steps", "20 steps", "40 steps"],
-            [seconds_row(name, ways) for name in (PHOTO, SAMPLED)],
-        )
-    )
+    head = ["begun with", "10 steps", "20 steps", "40 steps"]
+    print(markdown_table(head, [seconds_row(name, ways) for name in (PHOTO, SAMPLED)]))
 
 
 def start_row(name: str, ways: list[dict[str, Way]]) -> list[str]:
