@@ -6,6 +6,7 @@ Nothing here imports Lightning, which would count in the memory of what does wit
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ def in_own_process(row: str, work: Callable[..., T], *arguments: Any) -> T:
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             return pool.submit(work, *arguments).result()
+    except BrokenProcessPool as error:
+        raise UserError(f"row {row} failed: its process was ended, maybe as memory was short") from error
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
