@@ -19,7 +19,7 @@ def flat_keys(init: Callable[..., None]) -> Callable[..., None]:
     """
     signature = inspect.signature(init)
     parameters = signature.parameters.values()
-    groups: dict[str, type[Any]] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
 
     @functools.wraps(init)
     def constructor(self: Any, *args: Any, **options: Any) -> None:

@@ -161,7 +161,8 @@ def shuffled(
     pictures: Iterable[tuple[str, bytes]], buffer: int, order: random.Random
 ) -> Iterator[tuple[str, bytes]]:
     """All pictures, each picked at random from up to `buffer`, which fills by one more than are picked."""
-    pictures, waiting = iter(pictures), []
+    pictures = iter(pictures)
+    waiting: list[tuple[str, bytes]] = []
     while added := list(itertools.islice(pictures, min(2, buffer - len(waiting)))):
         waiting += added
         if len(waiting) >= min(buffer, FIRST_PICKED_FROM):
@@ -186,8 +187,9 @@ def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
             tarfile.open(fileobj=file, mode="r|*") as tar,
         ):
             for member in tar:
-                if member.isfile() and _is_picture(member.name):
-                    yield f"{shard}/{member.name}", tar.extractfile(member).read()
+                content = tar.extractfile(member) if member.isfile() and _is_picture(member.name) else None
+                if content is not None:
+                    yield f"{shard}/{member.name}", content.read()
     except Exception as error:  # every file system has its own
         reason = str(error) or type(error).__name__
         raise UserError(
