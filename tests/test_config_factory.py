@@ -134,7 +134,7 @@ def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: ob
         "ldm.media.images.Path",  # a class
         "ldm.media.images.os",
         "ldm.checkpoint.save_safetensors",  # a function
-        "ldm.pipeline.pipeline.dataclass",
+        "ldm.pipeline.inputs.dataclass",
         "pytorch_lightning.cli.LightningCLI",  # runs what its arguments name
         "ldm.config.factory.load_config",  # a function of ours: it reads any file
         "ldm.errors.__builtins__",
