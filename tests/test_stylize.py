@@ -532,7 +532,7 @@ def test_what_is_kept_stays_the_photo(stylize: Callable, content: str) -> None:
         ({"options": "--steps -3"}, "steps must be between 1 and 1000"),
         ({"options": "--sampler euler"}, "--sampler: invalid choice: 'euler'"),
         ({"options": "--eta 0.5"}, "eta is for the sampler ddim"),
-        ({"options": "--batch-size 0"}, "--batch-size must be at least 1"),
+        ({"options": "--batch-size 0"}, "--batch-size: expected a whole number between 1 and"),
         ({"options": "--size 64x"}, "--size: expected a number such as 256, or width x height"),
         ({"options": "--size 64x64x64"}, "--size: expected a number"),
         ({"options": "--size wide"}, "--size: expected a number"),

@@ -9,11 +9,10 @@ All pictures start from the same noise and are painted together, so that nothing
 import argparse
 
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
-from ldm.errors import UserError
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,13 +40,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="pictures painted together (default: all); fewer take less memory",
     )
     parser.add_argument(
         "--cell",
-        type=int,
+        type=at_least(32),
         default=192,
         metavar="N",
         help="side of a picture in the sheet, in pixels (default: 192)",
@@ -62,8 +61,6 @@ def main() -> None:
     pairs = [(c, s) for c in args.content_scales for s in args.style_scales]
     settings = settings_of(args, content_scale=[c for c, _ in pairs], style_scale=[s for _, s in pairs])
     output = check_output(args.output)
-    if args.cell < 32:
-        raise UserError(f"--cell must be at least 32 pixels, got {args.cell}")
     check_inputs_survive([output], [args.content, args.style])
     content, style = load_image(args.content), load_image(args.style)
     pipeline = load_pipeline(args)

@@ -17,7 +17,7 @@ from ldm.media.images import check_output, load_image, save_animation, save_imag
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
 from ldm.pipeline.inputs import StyleMix
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +35,11 @@ def parse_args() -> argparse.Namespace:
         help="a strip (.png or .jpg), or a moving picture there and back (.gif)",
     )
     parser.add_argument(
-        "--frames", type=int, default=5, metavar="N", help="pictures, the two ends included (default: 5)"
+        "--frames",
+        type=at_least(2),
+        default=5,
+        metavar="N",
+        help="pictures, the two ends included (default: 5)",
     )
     parser.add_argument(
         "--duration",
@@ -45,7 +49,11 @@ def parse_args() -> argparse.Namespace:
         help="of a GIF's frame, in milliseconds (default: 80)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)"
+        "--batch-size",
+        type=at_least(1),
+        default=8,
+        metavar="N",
+        help="pictures painted together (default: 8)",
     )
     add_settings_options(parser)
     add_model_options(parser)
@@ -55,8 +63,6 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     output, settings = check_output(args.output), settings_of(args)
-    if args.frames < 2:
-        raise UserError(f"--frames must be at least 2, got {args.frames}")
     if not 10 <= args.duration <= 60_000:  # a GIF counts hundredths of a second
         raise UserError(f"--duration must be from 10 to 60000 milliseconds, got {args.duration}")
     check_inputs_survive([output], [args.content, *args.style])

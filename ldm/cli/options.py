@@ -4,7 +4,6 @@ Nothing here imports torch before `load_pipeline`, so that a wrong option is ans
 """
 
 import argparse
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.settings import DIALS, Choice, Dial, Flag, Interval, Number, Settings, Size
+from ldm.ranks import local_rank
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -145,9 +145,9 @@ def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
 
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
-    device = args.device
-    if "LOCAL_RANK" in os.environ and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    device, rank = args.device, local_rank()
+    if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{rank % torch.cuda.device_count()}"
     return StyleTransferPipeline.from_pretrained(
         args.checkpoint, args.config, device, args.precision, args.allow_target, args.compile
     )

@@ -12,7 +12,7 @@ from ldm.cli.options import add_model_options, add_settings_options, load_pipeli
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive, expand
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +37,11 @@ def parse_args() -> argparse.Namespace:
         help="a column for each (default: 0 1 2 3)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="N", help="pictures painted together (default: 8)"
+        "--batch-size",
+        type=at_least(1),
+        default=8,
+        metavar="N",
+        help="pictures painted together (default: 8)",
     )
     add_settings_options(parser, leave_out=("content_scale", "detail", "strength", "preserve_color", "seed"))
     add_model_options(parser)

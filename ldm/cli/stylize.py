@@ -49,7 +49,7 @@ from ldm.pipeline.folders import (
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.settings import Settings
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -102,7 +102,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--batch-size",
-        type=int,
+        type=at_least(1),
         default=8,
         metavar="N",
         help="pictures of the fast look painted together (default: 8); fewer take less memory",
@@ -140,8 +140,6 @@ def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
 def main() -> int:
     args = parse_args()
     settings = settings_of(args)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {args.batch_size}")
     contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
     tasks = plan(contents, styles, args.output, settings)
     check_masks(args, tasks)

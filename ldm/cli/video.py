@@ -44,7 +44,7 @@ from ldm.media.video import (
 )
 from ldm.pipeline.folders import METADATA_KEY
 from ldm.pipeline.settings import Settings
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, at_least
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,18 +81,6 @@ def parse_args() -> argparse.Namespace:
     add_settings_options(parser, look="fast", size=256)
     add_model_options(parser)
     return parser.parse_args()
-
-
-def at_least(least: int) -> partial[int]:
-    return partial(_whole_number, least)
-
-
-def _whole_number(least: int, text: str) -> int:
-    if not text.isdecimal() or len(text) > 9 or int(text) < least:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number between {least} and 999999999, got {text!r}"
-        )
-    return int(text)
 
 
 def frames_per_second(text: str) -> Fraction:

@@ -47,13 +47,15 @@ class FirstStageTraining:
 
     @property
     def automatic_optimization(self) -> bool:
-        return False  # two optimisers, one of which starts later
+        """False: there are two optimisers, one of which starts later."""
+        return False
 
     def get_input(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(N, 3, H, W) from a batch, whose pictures are channels last as data sets give them."""
         return batch[self.image_key].permute(0, 3, 1, 2).float()
 
     def setup(self, stage: str) -> None:
+        """Lightning's: refuse a loss of another kind before training."""
         wanted = self.loss_class
         if stage == "fit" and not isinstance(self.loss, wanted):
             raise ConfigError(
@@ -61,9 +63,11 @@ class FirstStageTraining:
             )
 
     def on_fit_start(self) -> None:
+        """Lightning's: read the weights that the loss needs."""
         self.loss.load_weights()
 
     def configure_optimizers(self) -> Any:
+        """Lightning's: the optimiser, or two, and the schedules of their learning rates."""
         weights = [p for part in self.parts for p in part.parameters() if p.requires_grad]
         groups = [weights] + (
             [self.loss.discriminator.parameters()] if self.loss.discriminator is not None else []
@@ -79,6 +83,7 @@ class FirstStageTraining:
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Lightning's: the loss of a batch, logged."""
         step, batches = self.global_step, self.own_options["accumulate_grad_batches"]
         x = self.get_input(batch)
         # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
@@ -117,6 +122,7 @@ class FirstStageTraining:
             clip_gradients(self, optimizer, value, algorithm)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Lightning's: losses and PSNR of a batch's reconstructions, logged."""
         x = self.get_input(batch)
         recon, latent = self.reconstruct(x, draw=False)
         _, parts = self.loss.autoencoder_loss(
@@ -146,6 +152,7 @@ class AutoencoderKL(FirstStageTraining, KLAutoencoder, pl.LightningModule):
     loss_class = LPIPSWithDiscriminator
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
+        """(reconstruction, posterior), of a drawn latent or of the mode."""
         return self(x, sample_posterior=draw)
 
 
@@ -155,6 +162,7 @@ class VQModel(FirstStageTraining, VQAutoencoder, pl.LightningModule):
     loss_class = VQLPIPSWithDiscriminator
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
+        """(reconstruction, (the quantiser's loss, indices))."""
         recon, loss, indices = self(x, return_pred_indices=True)
         return recon, (loss, indices)
 
@@ -171,15 +179,19 @@ class IdentityFirstStage(nn.Module):
         self.vq_interface = vq_interface
 
     def encode(self, x: Tensor) -> Tensor:
+        """The pictures themselves."""
         return x
 
     def decode(self, x: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """The pictures themselves."""
         return x
 
     def quantize(self, x: Tensor) -> Any:
+        """There are no codes."""
         return (x, None, (None, None, None)) if self.vq_interface else x
 
     def forward(self, x: Tensor) -> Tensor:
+        """The pictures themselves."""
         return x
 
 

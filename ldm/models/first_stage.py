@@ -56,6 +56,7 @@ class FirstStage(nn.Module):
         self.has_weights = True
 
     def decode(self, z: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) of latents."""
         return self.decoder(self.post_quant_conv(z))
 
 
@@ -78,6 +79,7 @@ class KLAutoencoder(FirstStage):
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """What pictures (N, 3, H, W) are to the diffusion model."""
         return DiagonalGaussianDistribution(self.quant_conv(self.encoder(x)))
 
     def forward(
@@ -117,6 +119,7 @@ class VQAutoencoder(FirstStage):
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
+        """All that the reconstruction depends on, in the published optimiser's order."""
         return self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
@@ -124,6 +127,7 @@ class VQAutoencoder(FirstStage):
         return self.quantize(self.encode_to_prequant(x))
 
     def encode_to_prequant(self, x: Tensor) -> Tensor:
+        """Latents (N, embed_dim, h, w) before the quantiser."""
         return self.quant_conv(self.encoder(x))
 
     def decode_code(self, code: Tensor) -> Tensor:
@@ -141,9 +145,11 @@ class VQLatents(VQAutoencoder):
     """One whose latents are quantised in decoding only, so that a diffusion model's are continuous."""
 
     def encode(self, x: Tensor) -> Tensor:
+        """What pictures (N, 3, H, W) are to the diffusion model."""
         return self.encode_to_prequant(x)
 
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """Pictures (N, 3, H, W) of latents."""
         return super().decode(h if force_not_quantize else self.quantize(h)[0])
 
 

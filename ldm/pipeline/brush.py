@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor
+from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
 from ldm.pipeline.settings import Look
@@ -56,12 +57,12 @@ def canvas(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] + 2 * MARGIN, size[1] + 2 * MARGIN
 
 
-def mirrored_out(x: Tensor | None, margin: int = MARGIN) -> Tensor | None:
+def mirrored_out(x: Tensor, margin: int = MARGIN) -> Tensor:
     """Pictures or masks (N, C, H, W) with a margin in which they are mirrored."""
-    return None if x is None else F.pad(x, (margin,) * 4, mode="reflect")
+    return F.pad(x, (margin,) * 4, mode="reflect")
 
 
-def resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(pictures: Tensor, size: Sequence[int]) -> Tensor:
     """Pictures or masks (N, C, H, W) at another (height, width)."""
     if tuple(pictures.shape[2:]) == tuple(size):
         return pictures
@@ -136,13 +137,12 @@ class Order:
 
     def mirrored_out(self) -> "Order":
         """The order for the whole canvas."""
-        masks = None if self.masks is None else mirrored_out(self.masks[None])[0]
         return replace(
             self,
             size=canvas(self.size),
-            content=mirrored_out(self.content),
-            masks=masks,
-            keep=mirrored_out(self.keep),
+            content=None if self.content is None else mirrored_out(self.content),
+            masks=None if self.masks is None else mirrored_out(self.masks[None])[0],
+            keep=None if self.keep is None else mirrored_out(self.keep),
         )
 
 
@@ -169,10 +169,10 @@ class Brush:
         only_last: at the full size alone, for a `start` whose large forms are painted already. Raises Stopped on a
         KeyboardInterrupt.
         """
-        wide, picture = order.mirrored_out(), None
-        start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
-        for level in levels(wide.size, look.brush_steps)[-1 if only_last else 0 :]:
-            picture = self._at(level, picture, start, wide)
+        wide = order.mirrored_out()
+        picture = start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
+        for i, level in enumerate(levels(wide.size, look.brush_steps)[-1 if only_last else 0 :]):
+            picture = self._at(level, picture if i else None, start, wide)
             try:
                 descend(
                     self.energy(level, wide),
@@ -197,7 +197,8 @@ class Brush:
             reference = start if sampled or order.content is None else order.content
             picture = enlarged(picture, resized(reference, level.size), order.detail)
         free = self._free(level, order)
-        picture = picture if free is None else torch.lerp(resized(order.content, level.size), picture, free)
+        if free is not None and order.content is not None:
+            picture = torch.lerp(resized(order.content, level.size), picture, free)
         return picture.clone()
 
     def _free(self, level: Level, order: Order) -> Tensor | None:
@@ -227,7 +228,7 @@ class Brush:
             (self._grams_of(painting, self._side(painting, level, order), order.luminance), weight)
             for painting, weight in region
         ]
-        return {name: sum(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
+        return {name: sum_of(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
 
     def _side(self, painting: Image.Image, level: Level, order: Order) -> int:
         """The shorter side at which a painting is looked at: strokes have the size in the picture that they have there."""

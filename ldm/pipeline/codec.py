@@ -23,8 +23,8 @@ class Codec:
 
     def __init__(self, model: DualCondModel):
         self.model = model
-        self.factor = model.first_stage_model.encoder.factor
-        self.multiple = self.factor * model.model.diffusion_model.min_multiple
+        self.factor: int = model.first_stage_model.encoder.factor
+        self.multiple: int = self.factor * model.model.diffusion_model.min_multiple
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the latent of a picture of this (height, width)."""
@@ -36,9 +36,7 @@ class Codec:
         padded = self._padded(pictures)
 
         def latent(tiles: Sequence[Tile]) -> Tensor:
-            at_pixels = [
-                tuple(slice(s.start * self.factor, s.stop * self.factor) for s in tile) for tile in tiles
-            ]
+            at_pixels = [(self._pixels(rows), self._pixels(columns)) for rows, columns in tiles]
             posterior = self.model.encode_first_stage(cut(padded, at_pixels))
             return self.model.get_first_stage_encoding(posterior).float()
 
@@ -63,6 +61,9 @@ class Codec:
         """x (N, C, H, W) with its edges repeated at right and bottom until the sides divide by `multiple`."""
         height, width = x.shape[2:]
         return F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+
+    def _pixels(self, positions: slice) -> slice:
+        return slice(positions.start * self.factor, positions.stop * self.factor)
 
     def _tiling(self, height: int, width: int) -> Tiling:
         return Tiling(height, width, max(1, TILE // self.factor))

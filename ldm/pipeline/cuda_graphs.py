@@ -23,7 +23,7 @@ GRAPHS = 8  # kept at once, each with the memory of a whole run
 
 def cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """Record `run` on the current device. The tensor is overwritten by every replay."""
-    stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(stream)
     with torch.cuda.stream(aside):
         for _ in range(WARM_UP):
@@ -64,8 +64,8 @@ class Recorder:
 
         def run(inputs: Inputs) -> Tensor:
             for name, value in inputs.items():
-                if value is not None:
-                    own[name].copy_(value)
+                if value is not None and (kept := own[name]) is not None:
+                    kept.copy_(value)
             replay()
             return result.clone()
 

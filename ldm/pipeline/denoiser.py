@@ -62,7 +62,9 @@ class PreparedDenoiser:
             )
             return guidance.combine(prediction.float())
 
-        prediction = blend(predict, Tiling(*x.shape[2:], self.tile), at_once=max(1, ROWS_AT_ONCE // len(x)))
+        prediction = blend(
+            predict, Tiling(x.shape[2], x.shape[3], self.tile), at_once=max(1, ROWS_AT_ONCE // len(x))
+        )
         return start_of(x, prediction, self.alphas[timestep], self.model.parameterization)
 
     # What depends on the time step and the style alone
@@ -81,7 +83,8 @@ class PreparedDenoiser:
     def _rows(self, vectors: Tensor, guidance: Guidance) -> Tensor:
         """(B * N, ...) from a row for each style. The branch without content has the styles too; the null style is the last row."""
         full, null = vectors[: self.count], vectors[self.count :]
-        return guidance.join(full, full, null.expand(self.count, -1) if guidance.needed[1] else None)
+        rows: Tensor = guidance.join(full, full, null.expand(self.count, -1) if guidance.needed[1] else None)
+        return rows
 
     def _prepare(self, timesteps: Sequence[int]) -> None:
         """Content vectors (S, ...) and, for each block, modulations (S, styles, ...) of S time steps."""

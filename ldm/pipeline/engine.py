@@ -149,8 +149,9 @@ class Painter:
         return painted
 
     def _paint(self, batch: Batch, settings: Settings, watch: Watch) -> Tensor:
-        painted = None
-        for size in self.sizes(batch.size, settings):
+        first, *larger = self.sizes(batch.size, settings)
+        painted = self._paint_at(batch.resized(first), None, settings, watch)
+        for size in larger:
             painted = self._paint_at(batch.resized(size), painted, settings, watch)
         return painted
 
@@ -168,10 +169,17 @@ class Painter:
             guidance.needed,
             guidance.interval,
         )
-        source = PerPictureNoise(batch.for_regions(batch.seeds))
-        noise = centred(source(self._empty_latents(batch)))
+        source = PerPictureNoise([seed for seed in batch.seeds for _ in range(batch.regions)])
+        content_scales, style_scales = map(torch.as_tensor, guidance.scales)
         tensors = Tensors(
-            noise, *guidance.scales, batch.style, batch.content, batch.masks, batch.keep, smaller
+            noise=centred(source(self._empty_latents(batch))),
+            content_scales=content_scales,
+            style_scales=style_scales,
+            style=batch.style,
+            content=batch.content,
+            masks=batch.masks,
+            keep=batch.keep,
+            smaller=smaller,
         )
         if self.recorder is None or settings.is_stochastic:
             return self._run(run, tensors, watch, source)
@@ -194,7 +202,7 @@ class Painter:
             else:
                 painted = sample_ddim(denoise, x, path, run.eta, noise)
             if tensors.masks is not None:
-                painted = self._joined(painted.unflatten(0, (-1, regions)), tensors.masks)
+                painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
             pictures = self.codec.decode(painted, run.size)
             if content is None or z is None or run.detail == 0:
                 return pictures
@@ -209,7 +217,8 @@ class Painter:
         if start is None or first.timestep == self.model.num_timesteps - 1:
             return tensors.noise
         start = start.repeat_interleave(tensors.style.shape[1], dim=0)
-        return first.alpha**0.5 * start + (1 - first.alpha) ** 0.5 * tensors.noise
+        noisy: Tensor = first.alpha**0.5 * start + (1 - first.alpha) ** 0.5 * tensors.noise
+        return noisy
 
     def _denoiser(self, run: Run, tensors: Tensors, z: Tensor | None) -> StartDenoiser:
         regions = tensors.style.shape[1]

@@ -20,8 +20,9 @@ from ldm.data.splits import find_pictures
 from ldm.errors import UserError, did_you_mean
 from ldm.files import file_hash
 from ldm.media.images import at_most, check_output, read_metadata, save_image
-from ldm.pipeline.inputs import Style, StyleMix, StyleRegions, read_picture
+from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_picture
 from ldm.pipeline.settings import Settings
+from ldm.ranks import rank_and_world
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -211,21 +212,15 @@ def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) 
 
 def files_of(style: Style) -> list[str | Path]:
     """The pictures and masks of a style that is given by files."""
-    if isinstance(style, StyleMix):
-        return list(style.styles)
-    if isinstance(style, StyleRegions):
-        return [*style.styles, *style.masks]
-    return [style]
+    given: Sequence[Picture] = [style] if isinstance(style, (str, Path, Image.Image)) else style.styles
+    masks = style.masks if isinstance(style, StyleRegions) else ()
+    return [path for path in (*given, *masks) if isinstance(path, (str, Path))]
 
 
 def share_of(tasks: Sequence[Task]) -> list[Task]:
-    """This process's share where torchrun started several (RANK of WORLD_SIZE); everything otherwise."""
-    given = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not all(text.isdecimal() for text in given) or not int(given[0]) < int(given[1]):
-        raise UserError(
-            f"the environment says RANK {given[0]!r} of WORLD_SIZE {given[1]!r}; set both, as torchrun does, or none"
-        )
-    return list(tasks[int(given[0]) :: int(given[1])])
+    """This process's share where torchrun started several; everything otherwise. Raises UserError."""
+    rank, world = rank_and_world()
+    return list(tasks[rank::world])
 
 
 def is_finished(task: Task, description: dict[str, Any]) -> bool:
@@ -275,9 +270,13 @@ def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], lis
 
 def _read_style(style: Style, size: int) -> Style:
     if isinstance(style, (StyleMix, StyleRegions)):
-        return replace(style, styles=[_read_style(part, size) for part in style.styles])
+        return replace(style, styles=[_read_painting(part, size) for part in style.styles])
+    return _read_painting(style, size)
+
+
+def _read_painting(picture: Picture, size: int) -> Image.Image:
     # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
-    return at_most(read_picture(style), size)
+    return at_most(read_picture(picture), size)
 
 
 class ManyPainter:
@@ -302,6 +301,7 @@ class ManyPainter:
         self._last: tuple[Path, Image.Image | UserError] | None = None
 
     def paint(self, tasks: Sequence[Task]) -> None:
+        """Paint the tasks, with a progress bar; what goes wrong is in `failures`."""
         if not tasks:
             return
         with tqdm(total=len(tasks), unit="picture", smoothing=0.1) as bar:
@@ -331,6 +331,7 @@ class ManyPainter:
                 batch_size=self.batch_size,
                 **self.options,
             )
+            assert isinstance(painted, list)  # as several were asked for
             for (task, _), picture in zip(pairs, painted):
                 save_image(
                     picture,

@@ -69,6 +69,7 @@ class ReadStyle:
 
     @property
     def pictures(self) -> list[Image.Image]:
+        """All paintings, of all regions."""
         return [picture for region in self.regions for picture, _ in region]
 
     def shares(self, size: tuple[int, int]) -> NDArray[np.float32] | None:
@@ -83,7 +84,8 @@ class ReadStyle:
             raise UserError(
                 "some of the picture is black in every mask; whiten it in one, or give one style more than masks"
             )
-        return given / total
+        shares: NDArray[np.float32] = given / total
+        return shares
 
 
 class PictureReader:
@@ -98,6 +100,7 @@ class PictureReader:
         return self._once("rgb", picture, read_picture)
 
     def mask(self, picture: Picture) -> Image.Image:
+        """The picture in grey, upright. Raises UserError."""
         return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
 
     def _painting(self, picture: Picture) -> Image.Image:
@@ -150,7 +153,8 @@ def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
             f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}"
         )
     scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(scaled, dtype=np.float32) / np.float32(255)
+    array: NDArray[np.float32] = np.asarray(scaled, dtype=np.float32) / np.float32(255)
+    return array
 
 
 def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:

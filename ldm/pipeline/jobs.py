@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -85,11 +84,14 @@ class Request:
         )
         keep = None if self.keep is None else read.mask(self.keep)
         each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
+        square = settings.shape or (settings.short_side, settings.short_side)
         jobs = []
-        for content, style, start, seed, *scales in zip(contents, styles, starts, *each):
-            size = _size_alone(settings) if content is None else content.size
+        for content, style, start, seed, content_scale, style_scale in zip(contents, styles, starts, *each):
+            size = square if content is None else content.size
             begun = None if start is None else _fitted(start, size)
-            jobs.append(Job(content, style, size, int(seed), *map(float, scales), keep, begun))
+            jobs.append(
+                Job(content, style, size, int(seed), float(content_scale), float(style_scale), keep, begun)
+            )
         for job in jobs:
             _check_job(job, style_side)
         return jobs
@@ -141,9 +143,9 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
 def _sized(image: Image.Image, settings: Settings) -> Image.Image:
     """The content picture at the result's size."""
     _check_scaled(image, settings.short_side)
-    if isinstance(settings.size, Integral):
-        return resize_short_side(image, settings.size)
-    return ImageOps.fit(image, tuple(settings.size), Image.Resampling.LANCZOS)
+    if settings.shape is None:
+        return resize_short_side(image, settings.short_side)
+    return ImageOps.fit(image, settings.shape, Image.Resampling.LANCZOS)
 
 
 def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -153,10 +155,6 @@ def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
             f"start, a picture of {start.width}x{start.height} pixels, does not have the result's aspect, {size[0]}x{size[1]}"
         )
     return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
-
-
-def _size_alone(settings: Settings) -> tuple[int, int]:
-    return (settings.size, settings.size) if isinstance(settings.size, Integral) else tuple(settings.size)
 
 
 def _check_scaled(image: Image.Image, size: int) -> None:

@@ -28,6 +28,7 @@ from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.diffusion.samplers import Step
 from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.diffusionmodules.model import StyleUNetModel
+from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
 from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
 from ldm.pipeline.bundled import resolve_checkpoint
@@ -200,7 +201,7 @@ class StyleTransferPipeline:
     def _batch(self, jobs: list[Job], statistics: dict[int, Tensor]) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size
         regions = [
-            [sum(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions]
+            [sum_of(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions]
             for job in jobs
         ]
         masks = [job.style.shares(job.size) for job in jobs]

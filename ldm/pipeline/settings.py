@@ -167,7 +167,9 @@ class Size(Dial):
 
     def check(self, name: str, value: Any) -> None:
         what = "a whole number or a pair of them"
-        sides = (value, value) if isinstance(value, Integral) else pair_of(value, Integral, name, what)
+        sides: tuple[Any, Any] = (value, value)
+        if not isinstance(value, Integral):
+            sides = pair_of(value, Integral, name, what)
         for side in sides:
             if side not in PIXELS:
                 raise UserError(f"{name} must be {PIXELS}, got {side}")
@@ -283,9 +285,14 @@ class Settings:
         return self.brush.brush > 0
 
     @property
+    def shape(self) -> tuple[int, int] | None:
+        """(width, height) of the result, where both are given."""
+        return (self.size[0], self.size[1]) if isinstance(self.size, Sequence) else None
+
+    @property
     def short_side(self) -> int:
         """Of the result, in pixels."""
-        return self.size if isinstance(self.size, Integral) else min(self.size)
+        return min(self.size) if isinstance(self.size, Sequence) else self.size
 
     def style_side(self, native_size: int) -> int:
         """The largest shorter side at which style pictures are looked at, by a model trained at `native_size`."""

@@ -58,10 +58,10 @@ def blend(
     tiles = tiling.tiles
     if len(tiles) == 1:
         return function(tiles)
-    total = weights = None
+    total = weights = torch.empty(0)  # until the first part tells their shape
     for some in (tiles[i : i + at_once] for i in range(0, len(tiles), at_once)):
         for (rows, columns), part in zip(some, function(some).chunk(len(some))):
-            if total is None:
+            if not total.numel():
                 total = part.new_zeros(*part.shape[:2], tiling.height * scale, tiling.width * scale)
                 weights = torch.zeros_like(total[:1, :1])
             place = (

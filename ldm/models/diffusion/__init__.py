@@ -1,0 +1,1 @@
+"""Diffusion models, their guidance and their samplers."""

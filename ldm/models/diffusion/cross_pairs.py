@@ -78,9 +78,11 @@ class Encoded:
     made: Mapping[str, Tensor]
 
     def rows(self, which: Tensor) -> "Encoded":
+        """What was made of these pictures alone."""
         return Encoded(self.pictures[which], {name: value[which] for name, value in self.made.items()})
 
     def of(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What has these names."""
         return {name: self.made[name] for name in names}
 
 
@@ -128,6 +130,7 @@ class CrossPairLDM(DualCondLDM):
         self._photos, self._paintings = Kept(), Kept()
 
     def on_fit_start(self) -> None:
+        """Lightning's: see that what training needs is there."""
         if not self._scale_is_known:
             raise ConfigError("CrossPairLDM: give the trained model to go on from as ckpt_path")
         super().on_fit_start()
@@ -279,6 +282,7 @@ class CrossPairLDM(DualCondLDM):
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Lightning's: the losses of a batch, logged, for the same random numbers every time."""
         # The same noise and time steps every time, and training's random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.ema_scope():
             torch.manual_seed(batch_idx)

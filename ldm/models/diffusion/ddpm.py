@@ -102,9 +102,11 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         return tuple(prefixes)
 
     def averaged(self) -> list[tuple[LitEma, nn.Module]]:
+        """What has a moving average: (the average, the module)."""
         return [(self.model_ema, self.model)] if self.use_ema else []
 
     def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
         condition_stage = [*self.cond_stage_model.parameters()] if self.cond_stage_trainable else []
         logvar = [self.logvar] if self.diffusion_loss.learn_logvar else []
         return [*self.model.parameters(), *condition_stage, *logvar]
@@ -170,6 +172,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
 
     @torch.no_grad()
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the first stage makes of a batch's pictures, or what was computed from them before."""
         return self.latent_of(self.encode_first_stage(channels_first(batch[self.first_stage_key])))
 
     def condition_of(self, batch: Mapping[str, Tensor], x: Tensor) -> Condition:
@@ -237,6 +240,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     # The training loop
 
     def on_fit_start(self) -> None:
+        """Lightning's: see that what training needs is there."""
         if not (self._scale_is_known or getattr(self.first_stage_model, "has_weights", True)):
             log.warning(
                 "the first stage has random weights: give its file as model.params.first_stage_config.params.ckpt_path"
@@ -246,6 +250,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
             self.cond_stage_model.check_classes(data.classes, with_null=self.cond_drop > 0)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Lightning's: the loss of a batch, logged."""
         loss, parts = self.shared_step(batch)
         n = samples_in(batch)
         self.log_dict(parts, batch_size=n)
@@ -254,6 +259,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
 
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Lightning's: the losses of a batch, logged, for the same random numbers every time."""
         # The same noise and time steps every time: values of different epochs can be compared, and training's
         # random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -266,6 +272,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         self.log_dict(parts, batch_size=samples_in(batch), sync_dist=True)
 
     def on_train_start(self) -> None:
+        """Lightning's: a new model's scale and the like are measured before its first step."""
         measures = self.first_measures()
         if not measures or self._scale_is_known or self.global_step > 0:
             return
@@ -312,6 +319,7 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         optimizer: Optimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
+        """Lightning's: a step, after which the averages move."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # differs: the published code moves the average once per micro-batch; here once per optimiser step.
         for average, module in self.averaged():
@@ -323,9 +331,11 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Lightning's: by norm or value, and a loss that is not finite is an error."""
         clip_gradients(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
+        """Lightning's: the optimiser, or two, and the schedules of their learning rates."""
         optimizer = build_optimizer(
             torch.optim.AdamW, published_order(self, self.trained_parameters()), self, lr=self.learning_rate
         )

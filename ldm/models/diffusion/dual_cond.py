@@ -35,6 +35,8 @@ class DualCondModel(LatentDiffusionModel):
 
     what = "a style transfer model (DualCondLDM)"
 
+    model: "DualConditionDiffusionWrapper"
+
     @flat_keys
     def __init__(
         self,
@@ -68,6 +70,7 @@ class DualCondModel(LatentDiffusionModel):
     # Style network
 
     def optional_keys(self, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Prefixes of names that a whole checkpoint may have or lack."""
         has_vgg = any(name.startswith("vgg.") for name in state)
         return (*super().optional_keys(state), *(() if has_vgg else ("vgg.",)))
 
@@ -120,11 +123,14 @@ class DualCondModel(LatentDiffusionModel):
     # First stage
 
     def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
+        """The mode, not a drawn latent."""
         return posterior.mode()
 
 
 class DualConditionDiffusionWrapper(nn.Module):
     """Holds the network under the published name; a condition whose key is "concat" joins the input's channels."""
+
+    diffusion_model: Any  # what a config names
 
     def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: Sequence[str] | None = None):
         super().__init__()
@@ -135,6 +141,7 @@ class DualConditionDiffusionWrapper(nn.Module):
         self.first_conditioning_key, self.second_conditioning_key = keys
 
     def forward(self, x: Tensor, t: Tensor, c1: Tensor | None = None, c2: Tensor | None = None) -> Tensor:
+        """The network's prediction, like x."""
         if self.first_conditioning_key == "concat":
             x, c1 = torch.cat([x, c1], dim=1), None
         if self.second_conditioning_key == "concat":

@@ -29,10 +29,12 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         self.load_start(start)
 
     def averaged(self) -> list[tuple[LitEma, nn.Module]]:
+        """What has a moving average: (the average, the module)."""
         own = [(self.null_style_vector_ema, self.null_style_vector)] if self.use_ema else []
         return super().averaged() + own
 
     def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
         return [*super().trained_parameters(), *self.null_style_vector.parameters()]
 
     # Batches
@@ -43,6 +45,7 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         return (*super().encode_batch(batch), self.batch_style(batch))
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the first stage makes of a batch's pictures, or what was computed from them before."""
         return batch["latent"].float() if "latent" in batch else super().unscaled_latents(batch)
 
     @torch.no_grad()
@@ -60,10 +63,12 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
     # The training loop
 
     def on_fit_start(self) -> None:
+        """Lightning's: see that what training needs is there."""
         super().on_fit_start()
         self.load_style_network()
 
     def first_measures(self) -> list[FirstMeasure]:
+        """What a new model is set by before training: the scale, and the whitening of styles."""
         whitens = self.model.diffusion_model.context_whitening is not None
         return super().first_measures() + ([(self.batch_style, self.measure_styles)] if whitens else [])
 

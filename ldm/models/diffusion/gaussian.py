@@ -42,6 +42,8 @@ class GaussianDiffusion(nn.Module):
         "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4). Further parameters: NoiseSchedule's.
     """
 
+    alphas_cumprod: Tensor
+
     @flat_keys
     def __init__(
         self,
@@ -78,6 +80,7 @@ class GaussianDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the tables, and so the model, are."""
         return self.betas.device
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Condition = None) -> Tensor:
@@ -98,6 +101,7 @@ class GaussianDiffusion(nn.Module):
         return self._at(recip, t, x_t) * x_t - self._at(recipm1, t, x_t) * noise
 
     def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """The noise that makes x_t of x_0."""
         recip, recipm1 = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
         return (self._at(recip, t, x_t) * x_t - x_start) / self._at(recipm1, t, x_t)
 

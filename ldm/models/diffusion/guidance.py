@@ -147,6 +147,8 @@ def over_parts(function: Callable[[Tensor], Tensor], condition: Condition) -> Co
 
 def parts_of(condition: Condition) -> list[Tensor]:
     """The tensors of a condition, in their order."""
-    parts: list[Tensor] = []
-    over_parts(lambda part: parts.append(part) or part, condition)
-    return parts
+    if isinstance(condition, dict):
+        condition = list(condition.values())
+    if isinstance(condition, (list, tuple)):
+        return [tensor for part in condition for tensor in parts_of(part)]
+    return [] if condition is None else [condition]

@@ -51,6 +51,7 @@ class Conditioning:
     model_class: Callable[[Mapping[str, Any], Any], nn.Module] | None = None
 
     def wrapped(self, unet_config: Mapping[str, Any], has_stage: bool) -> nn.Module:
+        """The network in what hands it the condition."""
         key = self.conditioning_key
         if key is None and has_stage:
             key = "concat" if self.concat_mode else "crossattn"
@@ -110,6 +111,7 @@ class LatentDiffusionModel(GaussianDiffusion):
         return ("first_stage_model.loss.", *(f"cond_stage_model.{key}" for key in of_condition_stage))
 
     def train(self, mode: bool = True) -> "LatentDiffusionModel":
+        """As in PyTorch; what is frozen stays in eval mode."""
         super().train(mode)
         # frozen: their dropout and norms must not wake up with the rest
         self.first_stage_model.eval()
@@ -130,6 +132,7 @@ class LatentDiffusionModel(GaussianDiffusion):
         return {name: getattr(self, name) for name in self._scale_names}
 
     def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution | Tensor:
+        """The posterior of pictures, or what a first stage without one gives."""
         return self.first_stage_model.encode(x)
 
     def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
@@ -231,6 +234,7 @@ class DiffusionWrapper(nn.Module):
         c_concat: Sequence[Tensor] | None = None,
         c_crossattn: Sequence[Tensor] | None = None,
     ) -> Tensor:
+        """The network's prediction, like x."""
         key = self.conditioning_key
         wanted = (key in ("concat", "hybrid"), key in ("crossattn", "hybrid", "adm"))
         if wanted != (c_concat is not None, c_crossattn is not None):

@@ -39,6 +39,7 @@ class OneFactor:
 
     @staticmethod
     def undo(z: Tensor, scale_factor: Tensor) -> Tensor:
+        """What `apply` was given."""
         return z / scale_factor
 
     @staticmethod
@@ -58,6 +59,7 @@ class PerChannel:
     persistent = True
 
     def tables(self, channels: int) -> dict[str, Tensor]:
+        """By name, at first."""
         return {
             "scale_factors": self._table("scale_factors", channels, neutral=1.0),
             "shift_values": self._table("shift_values", channels, neutral=0.0),
@@ -75,10 +77,12 @@ class PerChannel:
 
     @staticmethod
     def apply(z: Tensor, scale_factors: Tensor, shift_values: Tensor) -> Tensor:
+        """Scaled latents of those that the first stage makes, (N, channels, h, w)."""
         return (z - over_positions(shift_values[None], z)) * over_positions(scale_factors[None], z)
 
     @staticmethod
     def undo(z: Tensor, scale_factors: Tensor, shift_values: Tensor) -> Tensor:
+        """What `apply` was given."""
         # differs: the published code unscales the caller's tensor in place.
         return z / over_positions(scale_factors[None], z) + over_positions(shift_values[None], z)
 

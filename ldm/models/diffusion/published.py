@@ -24,10 +24,12 @@ class PublishedNames(PublishedPictures, PublishedSampling):
 
     @property
     def restarted_from_ckpt(self) -> bool:
+        """Whether the weights, scale included, came from a file."""
         return self._scale_is_known
 
     @property
     def split_input_params(self) -> Any:
+        """Refused."""
         raise AttributeError(_NO_SPLIT)
 
     @split_input_params.setter
@@ -35,10 +37,12 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         raise ConfigError(_NO_SPLIT)
 
     def get_fold_unfold(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused."""
         raise ConfigError(_NO_SPLIT)
 
     @property
     def use_scheduler(self) -> bool:
+        """Whether the learning rate has a schedule."""
         return self.scheduler_config is not None
 
     def make_cond_schedule(self) -> None:

@@ -89,14 +89,14 @@ def sampling_path(
     """
     total = max(1, round(strength * len(alphas_cumprod)))
     count = min(total, max(1, round(strength * count)))
-    steps = make_ddim_timesteps("trailing", count, total)[::-1]
+    steps = make_ddim_timesteps("trailing", count, total)[::-1].tolist()
     if spacing == "between":
         levels = np.array([log_snr(alpha) for alpha in alphas_cumprod[:total]])  # falling with time
         wanted = (levels[steps] + np.linspace(levels[-1], levels[0], count)) / 2
         nearest = np.abs(levels[:, None] - wanted).argmin(axis=0)
         steps = sorted(set(nearest.tolist()), reverse=True)
     alphas = [*(float(alphas_cumprod[t]) for t in steps), 1.0]
-    return [Step(int(t), alpha, after) for t, alpha, after in zip(steps, alphas, alphas[1:])]
+    return [Step(t, alpha, after) for t, alpha, after in zip(steps, alphas, alphas[1:])]
 
 
 def sample_ddim(
