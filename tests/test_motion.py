@@ -10,9 +10,9 @@ from PIL import Image
 from pipeline_builders import assert_refused, picture, pixels, run_program, script, tiny_model, write_model
 
 from ldm.errors import UserError
+from ldm.media.clips import Frame
 from ldm.media.images import load_image
 from ldm.media.motion import Past, movement, next_frame, share_of, steadily_painted
-from ldm.media.video import Frame
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.pipeline import StyleTransferPipeline
 

@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script, write_model
 
 from ldm.errors import UserError
-from ldm.media import video
+from ldm.media import clips, video
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
 RATE = Fraction(25)  # a frame takes a whole number of the units of every format
@@ -123,13 +123,13 @@ def pictures(count: int, size: tuple[int, int] = (48, 32)) -> list[Image.Image]:
     return [picture(*size, seed=seed) for seed in range(count)]
 
 
-def read(path: Path) -> list[video.Frame]:
-    return list(video.open_clip(path).frames())
+def read(path: Path) -> list[clips.Frame]:
+    return list(clips.open_clip(path).frames())
 
 
-def copied(source: Path, target: Path, **options: Any) -> list[video.Frame]:
+def copied(source: Path, target: Path, **options: Any) -> list[clips.Frame]:
     """What is in `target` after the frames of `source` are written there as they are."""
-    clip = video.open_clip(source)
+    clip = clips.open_clip(source)
     video.write_video(target, clip.frames(**options), clip, video.can_keep_sound(clip, target))
     return read(target)
 
@@ -155,7 +155,7 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 def test_number_pace_and_size_of_the_frames_are_kept(paint: Any, folder: Path, output: str) -> None:
     write_clip(folder / "clip.mkv", pictures(5))
     assert paint(output=output, batch_size=2) == 0
-    result = video.open_clip(folder / output)
+    result = clips.open_clip(folder / output)
     frames = list(result.frames())
     assert [frame.time * result.time_base for frame in frames] == [
         Fraction(number) / RATE for number in range(5)
@@ -199,14 +199,14 @@ def test_no_more_than_a_batch_of_frames_is_in_memory(
     write_frame_files(folder / "frames", pictures(10))
     loaded: list[weakref.ref[Image.Image]] = []
     alive = []
-    load = video.load_image
+    load = clips.load_image
 
     def spy(path: Path) -> Image.Image:
         loaded.append(weakref.ref(image := load(path)))
         alive.append(sum(reference() is not None for reference in loaded))
         return image
 
-    monkeypatch.setattr(video, "load_image", spy)
+    monkeypatch.setattr(clips, "load_image", spy)
     assert paint(content="frames", batch_size=batch_size) == 0
     assert len(alive) == 10 and max(alive) == batch_size
 
@@ -233,7 +233,7 @@ def test_a_part_of_the_clip(paint: Any, folder: Path, options: dict, chosen: lis
 def test_uneven_times_are_kept(folder: Path) -> None:
     source = write_clip(folder / "clip.mkv", pictures(4), times=[0, 1, 5, 6])
     for output in ("out.mp4", "out.gif", "out.mkv"):
-        clip = video.open_clip(folder / output) if copied(source, folder / output) else None
+        clip = clips.open_clip(folder / output) if copied(source, folder / output) else None
         assert [frame.time * clip.time_base * RATE for frame in clip.frames()] == [0, 1, 5, 6]
 
 
@@ -241,7 +241,7 @@ def test_frames_without_a_pace_of_their_own_get_one(paint: Any, folder: Path) ->
     write_frame_files(folder / "frames", pictures(3))
     for options, rate in (({}, 25), ({"fps": 10}, 10), ({"fps": "24000/1001"}, Fraction(24000, 1001))):
         assert paint(content="frames", **options) == 0
-        assert video.open_clip(folder / "out.mp4").rate == rate
+        assert clips.open_clip(folder / "out.mp4").rate == rate
 
 
 # What the pixels look like

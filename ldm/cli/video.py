@@ -26,22 +26,10 @@ from tqdm import tqdm
 
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
+from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip, painted
 from ldm.media.images import load_image
 from ldm.media.motion import steadily_painted
-from ldm.media.video import (
-    DEFAULT_RATE,
-    Clip,
-    Frame,
-    at_least_one,
-    can_keep_sound,
-    check_target,
-    finished_frames,
-    is_video,
-    open_clip,
-    painted,
-    write_frames,
-    write_video,
-)
+from ldm.media.video import can_keep_sound, check_target, finished_frames, is_video, write_frames, write_video
 from ldm.pipeline.folders import METADATA_KEY
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from ldm.media.video import Frame
+from ldm.media.clips import Frame
 
 # levels of 255: below the one a difference is noise of the camera or the file, above the other movement
 STILL, MOVING = (

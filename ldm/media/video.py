@@ -1,27 +1,23 @@
-"""Clips in and out: video files, and folders with a picture for each frame. One frame at a time, so length costs no memory.
-
-Video files need the package av (FFmpeg's libraries); folders of frames do not.
-"""
+"""Clips out: video files with sound, and folders with a picture for each frame; whole or not at all."""
 
 import io
 import logging
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.media.images import EXTENSIONS, load_image, read_metadata, save_image, to_rgb
+from ldm.media.clips import Clip, Frame, av_package, ffmpeg_errors, open_video
+from ldm.media.images import read_metadata, save_image
 
 if TYPE_CHECKING:
     import av
@@ -30,27 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Not .gif: that is a clip, not a frame.
-FRAME_EXTENSIONS = tuple(extension for extension in EXTENSIONS if extension != ".gif")
-READABLE = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".gif",
-    ".avi",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".wmv",
-    ".flv",
-    ".3gp",
-    ".ogv",
-)
-DEFAULT_RATE = Fraction(25)  # of a folder of frames
 BT709 = (
     1  # FFmpeg's number for these colours, in its table of matrices as in those of primaries and of curves
 )
@@ -81,133 +56,6 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a clip. `time` counts the clip's time base; `name` is its file's in a folder of frames."""
-
-    picture: Image.Image
-    number: int
-    time: int
-    name: str
-
-
-class Clip(Protocol):
-    """Something with frames. `count` is an estimate, or None; `time_base` is the unit of time in seconds."""
-
-    path: Path
-    rate: Fraction
-    time_base: Fraction
-    count: int | None
-
-    def name(self, number: int) -> str:
-        """The file name of a frame in a folder of frames."""
-
-    def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
-        """The frames from number `start` until before `stop`, but for those of names in `skip`. Raises UserError."""
-
-    def has_sound(self) -> bool:
-        """Whether there is sound to keep."""
-
-
-class FramesFolder:
-    """A folder of pictures, in the order of the numbers in their names."""
-
-    def __init__(self, path: Path, rate: Fraction):
-        self.path, self.rate, self.time_base = path, rate, 1 / rate
-        pictures = (
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in FRAME_EXTENSIONS and not file.name.startswith(".")
-        )
-        self._files = sorted((file for file in pictures if file.is_file()), key=_by_numbers)
-        self.count: int | None = len(self._files)
-        self._check_names()
-
-    def _check_names(self) -> None:
-        names: dict[str, Path] = {}
-        for number, file in enumerate(self._files):
-            other = names.setdefault(self.name(number), file)
-            if other != file:
-                raise UserError(
-                    f"{self.path}: {other.name} and {file.name} would both become {self.name(number)}"
-                )
-
-    def name(self, number: int) -> str:
-        """The name of the picture's own file, as PNG."""
-        return f"{self._files[number].stem}.png"
-
-    def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
-        """As in Clip; the time is the frame's number."""
-        for number in range(len(self._files))[start:stop]:
-            if self.name(number) not in skip:
-                yield Frame(load_image(self._files[number]), number, number, self.name(number))
-
-    def has_sound(self) -> bool:
-        """Pictures have none."""
-        return False
-
-
-class VideoFile:
-    """A video file, the first video in it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        with self._opened() as container:
-            video = container.streams.video[0]
-            self.rate = Fraction(video.average_rate or video.guessed_rate or DEFAULT_RATE)
-            self.time_base = Fraction(video.time_base or 1 / self.rate)
-            self.count = video.frames or _estimated_frames(container.duration, self.rate)
-            self._sound = bool(container.streams.audio)
-
-    @contextmanager
-    def _opened(self) -> Iterator["av.container.InputContainer"]:
-        with (
-            _errors(self.path, "not a video that can be read, or broken"),
-            open_video(self.path) as container,
-        ):
-            if not container.streams.video:
-                raise UserError(f"{self.path}: no video in it")
-            container.streams.video[0].thread_type = "AUTO"
-            yield container
-
-    def name(self, number: int) -> str:
-        """The number with six digits, as PNG."""
-        return f"{number:06d}.png"
-
-    def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
-        """As in Clip; upright, with square pixels."""
-        with self._opened() as container:
-            pixel_aspect = container.streams.video[0].sample_aspect_ratio
-            for number, frame in islice(enumerate(container.decode(video=0)), start, stop):
-                if self.name(number) not in skip:
-                    time = round(number / self.rate / self.time_base) if frame.pts is None else frame.pts
-                    yield Frame(_upright(frame, pixel_aspect), number, time, self.name(number))
-
-    def has_sound(self) -> bool:
-        """Whether the file has a stream of sound."""
-        return self._sound
-
-
-def open_clip(path: str | Path, rate: Fraction | None = None) -> Clip:
-    """The clip in a video file or a folder; `rate` is the frames per second of a folder. Raises UserError."""
-    path = Path(path)
-    if os.path.isdir(path):
-        return FramesFolder(path, rate or DEFAULT_RATE)
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file or folder")
-    if path.suffix.lower() not in READABLE:
-        raise UserError(
-            f"{path}: unknown video format {path.suffix!r}; use {', '.join(READABLE[:6])}, or a folder of frames"
-        )
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes)")
-    if rate is not None:
-        raise UserError(
-            f"{path}: a video has its own frames per second; they can be set for a folder of frames only"
-        )
-    return VideoFile(path)
-
-
 def check_target(path: str | Path, source: str | Path) -> Path:
     """`path` if a clip made from `source` can be written there, else UserError. Nothing is made yet."""
     named_as_folder = str(path).endswith(("/", os.sep))
@@ -235,25 +83,6 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in FORMATS
 
 
-def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
-    """The same frames, the first of them read already; None where there are none."""
-    first = next(frames, None)
-    # the iterator, unlike a list, lets go of the frame
-    return None if first is None else chain(iter([first]), frames)
-
-
-def painted(
-    frames: Iterator[Frame], paint: Callable[[list[Image.Image]], list[Image.Image]], batch_size: int
-) -> Iterator[Frame]:
-    """The frames with what `paint` makes of their pictures, `batch_size` of them in memory at a time."""
-    while batch := list(islice(frames, batch_size)):
-        pictures = paint([frame.picture for frame in batch])
-        batch = [replace(frame, picture=picture) for frame, picture in zip(batch, pictures, strict=True)]
-        yield from batch
-        batch.clear()  # before the next are read
-        pictures.clear()
-
-
 def write_frames(folder: Path, frames: Iterable[Frame], metadata: dict[str, str]) -> None:
     """A PNG file for each frame, with these metadata, each of them whole. Raises UserError."""
     for frame in frames:
@@ -270,7 +99,7 @@ def write_video(path: Path, frames: Iterator[Frame], clip: Clip, sound: bool = F
     """The frames, at least one, as a video at the pace of `clip`, with its sound if `sound`. Whole or not at all. Raises UserError."""
     first = next(frames)  # painted before anything is made
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside, _errors(path, "could not be written"), ExitStack() as opened:
+    with written_whole(path) as aside, ffmpeg_errors(path, "could not be written"), ExitStack() as opened:
         writer = VideoWriter(opened, aside, clip, first, sound)
         for frame in chain([first], frames):
             writer.write(frame)
@@ -283,7 +112,9 @@ class VideoWriter:
     def __init__(self, opened: ExitStack, path: Path, clip: Clip, first: Frame, sound: bool):
         self._format, self._clip, self._begin = FORMATS[path.suffix.lower()], clip, first.time
         self._container = opened.enter_context(
-            _av().open(str(path), "w", format=self._format.container, options=self._format.container_options)
+            av_package().open(
+                str(path), "w", format=self._format.container, options=self._format.container_options
+            )
         )
         self._time_base = self._format.time_base or clip.time_base
         self._size = _writable_size(first.picture, self._format)
@@ -360,7 +191,7 @@ class Sound:
             while (packet := self._next()) is not None and _begin(packet) < end:
                 self._waiting = None
                 self._output.mux(packet)
-        except _av().FFmpegError as error:
+        except av_package().FFmpegError as error:
             log.warning(
                 "%s: without sound from some point on: it is broken there (%s)", self._path, error.strerror
             )
@@ -381,11 +212,11 @@ def can_keep_sound(clip: Clip, target: Path) -> bool:
     try:
         with (
             open_video(clip.path) as source,
-            _av().open(io.BytesIO(), "w", format=FORMATS[kind].container) as trial,
+            av_package().open(io.BytesIO(), "w", format=FORMATS[kind].container) as trial,
         ):
             trial.add_stream_from_template(source.streams.audio[0])
             trial.start_encoding()
-    except (_av().FFmpegError, ValueError):  # ValueError: the container has no place for it at all
+    except (av_package().FFmpegError, ValueError):  # ValueError: the container has no place for it at all
         log.warning(
             "%s: without sound, since %s does not take the kind that is in %s; .mkv takes most",
             target,
@@ -396,64 +227,17 @@ def can_keep_sound(clip: Clip, target: Path) -> bool:
     return True
 
 
-def open_video(path: Path) -> "av.container.InputContainer":
-    """A video file, to be closed by the caller. Raises FFmpeg's errors, and UserError without the package."""
-    # A playlist that passes for a video must not make FFmpeg fetch something.
-    container: av.container.InputContainer = _av().open(str(path), options={"protocol_whitelist": "file"})
-    return container
-
-
-def _av() -> ModuleType:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "videos need the package av; install it with: pip install -e '.[video]' (a folder of frames does not)"
-        ) from error
-    return av
-
-
 def _check_encoder(path: Path) -> None:
     """Raises UserError without the package, or if it was built without what such a file takes."""
     codec = FORMATS[path.suffix.lower()].codec
     try:
-        _av().Codec(codec, "w")
+        av_package().Codec(codec, "w")
     except ValueError as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path}: the package av that is installed cannot write {codec}; that of PyPI can"
         ) from error
-
-
-@contextmanager
-def _errors(path: Path, problem: str) -> Iterator[None]:
-    """Within it, what FFmpeg cannot do is a UserError."""
-    failures = _av().FFmpegError
-    try:
-        yield
-    except failures as error:
-        raise UserError(f"{path}: {problem} ({error.strerror})") from error
-
-
-def _by_numbers(path: Path) -> list[Any]:
-    """A sorting key that puts frame10 after frame9."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def _estimated_frames(duration: int | None, rate: Fraction) -> int | None:
-    return round(duration * rate / 1_000_000) if duration else None
-
-
-def _upright(frame: "av.VideoFrame", pixel_aspect: Fraction | None) -> Image.Image:
-    """The frame as it is shown: square pixels, turned by its rotation, transparency laid on white."""
-    transparent = any(component.is_alpha for component in frame.format.components)
-    picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba" if transparent else "rgb24")))
-    if pixel_aspect and pixel_aspect != 1:
-        picture = picture.resize(
-            (max(1, round(picture.width * pixel_aspect)), picture.height), Image.Resampling.LANCZOS
-        )
-    return picture.rotate(frame.rotation, expand=True)  # both count against the clock
 
 
 def _writable_size(picture: Image.Image, form: Format) -> tuple[int, int]:
@@ -472,7 +256,7 @@ def _encodable(picture: Image.Image, form: Format) -> "av.VideoFrame":
     """The picture in the colours of the format."""
     if form.pixels == "pal8":
         return _with_palette(picture)
-    frame: av.VideoFrame = _av().VideoFrame.from_ndarray(np.asarray(picture))
+    frame: av.VideoFrame = av_package().VideoFrame.from_ndarray(np.asarray(picture))
     return frame.reformat(format=form.pixels, dst_colorspace=BT709)
 
 
@@ -482,7 +266,7 @@ def _with_palette(picture: Image.Image) -> "av.VideoFrame":
     colors = np.reshape(reduced.getpalette() or [], (-1, 3))
     palette = np.full((256, 4), 255, dtype=np.uint8)  # opacity first
     palette[: len(colors), 1:] = colors
-    frame: av.VideoFrame = _av().VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
+    frame: av.VideoFrame = av_package().VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
     return frame
 
 
