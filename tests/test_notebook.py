@@ -14,7 +14,7 @@ import torch
 from builders import SIDE
 from PIL import Image
 from pipeline_builders import model_config, picture, save_config, tiny_model
-from published_notebook import BLOCKS, CLASSES
+from published.notebook import BLOCKS, CLASSES
 from test_class_conditional import class_ldm
 
 from ldm.models.diffusion.ddim import DDIMSampler

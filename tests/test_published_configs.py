@@ -10,7 +10,7 @@ import torch
 from builders import HALVES, assert_same
 from golden_rules import apply_rule, rnd
 from omegaconf import OmegaConf
-from published_configs import BERT, IMAGENET_V2, INPAINTING, PUBLISHED, UPSCALING, scenes, vq_alone
+from published.configs import BERT, IMAGENET_V2, INPAINTING, PUBLISHED, UPSCALING, scenes, vq_alone
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 

@@ -14,17 +14,25 @@ import torch
 from builders import (
     BACKBONE,
     CHANNELS,
+    EMBEDDER,
     FIRST_STAGE,
+    SHAPE,
     SIDE,
+    STEPS,
     STYLE_DIM,
+    WIDTH,
+    Identity,
     assert_same,
+    batch,
+    class_ldm,
+    dual_batch,
     latents,
+    seeded,
     tiny_ldm,
     unconditional_ldm,
 )
 from golden_rules import apply_rule, rnd
 from pipeline_builders import narrow_vgg16
-from published_builders import EMBEDDER, SHAPE, STEPS, WIDTH, Identity, batch, class_ldm, dual_batch, seeded
 from torch import nn
 
 from ldm.config.factory import allowing_targets, get_obj_from_str

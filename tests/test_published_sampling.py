@@ -5,9 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from builders import SIDE, assert_same, conditions, half_mask, latents, tiny_ldm, tiny_options
+from builders import (
+    CLASSES,
+    SHAPE,
+    SIDE,
+    STEPS,
+    WIDTH,
+    assert_same,
+    batch,
+    class_ldm,
+    conditions,
+    dual_batch,
+    half_mask,
+    latents,
+    seeded,
+    tiny_ldm,
+    tiny_options,
+)
 from golden_rules import rnd
-from published_builders import CLASSES, SHAPE, STEPS, WIDTH, batch, class_ldm, dual_batch, seeded
 from torch import Tensor
 
 from ldm.errors import ConfigError

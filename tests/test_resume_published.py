@@ -20,7 +20,7 @@ from pipeline_builders import (
     save_config,
     tiny_model,
 )
-from published_checkpoints import (
+from published.checkpoints import (
     ADAM_STEP,
     RATE,
     STEP,
