@@ -383,8 +383,18 @@ def test_a_precision_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
 def test_a_cpu_is_fast_at_bfloat16_with_instructions_for_it(
     features: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: features, raising=False)
     assert has_bf16(torch.device("cpu")) == expected and not has_bf16(torch.device("mps"))
+
+
+@pytest.mark.parametrize("avx, amx", [(False, False), (True, False), (False, True)])
+def test_the_oldest_torch_tells_of_bfloat16_in_its_own_way(
+    avx: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx, raising=False)
+    assert has_bf16(torch.device("cpu")) == (avx or amx)
 
 
 def trainer_of(folder: Path, model: pl.LightningModule | None = None, **lightning: Any) -> pl.Trainer:
