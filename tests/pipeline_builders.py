@@ -27,6 +27,7 @@ from ldm.program import run
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--device cpu --precision fp32 --look fast --size 32 --steps 2".split()  # of the painting commands
 
 FIRST_STAGE = {
     "target": "ldm.models.autoencoder.AutoencoderKL",
@@ -135,10 +136,12 @@ def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), s
     return folder
 
 
-def small_model_options(folder: Path) -> list[str]:
-    """The options that name a tiny model, and that keep everything small."""
-    small = "--device cpu --precision fp32 --look fast --size 32 --steps 2"
-    return [*write_model(folder), *small.split()]
+def paintings_and_photos(folder: Path, paintings: int = 5, photos: int = 4) -> dict[str, Path]:
+    """The folders of that many pictures each, by what is in them."""
+    return {
+        "paintings": picture_folder(folder / "paintings", paintings),
+        "photos": picture_folder(folder / "photos", photos, seed=50),
+    }
 
 
 def script(name: str) -> ModuleType:

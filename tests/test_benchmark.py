@@ -15,7 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline_builders import ROOT, model_config, picture_folder, run_program, save_config, script, tiny_model
+from pipeline_builders import (
+    ROOT,
+    model_config,
+    paintings_and_photos,
+    run_program,
+    save_config,
+    script,
+    tiny_model,
+)
 from torch import Tensor, nn
 
 from benchmarks import brush, convergence, gpu, measuring, models, sampling, training, ways
@@ -48,8 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 1}}
         save_config({"model": model_config(timesteps=timesteps), "data": data}, folder / f"{name}.yaml")
-    picture_folder(folder / "photos", 2)
-    picture_folder(folder / "paintings", 3, seed=50)
+    paintings_and_photos(folder, 3, 2)
     (folder / "empty").mkdir()
     return folder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from pipeline_builders import ROOT, forbid_network, pixels
+from pipeline_builders import ROOT, pixels
 
 from ldm.checkpoint import describe, read_state_dict
 from ldm.media.images import load_image, resize_short_side
@@ -33,20 +33,9 @@ def style(name: str) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> StyleTransferPipeline:
-    """Loaded as on a fresh machine: an empty home, another current folder, no network."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        forbid_network(monkeypatch)
-        for name in ("HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
-            monkeypatch.setenv(name, str(tmp_path_factory.mktemp("empty")))
-        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-        return StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def painted(pipeline: StyleTransferPipeline) -> list[Image.Image]:
+def painted(bundled: StyleTransferPipeline) -> list[Image.Image]:
     """One result for each of PAIRS."""
-    return [pipeline(content(photo), style(painting), **SETTINGS) for photo, painting in PAIRS]
+    return [bundled(content(photo), style(painting), **SETTINGS) for photo, painting in PAIRS]
 
 
 # The files
@@ -83,10 +72,10 @@ def test_the_result_has_the_photos_aspect(painted: list[Image.Image]) -> None:
     assert [image.size for image in painted] == sizes
 
 
-def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
+def test_every_value_is_finite(bundled: StyleTransferPipeline) -> None:
     """Before pictures are made of them, which would hide it."""
     photo = image_to_tensor(resize_short_side(content("moose"), 64))[None]
-    statistics = pipeline.encode_style(style("turner_whalers"), 64)
+    statistics = bundled.encode_style(style("turner_whalers"), 64)
     batch = Batch(
         statistics[None],
         tuple(photo.shape[2:]),
@@ -95,7 +84,7 @@ def test_every_value_is_finite(pipeline: StyleTransferPipeline) -> None:
         style_scales=[2.0],
         content=photo,
     )
-    result = pipeline.painter.paint(batch, Settings(look="fast", steps=4))
+    result = bundled.painter.paint(batch, Settings(look="fast", steps=4))
     assert result.isfinite().all() and result.abs().max() < 4
 
 
@@ -136,9 +125,9 @@ def test_the_content_is_still_there(painted: list[Image.Image], i: int) -> None:
     assert own > 0.5 and own > max(likeness.values()) + 0.3
 
 
-def test_the_painting_makes_the_difference(pipeline: StyleTransferPipeline) -> None:
+def test_the_painting_makes_the_difference(bundled: StyleTransferPipeline) -> None:
     photo = content("astronaut")
-    results = pipeline(
+    results = bundled(
         photo, [style("turner_whalers"), style("van_gogh_wheat_field_with_cypresses")], **SETTINGS
     )
     assert np.linalg.norm(mean_colour(results[0]) - mean_colour(results[1])) > 15
@@ -148,21 +137,21 @@ def test_the_painting_makes_the_difference(pipeline: StyleTransferPipeline) -> N
 
 
 def test_the_same_seed_gives_the_same_picture_bit_by_bit(
-    pipeline: StyleTransferPipeline, painted: list[Image.Image]
+    bundled: StyleTransferPipeline, painted: list[Image.Image]
 ) -> None:
     photo, painting = PAIRS[0]
     torch.manual_seed(123)
-    assert pipeline(content(photo), style(painting), **SETTINGS) == painted[0]
+    assert bundled(content(photo), style(painting), **SETTINGS) == painted[0]
 
 
-def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(pipeline: StyleTransferPipeline) -> None:
+def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(bundled: StyleTransferPipeline) -> None:
     names = ["chenonceau_castle", "brandenburg_gate", "chenonceau_castle"]
     contents, styles = (
         [content(name) for name in names],
         [style(path.stem) for path in sorted((ROOT / "data/styles").glob("*.jpg"))[:3]],
     )
     options = {**SETTINGS, "size": 128, "style_scale": 3.0}
-    together = pipeline(contents, styles, **{**options, "seed": [1, 2, 3]})
+    together = bundled(contents, styles, **{**options, "seed": [1, 2, 3]})
     for i in range(3):
-        alone = pipeline(contents[i], styles[i], **{**options, "seed": i + 1})
+        alone = bundled(contents[i], styles[i], **{**options, "seed": i + 1})
         assert np.abs(pixels(alone) - pixels(together[i])).max() <= 1

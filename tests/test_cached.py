@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import model_config, picture_folder, run_program, save_config, script, tiny_model
+from pipeline_builders import (
+    model_config,
+    paintings_and_photos,
+    run_program,
+    save_config,
+    script,
+    tiny_model,
+)
 
 from ldm.checkpoint import save_safetensors
 from ldm.data.cached import KINDS, CachedHybridTrain, LatentCache
@@ -32,10 +39,7 @@ def make_recipe(root: Path, paintings: int = 4, photos: int = 3) -> dict[str, An
     config = model_config(vgg_ckpt_path=str(root / "tiny.safetensors"))
     config["params"]["first_stage_config"]["params"]["ckpt_path"] = str(root / "tiny.safetensors")
     save_config({"model": config, "data": {}}, root / "tiny.yaml")
-    folders = {
-        "paintings": picture_folder(root / "paintings", paintings),
-        "photos": picture_folder(root / "photos", photos, seed=50),
-    }
+    folders = paintings_and_photos(root, paintings, photos)
     sizes = {"size": 32, "short-side": 36, "pictures-per-shard": 2, "batch-size": 1, "num-workers": 0}
     return {"config": root / "tiny.yaml", **folders, **sizes}
 

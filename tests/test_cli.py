@@ -25,7 +25,6 @@ from pipeline_builders import (
     save_config,
     script,
     tiny_model,
-    write_model,
 )
 
 from ldm import program
@@ -40,12 +39,6 @@ from ldm.program import own_command, own_environment, run
 @pytest.fixture(scope="module")
 def stylize() -> ModuleType:
     return script("stylize")
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name a tiny model."""
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

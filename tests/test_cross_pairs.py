@@ -8,7 +8,7 @@ import pytest
 import torch
 from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, conditions, tiny_ldm
 from golden_rules import rnd
-from pipeline_builders import model_config, picture, picture_folder, run_program, script
+from pipeline_builders import model_config, paintings_and_photos, picture, run_program, script
 from torch import Tensor
 from training_builders import data_module, last, logged, logger_node, recipe, train
 
@@ -585,11 +585,8 @@ def test_what_is_kept_changes_no_loss(trained: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("pictures")
-    return {
-        "style_root": str(picture_folder(root / "paintings", 5)),
-        "content_root": str(picture_folder(root / "photos", 4, seed=50)),
-    }
+    pictures = paintings_and_photos(tmp_path_factory.mktemp("pictures"))
+    return {"style_root": str(pictures["paintings"]), "content_root": str(pictures["photos"])}
 
 
 def test_photos_can_be_whole_scenes_at_a_smaller_size(roots: dict[str, str]) -> None:

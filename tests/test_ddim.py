@@ -22,11 +22,6 @@ SHAPE = (CHANNELS, SIDE, SIDE)
 UNIFORM, QUAD, TRAILING = [1, 251, 501, 751], [1, 89, 356, 801], [249, 499, 749, 999]  # of 4 steps
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_ldm(linear_start=0.0015, linear_end=0.0195)
-
-
 def ddim(model, steps=4, cond=None, seed=0, n=2, **options) -> tuple[Tensor, dict[str, list[Tensor]]]:
     cond = conditions(n)[0] if cond is None else cond
     torch.manual_seed(seed)

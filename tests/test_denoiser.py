@@ -24,11 +24,6 @@ def no_gradients():
         yield
 
 
-@pytest.fixture(scope="module")
-def model() -> DualCondModel:
-    return tiny_ldm(linear_start=0.0015, linear_end=0.0195)
-
-
 def style(n: int = 2) -> Tensor:
     return rnd("style", n, STYLE_DIM)
 

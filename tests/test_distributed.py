@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pipeline_builders import FIRST_STAGE, ROOT, model_config, picture_folder, save_config, tiny_model
+from pipeline_builders import FIRST_STAGE, ROOT, paintings_and_photos, picture_folder, save_config, tiny_model
+from training_builders import data_module, diffusion_node, hybrid_data, last, logger_node, recipe_node
 
 from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
@@ -19,6 +20,14 @@ from ldm.ranks import local_rank, rank_and_world, torchrun_group
 from ldm.training.train import main
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch with gloo")
+
+
+EXACTLY = {
+    "precision": "32-true",
+    "val_check_interval": 1,
+    "num_sanity_val_steps": 2,
+    "limit_val_batches": 1.0,
+}
 
 
 class OwnNoise(DualCondLDM):
@@ -50,48 +59,19 @@ class SignalOne(pl.Callback):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("distributed")
-    paintings, photos = picture_folder(root / "paintings", 8), picture_folder(root / "photos", 4, seed=50)
     model = tiny_model()
-    torch.save(model.vgg.state_dict(), root / "style.pt")
     torch.save(model.state_dict(), root / "model.pt")  # untrained, most gradients would be zero
-    data = {
-        "target": "ldm.data.wikiart.HybridTrain",
-        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
-    }
-    model = model_config(
-        vgg_ckpt_path=str(root / "style.pt"),
-        scale_by_std=True,
-        scale_batches=1,
-        ckpt_path=str(root / "model.pt"),
-        load_only_unet=True,
+    node = diffusion_node(
+        root, scale_by_std=True, scale_batches=1, ckpt_path=str(root / "model.pt"), load_only_unet=True
     )
-    model["target"] = "test_distributed.OwnNoise"
-    trainer = {
-        "accelerator": "cpu",
-        "precision": "32-true",
-        "max_steps": 3,
-        "val_check_interval": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-    }
-    return {
-        "model": {"learning_rate": 1e-4, **model},
-        "data": {
-            "target": "main.DataModuleFromConfig",
-            "params": {"num_workers": 0, "train": data, "validation": data},
-        },
-        "lightning": {
-            "trainer": trainer,
-            "callbacks": {
-                "images": {"target": "main.ImageLogger", "params": {"batch_frequency": 2, "max_images": 2}}
-            },
-        },
-    }
-
-
-def last(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    node |= {"target": "test_distributed.OwnNoise", "learning_rate": 1e-4}
+    return recipe_node(
+        node,
+        hybrid_data(paintings_and_photos(root, 8)),
+        steps=3,
+        callbacks=logger_node(batch_frequency=2),
+        **EXACTLY,
+    )
 
 
 def in_two_processes(folder: Path, config: dict[str, Any], *options: str) -> dict[str, Any]:
@@ -162,26 +142,8 @@ def test_a_first_stage_with_a_discriminator_trains_in_two_processes(tmp_path: Pa
         "target": "ldm.data.pictures.PictureFolder",
         "params": {"roots": str(picture_folder(tmp_path / "pictures", 8)), "size": 32, "split": "all"},
     }
-    recipe = {
-        "model": {
-            "learning_rate": 1e-3,
-            **FIRST_STAGE,
-            "params": {**FIRST_STAGE["params"], "lossconfig": loss},
-        },
-        "data": {
-            "target": "main.DataModuleFromConfig",
-            "params": {"batch_size": 2, "num_workers": 0, "train": pictures},
-        },
-        "lightning": {
-            "trainer": {
-                "accelerator": "cpu",
-                "max_steps": 3,
-                "val_check_interval": 1,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-            }
-        },
-    }
+    model = {**FIRST_STAGE, "params": {**FIRST_STAGE["params"], "lossconfig": loss}}
+    recipe = recipe_node(model, data_module(pictures, batch_size=2), steps=3, val_check_interval=1)
     assert in_two_processes(tmp_path, recipe)["global_step"] == 3
 
 

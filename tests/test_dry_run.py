@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_builders import FIRST_STAGE, picture_folder
+from pipeline_builders import FIRST_STAGE, paintings_and_photos
 from training_builders import (
     LOSS,
     diffusion_node,
@@ -24,16 +24,14 @@ from ldm.errors import ConfigError
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with paintings and photos."""
-    picture_folder(tmp_path / "paintings", 5)
-    picture_folder(tmp_path / "photos", 4, seed=50)
+    paintings_and_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def diffusion(folder: Path, **trainer: Any) -> Path:
     pictures = {name: folder / name for name in ("paintings", "photos")}
-    data = hybrid_data(pictures)
-    data["params"] |= {"batch_size": 2}
+    data = hybrid_data(pictures, batch_size=2)
     model = diffusion_node(folder, scale_by_std=True, monitor="val/loss")
     model["params"]["first_stage_config"]["params"]["ddconfig"]["params"]["widths"] = [32, 64, 96]
     return recipe(folder / "dry.yaml", model, data, callbacks=logger_node(batch_frequency=1), **trainer)

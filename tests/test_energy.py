@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from pipeline_builders import narrow_vgg16, picture
+from pipeline_builders import picture
 from torch import Tensor
 
 from ldm.media.tensors import image_to_tensor
@@ -22,11 +22,6 @@ from ldm.modules.losses.energy import (
     windows,
 )
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
-
-
-@pytest.fixture(scope="module")
-def net() -> vgg16:
-    return narrow_vgg16()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from pipeline_builders import ROOT, assert_refused, picture, picture_folder, program_file, run_program
+from pipeline_builders import (
+    ROOT,
+    assert_refused,
+    paintings_and_photos,
+    picture,
+    program_file,
+    run_program,
+)
 
 from benchmarks.rows import GPU
 from ldm.errors import UserError
@@ -30,10 +37,8 @@ def pack() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("pictures")
-    picture_folder(root / "photos", 3)
-    picture_folder(root / "paintings", 4, seed=50)
-    return ["--photos", str(root / "photos"), "--paintings", str(root / "paintings")]
+    pictures = paintings_and_photos(tmp_path_factory.mktemp("pictures"), 4, 3)
+    return ["--photos", str(pictures["photos"]), "--paintings", str(pictures["paintings"])]
 
 
 # Packing

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pipeline_builders import model_config, picture_folder, save_config, tiny_model
+from pipeline_builders import paintings_and_photos, save_config
+from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
 from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
@@ -131,31 +132,9 @@ class Poison(pl.Callback):
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    paintings, photos = (
-        picture_folder(tmp_path / "paintings", 8),
-        picture_folder(tmp_path / "photos", 4, seed=50),
-    )
-    torch.save(tiny_model().vgg.state_dict(), tmp_path / "style.pt")
-    data = {
-        "target": "ldm.data.wikiart.HybridTrain",
-        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
-    }
-    trainer = {
-        "accelerator": "cpu",
-        "precision": "32-true",
-        "max_epochs": 2,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    recipe = {
-        "model": {"learning_rate": 1e-3, **model_config(vgg_ckpt_path=str(tmp_path / "style.pt"))},
-        "data": {
-            "target": "main.DataModuleFromConfig",
-            "params": {"batch_size": 2, "num_workers": 0, "train": data},
-        },
-        "lightning": {"trainer": trainer},
-    }
-    return save_config(recipe, tmp_path / "recipe.yaml")
+    data = data_module(hybrid_node(paintings_and_photos(tmp_path, 8)), batch_size=2)
+    exactly = {"precision": "32-true", "max_epochs": 2}
+    return recipe(tmp_path / "recipe.yaml", diffusion_node(tmp_path), data, steps=-1, **exactly)
 
 
 def run(config: Path, name: str, poison: dict[str, Any] | None = None, *options: str) -> dict[str, Any]:
@@ -175,11 +154,7 @@ def run(config: Path, name: str, poison: dict[str, Any] | None = None, *options:
             *options,
         ]
     )
-    return last(config, name)
-
-
-def last(config: Path, name: str, file: str = "last.ckpt") -> dict[str, Any]:
-    return torch.load(config.parent / name / "checkpoints" / file, weights_only=True)
+    return last(config.parent / name)
 
 
 @pytest.mark.parametrize(("gradients", "what"), [(False, "the loss"), (True, "a gradient")])
@@ -189,7 +164,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
     three = run(config, "three", None, "lightning.trainer.max_steps=3")
     with pytest.raises(NonFiniteError, match=f"{what} is not finite at step 3, epoch 0"):
         run(config, "poisoned", {"batch": 4, "gradients": gradients})
-    kept = last(config, "poisoned", "not_finite.ckpt")
+    kept = last(config.parent / "poisoned", "not_finite.ckpt")
     assert kept["global_step"] == 3
     assert all(torch.equal(kept["state_dict"][name], value) for name, value in three["state_dict"].items())
 
@@ -205,7 +180,7 @@ def test_the_message_names_the_pictures_and_what_to_try(config: Path) -> None:
 def test_the_last_good_checkpoint_stays_when_the_loss_breaks(config: Path) -> None:
     with pytest.raises(NonFiniteError):
         run(config, "poisoned", {"batch": 4}, "lightning.last.every_n_train_steps=2")
-    assert last(config, "poisoned")["global_step"] == 2
+    assert last(config.parent / "poisoned")["global_step"] == 2
 
 
 def test_a_broken_loss_is_a_user_error() -> None:
@@ -237,7 +212,7 @@ def test_a_new_run_never_goes_into_the_folder_of_an_old_one(config: Path) -> Non
         match="holds a run already; go on with it by --resume .*plain, or give this one another name",
     ):
         run(config, "plain", None, "lightning.trainer.max_steps=2")
-    assert last(config, "plain")["global_step"] == before["global_step"] == 1
+    assert last(config.parent / "plain")["global_step"] == before["global_step"] == 1
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(config: Path) -> None:

@@ -28,21 +28,6 @@ TURNER, GOGH = "turner_whalers", "van_gogh_wheat_field_with_cypresses"
 
 
 @pytest.fixture(scope="module")
-def tiny() -> StyleTransferPipeline:
-    return StyleTransferPipeline(tiny_model(use_ema=False))
-
-
-@pytest.fixture(scope="module")
-def bundled() -> StyleTransferPipeline:
-    return StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    return picture(48, 32, seed=1)
-
-
-@pytest.fixture(scope="module")
 def paintings() -> list[Image.Image]:
     return [picture(40, 52, seed=2), picture(44, 40, seed=3)]
 

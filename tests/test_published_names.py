@@ -54,17 +54,6 @@ from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
 from ldm.util import count_params, default, exists, get_ckpt_path, isimage, ismap, log_txt_as_img, mean_flat
 
-
-@pytest.fixture(scope="module")
-def classes() -> LatentDiffusion:
-    return class_ldm()
-
-
-@pytest.fixture(scope="module")
-def dual() -> DualCondLDM:
-    return tiny_ldm(timesteps=STEPS, log_every_t=5, linear_start=0.01, linear_end=0.3)
-
-
 # Signatures: names in their order, as calls without keywords need it
 
 NOISE = "temperature noise_dropout score_corrector corrector_kwargs"

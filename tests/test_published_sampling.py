@@ -35,18 +35,8 @@ from ldm.util import log_txt_as_img
 
 
 @pytest.fixture(scope="module")
-def classes() -> LatentDiffusion:
-    return class_ldm()
-
-
-@pytest.fixture(scope="module")
 def quantised() -> LatentDiffusion:
     return class_ldm(quantised=True, scale_factor=0.5)
-
-
-@pytest.fixture(scope="module")
-def dual() -> DualCondLDM:
-    return tiny_ldm(timesteps=STEPS, log_every_t=5, linear_start=0.01, linear_end=0.3)
 
 
 # Latent diffusion: sampling
@@ -274,12 +264,7 @@ def longer() -> dict[str, Tensor]:
 # DDIM
 
 
-@pytest.fixture(scope="module")
-def long_dual() -> DualCondLDM:
-    return tiny_ldm(linear_start=0.0015, linear_end=0.0195)
-
-
-def test_ddim_takes_its_options_by_place(long_dual: DualCondLDM) -> None:
+def test_ddim_takes_its_options_by_place(model: DualCondLDM) -> None:
     c, null_content, null_style = conditions()
     numbers: list[int] = []
     pictures: list[Tensor] = []
@@ -287,9 +272,9 @@ def test_ddim_takes_its_options_by_place(long_dual: DualCondLDM) -> None:
         4, 2, SHAPE, c, numbers.append, None, lambda start, i: pictures.append(start), False, 0.7, half_mask(), latents("known"), 0.8, 0.1, Half(),
         {"factor": 0.9}, False, latents("x_T"), 2, 0.6, null_content, 2.0, null_style,
     )  # fmt: skip
-    by_place, intermediates = seeded(DDIMSampler(long_dual, "linear").sample, *positional)
+    by_place, intermediates = seeded(DDIMSampler(model, "linear").sample, *positional)
     by_name, _ = seeded(
-        DDIMSampler(long_dual, schedule="linear").sample,
+        DDIMSampler(model, schedule="linear").sample,
         S=4, batch_size=2, shape=SHAPE, conditioning=c, eta=0.7, mask=half_mask(), x0=latents("known"), temperature=0.8, noise_dropout=0.1,
         score_corrector=Half(), corrector_kwargs={"factor": 0.9}, verbose=False, x_T=latents("x_T"), unconditional_guidance_scale=0.6,
         unconditional_conditioning=null_content, unconditional_guidance_scale_2=2.0, unconditional_conditioning_2=null_style,
@@ -298,9 +283,9 @@ def test_ddim_takes_its_options_by_place(long_dual: DualCondLDM) -> None:
     assert len(intermediates["x_inter"]) == 1 + 3
 
 
-def test_a_sequence_of_normals_is_refused(long_dual: DualCondLDM) -> None:
+def test_a_sequence_of_normals_is_refused(model: DualCondLDM) -> None:
     with pytest.raises(ValueError, match="normals_sequence never had an effect; leave it out"):
-        DDIMSampler(long_dual).sample(4, 2, SHAPE, conditions()[0], None, [latents("noise")])
+        DDIMSampler(model).sample(4, 2, SHAPE, conditions()[0], None, [latents("noise")])
 
 
 def guidance(n: int = 2) -> dict[str, Any]:
@@ -311,8 +296,8 @@ def guidance(n: int = 2) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_ddim_step_by_step_is_the_run(long_dual: DualCondLDM) -> None:
-    sampler, c, x = DDIMSampler(long_dual), conditions()[0], latents("x_T")
+def test_ddim_step_by_step_is_the_run(model: DualCondLDM) -> None:
+    sampler, c, x = DDIMSampler(model), conditions()[0], latents("x_T")
     expected, _ = seeded(sampler.sample, 4, 2, SHAPE, c, eta=0.5, x_T=x, verbose=False, **guidance())
     sampler.make_schedule(4, "uniform", 0.5, False)
     torch.manual_seed(0)
@@ -325,9 +310,9 @@ def test_ddim_step_by_step_is_the_run(long_dual: DualCondLDM) -> None:
     )
 
 
-def test_a_ddim_step_may_repeat_its_noise(long_dual: DualCondLDM) -> None:
+def test_a_ddim_step_may_repeat_its_noise(model: DualCondLDM) -> None:
     sampler, c = (
-        DDIMSampler(long_dual),
+        DDIMSampler(model),
         {key: value[:1].repeat(2, *[1] * (value.ndim - 1)) for key, value in conditions()[0].items()},
     )
     sampler.make_schedule(4, ddim_eta=1.0)
@@ -349,20 +334,20 @@ def test_ddim_by_all_time_steps_of_the_model(dual: DualCondLDM, timesteps: int |
     assert_same(out, x, 1e-4)
 
 
-def test_a_schedule_brings_the_models_tables_along(long_dual: DualCondLDM) -> None:
-    sampler = DDIMSampler(long_dual)
+def test_a_schedule_brings_the_models_tables_along(model: DualCondLDM) -> None:
+    sampler = DDIMSampler(model)
     sampler.make_schedule(4, ddim_eta=1.0)
-    assert torch.equal(sampler.alphas_cumprod, long_dual.alphas_cumprod) and torch.equal(
-        sampler.sqrt_recipm1_alphas_cumprod, long_dual.sqrt_recipm1_alphas_cumprod
+    assert torch.equal(sampler.alphas_cumprod, model.alphas_cumprod) and torch.equal(
+        sampler.sqrt_recipm1_alphas_cumprod, model.sqrt_recipm1_alphas_cumprod
     )
     assert len(sampler.ddim_sigmas) == 4 and len(sampler.ddim_sigmas_for_original_num_steps) == 1000
     sampler.register_buffer("own", torch.ones(2))
-    assert sampler.own.device == long_dual.device
+    assert sampler.own.device == model.device
 
 
 @pytest.mark.parametrize("singles", [("c1", "c2"), ("c2",)])
 def test_a_condition_for_one_sample_serves_all_with_a_warning(
-    long_dual: DualCondLDM, caplog: pytest.LogCaptureFixture, singles: tuple[str, ...]
+    model: DualCondLDM, caplog: pytest.LogCaptureFixture, singles: tuple[str, ...]
 ) -> None:
     c = conditions()[0]
     single = {key: value[:1] if key in singles else value for key, value in c.items()}
@@ -370,16 +355,16 @@ def test_a_condition_for_one_sample_serves_all_with_a_warning(
         key: value[:1].expand_as(value).clone() if key in singles else value for key, value in c.items()
     }
     with caplog.at_level(logging.WARNING):
-        out, _ = DDIMSampler(long_dual).sample(
+        out, _ = DDIMSampler(model).sample(
             3, 2, SHAPE, single, x_T=latents("x_T"), verbose=False, **guidance()
         )
     assert "a condition for a single sample is used for all 2" in caplog.text
-    expected, _ = DDIMSampler(long_dual).sample(
+    expected, _ = DDIMSampler(model).sample(
         3, 2, SHAPE, repeated, x_T=latents("x_T"), verbose=False, **guidance()
     )
     assert torch.equal(out, expected)
     ancestral = [
-        seeded(long_dual.sample, given, 2, x_T=latents("x_T"), timesteps=2, verbose=False)
+        seeded(model.sample, given, 2, x_T=latents("x_T"), timesteps=2, verbose=False)
         for given in (single, repeated)
     ]
     assert torch.equal(*ancestral)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pipeline_builders import model_config, picture_folder, save_config, tiny_model
+from pipeline_builders import paintings_and_photos, save_config
+from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
 from ldm.errors import UserError
 from ldm.training.train import main
@@ -50,42 +51,29 @@ class FailIn(pl.Callback):
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe in which everything that a resume could lose acts: dropout, warm-up, averages, both data sets, crops."""
     root = tmp_path_factory.mktemp("resume")
-    paintings, photos = (
-        picture_folder(root / "paintings", 4 * BATCHES + 2),
-        picture_folder(root / "photos", 6, seed=50),
-    )
     torch.manual_seed(0)
-    torch.save(tiny_model().vgg.state_dict(), root / "style.pt")
     schedule = {
         "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
         "params": {"warm_up_steps": 7, "max_decay_steps": 15},
     }
-    model = model_config(
-        vgg_ckpt_path=str(root / "style.pt"),
+    model = diffusion_node(
+        root,
         scale_by_std=True,
         scale_batches=2,
         learn_logvar=True,
         scheduler_config=schedule,
     )
     model["params"]["unet_config"]["params"]["dropout"] = 0.2
-    hybrid = {
-        "target": "ldm.data.wikiart.HybridTrain",
-        "params": {"style_root": str(paintings), "content_root": str(photos), "size": 32, "split": "all"},
+    pictures = paintings_and_photos(root, 4 * BATCHES + 2, 6)
+    data = data_module(hybrid_node(pictures, style_size=40), hybrid_node(pictures))
+    trainer = {
+        "precision": "32-true",
+        "max_epochs": EPOCHS,
+        "limit_val_batches": 2,
+        "num_sanity_val_steps": 2,
+        "gradient_clip_val": 1.0,
     }
-    recipe = {
-        "model": {"learning_rate": 1e-2, **model},
-        "data": {
-            "target": "main.DataModuleFromConfig",
-            "params": {"batch_size": 4, "num_workers": 0, "train": {**hybrid, "params": {**hybrid["params"], "style_size": 40}}, "validation": hybrid},
-        },
-        "lightning": {
-            "trainer": {
-                "accelerator": "cpu", "precision": "32-true", "max_epochs": EPOCHS, "log_every_n_steps": 1, "limit_val_batches": 2,
-                "enable_progress_bar": False, "enable_model_summary": False, "gradient_clip_val": 1.0,
-            },
-        },
-    }  # fmt: skip
-    return save_config(recipe, root / "recipe.yaml")
+    return recipe(root / "recipe.yaml", {"learning_rate": 1e-2, **model}, data, steps=-1, **trainer)
 
 
 def run(config: Path, name: str, *options: str, callback: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -112,11 +100,7 @@ def run(config: Path, name: str, *options: str, callback: dict[str, Any] | None 
             *options,
         ]
     )
-    return last(config, name)
-
-
-def last(config: Path, name: str) -> dict[str, Any]:
-    return torch.load(config.parent / "logs" / name / "checkpoints/last.ckpt", weights_only=True)
+    return last(config.parent / "logs" / name)
 
 
 def resumed(config: Path, name: str, *options: str, callback: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -168,7 +152,7 @@ def test_a_stop_anywhere_changes_nothing(config: Path, straight: dict[str, Any],
 def test_several_stops_change_nothing(config: Path, straight: dict[str, Any]) -> None:
     run(config, "twice", callback=stop_after(3, signal.SIGINT))
     resumed(config, "twice", callback=stop_after(4))
-    assert last(config, "twice")["global_step"] == 7
+    assert last(config.parent / "logs/twice")["global_step"] == 7
     assert_equal_runs(resumed(config, "twice"), straight)
 
 
@@ -181,7 +165,7 @@ def test_loader_workers_change_nothing(config: Path, straight: dict[str, Any]) -
 def test_an_error_leaves_a_checkpoint_to_go_on_from(config: Path, straight: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="something broke"):
         run(config, "failed", callback={"target": "test_resume.FailIn", "params": {"step": 8}})
-    assert last(config, "failed")["global_step"] == 7
+    assert last(config.parent / "logs/failed")["global_step"] == 7
     assert_equal_runs(resumed(config, "failed"), straight)
 
 

@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from pipeline_builders import (
     assert_refused,
     everything_in,
-    model_config,
-    picture_folder,
+    paintings_and_photos,
     run_program,
     save_config,
     tiny_model,
@@ -34,6 +33,7 @@ from published.checkpoints import (
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.utils.data import IterableDataset
+from training_builders import diffusion_node, hybrid_data, recipe
 
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import EpochOrder, SeededSamples
@@ -85,25 +85,11 @@ class Watch(pl.Callback):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
-    paintings, photos = (
-        picture_folder(root / "paintings", 2 * BATCHES),
-        picture_folder(root / "photos", 4, seed=50),
-    )
-    torch.save(tiny_model().vgg.state_dict(), root / "style.pt")
-    roots = {"style_root": str(paintings), "content_root": str(photos)}
-    hybrid = {"target": "ldm.data.wikiart.HybridTrain", "params": {**roots, "size": 32, "split": "all"}}
-    recipe = {
-        "model": {"learning_rate": 1e-2, **model_config(vgg_ckpt_path=str(root / "style.pt"), learn_logvar=True)},
-        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2, "num_workers": 0, "train": hybrid, "validation": hybrid}},
-        "lightning": {
-            "trainer": {
-                "accelerator": "cpu", "precision": "32-true", "max_epochs": 10, "log_every_n_steps": 1, "limit_val_batches": 1,
-                "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-            },
-            "callbacks": {"watch": {"target": "test_resume_published.Watch"}},
-        },
-    }  # fmt: skip
-    return save_config(recipe, root / "recipe.yaml")
+    model = {"learning_rate": 1e-2, **diffusion_node(root, learn_logvar=True)}
+    data = hybrid_data(paintings_and_photos(root, 2 * BATCHES), batch_size=2)
+    watch = {"watch": {"target": "test_resume_published.Watch"}}
+    exactly = {"precision": "32-true", "max_epochs": 10}
+    return recipe(root / "recipe.yaml", model, data, steps=-1, callbacks=watch, **exactly)
 
 
 def built(config: Path, **params: Any) -> pl.LightningModule:

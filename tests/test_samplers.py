@@ -129,11 +129,6 @@ def test_dpm_solver_asks_the_denoiser_once_a_step() -> None:
 # DDIM and ancestral sampling
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_ldm(linear_start=0.0015, linear_end=0.0195)
-
-
 def start_denoiser(model) -> StartDenoiser:
     """The model under the first of `conditions` as predictor of x_0."""
     alphas = model.alphas_cumprod.tolist()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import picture, pixels, run_program, script, small_model_options
+from pipeline_builders import SMALL, picture, pixels, run_program, script
 
 from ldm.commands import COMMANDS
 from ldm.media.images import load_image
@@ -16,12 +16,6 @@ from ldm.pipeline.pipeline import StyleTransferPipeline
 
 PROGRAMS = ["stylize", "guidance_grid", "sample_styles", "interpolate_styles"]
 COMMAND = {Path(command.script).stem: name for name, command in COMMANDS.items() if command.script}
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name a tiny model, and that keep everything small."""
-    return small_model_options(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -57,13 +51,9 @@ def program(
     folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], int]:
     """Runs a program with these options, and returns its exit code."""
-    return lambda name, options: run_program(script(name).main, [*model_files, *options.split()], monkeypatch)
-
-
-@pytest.fixture
-def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
-    loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
-    return lambda *inputs, **options: loaded(*inputs, look="fast", size=32, steps=2, **options)
+    return lambda name, options: run_program(
+        script(name).main, [*model_files, *SMALL, *options.split()], monkeypatch
+    )
 
 
 def apart(first: Image.Image, second: Image.Image) -> int:
@@ -123,7 +113,7 @@ GRID = "--content photo.png --style styles/t.png --output new/grid.png --cell 48
     "rows, columns", [([0.5, 2.0], [1.0, 2.0, 3.0]), ([1.0], [0.0, 4.0]), ([0.5, 1.0, 2.0], [1.5])]
 )
 def test_the_grid_has_every_combination(
-    program: Callable, calls: list, pipeline: Callable, rows: list, columns: list
+    program: Callable, calls: list, small_pipeline: Callable, rows: list, columns: list
 ) -> None:
     scales = (
         f"--content-scales {' '.join(map(str, rows))} --style-scales {' '.join(map(str, columns))} --seed 5"
@@ -136,7 +126,7 @@ def test_the_grid_has_every_combination(
     assert [len(row) for row in grid] == [given + len(columns)] * len(rows)
     for content_scale, row in zip(rows, grid):
         for style_scale, cell in zip(columns, row[given:]):
-            expected = pipeline(
+            expected = small_pipeline(
                 "photo.png", "styles/t.png", content_scale=content_scale, style_scale=style_scale, seed=5
             )
             assert apart(cell, expected) <= 1
@@ -174,7 +164,7 @@ def test_the_grid_is_labelled(program: Callable) -> None:
 
 
 def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(
-    program: Callable, calls: list, pipeline: Callable
+    program: Callable, calls: list, small_pipeline: Callable
 ) -> None:
     assert program("sample_styles", "--style styles --seeds 3 1 2 --output sheet.png --batch-size 4") == 0
     (call,) = calls
@@ -182,7 +172,7 @@ def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(
     sheet = cells("sheet.png", (192, 192), 4, 2 * 16 + 4)
     assert [len(row) for row in sheet] == [4, 4]
     for row, (style, first) in enumerate((("s", 0), ("t", 3))):
-        assert apart(call["painted"][first + 2], pipeline(None, f"styles/{style}.png", seed=2)) <= 1
+        assert apart(call["painted"][first + 2], small_pipeline(None, f"styles/{style}.png", seed=2)) <= 1
         shown = [
             load_image(f"styles/{style}.png").resize((32, 32), Image.Resampling.LANCZOS),
             *call["painted"][first : first + 3],
@@ -200,11 +190,11 @@ BETWEEN = "--content photo.png --style styles/s.png styles/t.png "
 
 
 def test_the_way_between_styles_ends_at_the_pure_styles(
-    program: Callable, calls: list, pipeline: Callable
+    program: Callable, calls: list, small_pipeline: Callable
 ) -> None:
     assert program("interpolate_styles", BETWEEN + "--output strip.png --frames 4 --seed 2") == 0
     (call,) = calls
-    ends = [pipeline("photo.png", f"styles/{style}.png", seed=2) for style in "st"]
+    ends = [small_pipeline("photo.png", f"styles/{style}.png", seed=2) for style in "st"]
     assert len(call["painted"]) == 4 and apart(*ends) > 8
     assert apart(call["painted"][0], ends[0]) <= 1 and apart(call["painted"][-1], ends[1]) <= 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import picture, pixels, run_program, script, small_model_options
+from pipeline_builders import SMALL, picture, pixels, run_program, script
 
 from ldm.errors import UserError
 from ldm.files import file_hash
@@ -17,12 +17,6 @@ from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
 ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name a tiny model, and that keep everything small."""
-    return small_model_options(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def stylize(folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatc
 
     def call(options: str = "", content: str = "photos", style: str = "styles", output: str = "out") -> int:
         inputs = ["--content", *content.split(), "--style", *style.split(), "--output", output]
-        return run_program(main, [*model_files, *inputs, *options.split()], monkeypatch)
+        return run_program(main, [*model_files, *SMALL, *inputs, *options.split()], monkeypatch)
 
     return call
 
@@ -75,9 +69,8 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
-    loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
-    return lambda *inputs, **options: loaded(*inputs, **{"look": "fast", "size": 32, "steps": 2, **options})
+def pipeline(small_pipeline: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+    return small_pipeline
 
 
 def written(folder: str | Path = "out") -> set[str]:
@@ -283,7 +276,7 @@ def test_default_steps_are_told_as_a_number(
 ) -> None:
     inputs = ["--content", "photos/a.png", "--style", "styles/s.png", "--output", "o.png"]
     # but for --steps
-    assert run_program(script("stylize").main, [*model_files[:-2], *inputs], monkeypatch) == 0
+    assert run_program(script("stylize").main, [*model_files, *SMALL[:-2], *inputs], monkeypatch) == 0
     assert told("o.png")["steps"] == 20
 
 

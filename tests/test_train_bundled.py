@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pipeline_builders import ROOT, assert_refused, picture_folder, run_program, script
+from pipeline_builders import ROOT, assert_refused, paintings_and_photos, run_program, script
 from pytorch_lightning import LightningModule
 from training_builders import diffusion_node, hybrid_data, last, recipe, train
 
@@ -34,11 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("pictures")
-    return {
-        "photos": picture_folder(root / "photos", 4),
-        "paintings": picture_folder(root / "paintings", 4, seed=50),
-    }
+    return paintings_and_photos(tmp_path_factory.mktemp("pictures"), 4)
 
 
 def budget(seconds: float, **params: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pipeline_builders import (
     FIRST_STAGE,
     MODEL,
     model_config,
+    paintings_and_photos,
     picture,
-    picture_folder,
     run_program,
     save_config,
     script,
@@ -49,11 +49,7 @@ from ldm.training.train import build, main
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("pictures")
-    return {
-        "paintings": picture_folder(root / "paintings", 5),
-        "photos": picture_folder(root / "photos", 4, seed=50),
-    }
+    return paintings_and_photos(tmp_path_factory.mktemp("pictures"))
 
 
 # The three recipes, one after the other

@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script, write_model
+from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script
 
 from ldm.errors import UserError
 from ldm.media import clips, video
@@ -26,12 +26,6 @@ RATE = Fraction(25)  # a frame takes a whole number of the units of every format
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
     return script("stylize_video")
-
-
-@pytest.fixture(scope="module")
-def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name a tiny model."""
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

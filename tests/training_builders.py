@@ -46,45 +46,50 @@ def picture_data(pictures: dict[str, Path]) -> dict[str, Any]:
     return data_module({**node, "params": {**node["params"], "validation_share": 0.0}}, validation)
 
 
-def data_module(train: dict[str, Any], validation: dict[str, Any]) -> dict[str, Any]:
+def data_module(
+    train: dict[str, Any], validation: dict[str, Any] | None = None, batch_size: int = 4
+) -> dict[str, Any]:
+    params = {"batch_size": batch_size, "num_workers": 0, "train": train}
     return {
         "target": "main.DataModuleFromConfig",
-        "params": {"batch_size": 4, "num_workers": 0, "train": train, "validation": validation},
+        "params": params if validation is None else {**params, "validation": validation},
     }
 
 
-def hybrid_data(pictures: dict[str, Path]) -> dict[str, Any]:
-    node = {
+def hybrid_node(pictures: dict[str, Path], **params: Any) -> dict[str, Any]:
+    """Paintings and photos in one data set, 32 pixels each."""
+    roots = {"style_root": str(pictures["paintings"]), "content_root": str(pictures["photos"])}
+    return {
         "target": "ldm.data.wikiart.HybridTrain",
-        "params": {
-            "style_root": str(pictures["paintings"]),
-            "content_root": str(pictures["photos"]),
-            "size": 32,
-            "split": "all",
-        },
+        "params": {**roots, "size": 32, "split": "all", **params},
     }
-    return data_module(node, node)
+
+
+def hybrid_data(pictures: dict[str, Path], batch_size: int = 4) -> dict[str, Any]:
+    return data_module(hybrid_node(pictures), hybrid_node(pictures), batch_size)
 
 
 def logger_node(**params: Any) -> dict[str, Any]:
     return {"images": {"target": "main.ImageLogger", "params": {"max_images": 2, **params}}}
 
 
-def recipe(
-    path: Path,
+def recipe_node(
     model: dict[str, Any],
     data: dict[str, Any],
-    steps: int = 2,
+    steps: int = 2,  # -1: as many as the trainer's own options say
     callbacks: dict[str, Any] | None = None,
     **trainer: Any,
-) -> Path:
+) -> dict[str, Any]:
     lightning = {
         "trainer": {"max_steps": steps, "log_every_n_steps": 1, **QUIET, **trainer},
         "callbacks": callbacks or {},
     }
-    return save_config(
-        {"model": {"learning_rate": 1e-3, **model}, "data": data, "lightning": lightning}, path
-    )
+    return {"model": {"learning_rate": 1e-3, **model}, "data": data, "lightning": lightning}
+
+
+def recipe(path: Path, model: dict[str, Any], data: dict[str, Any], *args: Any, **options: Any) -> Path:
+    """The file of `recipe_node`."""
+    return save_config(recipe_node(model, data, *args, **options), path)
 
 
 def train(config: Path, *options: Any, name: str | None = None) -> Path:
@@ -106,8 +111,8 @@ def lightning_recipe(
     )
 
 
-def last(run: Path) -> dict[str, Any]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+def last(run: Path, file: str = "last.ckpt") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / file, weights_only=True)
 
 
 def equal_weights(a: Path, b: Path) -> bool:
