@@ -463,7 +463,6 @@ def test_without_averages_the_scope_changes_nothing():
     assert not [name for name in model.state_dict() if "_ema" in name]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_average_moves_once_per_optimiser_step(tmp_path):
     model, pictures = unconditional_ldm(**SHORT), rnd("pictures", 6, 32, 32, 3).tanh()
     fit(model, pictures, tmp_path, accumulate_grad_batches=2)

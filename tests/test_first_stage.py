@@ -425,7 +425,6 @@ def test_unknown_discriminator_loss():
         make_loss(disc_loss="wasserstein")
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "limit, expected", [({}, 5), ({"max_steps": 4}, 4)], ids=["whole epoch", "max_steps"]
 )
@@ -447,7 +446,6 @@ def test_training_counts_the_autoencoders_steps_alone(tmp_path, monkeypatch, lim
     assert still == ["loss.logvar"]
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("n, steps", [(4, 2), (5, 3)], ids=["whole", "a rest"])
 def test_gradients_of_several_batches_make_a_step(tmp_path, monkeypatch, n, steps):
     monkeypatch.setattr(
@@ -465,7 +463,6 @@ def test_gradients_of_several_batches_make_a_step(tmp_path, monkeypatch, n, step
         assert_same(models[0].decoder.conv_out.weight, models[1].decoder.conv_out.weight, 1e-6)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_both_optimisers_wait_for_as_many_batches(tmp_path):
     model = autoencoder(lossconfig=loss_config(disc_start=1))
     model.own_options = {**model.own_options, "accumulate_grad_batches": 2}
@@ -476,7 +473,6 @@ def test_both_optimisers_wait_for_as_many_batches(tmp_path):
     ] == [{3}, {2}]
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("limit, moves", [(None, True), (1e-14, False)])
 def test_gradients_are_clipped_before_a_step(tmp_path, limit, moves):
     model = autoencoder(lossconfig=loss_config(disc_factor=0.0), learning_rate=1e-2)
@@ -495,7 +491,6 @@ def test_the_autoencoders_loss_leaves_the_discriminator_alone():
     assert all(p.grad is None and p.requires_grad for p in loss.discriminator.parameters())
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_training_needs_a_loss(tmp_path):
     with pytest.raises(ConfigError, match="LPIPSWithDiscriminator"):
         fit(autoencoder(lossconfig=DUMMY), pictures().permute(0, 2, 3, 1), tmp_path)

@@ -2,10 +2,9 @@
 
 import multiprocessing
 import os
-import random
 import signal
-import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +26,49 @@ def checkpoint(step: int, values: int = 300_000) -> dict[str, Any]:
     return {"state_dict": {"weight": torch.full((values,), float(step))}, "global_step": step}
 
 
-def save_for_ever(path: Path) -> None:
-    for step in range(1, 10**9):
-        DurableCheckpointIO().save_checkpoint(checkpoint(step), path)
-
-
-def in_a_process(work: Callable[[Path], None], path: Path) -> multiprocessing.Process:
-    process = multiprocessing.get_context("fork").Process(target=_alone, args=(work, path))
+def in_a_process(work: Callable[..., None], *args: Any) -> multiprocessing.Process:
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(work, *args))
     process.start()
     return process
 
 
-def _alone(work: Callable[[Path], None], path: Path) -> None:
+def _alone(work: Callable[..., None], *args: Any) -> None:
     torch.set_num_threads(1)  # the threads of the process that this one was copied from are not there
-    work(path)
+    work(*args)
+
+
+def save_up_to(moment: str, path: Path, reached: Connection) -> None:
+    """Saves twice; the second save gets as far as the call of `moment`, and stays there."""
+    DurableCheckpointIO().save_checkpoint(checkpoint(1), path)
+    save = torch.save
+
+    def stop(*args: Any) -> None:
+        if moment == "torch.save":  # in its middle
+            save(*args)
+            os.truncate(args[1], args[1].stat().st_size // 2)
+        reached.send(moment)
+        signal.pause()
+
+    pytest.MonkeyPatch().setattr(moment, stop)
+    DurableCheckpointIO().save_checkpoint(checkpoint(2), path)
 
 
 @posix
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    path, steps, leftovers = tmp_path / "last.ckpt", [], 0
-    for _ in range(20):
-        path.unlink(missing_ok=True)
-        process = in_a_process(save_for_ever, path)
-        while not path.exists():
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        found = torch.load(path, weights_only=True)
-        assert found["state_dict"]["weight"].unique().tolist() == [found["global_step"]]
-        steps.append(found["global_step"])
-        leftovers += len(list(tmp_path.glob(".last.*")))
-    assert leftovers, "no kill came in the middle of a save"
-    assert len(set(steps)) > 1
+@pytest.mark.parametrize(
+    "moment, kept, leftovers",
+    [("torch.save", 1, 1), ("os.fsync", 1, 1), ("os.replace", 1, 1), ("ldm.files._flush_folder", 2, 0)],
+)
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
+    tmp_path: Path, moment: str, kept: int, leftovers: int
+) -> None:
+    path, (reached, tell) = tmp_path / "last.ckpt", multiprocessing.Pipe(duplex=False)
+    process = in_a_process(save_up_to, moment, path, tell)
+    assert reached.poll(120)
+    process.kill()
+    process.join()
+    found = torch.load(path, weights_only=True)
+    assert found["global_step"] == kept and (found["state_dict"]["weight"] == kept).all()
+    assert len(list(tmp_path.glob(".last.*"))) == leftovers
 
 
 def save_on_a_full_disk(path: Path) -> None:

@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader
 
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, on such small runs
-
 SPREAD, OFFSET = torch.tensor([0.5, 2.0, 1.0, 4.0]), torch.tensor([1.0, -1.0, 0.0, 3.0])
 
 

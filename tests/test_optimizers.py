@@ -108,7 +108,6 @@ class Steep(pl.LightningModule):
         self.seen.append(float(self.weight.grad))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_lightnings_own_option_clips_a_fused_optimiser(tmp_path) -> None:
     module = Steep()
     pl.Trainer(

@@ -17,8 +17,6 @@ from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.pictures import PictureFolder
 from ldm.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning, on a module without an optimiser
-
 
 def encoded(image: Image.Image, extension: str, **options: Any) -> bytes:
     file = io.BytesIO()

@@ -233,7 +233,6 @@ def test_how_much_of_the_codebook_is_used() -> None:
 # Training
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_all_of_it_trains(tmp_path) -> None:
     model = vq_model(
         lossconfig={**LOSS, "params": {**LOSS["params"], "n_classes": CODES, "disc_loss": "vanilla"}}
@@ -274,7 +273,6 @@ def test_pictures_for_the_logger() -> None:
     assert torch.equal(logged["inputs"], x[:1]) and torch.equal(logged["reconstructions"], model(x[:1])[0])
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_training_needs_its_own_loss(tmp_path) -> None:
     of_kl = {
         "target": "ldm.modules.losses.LPIPSWithDiscriminator",

@@ -7,8 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from pipeline_builders import ROOT, picture_folder
+
+from ldm.media.images import load_image
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_it_paints_with_the_bundled_model_from_any_folder(installed: Path, tmp_p
         str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg")
     )
     artfusion(installed, tmp_path, photo, painting, "--look", "fast", "--size", "64", "--steps", "1")
-    assert min(Image.open(tmp_path / "moose__turner_whalers.png").size) == 64
+    assert min(load_image(tmp_path / "moose__turner_whalers.png").size) == 64
 
 
 def test_bundled_files_are_found_by_their_names_in_a_clone(installed: Path, tmp_path: Path) -> None:
