@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 QUICK := architecture golden config_factory training_config settings samplers ddim denoiser unet diffusion checkpoint images
 
-.PHONY: demo test quick gpu clean
+.PHONY: demo test quick lowest gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/artfusion demo --output outputs/demo.png
@@ -20,7 +21,13 @@ quick: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -x $(QUICK:%=tests/test_%.py)
+	$(BIN)/python -m pytest -x -m "not slow" $(QUICK:%=tests/test_%.py)
+
+# The same with the lowest versions that pyproject.toml states; what those versions warn of is theirs.
+lowest:
+	test -x $(LOWEST)/bin/uv || { $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install -qq uv; }
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest -x -m "not slow" -W default $(QUICK:%=tests/test_%.py)
 
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_run.py --output outputs/gpu --minutes 9
@@ -38,4 +45,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) outputs build *.egg-info
