@@ -454,12 +454,8 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"also": "a=detail:0,"}, "no setting ''", None),
         ({"also": "a=steps:2.5"}, "'2.5' is no value of steps", None),
         ({"also": "a=detail:2"}, "detail must be between 0 and 1", None),
-        ({"also": "a=look:finest"}, "look 'finest' is not one of fast, fine", None),
-        ({"also": "a=effort:0"}, "effort must be above 0 and at most 100, got 0.0", None),
         ({"look": "finest"}, "--look: invalid choice: 'finest'", None),
         ({"effort": 101}, "effort must be above 0 and at most 100, got 101.0", None),
-        ({"effort": "nan"}, "effort must be above 0 and at most 100, got nan", None),
-        ({"also": "a=sampler:best"}, "sampler 'best' is not one of", None),
         ({"sheet": "out.txt"}, "unknown picture format", None),
         (
             {"sheet": "styles/sea.png"},
@@ -478,9 +474,7 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"content_scales": 1}, "--content-scales needs --sweep", None),
         ({"sweep": True, "style_scale": 2}, "--style-scale is of a single run", None),
         ({"sweep": True, "style_scales": "1 nan"}, "style_scale must be a finite number", None),
-        ({"size": 0}, "size must be at least 32 pixels", None),
         ({"results": "results", "size": 16}, "size must be at least 32 pixels", None),
-        ({"steps": 0}, "steps must be between 1 and 1000", None),
     ],
 )
 def test_bad_input_is_refused_before_any_weights_are_read(

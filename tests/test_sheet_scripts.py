@@ -234,7 +234,6 @@ def test_a_gif_goes_there_and_back_for_ever(program: Callable, calls: list, fram
     "name, options, problem",
     [
         ("guidance_grid", GRID + "--cell 31", "--cell: expected a whole number between 32 and"),
-        ("guidance_grid", GRID + "--effort nan", "effort must be above 0 and at most 100, got nan"),
         ("guidance_grid", GRID + "--style-scales 1 nan", "style_scale must be a finite number"),
         ("guidance_grid", GRID + "--content-scales much", "--content-scales: invalid float value"),
         ("guidance_grid", GRID + "--style text.jpg", "text.jpg: not a picture"),

@@ -470,7 +470,6 @@ def test_a_video_that_is_broken_in_the_middle_is_refused(
         ({"frames": 10**30}, "--frames: expected a whole number between 1 and"),
         ({"start": -1}, "--start: expected a whole number between 0 and"),
         ({"batch_size": 0}, "--batch-size: expected a whole number between 1 and"),
-        ({"size": 8}, "size must be at least 32"),
         ({"strength": 2}, "strength must be above 0"),
         ({"seed": "lucky"}, "--seed"),
         ({"content": None}, "--content"),
