@@ -40,9 +40,8 @@ def choose_precision(name: str, device: torch.device) -> str:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 faster than in float32."""
     if device.type == "cpu":
-        if not hasattr(
-            torch.cpu, "get_capabilities"
-        ):  # torch 2.10; every processor with tiles has them for bfloat16
+        if not hasattr(torch.cpu, "get_capabilities"):
+            # torch 2.10; every processor with tiles has them for bfloat16
             return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
