@@ -42,6 +42,7 @@ from pathlib import Path
 
 from ldm.cli.options import (
     add_model_options,
+    add_scales_options,
     add_settings_options,
     dial_value,
     load_pipeline,
@@ -143,21 +144,8 @@ def add_sets_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="paint with every content scale and every style scale",
     )
-    group.add_argument(
-        "--content-scales",
-        type=float,
-        nargs="+",
-        default=[0.25, 0.5, 1.0, 2.0, 4.0],
-        metavar="S",
-        help="of --sweep (default: 0.25 0.5 1 2 4)",
-    )
-    group.add_argument(
-        "--style-scales",
-        type=float,
-        nargs="+",
-        default=[0.5, 1.0, 2.0, 3.0, 5.0],
-        metavar="S",
-        help="of --sweep (default: 0.5 1 2 3 5)",
+    add_scales_options(
+        group, [0.25, 0.5, 1.0, 2.0, 4.0], [0.5, 1.0, 2.0, 3.0, 5.0], of=("of --sweep", "of --sweep")
     )
 
 

@@ -8,7 +8,13 @@ All pictures start from the same noise and are painted together, so that nothing
 
 import argparse
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.cli.options import (
+    add_model_options,
+    add_scales_options,
+    add_settings_options,
+    load_pipeline,
+    settings_of,
+)
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
@@ -22,22 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
-    parser.add_argument(
-        "--content-scales",
-        type=float,
-        nargs="+",
-        default=[0.25, 0.5, 1, 2],
-        metavar="S",
-        help="rows (default: 0.25 0.5 1 2)",
-    )
-    parser.add_argument(
-        "--style-scales",
-        type=float,
-        nargs="+",
-        default=[0.5, 1, 1.5, 2, 3],
-        metavar="S",
-        help="columns (default: 0.5 1 1.5 2 3)",
-    )
+    add_scales_options(parser, [0.25, 0.5, 1, 2], [0.5, 1, 1.5, 2, 3], of=("rows", "columns"))
     parser.add_argument(
         "--batch-size",
         type=at_least(1),

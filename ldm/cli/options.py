@@ -81,6 +81,20 @@ def told(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+def add_scales_options(
+    parser: argparse._ActionsContainer,
+    content_scales: list[float],
+    style_scales: list[float],
+    of: tuple[str, str],
+) -> None:
+    """Options for several scales of each kind, with these defaults; `of` says what each is for."""
+    for name, default, what in zip(("content", "style"), (content_scales, style_scales), of):
+        text = f"{what} (default: {' '.join(f'{scale:g}' for scale in default)})"
+        parser.add_argument(
+            f"--{name}-scales", type=float, nargs="+", default=default, metavar="S", help=text
+        )
+
+
 def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
     """The settings among parsed options, and others, checked as far as it goes without a model. Raises UserError."""
     given = {name: getattr(args, name) for name in DIALS if hasattr(args, name)}
