@@ -3,7 +3,8 @@
 from ldm.cli.main import run_command
 from ldm.lazy import names_from
 
-# Imported when asked for, as that takes seconds, in which Ctrl-C should end the command as well as later.
+# Imported when asked for, as that takes seconds, in which Ctrl-C should end the command as well as
+# later.
 _ELSEWHERE = {
     "DataModuleFromConfig": "ldm.data.datamodule",
     "ImageLogger": "ldm.training.image_logger",

@@ -1,1 +1,2 @@
-"""All that measures speed, memory and accuracy: the suites of `artfusion benchmark`, and programs for a short time on a GPU."""
+"""All that measures speed, memory and accuracy: the suites of `artfusion benchmark`, and programs
+for a short time on a GPU."""

@@ -1,4 +1,5 @@
-"""The fine look: what a whole picture takes at each size, and what it is worth to begin with a sampled picture."""
+"""The fine look: what a whole picture takes at each size, and what it is worth to begin with a
+sampled picture."""
 
 import statistics
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ PHOTO, SAMPLED = "the photo", "the sampled picture"
 
 
 class Way:
-    """A way down an energy: (seconds so far, style term, content term) before each step and in the end."""
+    """A way down an energy: (seconds so far, style term, content term) before each step and in the
+    end."""
 
     def __init__(self, energy: Energy, start: Tensor, seconds: float, bar: tqdm):
         """From a picture that took these seconds to make."""

@@ -1,7 +1,10 @@
-"""Everything that a GPU is measured by: its own limits, how exact every fast path is, whole pictures, training steps.
+"""Everything that a GPU is measured by: its own limits, how exact every fast path is, whole
+pictures, training steps.
 
-Each row runs in a process of its own, but on a GPU, where starting takes longer than measuring, those that compile nothing share one.
-Each number is written to --output as soon as it is there: a run that is stopped goes on where it was.
+Each row runs in a process of its own, but on a GPU, where starting takes longer than measuring,
+those that compile nothing share one.
+Each number is written to --output as soon as it is there: a run that is stopped goes on where it
+was.
 """
 
 import copy
@@ -55,7 +58,8 @@ def rows_for(device: torch.device, names: Sequence[str]) -> list[str]:
 
 
 def measure_in_processes(names: Sequence[str], options: GpuOptions) -> None:
-    """Rows that fail together are tried one by one, and the others measured all the same. Raises UserError for the first that fails alone."""
+    """Rows that fail together are tried one by one, and the others measured all the same. Raises
+    UserError for the first that fails alone."""
     failed = []
     for group in tqdm(processes_for(names, choose_device(options.device)), unit="process"):
         error = _failure(group, options)
@@ -75,7 +79,8 @@ def _failure(names: Sequence[str], options: GpuOptions) -> UserError | None:
 
 
 def processes_for(names: Sequence[str], device: torch.device) -> list[list[str]]:
-    """Which rows share a process: on a GPU, whose peak memory can be reset, those of painting and those of training that do not compile."""
+    """Which rows share a process: on a GPU, whose peak memory can be reset, those of painting and
+    those of training that do not compile."""
     if device.type != "cuda":
         return [[name] for name in names]
     light = [
@@ -86,7 +91,8 @@ def processes_for(names: Sequence[str], device: torch.device) -> list[list[str]]
 
 
 def measure_limits(device: torch.device) -> Result:
-    """The machine's own: operations a second in float32 (without TF32) and bfloat16, bytes a second."""
+    """The machine's own: operations a second in float32 (without TF32) and bfloat16, bytes a
+    second."""
     exact_float32()
     rates = {
         name: matrix_rate(device, dtype)
@@ -99,7 +105,8 @@ def measure_limits(device: torch.device) -> Result:
 
 
 def measure_rows(names: Sequence[str], options: GpuOptions) -> None:
-    """In this process. The models that the rows copy stay on the CPU, so that the GPU's memory is the row's own."""
+    """In this process. The models that the rows copy stay on the CPU, so that the GPU's memory is
+    the row's own."""
     results = Results(options)
     painting, training = ([name for name in names if name in kind] for kind in (GPU_PAINTING, GPU_TRAINING))
     if painting:
@@ -142,7 +149,8 @@ def recorder_of(row: SamplingRow) -> Recorder | None:
 
 
 def count_work(model: DualCondModel, task: ways.Task) -> Result:
-    """Operations for one picture: of each step, and of encoding and decoding. Bytes of the weights that a step reads in float32."""
+    """Operations for one picture: of each step, and of encoding and decoding. Bytes of the weights
+    that a step reads in float32."""
     one, two = (
         count_flops(partial(ways.prepared, model, task, Settings(look="fast", steps=steps), "fp32"))
         for steps in (1, 2)
@@ -177,7 +185,8 @@ def accuracy_tensors(model: DualCondModel, row: SamplingRow, task: ways.Task) ->
 def time_painting(
     model: DualCondModel, row: SamplingRow, task: Callable[[], ways.Task], options: GpuOptions
 ) -> Result:
-    """Median seconds a picture after two runs to warm up, peak memory in bytes; both None where it is not enough."""
+    """Median seconds a picture after two runs to warm up, peak memory in bytes; both None where it
+    is not enough."""
     try:
         given, recorder = task(), recorder_of(row)
         with peak_memory_of_its_own(model.device):
@@ -204,7 +213,8 @@ def peak_memory_of_its_own(device: torch.device) -> Iterator[None]:
 
 
 def time_training(row: TrainingRow, model: DualCondModel, batch: int, options: GpuOptions) -> Result:
-    """What `training.measure` tells, and the operations that the step of one picture takes, recomputing not counted."""
+    """What `training.measure` tells, and the operations that the step of one picture takes,
+    recomputing not counted."""
     from benchmarks import training  # here alone: it loads Lightning
 
     device, plain = choose_device(options.device), replace(row, compile=False, recompute=False)

@@ -1,10 +1,12 @@
-"""Is what this machine's device computes right? Against the published model's golden numbers, and against float32 on the CPU.
+"""Is what this machine's device computes right? Against the published model's golden numbers, and
+against float32 on the CPU.
 
     python benchmarks/gpu_check.py --output check.json
 
-For every number format: the published model's prediction and a guided run of four steps, on the weights and inputs of tests/golden; a picture
-by the bundled model in either look, painted twice. Each number is in the file as soon as it is known. With --tiny the reduced golden model and
-small pictures.
+For every number format: the published model's prediction and a guided run of four steps, on the
+weights and inputs of tests/golden; a picture by the bundled model in either look, painted twice.
+Each number is in the file as soon as it is known. With --tiny the reduced golden model and small
+pictures.
 """
 
 import argparse
@@ -110,7 +112,8 @@ def prediction(model: DualCondModel, data: Any) -> Tensor:
 
 
 def check_look(look: str, device: torch.device, findings: Findings, size: int) -> None:
-    """PSNR of a picture, float32 on the CPU being right; whether the second is the first, bit for bit; seconds of the second."""
+    """PSNR of a picture, float32 on the CPU being right; whether the second is the first, bit for
+    bit; seconds of the second."""
     settings = {"look": look, "size": size}
     expected = painted(StyleTransferPipeline.from_pretrained(device="cpu", precision="fp32"), settings)
     for precision in formats(device):

@@ -15,7 +15,8 @@ Result = dict[str, Any]
 
 
 class Results:
-    """A folder of results, each a JSON file of its own, all with the same settings on the same machine.
+    """A folder of results, each a JSON file of its own, all with the same settings on the same
+    machine.
 
     Raises UserError for a folder with those of others.
     """

@@ -1,4 +1,5 @@
-"""Everything worth doing in a short time on a GPU, in order of value, each part with a time of its own.
+"""Everything worth doing in a short time on a GPU, in order of value, each part with a time of its
+own.
 
     python benchmarks/gpu_run.py --output gpu --minutes 9                      # the parts check, speed and training
     python benchmarks/gpu_run.py --output gpu --minutes 9 --parts bundled --pictures packed
@@ -8,9 +9,10 @@
   training   the same for training steps
   bundled    goes on training the bundled model, on pictures from benchmarks/pack_pictures.py, in all the time that is left
 
-What is done is written to --output at once: killed or out of time, the same command does the rest. The bundled model's weights come back in
-parts of at most 15 MiB (weights.part-0, ...); `cat weights.part-* > model.safetensors` makes them whole. With --rehearse all parts run in tiny
-sizes, on a CPU too.
+What is done is written to --output at once: killed or out of time, the same command does the rest.
+The bundled model's weights come back in parts of at most 15 MiB (weights.part-0, ...); `cat
+weights.part-* > model.safetensors` makes them whole. With --rehearse all parts run in tiny sizes,
+on a CPU too.
 """
 
 import argparse
@@ -109,7 +111,8 @@ def check(args: argparse.Namespace, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """Results of artfusion benchmark gpu: their name, options of all runs, and those of each run, the most valuable first."""
+    """Results of artfusion benchmark gpu: their name, options of all runs, and those of each run,
+    the most valuable first."""
 
     name: str
     options: str
@@ -169,7 +172,8 @@ def training(args: argparse.Namespace, seconds: float) -> None:
 
 
 def measure(tables: Sequence[Table], rows: Iterable[str], args: argparse.Namespace, seconds: float) -> None:
-    """All runs, as far as the time goes; then, in any case, the tables of what there is. Raises UserError for the first run that failed."""
+    """All runs, as far as the time goes; then, in any case, the tables of what there is. Raises
+    UserError for the first run that failed."""
     end, failed = time.monotonic() + seconds, []
     try:
         for table, options in [(table, options) for table in tables for options in table.runs]:
@@ -240,7 +244,8 @@ def unpacked(packed: Path, name: str, output: Path) -> Path:
 
 
 def called(command: list[str], seconds: float) -> str:
-    """Run a program of this project; what it printed. Raises UserError where it fails, SubprocessError where its time is over."""
+    """Run a program of this project; what it printed. Raises UserError where it fails,
+    SubprocessError where its time is over."""
     call = {"env": own_environment(), "text": True, "stdout": subprocess.PIPE, "start_new_session": True}
     with subprocess.Popen([sys.executable, *command], **call) as process:
         try:
@@ -255,7 +260,8 @@ def called(command: list[str], seconds: float) -> str:
 
 
 def _end_all(process: subprocess.Popen) -> None:
-    """End a program and all that it has started, first by Ctrl-C, so that training writes a checkpoint."""
+    """End a program and all that it has started, first by Ctrl-C, so that training writes a
+    checkpoint."""
     for number, patience in ((signal.SIGINT, SPARE / 2), (signal.SIGKILL, None)):
         os.killpg(process.pid, number)
         try:

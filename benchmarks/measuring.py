@@ -31,7 +31,8 @@ def exact_float32() -> None:
 
 
 def in_own_process(row: str, work: Callable[..., T], *arguments: Any) -> T:
-    """What `work` returns in a process of its own, as peak memory and compiled code of one row must not be another's.
+    """What `work` returns in a process of its own, as peak memory and compiled code of one row must
+    not be another's.
 
     Raises UserError, which names the row, where it fails.
     """
@@ -56,7 +57,8 @@ def machine(device: torch.device) -> str:
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
-    """(N,) peak signal-to-noise ratios in dB of pictures (N, 3, H, W), cut to [-1, 1]; infinite where they are equal."""
+    """(N,) peak signal-to-noise ratios in dB of pictures (N, 3, H, W), cut to [-1, 1]; infinite
+    where they are equal."""
     difference = pictures.double().clamp(-1, 1) - reference.double().clamp(-1, 1)
     return 10 * torch.log10(2**2 / difference.square().mean(dim=(1, 2, 3)))
 

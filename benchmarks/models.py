@@ -26,7 +26,8 @@ def fill_zero_weights(network: nn.Module) -> None:
 
 
 def check_painting(options: PaintingOptions, *sizes: int, needs_weights: str | None = None) -> None:
-    """Raises UserError, before any work, for what cannot be painted; `needs_weights`: what it is that needs trained ones."""
+    """Raises UserError, before any work, for what cannot be painted; `needs_weights`: what it is
+    that needs trained ones."""
     for size in sizes:
         Settings(size=size, seed=options.seed).check()
     if needs_weights is not None and options.weights == RANDOM:
@@ -54,7 +55,8 @@ def load_model(options: PaintingOptions, device: torch.device) -> DualCondModel:
 def read_task(
     options: PaintingOptions, model: DualCondModel, count: int, size: int, scales: tuple[float, float]
 ) -> Task:
-    """`count` pairs of --contents and --styles, each list from its start as often as it takes, with seeds from --seed on."""
+    """`count` pairs of --contents and --styles, each list from its start as often as it takes, with
+    seeds from --seed on."""
     painter = Painter(model, "fp32")
     multiple = painter.codec.multiple
     if size % multiple:

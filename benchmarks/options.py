@@ -1,4 +1,5 @@
-"""What each suite can be told: a dataclass, whose fields are the options of its sub-command. Nothing here imports torch."""
+"""What each suite can be told: a dataclass, whose fields are the options of its sub-command.
+Nothing here imports torch."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
@@ -58,8 +59,9 @@ def rows_option(names: Iterable[str]) -> Any:
 class TrainingOptions:
     """An optimiser's step: seconds and memory.
 
-    On made-up data and random weights, which serve for time; reading pictures is not counted. Each row prints the loss of its
-    first step, which speed must not change. Median of the steps after two to warm up.
+    On made-up data and random weights, which serve for time; reading pictures is not counted. Each
+    row prints the loss of its first step, which speed must not change. Median of the steps after
+    two to warm up.
     """
 
     config: str = option(PUBLISHED_CONFIG, "the model's config", metavar="YAML")
@@ -84,7 +86,8 @@ class PaintingOptions:
 
     @property
     def weights(self) -> str:
-        """What --checkpoint says, else the bundled weights for the bundled model's config and random ones for others."""
+        """What --checkpoint says, else the bundled weights for the bundled model's config and
+        random ones for others."""
         config = own_or(self.config).resolve()
         own = (name for name, (_, path) in BUNDLED.items() if config == (ROOT / path).resolve())
         return self.checkpoint or next(own, RANDOM)
@@ -98,8 +101,9 @@ class PaintingOptions:
 class SamplingOptions(PaintingOptions):
     """Whole pictures in the fast look: seconds and memory.
 
-    With guidance in both conditions: encoding content and style, all sampling steps, decoding; reading pictures and weights is
-    not counted, but for the whole process, the last row. Median of the runs after one to warm up.
+    With guidance in both conditions: encoding content and style, all sampling steps, decoding;
+    reading pictures and weights is not counted, but for the whole process, the last row. Median of
+    the runs after one to warm up.
     """
 
     size: int = option(256, "side of the pictures in pixels")
@@ -121,7 +125,8 @@ class ConvergenceOptions(PaintingOptions):
 class BrushOptions(ConvergenceOptions):
     """The fine look: seconds and memory of whole processes by size.
 
-    And how much sooner its energy is low when it begins with a sampled picture instead of the photo.
+    And how much sooner its energy is low when it begins with a sampled picture instead of the
+    photo.
     """
 
     sizes: tuple[int, ...] = option((256, 512, 1024), "sides of the pictures of the first table")
@@ -132,8 +137,8 @@ class BrushOptions(ConvergenceOptions):
 class GpuOptions(PaintingOptions):
     """Training and sampling in full on a GPU.
 
-    At several sizes and numbers of pictures, beside what the machine can do at most and how exact each way is. Results go to
-    --output as they come; called again, it goes on where it was.
+    At several sizes and numbers of pictures, beside what the machine can do at most and how exact
+    each way is. Results go to --output as they come; called again, it goes on where it was.
     """
 
     config: str = option(PUBLISHED_CONFIG, "the model's config", metavar="YAML")

@@ -1,9 +1,11 @@
-"""Pack folders of pictures into small zip files of WebP pictures, to take them to a machine that can be reached for minutes only.
+"""Pack folders of pictures into small zip files of WebP pictures, to take them to a machine that
+can be reached for minutes only.
 
     python benchmarks/pack_pictures.py --photos PHOTOS --paintings PAINTINGS --output packed
 
-makes packed/photos.zip and packed/paintings.zip, neither above --megabytes: every picture scaled to the shorter side --short-side, at
-the best of a few qualities that fits. benchmarks/gpu_run.py unpacks them.
+makes packed/photos.zip and packed/paintings.zip, neither above --megabytes: every picture scaled to
+the shorter side --short-side, at the best of a few qualities that fits. benchmarks/gpu_run.py
+unpacks them.
 """
 
 import argparse

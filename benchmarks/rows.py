@@ -1,4 +1,5 @@
-"""The rows of the tables: each is one way to paint or to train, with a short name for `--rows`. Nothing here imports torch."""
+"""The rows of the tables: each is one way to paint or to train, with a short name for `--rows`.
+Nothing here imports torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ GUIDANCE = (0.7, 1.5)  # of content and style: all three branches of guidance
 
 @dataclass(frozen=True)
 class SamplingRow:
-    """One way to paint: what the table calls it, and how it differs from ours with two-way guidance in float32."""
+    """One way to paint: what the table calls it, and how it differs from ours with two-way guidance
+    in float32."""
 
     label: str
     way: str = "prepared"  # or "published", "unprepared", "process"

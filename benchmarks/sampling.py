@@ -36,7 +36,8 @@ WARM_UP_STEPS = 2  # of the published way, a full run of which takes minutes
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds for a picture, the median; peak memory in bytes, 0 if not known; the first picture, (3, H, W) in [-1, 1]."""
+    """Seconds for a picture, the median; peak memory in bytes, 0 if not known; the first picture,
+    (3, H, W) in [-1, 1]."""
 
     seconds: float
     bytes: int
@@ -57,7 +58,8 @@ def run(options: SamplingOptions) -> None:
 
 
 def choose_rows(options: SamplingOptions) -> list[str]:
-    """The rows to measure. The program paints with the bundled model, so its row is for that one alone."""
+    """The rows to measure. The program paints with the bundled model, so its row is for that one
+    alone."""
     bundled = options.weights in BUNDLED
     if "process" in options.rows and not bundled:
         raise UserError("--rows: the whole process is measured with the bundled model only")
@@ -178,7 +180,8 @@ def print_table(
 
 
 def told(row: SamplingRow, options: SamplingOptions) -> str:
-    """The row's label; of the published way with the number of steps that were measured, if not all."""
+    """The row's label; of the published way with the number of steps that were measured, if not
+    all."""
     if row.way == "published" and options.published_steps < PUBLISHED_STEPS:
         return row.label.replace("250 steps", f"250 steps, from {options.published_steps} measured,")
     return row.label

@@ -8,8 +8,9 @@
     artfusion benchmark brush
     artfusion benchmark gpu
 
-Rows go from the published way to all that makes it faster, one change at a time. Those of training and sampling are measured each in a
-process of its own. --help after a suite's name shows its options.
+Rows go from the published way to all that makes it faster, one change at a time. Those of training
+and sampling are measured each in a process of its own. --help after a suite's name shows its
+options.
 """
 
 import inspect
@@ -33,7 +34,8 @@ SUITES = {
 
 def main() -> None:
     module, chosen = parse(arguments())
-    # Only now: torch, and Lightning, which training imports and which would count in the memory of sampling.
+    # Only now: torch, and Lightning, which training imports and which would count in the memory of
+    # sampling.
     import_module(module).run(chosen)
 
 

@@ -41,7 +41,8 @@ def measure_row(row: TrainingRow, options: TrainingOptions) -> Result:
 
 
 def measure(row: TrainingRow, model: DualCondLDM, batch_size: int, steps: int) -> Result:
-    """Median seconds of a step, peak memory in bytes, loss of the first step. The model is changed."""
+    """Median seconds of a step, peak memory in bytes, loss of the first step. The model is
+    changed."""
     adapt(model, row)
     optimizer = torch.optim.AdamW(
         model.trained_parameters(), lr=1e-4, fused=(row.fused and model.device.type == "cuda") or None

@@ -1,4 +1,5 @@
-"""Ways to paint the same pictures: as published, with a faster solver, and ours in the fast look. Each gives (pictures, seconds).
+"""Ways to paint the same pictures: as published, with a faster solver, and ours in the fast look.
+Each gives (pictures, seconds).
 
 Counted is what a picture takes: encoding content and style, all sampling steps, decoding.
 """
@@ -26,7 +27,8 @@ Painted = tuple[Tensor, float]  # pictures (N, 3, H, W), seconds
 
 @dataclass(frozen=True)
 class Task:
-    """What to paint: content (N, 3, H, W), style (N, 3, h, w), a seed for each picture, the two scales of all."""
+    """What to paint: content (N, 3, H, W), style (N, 3, h, w), a seed for each picture, the two
+    scales of all."""
 
     content: Tensor
     style: Tensor
@@ -84,7 +86,8 @@ def _unprepared(model: DualCondModel, task: Task) -> Tensor:
 def prepared(
     model: DualCondModel, task: Task, settings: Settings, precision: str, recorder: Recorder | None = None
 ) -> Painted:
-    """The pipeline's way to sample: what does not depend on the noisy latent is computed once. recorder: as in Painter."""
+    """The pipeline's way to sample: what does not depend on the noisy latent is computed once.
+    recorder: as in Painter."""
     began = timer()
     painter, n = Painter(model, precision, recorder), len(task.seeds)
     batch = Batch(

@@ -1,11 +1,13 @@
-"""The sub-commands of `artfusion`: where each is, and its script in a clone. Nothing is imported until one of them is run."""
+"""The sub-commands of `artfusion`: where each is, and its script in a clone. Nothing is imported
+until one of them is run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Command:
-    """module: with the command's `main`. script: in a clone, the same. leave_at_once: see `ldm.program.run`."""
+    """module: with the command's `main`. script: in a clone, the same. leave_at_once: see
+    `ldm.program.run`."""
 
     module: str
     script: str | None

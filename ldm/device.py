@@ -13,7 +13,8 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises UserError if it is not there."""
+    """The device of that name; "auto" takes CUDA, else Apple's MPS, else the CPU. Raises UserError
+    if it is not there."""
     name = str(name)  # a torch.device will do
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -27,7 +28,8 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; "auto" is bf16 where the device is fast at it and fp32 elsewhere. Raises UserError."""
+    """fp32, bf16 or fp16; "auto" is bf16 where the device is fast at it and fp32 elsewhere. Raises
+    UserError."""
     if name not in PRECISIONS:
         raise UserError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
     if name == "auto":
@@ -49,7 +51,8 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device, children: bool = False) -> int:
-    """Bytes: the most that torch has allocated on a GPU, or that this process has taken of main memory; 0 if not known.
+    """Bytes: the most that torch has allocated on a GPU, or that this process has taken of main
+    memory; 0 if not known.
 
     children: the most that any process started by this one and ended since has taken.
     """

@@ -1,11 +1,13 @@
-"""Errors that a user can mend: the command-line programs show their message as one line and exit with 2."""
+"""Errors that a user can mend: the command-line programs show their message as one line and exit
+with 2."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Input that cannot be used. The message says what is wrong, where, and what to do, in one line."""
+    """Input that cannot be used. The message says what is wrong, where, and what to do, in one
+    line."""
 
 
 class CheckpointError(UserError):
@@ -13,7 +15,8 @@ class CheckpointError(UserError):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot be built: an unknown target, a wrong parameter name, a missing key."""
+    """A configuration that cannot be built: an unknown target, a wrong parameter name, a missing
+    key."""
 
 
 class NonFiniteError(UserError):
@@ -21,6 +24,7 @@ class NonFiniteError(UserError):
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """The end of a message about a name that there is not: those of `names` that are like it, if any."""
+    """The end of a message about a name that there is not: those of `names` that are like it, if
+    any."""
     like = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
     return f"; did you mean {' or '.join(like)}?" if like else ""

@@ -10,12 +10,14 @@ from pathlib import Path
 from ldm.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
-# Where configs/, checkpoints/ and data/ lie: in the package where a wheel was installed, else beside it, in the clone.
+# Where configs/, checkpoints/ and data/ lie: in the package where a wheel was installed, else
+# beside it, in the clone.
 ROOT = PACKAGE / "bundled" if (PACKAGE / "bundled").is_dir() else PACKAGE.parent
 
 
 def own_or(path: str | Path) -> Path:
-    """The path; or, where there is nothing, this project's own of that name, such as configs/mini.yaml or data/contents."""
+    """The path; or, where there is nothing, this project's own of that name, such as
+    configs/mini.yaml or data/contents."""
     path = Path(path)
     own = ROOT / path
     is_ours = path.parts[:1] in (("configs",), ("checkpoints",), ("data",)) and own.exists()
@@ -23,7 +25,8 @@ def own_or(path: str | Path) -> Path:
 
 
 def check_folder(folder: Path, path: Path | None = None) -> None:
-    """Raises UserError, which names `path`, where no files can be written to a folder; it need not exist. Nothing is made yet."""
+    """Raises UserError, which names `path`, where no files can be written to a folder; it need not
+    exist. Nothing is made yet."""
     path = folder if path is None else path
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
     if not os.path.isdir(there):
@@ -43,7 +46,8 @@ def file_hash(path: str | Path) -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to. At the end it takes `path`'s place; if the body raises, it is removed.
+    """A new file beside `path` to write to. At the end it takes `path`'s place; if the body raises,
+    it is removed.
 
     Whoever opens `path` finds the old content or the new one, never a part. Raises OSError.
     """

@@ -6,7 +6,8 @@ from typing import Any
 
 
 def names_from(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that hands on names: homes[name] is the module that each lives in."""
+    """The `__getattr__` of a module that hands on names: homes[name] is the module that each lives
+    in."""
 
     def get(name: str) -> Any:
         if name not in homes:

@@ -1,4 +1,5 @@
-"""Learning-rate schedules for `scheduler_config`: factors of the base learning rate by optimiser step.
+"""Learning-rate schedules for `scheduler_config`: factors of the base learning rate by optimiser
+step.
 
 Names and parameters are those of the latent-diffusion family's config files.
 """
@@ -34,7 +35,8 @@ class Schedule:
 
 
 class LambdaWarmUpCosineScheduler(Schedule):
-    """Linear from `lr_start` to `lr_max` over `warm_up_steps`, then a half cosine to `lr_min` at `max_decay_steps`."""
+    """Linear from `lr_start` to `lr_max` over `warm_up_steps`, then a half cosine to `lr_min` at
+    `max_decay_steps`."""
 
     def __init__(
         self,
@@ -60,10 +62,11 @@ class LambdaWarmUpCosineScheduler(Schedule):
 
 
 class LambdaWarmUpCosineScheduler2(Schedule):
-    """Cycles of `cycle_lengths` steps, each with a warm-up from `f_start` to `f_max` and a half cosine to `f_min`.
+    """Cycles of `cycle_lengths` steps, each with a warm-up from `f_start` to `f_max` and a half
+    cosine to `f_min`.
 
-    Each parameter is a list with a value for each cycle; a cycle's last step is the one at which the next begins, and after the last
-    cycle its `f_min` stays.
+    Each parameter is a list with a value for each cycle; a cycle's last step is the one at which
+    the next begins, and after the last cycle its `f_min` stays.
     """
 
     def __init__(
@@ -91,7 +94,8 @@ class LambdaWarmUpCosineScheduler2(Schedule):
 
 
 class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
-    """The same with straight lines down, each over its whole cycle: so after the warm-up a cycle goes on from below `f_max`."""
+    """The same with straight lines down, each over its whole cycle: so after the warm-up a cycle
+    goes on from below `f_max`."""
 
     def falling(self, step: int, warm_up: int, length: int) -> float:
         """What is left of a straight line down from the cycle's first step, from 1 to 0."""

@@ -13,7 +13,8 @@ from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
 from ldm.files import PACKAGE
 
-# The sub-command that `artfusion` runs, and its arguments. sys.argv stays what was typed: Lightning starts further processes by it.
+# The sub-command that `artfusion` runs, and its arguments. sys.argv stays what was typed: Lightning
+# starts further processes by it.
 _called: list[str] = []
 
 
@@ -28,11 +29,13 @@ def arguments() -> list[str]:
 
 
 class _Unset(list[Any]):
-    """In place of an option's value before parsing; a list, so that options which may be repeated can append to its copy."""
+    """In place of an option's value before parsing; a list, so that options which may be repeated
+    can append to its copy."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of usage."""
+    """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of
+    usage."""
 
     other_options: Sequence[str] = ()  # which are not argparse's, but could be meant
 
@@ -48,7 +51,8 @@ class ArgumentParser(argparse.ArgumentParser):
         self._given: list[str] = []
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
-        """The arguments given, by default those of the sub-command. Raises UserError for wrong ones."""
+        """The arguments given, by default those of the sub-command. Raises UserError for wrong
+        ones."""
         self._given = list(arguments() if args is None else args)
         return super().parse_args(self._given, namespace)
 
@@ -84,10 +88,11 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:
-    """Run a program's `main` and exit: its own code or 0; 2 with one line for what a user can mend; 130 on Ctrl-C.
+    """Run a program's `main` and exit: its own code or 0; 2 with one line for what a user can mend;
+    130 on Ctrl-C.
 
-    leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded. For programs that start no
-    processes.
+    leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded.
+    For programs that start no processes.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -106,12 +111,14 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
 
 
 def own_command(name: str, *arguments: str, before: Sequence[str] = ()) -> list[str]:
-    """What starts a sub-command of `artfusion` with this Python; `before`: a module that starts it in turn, with its arguments."""
+    """What starts a sub-command of `artfusion` with this Python; `before`: a module that starts it
+    in turn, with its arguments."""
     return [sys.executable, *before, "-m", "ldm", *name.split(), *arguments]
 
 
 def own_environment() -> dict[str, str]:
-    """The environment in which a program started from here finds this project, and all that this one finds."""
+    """The environment in which a program started from here finds this project, and all that this
+    one finds."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -124,7 +131,8 @@ def _is_option(item: str) -> bool:
 
 
 def _begins_one(item: str, known: Iterable[str]) -> bool:
-    """Whether an option is one of those that there are, or the beginning of one, which argparse takes, too."""
+    """Whether an option is one of those that there are, or the beginning of one, which argparse
+    takes, too."""
     return any(option.startswith(item.partition("=")[0]) for option in known)
 
 

@@ -1,4 +1,5 @@
-"""Which of several processes this one is, as torchrun tells each in its environment; a process by itself is the only one."""
+"""Which of several processes this one is, as torchrun tells each in its environment; a process by
+itself is the only one."""
 
 import os
 
@@ -6,7 +7,8 @@ from ldm.errors import UserError
 
 
 def rank_and_world() -> tuple[int, int]:
-    """(RANK, WORLD_SIZE): this process's number from 0 on, and how many there are; (0, 1) alone. Raises UserError."""
+    """(RANK, WORLD_SIZE): this process's number from 0 on, and how many there are; (0, 1) alone.
+    Raises UserError."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise UserError(
@@ -16,13 +18,15 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def local_rank() -> int | None:
-    """LOCAL_RANK: this process's number among those of its machine; None where nobody has started several."""
+    """LOCAL_RANK: this process's number among those of its machine; None where nobody has started
+    several."""
     number = os.environ.get("LOCAL_RANK")
     return None if number is None else int(number)
 
 
 def torchrun_group() -> tuple[int, int]:
-    """(processes of each machine, machines) that torchrun has started, this one included; (1, 1) without it."""
+    """(processes of each machine, machines) that torchrun has started, this one included; (1, 1)
+    without it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 1, 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -4,14 +4,16 @@ from collections.abc import Iterable, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
-    """A Markdown table; its first `names` columns are text, the others numbers. Bars within cells are escaped."""
+    """A Markdown table; its first `names` columns are text, the others numbers. Bars within cells
+    are escaped."""
     rule = ["---"] * names + ["---:"] * (len(head) - names)
     lines = ([cell.replace("|", "\\|") for cell in cells] for cells in (head, rule, *rows))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def first_of(names: list[str], limit: int = 5) -> str:
-    """The first `limit` names and how many more there are: "a, b, and 7 more"; "none" without any."""
+    """The first `limit` names and how many more there are: "a, b, and 7 more"; "none" without
+    any."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more or "none"
 

@@ -1,4 +1,5 @@
-"""The published module's names; they live in `ldm.config.factory` and, those that need torch, in `ldm.published.helpers`."""
+"""The published module's names; they live in `ldm.config.factory` and, those that need torch, in
+`ldm.published.helpers`."""
 
 from ldm.config.factory import get_obj_from_str, instantiate_from_config
 from ldm.lazy import names_from

@@ -1,10 +1,12 @@
-"""A small data set for configs/class_conditional.yaml, and how well its samples are recognised. Needs pip install 'artfusion[digits]'.
+"""A small data set for configs/class_conditional.yaml, and how well its samples are recognised.
+Needs pip install 'artfusion[digits]'.
 
     python scripts/digits.py --write datasets/digits
     python scripts/digits.py --recognise logs/digits/checkpoints/last.ckpt --scale 3
 
-The data are scikit-learn's 1,797 handwritten digits, enlarged from 8 to 32 pixels: a folder for each digit. They are recognised by
-a support vector machine trained on the real ones, at 8 pixels; it prints the share that is taken for what it should be.
+The data are scikit-learn's 1,797 handwritten digits, enlarged from 8 to 32 pixels: a folder for
+each digit. They are recognised by a support vector machine trained on the real ones, at 8 pixels;
+it prints the share that is taken for what it should be.
 """
 
 import argparse

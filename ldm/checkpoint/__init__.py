@@ -1,4 +1,5 @@
-"""Checkpoints: read them without running anything in them, load them strictly, bake the EMA in, write them small."""
+"""Checkpoints: read them without running anything in them, load them strictly, bake the EMA in,
+write them small."""
 
 from ldm.checkpoint.describing import Report, describe, fingerprint
 from ldm.checkpoint.ema import TRAINING_ONLY, bake_ema, inference_only, is_ema_name

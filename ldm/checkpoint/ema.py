@@ -1,7 +1,8 @@
 """Averaged weights in checkpoints.
 
-Names follow the published layout: `model.diffusion_model.*`, `null_style_vector.weight` and their EMA shadows
-`model_ema.*`, `null_style_vector_ema.*`; a shadow's name is the live name with its dots removed.
+Names follow the published layout: `model.diffusion_model.*`, `null_style_vector.weight` and their
+EMA shadows `model_ema.*`, `null_style_vector_ema.*`; a shadow's name is the live name with its dots
+removed.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ def is_ema_name(name: str) -> bool:
 
 
 def inference_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The live weights and buffers: without EMA entries and without the networks of the training losses."""
+    """The live weights and buffers: without EMA entries and without the networks of the training
+    losses."""
     return {
         n: value for n, value in state_dict.items() if not is_ema_name(n) and not n.startswith(TRAINING_ONLY)
     }
@@ -31,8 +33,8 @@ def inference_only(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def bake_ema(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`inference_only`, with every live weight that has an EMA shadow replaced by it.
 
-    A live value without a shadow (a buffer, a frozen weight) stays. Raises CheckpointError if a shadow fits no live
-    weight, or more than one, or has another shape.
+    A live value without a shadow (a buffer, a frozen weight) stays. Raises CheckpointError if a
+    shadow fits no live weight, or more than one, or has another shape.
     """
     owners = dict.fromkeys(
         name.partition(".")[0].removesuffix("_ema") for name in state_dict if is_ema_name(name)

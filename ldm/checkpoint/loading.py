@@ -14,7 +14,8 @@ _FIT_ADVICE = (
 
 
 def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What a whole model's checkpoint holds under `prefix`, which is cut off; one without such names as it is."""
+    """What a whole model's checkpoint holds under `prefix`, which is cut off; one without such
+    names as it is."""
     part = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     return part or dict(state_dict)
 
@@ -37,7 +38,8 @@ class Mismatch:
 
 
 def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = ()) -> Mismatch:
-    """How names and shapes of a state dict differ from a module's, leaving out names with the given prefixes."""
+    """How names and shapes of a state dict differ from a module's, leaving out names with the given
+    prefixes."""
     prefixes = _prefixes(ignore_keys)
     expected = without(module.state_dict(), prefixes)
     given = without(state_dict, prefixes)
@@ -61,9 +63,9 @@ def load_strict(
 ) -> None:
     """Copy a state dict into a module, in the module's own dtypes, if every name and shape agrees.
 
-    `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the source in errors, and
-    `advice` says what to do.
-    Raises CheckpointError, with the module untouched, if anything differs or nothing is left to load.
+    `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the
+    source in errors, and `advice` says what to do. Raises CheckpointError, with the module
+    untouched, if anything differs or nothing is left to load.
     """
     prefixes = _prefixes(ignore_keys)
     given = without(state_dict, prefixes)

@@ -1,4 +1,5 @@
-"""Reading checkpoint files without running anything in them, and saying in one line what is wrong with one.
+"""Reading checkpoint files without running anything in them, and saying in one line what is wrong
+with one.
 
 Everything here works on the file; what the names in it mean is in `ldm.checkpoint`.
 """
@@ -22,7 +23,8 @@ from ldm.text import first_of, human_size, one_line
 
 
 class _Inert:
-    """Stands in for something that a checkpoint names beside its weights: takes anything, does and keeps nothing."""
+    """Stands in for something that a checkpoint names beside its weights: takes anything, does and
+    keeps nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -35,9 +37,9 @@ def _empty_dict(*args: Any) -> dict[Any, Any]:
     return {}
 
 
-# Checkpoints of Lightning 1.x name these beside the weights. None of the real ones is imported or called: each name
-# stands for `_Inert` (or a dict, where items follow), so a hostile file gains nothing by naming them. Any name that is
-# not in this list makes the file refused.
+# Checkpoints of Lightning 1.x name these beside the weights. None of the real ones is imported or
+# called: each name stands for `_Inert` (or a dict, where items follow), so a hostile file gains
+# nothing by naming them. Any name that is not in this list makes the file refused.
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_empty_dict, "collections.defaultdict"),
     (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
@@ -71,9 +73,9 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a `.ckpt`, `.pt` or `.safetensors` file by name, on the CPU.
 
-    A Lightning file gives what is under `state_dict`; entries that are no tensors are left out. Nothing in the file
-    is executed. The tensors may be mapped from the file: copy them before you overwrite it in place.
-    Raises CheckpointError if the file is missing, damaged, or no checkpoint.
+    A Lightning file gives what is under `state_dict`; entries that are no tensors are left out.
+    Nothing in the file is executed. The tensors may be mapped from the file: copy them before you
+    overwrite it in place. Raises CheckpointError if the file is missing, damaged, or no checkpoint.
     """
     return read_checkpoint(Path(path))[0]
 
@@ -132,7 +134,8 @@ def _check_zip(path: Path) -> None:
             "(the published ArtFusion file of about 3 GB is known to arrive truncated)",
         )
     try:
-        # torch.load does not look at the check sums, and a flipped bit would only show in the pictures.
+        # torch.load does not look at the check sums, and a flipped bit would only show in the
+        # pictures.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
@@ -182,7 +185,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header, once the file is as long as it says: 8 bytes of header length, header, data."""
+    """The JSON header, once the file is as long as it says: 8 bytes of header length, header,
+    data."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -13,7 +13,8 @@ from ldm.errors import CheckpointError
 from ldm.files import written_whole
 from ldm.text import one_line
 
-# Top-level buffers: float16 rounds betas near 1e-5 and alphas_cumprod near 1 too coarsely to sample with.
+# Top-level buffers: float16 rounds betas near 1e-5 and alphas_cumprod near 1 too coarsely to sample
+# with.
 _FLOAT32_BUFFERS = (
     "betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "logvar", "scale_factor", "shift_values",
 )  # fmt: skip
@@ -27,11 +28,13 @@ def save_safetensors(
 ) -> None:
     """Write tensors and a few words about them to a `.safetensors` file, whole or not at all.
 
-    `half` stores floating-point weights as float16, but never the noise schedule and the latent's scale and shift.
-    Raises CheckpointError if a weight does not fit float16 or the file cannot be written.
+    `half` stores floating-point weights as float16, but never the noise schedule and the latent's
+    scale and shift. Raises CheckpointError if a weight does not fit float16 or the file cannot be
+    written.
     """
     path = Path(path)
-    # safetensors refuses tensors that share memory, as tied weights do: each gets memory of its own.
+    # safetensors refuses tensors that share memory, as tied weights do: each gets memory of its
+    # own.
     tensors = {
         name: value.to(_stored_dtype(name, value, half), copy=True, memory_format=torch.contiguous_format)
         for name, value in state_dict.items()

@@ -1,4 +1,5 @@
-"""How fast this machine trains and paints: the folder benchmarks/ of the clone, or of the wheel, measures it."""
+"""How fast this machine trains and paints: the folder benchmarks/ of the clone, or of the wheel,
+measures it."""
 
 import sys
 

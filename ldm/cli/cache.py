@@ -1,14 +1,16 @@
-"""Compute latents and style statistics of the training pictures once, so that training needs no encoder.
+"""Compute latents and style statistics of the training pictures once, so that training needs no
+encoder.
 
     artfusion cache --config configs/kl16_content12.yaml --paintings PAINTINGS --photos PHOTOS --output CACHE
     artfusion train --base configs/kl16_content12_cached.yaml data.params.train.params.cache=CACHE
 
-Values of the config are overridden as in artfusion train, say the weights of a first stage and a style network of your own:
+Values of the config are overridden as in artfusion train, say the weights of a first stage and a
+style network of your own:
     ... model.params.first_stage_config.params.ckpt_path=FILE model.params.vgg_ckpt_path=FILE
 
-For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on with the first
-shard that is not done. Under torchrun the processes share the shards between them. Pictures that cannot be read are
-left out and named at the end.
+For every picture: `--crops` random crops, each also mirrored. Run it again after a stop: it goes on
+with the first shard that is not done. Under torchrun the processes share the shards between them.
+Pictures that cannot be read are left out and named at the end.
 """
 
 import argparse
@@ -177,7 +179,8 @@ def _pieces(indices: range, size: int) -> list[range]:
 
 
 class PictureCrops(Dataset):
-    """Per picture (2 * crops, 3, size, size) in [-1, 1]: random crops and their mirror images; or what is wrong with it."""
+    """Per picture (2 * crops, 3, size, size) in [-1, 1]: random crops and their mirror images; or
+    what is wrong with it."""
 
     def __init__(self, folder: PictureFolder, crops: int, seed: int):
         self.folder, self.crops, self.seed = folder, crops, seed
@@ -195,7 +198,8 @@ class PictureCrops(Dataset):
 
 @torch.no_grad()
 def encode(model: DualCondLDM, pictures: list[Tensor | str]) -> list[tuple[np.ndarray, np.ndarray] | str]:
-    """(latents, style statistics) of each picture's rows; what is wrong with those that could not be read."""
+    """(latents, style statistics) of each picture's rows; what is wrong with those that could not
+    be read."""
     crops = [picture for picture in pictures if not isinstance(picture, str)]
     if not crops:
         return [picture for picture in pictures if isinstance(picture, str)]

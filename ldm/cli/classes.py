@@ -2,7 +2,8 @@
 
     artfusion classes --checkpoint logs/classes/checkpoints/last.ckpt --classes 3 7 --n 4 --scale 3 --steps 50 --output sheet.png
 
-Averaged weights (EMA) are used where the checkpoint has them. Guidance leads away from the null class, the last one.
+Averaged weights (EMA) are used where the checkpoint has them. Guidance leads away from the null
+class, the last one.
 """
 
 import argparse

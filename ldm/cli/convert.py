@@ -4,9 +4,10 @@
     artfusion checkpoint convert checkpoints/artfusion/last.ckpt artfusion-fp16.safetensors --half
     artfusion checkpoint convert mymodel/cross/checkpoints/last.ckpt mymodel.safetensors --half --leave-out vgg.
 
-Optimiser states, the live weights that the EMA replaces, and the networks of the training losses are left out.
-Such a file belongs to a model built with `use_ema: false`; it cannot continue a training run. The third leaves out VGG16 as well, for a
-model whose config says where that is (`vgg_ckpt_path`).
+Optimiser states, the live weights that the EMA replaces, and the networks of the training losses
+are left out.
+Such a file belongs to a model built with `use_ema: false`; it cannot continue a training run. The
+third leaves out VGG16 as well, for a model whose config says where that is (`vgg_ckpt_path`).
 """
 
 import argparse

@@ -99,7 +99,8 @@ def every_pair(contents: Sequence[str], styles: Sequence[str]) -> list[tuple[str
 
 
 def matched(contents: Sequence[str], styles: Sequence[str]) -> list[tuple[str, str]]:
-    """Every style with a content: the one that MATCHES names, if it is there, else they take turns."""
+    """Every style with a content: the one that MATCHES names, if it is there, else they take
+    turns."""
     turns = list(contents)
     return [
         (MATCHES[s] if MATCHES.get(s) in contents else turns[i % len(turns)], s) for i, s in enumerate(styles)

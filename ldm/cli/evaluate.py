@@ -1,12 +1,14 @@
-"""Measure style transfer: paint every content in every style, or take results that are there, and tell how far they are from both.
+"""Measure style transfer: paint every content in every style, or take results that are there, and
+tell how far they are from both.
 
     artfusion evaluate --content data/contents --style data/styles --csv evaluation.csv
     artfusion evaluate --content data/contents --style data/styles --results results --compare other=results_of_another_program
     artfusion evaluate --content data/contents --style data/styles --sweep --csv sweep.csv --plot sweep.png
     artfusion evaluate --content data/contents --style data/styles --also faithful=content-scale:2,detail:1 --untouched
 
-Results are called CONTENT__STYLE.png, after the file names of the content and the style; all pictures are measured as
-central squares of --size pixels. Prints two Markdown tables. The first, mean (median) over the pairs:
+Results are called CONTENT__STYLE.png, after the file names of the content and the style; all
+pictures are measured as central squares of --size pixels. Prints two Markdown tables. The first,
+mean (median) over the pairs:
 
     content_cosine  content distance: 1 - cosine of VGG16's relu3_1 and relu4_1, each channel normalised; 0 = layout kept
     content_vgg     content loss: squared difference of relu4_1
@@ -28,11 +30,13 @@ The second, of each set as a whole:
     palette_share   distance of the colours of result and painting, as a share of the untouched photos' distance
     chroma_bw       colourfulness in levels of 255 of the results of black and white paintings, which should have next to none
 
-Losses compare only between runs with the same weights files. VGG16's come along (checkpoints/vgg16); they are not those that
-LPIPS was published with, so published linear weights download torchvision's VGG16 for LPIPS alone, once, 528 MB.
-A metric whose weights are not given is not run: the table says so, and its field in the CSV file is empty. The CSV file has each result's style_rank and content_rank (1 = its own is the
-nearest) and its palette_distance, with that of the untouched photo. Ranks compare only between runs on the same pictures.
-Published ArtFID values use an Inception network trained on paintings.
+Losses compare only between runs with the same weights files. VGG16's come along
+(checkpoints/vgg16); they are not those that LPIPS was published with, so published linear weights
+download torchvision's VGG16 for LPIPS alone, once, 528 MB.
+A metric whose weights are not given is not run: the table says so, and its field in the CSV file is
+empty. The CSV file has each result's style_rank and content_rank (1 = its own is the nearest) and
+its palette_distance, with that of the untouched photo. Ranks compare only between runs on the same
+pictures. Published ArtFID values use an Inception network trained on paintings.
 """
 
 import argparse
@@ -187,7 +191,8 @@ def main() -> None:
 
 
 def check_options(args: argparse.Namespace, typed: set[str]) -> None:
-    """Raises UserError for options that do not go together, and for packages that they need and that are not there."""
+    """Raises UserError for options that do not go together, and for packages that they need and
+    that are not there."""
     for name in (*PAINTING, *SWEEP):
         if args.results is not None and name in typed:
             raise UserError(
@@ -242,7 +247,8 @@ def sheet_pairs(args: argparse.Namespace) -> tuple[int, int]:
 
 
 def named_settings(args: argparse.Namespace, one: Settings, others: list[Settings]) -> dict[str, Settings]:
-    """The settings of --also by their names in the table. Raises UserError for what is none, or a name twice."""
+    """The settings of --also by their names in the table. Raises UserError for what is none, or a
+    name twice."""
     settings: dict[str, Settings] = {}
     folders = [folder_name(set_name(each)) for each in others]
     for text in args.also:
@@ -259,7 +265,8 @@ def named_settings(args: argparse.Namespace, one: Settings, others: list[Setting
 
 
 def setting(text: str, dial: str) -> tuple[str, float | int | str]:
-    """One SETTING:VALUE of --also `text`. Raises UserError if there is no such setting, or its value is of another kind."""
+    """One SETTING:VALUE of --also `text`. Raises UserError if there is no such setting, or its
+    value is of another kind."""
     name, _, value = dial.partition(":")
     name = name.strip().replace("-", "_")
     if name not in DIALS:
@@ -271,7 +278,8 @@ def setting(text: str, dial: str) -> tuple[str, float | int | str]:
 
 
 def named_folders(args: argparse.Namespace, taken: list[str]) -> dict[str, Path]:
-    """The folders of results by their names in the table. Raises UserError for NAME=DIR that is none, or a name twice."""
+    """The folders of results by their names in the table. Raises UserError for NAME=DIR that is
+    none, or a name twice."""
     folders = {} if args.results is None else {args.results.resolve().name: args.results}
     for text in args.compare:
         name, _, folder = text.partition("=")
@@ -286,7 +294,8 @@ def named_folders(args: argparse.Namespace, taken: list[str]) -> dict[str, Path]
 
 
 def load_networks(args: argparse.Namespace) -> tuple[PairMetrics, Inception | None, EfficientNetLite0 | None]:
-    """The measuring networks that the options ask for. Raises UserError where their weights cannot be had or used."""
+    """The measuring networks that the options ask for. Raises UserError where their weights cannot
+    be had or used."""
     device = choose_device(args.device)
     vgg = load_vgg(args.vgg_weights)
     lpips = load_lpips(args.lpips_weights, vgg, args.vgg_weights) if args.lpips_weights else None

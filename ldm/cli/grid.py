@@ -1,9 +1,11 @@
-"""Draw what the two dials do: one photo in one style at every combination of content scale and style scale.
+"""Draw what the two dials do: one photo in one style at every combination of content scale and
+style scale.
 
     artfusion grid --content photo.jpg --style painting.jpg --output grid.png
     artfusion grid --content photo.jpg --style painting.jpg --content-scales 1 --style-scales 0.5 1 2 4 --output row.png
 
-All pictures start from the same noise and are painted together, so that nothing but the scales differs.
+All pictures start from the same noise and are painted together, so that nothing but the scales
+differs.
 """
 
 import argparse
@@ -65,7 +67,8 @@ def main() -> None:
 
 
 def sheet(givens: list, rows: list[list], content_scales: list[float], style_scales: list[float], cell: int):
-    """The grid, with the photo and the painting in a column (or, for a single row, two columns) before it."""
+    """The grid, with the photo and the painting in a column (or, for a single row, two columns)
+    before it."""
     columns = [f"style {scale:g}" for scale in style_scales]
     labels = [f"content {scale:g}" for scale in content_scales]
     if len(rows) == 1:

@@ -80,6 +80,7 @@ def main() -> None:
 
 
 def strip(styles: list[Image.Image], painted: list[Image.Image], shares: list[float]) -> Image.Image:
-    """The pictures between the two paintings, in a row, each labelled with the second one's share."""
+    """The pictures between the two paintings, in a row, each labelled with the second one's
+    share."""
     first, last = (thumbnail(style, painted[0]) for style in styles)
     return labelled_sheet([[first, *painted, last]], ["from", *(f"{share:.0%}" for share in shares), "to"])

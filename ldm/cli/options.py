@@ -1,4 +1,5 @@
-"""The options that the painting programs share: which model, and every dial of `ldm.pipeline.settings.Settings`.
+"""The options that the painting programs share: which model, and every dial of
+`ldm.pipeline.settings.Settings`.
 
 Nothing here imports torch before `load_pipeline`, so that a wrong option is answered at once.
 """
@@ -64,7 +65,8 @@ def add_settings_options(
     only: Iterable[str] = tuple(DIALS),
     **defaults: Any,
 ) -> None:
-    """Options for the settings, or for `only` some, but for those left out; with other defaults where given."""
+    """Options for the settings, or for `only` some, but for those left out; with other defaults
+    where given."""
     group = parser.add_argument_group("how to paint")
     for name in only:
         if name not in leave_out:
@@ -96,7 +98,8 @@ def add_scales_options(
 
 
 def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
-    """The settings among parsed options, and others, checked as far as it goes without a model. Raises UserError."""
+    """The settings among parsed options, and others, checked as far as it goes without a model.
+    Raises UserError."""
     given = {name: getattr(args, name) for name in DIALS if hasattr(args, name)}
     settings = Settings(**{**given, **others})
     settings.check()
@@ -106,7 +109,8 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
 
 
 def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> dict[str, Any]:
-    """What a result's metadata say of how it was painted: settings, model, version. Raises UserError without a checkpoint."""
+    """What a result's metadata say of how it was painted: settings, model, version. Raises
+    UserError without a checkpoint."""
     checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such file")
@@ -154,7 +158,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
-    """The pipeline of parsed model options, on a GPU of its own where torchrun started several processes. Raises UserError."""
+    """The pipeline of parsed model options, on a GPU of its own where torchrun started several
+    processes. Raises UserError."""
     import torch  # takes seconds
 
     from ldm.pipeline.pipeline import StyleTransferPipeline

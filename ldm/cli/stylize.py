@@ -1,18 +1,21 @@
 """Paint photos in the style of paintings.
 
-One picture (photo__painting.png here, or the file that is named third), more freely, and over the photo instead of from scratch:
+One picture (photo__painting.png here, or the file that is named third), more freely, and over the
+photo instead of from scratch:
 
     artfusion stylize photo.jpg painting.jpg
     artfusion stylize photo.jpg painting.jpg result.png
     artfusion stylize --content photo.jpg --style painting.jpg --output freer.png --content-scale 0.5 --style-scale 1.5 --detail 0
     artfusion stylize --content photo.jpg --style painting.jpg --output near.png --strength 0.6 --preserve-color
 
-Every photo in every style: results/CONTENT__STYLE.png. Started again after a stop, it does what is missing:
+Every photo in every style: results/CONTENT__STYLE.png. Started again after a stop, it does what is
+missing:
 
     artfusion stylize --content photos/ --style klimt.jpg turner.jpg --output results/
     artfusion stylize --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
 
-Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo left as it is:
+Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo
+left as it is:
 
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
@@ -20,7 +23,8 @@ Two styles mixed; a style for the white part of a mask and another for the rest;
 
 Ctrl-C leaves a single picture as far as it came, and of several all that are done.
 
-Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see the message; 130, stopped.
+Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see
+the message; 130, stopped.
 """
 
 import argparse
@@ -150,7 +154,8 @@ def main() -> int:
 
 
 def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
-    """Every style with the name that its results get: single pictures, or all of them mixed or by region."""
+    """Every style with the name that its results get: single pictures, or all of them mixed or by
+    region."""
     paths = expand(args.style, folder_of_results(args.output))
     if args.style_weights is not None and args.mask is not None:
         raise UserError("--style-weights and --mask do not go together; give one of them")
@@ -167,7 +172,8 @@ def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
 
 
 def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
-    """Raises UserError, before the model is read, for a mask that cannot be, or that a result would replace."""
+    """Raises UserError, before the model is read, for a mask that cannot be, or that a result would
+    replace."""
     masks = [*(args.mask or ()), *([args.keep] if args.keep is not None else ())]
     read = PictureReader()
     for path in masks:
@@ -188,7 +194,8 @@ def description(
 
 
 def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -> int:
-    """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept as far as it came."""
+    """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept
+    as far as it came."""
     for task in tasks:  # none in all but the first of several processes
         content = load_image(task.content)
         PictureReader().style(task.style)

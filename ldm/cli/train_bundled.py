@@ -1,10 +1,12 @@
-"""Train the bundled model, or one like it, on two folders of pictures: all phases in order, in as many hours as there are.
+"""Train the bundled model, or one like it, on two folders of pictures: all phases in order, in as
+many hours as there are.
 
     artfusion train-bundled --photos PHOTOS --paintings PAINTINGS --output mymodel --hours 24
     artfusion train-bundled --photos PHOTOS --paintings PAINTINGS --output better --hours 6 --phases cross
 
-The second goes on from the bundled weights. Started again after Ctrl-C or a crash, the same command does what is left. Each phase is a run
-of `artfusion train` in a folder of its own below --output, with losses and pictures in it (tensorboard --logdir mymodel); the result is
+The second goes on from the bundled weights. Started again after Ctrl-C or a crash, the same command
+does what is left. Each phase is a run of `artfusion train` in a folder of its own below --output,
+with losses and pictures in it (tensorboard --logdir mymodel); the result is
 mymodel/model.safetensors:
 
     artfusion stylize --checkpoint mymodel/model.safetensors --config configs/mini.yaml --content photo.jpg --style painting.jpg --output result.png
@@ -38,7 +40,8 @@ from ldm.training.budget import FINISHED
 
 @dataclass(frozen=True)
 class Phase:
-    """config: in configs/. share: of the time. on_gpu: options of its data there, where a batch of the config's would leave it idle."""
+    """config: in configs/. share: of the time. on_gpu: options of its data there, where a batch of
+    the config's would leave it idle."""
 
     config: str
     share: float
@@ -179,7 +182,8 @@ def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def weights_of(phase: str, args: argparse.Namespace) -> str:
-    """The file of the weights that a phase ends with: its own, or, where it is not trained, those to start from."""
+    """The file of the weights that a phase ends with: its own, or, where it is not trained, those
+    to start from."""
     if phase in args.phases:
         return str((args.output / phase / "checkpoints/last.ckpt").resolve())
     return str(resolve_checkpoint(args.start, None)[0].resolve())
@@ -203,7 +207,8 @@ def compute_latents(args: argparse.Namespace) -> None:
 
 
 def call(command: list[str], processes: int = 1) -> None:
-    """Run a sub-command of `artfusion` and wait for it. Raises UserError where it fails; it has said why."""
+    """Run a sub-command of `artfusion` and wait for it. Raises UserError where it fails; it has
+    said why."""
     several = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         if processes > 1

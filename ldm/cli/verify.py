@@ -5,9 +5,11 @@
     artfusion checkpoint verify models/ldm/cin256-v2/model.ckpt
     artfusion checkpoint verify my_model.ckpt --config configs/my_model.yaml
 
-Without --config, a file of the size of a published model is compared with that one's config: configs/kl16_content12.yaml (ArtFusion),
-configs/latent-diffusion/cin256-v2.yaml (classes of ImageNet), configs/kl16_first_stage.yaml and configs/vq4_first_stage.yaml.
-Exit code: 0 whole and fitting, 1 readable but not fitting or with NaN or infinite values, 2 unreadable.
+Without --config, a file of the size of a published model is compared with that one's config:
+configs/kl16_content12.yaml (ArtFusion), configs/latent-diffusion/cin256-v2.yaml (classes of
+ImageNet), configs/kl16_first_stage.yaml and configs/vq4_first_stage.yaml.
+Exit code: 0 whole and fitting, 1 readable but not fitting or with NaN or infinite values, 2
+unreadable.
 """
 
 import argparse

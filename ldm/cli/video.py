@@ -1,17 +1,20 @@
-"""Paint a clip in the style of a painting: a video file, a GIF, or a folder with a picture for each frame.
+"""Paint a clip in the style of a painting: a video file, a GIF, or a folder with a picture for each
+frame.
 
     artfusion video --content clip.mp4 --style painting.jpg --output out.mp4
     artfusion video --content clip.mp4 --style painting.jpg --output trial.mp4 --frames 8
     artfusion video --content frames/ --style painting.jpg --output painted/
 
-The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours for a whole clip.
-Every frame begins from the same noise, and a fine one is painted only where the clip moves, so what stands still in the clip
-stands still in the result. What moves still flickers, with some seeds much more than with others: a --strength below 1 (such
-as 0.7) keeps more of the clip and flickers less.
+The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours
+for a whole clip. Every frame begins from the same noise, and a fine one is painted only where the
+clip moves, so what stands still in the clip stands still in the result. What moves still flickers,
+with some seeds much more than with others: a --strength below 1 (such as 0.7) keeps more of the
+clip and flickers less.
 
-A video keeps its frames' times and its sound, if the output's format takes it; an odd last row or column of pixels is cut
-off, except for GIF and folders. Frames go to a folder as PNG files, one by one: started again after a stop, the program
-leaves those that it painted in the same way, and in the fine look goes on from them.
+A video keeps its frames' times and its sound, if the output's format takes it; an odd last row or
+column of pixels is cut off, except for GIF and folders. Frames go to a folder as PNG files, one by
+one: started again after a stop, the program leaves those that it painted in the same way, and in
+the fine look goes on from them.
 """
 
 import argparse
@@ -108,7 +111,8 @@ def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image |
 
 
 def description(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
-    """A frame's metadata, which say how it was made. Raises UserError where there is no checkpoint."""
+    """A frame's metadata, which say how it was made. Raises UserError where there is no
+    checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
     about = names | provenance(args, settings, args.precision)
     return {"Software": "ArtFusion", METADATA_KEY: json.dumps(about, sort_keys=True)}
@@ -119,7 +123,8 @@ def stop_of(args: argparse.Namespace) -> int | None:
 
 
 def chosen_frames(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> Iterator[Frame] | None:
-    """The frames to paint, the first of them read; None if all are painted already. Raises UserError if there are none at all."""
+    """The frames to paint, the first of them read; None if all are painted already. Raises
+    UserError if there are none at all."""
     frames = at_least_one(clip.frames(args.start, stop_of(args), there))
     if frames is None and at_least_one(clip.frames(args.start, args.start + 1)) is None:
         raise UserError(f"{clip.path}: no frame{f' {args.start}' if args.start else 's'} in it")

@@ -1,8 +1,9 @@
 """Config factory: a config node `{target: dotted.path.Class, params: {...}}` becomes an object.
 
-A config file can come from a stranger, so a target resolves only under `TRUSTED_PREFIXES` and only to a class
-defined there. Code of your own is allowed by naming its prefix: `instantiate_from_config(config, ["my.package"])`
-in Python, `--allow-target my.package` on the command line.
+A config file can come from a stranger, so a target resolves only under `TRUSTED_PREFIXES` and only
+to a class defined there. Code of your own is allowed by naming its prefix:
+`instantiate_from_config(config, ["my.package"])` in Python, `--allow-target my.package` on the
+command line.
 """
 
 import importlib
@@ -30,16 +31,18 @@ NODE_KEYS = ("target", "params", "learning_rate", "base_learning_rate")
 # What a constructor's **options hand on to its bases shows only when it is called.
 _CALL_ERRORS = re.compile(r"missing \d+ required|multiple values for|unexpected keyword argument")
 
-# Models build their parts by calling the factory again, so what the caller allowed has to reach the inner calls.
+# Models build their parts by calling the factory again, so what the caller allowed has to reach the
+# inner calls.
 _allowed_prefixes: ContextVar[tuple[str, ...]] = ContextVar("allowed_prefixes", default=())
 
 
 def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[str] = ()) -> Any:
-    """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword arguments.
+    """Build `config["target"]` with `config["params"]` (an OmegaConf node or plain dict) as keyword
+    arguments.
 
-    `allow_targets` adds dotted prefixes to the trusted ones, for this object and everything built inside it.
-    Raises ConfigError for a missing or untrusted target, for parameter names that the target does not have, and for
-    values that it refuses with a ValueError.
+    `allow_targets` adds dotted prefixes to the trusted ones, for this object and everything built
+    inside it. Raises ConfigError for a missing or untrusted target, for parameter names that the
+    target does not have, and for values that it refuses with a ValueError.
     """
     with allowing_targets(allow_targets):
         name, target, params = check_config(config)
@@ -54,7 +57,8 @@ def instantiate_from_config(config: Mapping[str, Any], allow_targets: Iterable[s
 
 
 def check_config(config: Mapping[str, Any]) -> tuple[str, Any, Mapping[str, Any]]:
-    """(the target's name, the target, its parameters) of a node that can be built, as far as it shows before. Raises ConfigError."""
+    """(the target's name, the target, its parameters) of a node that can be built, as far as it
+    shows before. Raises ConfigError."""
     name, params = _target_and_params(to_plain(config))
     target = get_obj_from_str(name)
     _check_params(name, target, params)
@@ -88,7 +92,8 @@ def allowing_targets(prefixes: Iterable[str]) -> Iterator[None]:
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:
-    """The object that a trusted dotted path names, with `reload` from its module read anew. Raises ConfigError, see the module's text."""
+    """The object that a trusted dotted path names, with `reload` from its module read anew. Raises
+    ConfigError, see the module's text."""
     target, trusted, allowed = string, TRUSTED_PREFIXES, _allowed_prefixes.get()
     if isinstance(target, str) and not target.startswith(allowed):
         target = our_target(target)
@@ -138,9 +143,11 @@ def _check_params(target_name: str, target: Any, params: Mapping[str, Any]) -> N
 
 
 def parameters_of(target: Any) -> tuple[list[str], list[str], bool]:
-    """(accepted names, required names, whether anything goes) of a class's constructor or a function.
+    """(accepted names, required names, whether anything goes) of a class's constructor or a
+    function.
 
-    `**kwargs` of a class's own constructor stands for the parameters of its bases, beside `*args` for what these require, too.
+    `**kwargs` of a class's own constructor stands for the parameters of its bases, beside `*args`
+    for what these require, too.
     """
     constructors = (
         [vars(c)["__init__"] for c in target.__mro__ if "__init__" in vars(c)]
@@ -170,7 +177,8 @@ def parameters_of(target: Any) -> tuple[list[str], list[str], bool]:
 
 
 def to_plain(config: Any) -> Any:
-    """Plain dicts, lists and values from an OmegaConf node, interpolations resolved; anything else as it is."""
+    """Plain dicts, lists and values from an OmegaConf node, interpolations resolved; anything else
+    as it is."""
     if not OmegaConf.is_config(config):
         return config
     try:

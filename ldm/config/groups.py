@@ -1,4 +1,5 @@
-"""Groups of options: frozen dataclasses, whose fields config files name among the other keys of `params`."""
+"""Groups of options: frozen dataclasses, whose fields config files name among the other keys of
+`params`."""
 
 import functools
 import inspect
@@ -8,14 +9,17 @@ from typing import Any
 
 
 def take(group: Any, options: dict[str, Any]) -> Any:
-    """The group, a dataclass's instance, with those of its fields that `options` has, which are taken out of these."""
+    """The group, a dataclass's instance, with those of its fields that `options` has, which are
+    taken out of these."""
     return replace(group, **{f.name: options.pop(f.name) for f in fields(group) if f.name in options})
 
 
 def flat_keys(init: Callable[..., None]) -> Callable[..., None]:
-    """Let a constructor take the fields of its groups, its keyword-only parameters of a dataclass's type, as parameters of its own.
+    """Let a constructor take the fields of its groups, its keyword-only parameters of a dataclass's
+    type, as parameters of its own.
 
-    With `def __init__(self, size: int, *, schedule: NoiseSchedule)`, Model(8, timesteps=50) is Model(8, schedule=NoiseSchedule(timesteps=50)).
+    With `def __init__(self, size: int, *, schedule: NoiseSchedule)`, Model(8, timesteps=50) is
+    Model(8, schedule=NoiseSchedule(timesteps=50)).
     """
     signature = inspect.signature(init)
     parameters = signature.parameters.values()

@@ -15,9 +15,9 @@ TOP_KEYS = ("model", "data", "lightning")
 def merged_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> DictConfig:
     """Config files merged from left to right, then `key.sub=value` overrides. Raises ConfigError.
 
-    A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that names another
-    `target` than the one it is merged onto replaces it whole, since its parameters are those of another class; a
-    subclass keeps them.
+    A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that
+    names another `target` than the one it is merged onto replaces it whole, since its parameters
+    are those of another class; a subclass keeps them.
     """
     tree: dict[str, Any] = {}
     for part in [*map(_tree, paths), _overrides(overrides)]:
@@ -39,7 +39,8 @@ def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None
 
 
 def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config file as plain containers, interpolations as they are, merged onto what it extends."""
+    """A config file as plain containers, interpolations as they are, merged onto what it
+    extends."""
     tree = _containers(load_config(path))
     base = tree.pop("extends", None)
     if base is None:
@@ -64,7 +65,8 @@ def _merge(old: Any, new: Any) -> Any:
 
 
 def _takes_params_of(new: Any, old: Any) -> bool:
-    """Whether the parameters of one target suit the other: it is the same, or a class made from it."""
+    """Whether the parameters of one target suit the other: it is the same, or a class made from
+    it."""
     if new == old:
         return True
     try:

@@ -1,10 +1,11 @@
-"""Training data computed once: latents and style statistics of fixed crops, in memory-mapped shards.
+"""Training data computed once: latents and style statistics of fixed crops, in memory-mapped
+shards.
 
-A cache is a folder. `cache.json` says what made it and lists, for each kind ("paintings", "photos"), all pictures.
-Every `pictures_per_shard` of them make a shard:
-`<kind>_00000_latent.npy` (rows, C, h, w) float16, unscaled posterior modes; `<kind>_00000_style.npy` (rows,
-style_dim) float16; `<kind>_00000.json`, written last: the pictures in it (`rows_per_picture` rows each, in order)
-and those that could not be read.
+A cache is a folder. `cache.json` says what made it and lists, for each kind ("paintings",
+"photos"), all pictures. Every `pictures_per_shard` of them make a shard: `<kind>_00000_latent.npy`
+(rows, C, h, w) float16, unscaled posterior modes; `<kind>_00000_style.npy` (rows, style_dim)
+float16; `<kind>_00000.json`, written last: the pictures in it (`rows_per_picture` rows each, in
+order) and those that could not be read.
 """
 
 import json
@@ -39,7 +40,8 @@ class Encoders(Protocol):
 
 
 class LatentCache:
-    """One cache folder: made by `create`, filled shard by shard, opened again after a stop. Raises UserError."""
+    """One cache folder: made by `create`, filled shard by shard, opened again after a stop. Raises
+    UserError."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -60,7 +62,8 @@ class LatentCache:
         rows_per_picture: int,
         pictures_per_shard: int,
     ) -> "LatentCache":
-        """A new cache without shards yet, of pictures by kind; `made_by` is what another call must say to go on with it."""
+        """A new cache without shards yet, of pictures by kind; `made_by` is what another call must
+        say to go on with it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         counts = {"rows_per_picture": rows_per_picture, "pictures_per_shard": pictures_per_shard}
@@ -126,7 +129,8 @@ class LatentCache:
 class CachedHybridTrain(HybridDraws):
     """What HybridTrain draws, from a cache, with the same options.
 
-    Samples: `latent` (C, h, w), `style` (style_dim,), both flags, and `path`, the picture's name in the cache.
+    Samples: `latent` (C, h, w), `style` (style_dim,), both flags, and `path`, the picture's name in
+    the cache.
     """
 
     def __init__(
@@ -196,7 +200,8 @@ class CachedRows(Dataset):
 
 
 def encoder_fingerprints(model: Encoders) -> dict[str, str]:
-    """What tells apart the weights that latents and style statistics come from; only of networks that have theirs."""
+    """What tells apart the weights that latents and style statistics come from; only of networks
+    that have theirs."""
     first_stage = model.first_stage_model
     marks = {"first stage": fingerprint(first_stage.encoder, first_stage.quant_conv)}
     return marks | ({"style network": fingerprint(model.vgg)} if model.vgg.has_weights else {})

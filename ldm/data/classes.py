@@ -9,7 +9,8 @@ from ldm.errors import UserError
 
 
 class ClassFolders(PictureFolder):
-    """Samples with a `class_label`: the number of the picture's folder among those directly below `root`, by their names.
+    """Samples with a `class_label`: the number of the picture's folder among those directly below
+    `root`, by their names.
 
     Options as in PictureFolder. Labels are the same for every split.
     """
@@ -25,7 +26,8 @@ class ClassFolders(PictureFolder):
 
 
 def class_names(root: str | Path) -> list[str]:
-    """The folders below `root` that have pictures, sorted: their places are the labels. Raises UserError for loose pictures."""
+    """The folders below `root` that have pictures, sorted: their places are the labels. Raises
+    UserError for loose pictures."""
     paths = find_pictures(root)
     loose = [path for path in paths if path.parent == Path(root)]
     if loose:

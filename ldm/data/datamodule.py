@@ -1,4 +1,5 @@
-"""Loaders for training and validation, built from config, that can go on in the middle of an epoch."""
+"""Loaders for training and validation, built from config, that can go on in the middle of an
+epoch."""
 
 import logging
 import signal
@@ -20,11 +21,13 @@ PREFETCHED_BATCHES = 4  # by each worker
 
 
 class DataModuleFromConfig(pl.LightningDataModule):
-    """`train` and `validation` are config nodes of data sets; `test` and `predict` are not built, as nothing here runs them.
+    """`train` and `validation` are config nodes of data sets; `test` and `predict` are not built,
+    as nothing here runs them.
 
-    Order and random choices follow from `seed` (the training command sets it), see `ldm.data.order`; a data set that
-    cannot be indexed keeps its own. Pictures that cannot be read are named in the log once; when they are more than
-    `max_unreadable_share` of a data set's pictures, the run stops with their list.
+    Order and random choices follow from `seed` (the training command sets it), see
+    `ldm.data.order`; a data set that cannot be indexed keeps its own. Pictures that cannot be read
+    are named in the log once; when they are more than `max_unreadable_share` of a data set's
+    pictures, the run stops with their list.
     """
 
     trainer: Any  # Lightning's, as soon as there is one
@@ -66,7 +69,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Loaders
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of `train`, from where training goes on. Raises ConfigError where there is none."""
+        """Batches of `train`, from where training goes on. Raises ConfigError where there is
+        none."""
         if "train" not in self.datasets:
             raise ConfigError("the data section has no `train` data set")
         return self._loader("train", shuffle=True)
@@ -85,7 +89,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
-            # A generator of its own: the loader's draws must not depend on what the training has drawn.
+            # A generator of its own: the loader's draws must not depend on what the training has
+            # drawn.
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if self.num_workers:
@@ -113,7 +118,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Where training is, for checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Which samples the training has had: the epoch, and how many of it, counted over all processes."""
+        """Which samples the training has had: the epoch, and how many of it, counted over all
+        processes."""
         epoch, batches = self._position()
         return {
             "seed": self.seed,
@@ -133,7 +139,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
         return (epoch, done) if done < loop.max_batches else (epoch + 1, 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on behind those samples. Raises UserError where batches of another size would have to share an epoch."""
+        """Go on behind those samples. Raises UserError where batches of another size would have to
+        share an epoch."""
         before = state_dict["whole_batch"]
         if state_dict["samples"] and before != self._whole_batch():
             raise UserError(
@@ -145,7 +152,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
     # Pictures that cannot be read
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """The batch without what it says of unreadable pictures, which is noted. Raises UserError for too many."""
+        """The batch without what it says of unreadable pictures, which is noted. Raises UserError
+        for too many."""
         if isinstance(batch, dict) and "unreadable" in batch:
             self._note_unreadable(line for lines in batch.pop("unreadable") for line in lines.splitlines())
         return batch
@@ -181,5 +189,6 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
 
 def leave_signals_to_parent(worker_id: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process finishes its step and then ends the workers."""
+    """Ctrl-C reaches all processes of a terminal; the training process finishes its step and then
+    ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,8 @@
-"""The order of training samples and their random choices, as functions of a seed, the epoch and the position alone.
+"""The order of training samples and their random choices, as functions of a seed, the epoch and the
+position alone.
 
-So a run that stopped goes on with the very samples it would have drawn, on any number of loader workers.
+So a run that stopped goes on with the very samples it would have drawn, on any number of loader
+workers.
 """
 
 from collections.abc import Iterator
@@ -26,9 +28,10 @@ def mixed_seed(*parts: int) -> int:
 class EpochOrder(Sampler[Draw]):
     """The samples of one process (`rank` of `world`) in one epoch.
 
-    Every process takes each world-th position, so a batch of all processes together holds the samples that one
-    process would put into a batch of that size. `start` is the position to begin at, counted over all processes.
-    With `shuffle` each epoch has an order and choices of its own, without it all epochs are equal.
+    Every process takes each world-th position, so a batch of all processes together holds the
+    samples that one process would put into a batch of that size. `start` is the position to begin
+    at, counted over all processes. With `shuffle` each epoch has an order and choices of its own,
+    without it all epochs are equal.
     """
 
     def __init__(
@@ -42,13 +45,15 @@ class EpochOrder(Sampler[Draw]):
         world: int = 1,
     ):
         whole = batch_size * world
-        # All processes need equally many samples: what is left over is dropped, or filled up from the beginning.
+        # All processes need equally many samples: what is left over is dropped, or filled up from
+        # the beginning.
         self.total = length - length % whole if drop_last else -(-length // world) * world
         self.length, self.seed, self.shuffle, self.rank, self.world = length, seed, shuffle, rank, world
         self.epoch, self.start = 0, 0
 
     def begin_at(self, epoch: int, start: int) -> None:
-        """Begin that epoch, which has this number, behind the first `start` samples of all processes together."""
+        """Begin that epoch, which has this number, behind the first `start` samples of all
+        processes together."""
         self.epoch, self.start = epoch, start
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,7 +85,8 @@ class Indexed(Protocol):
 
 
 class SeededSamples(Dataset):
-    """A data set asked by `Draw`: while it makes a sample, torch's CPU generator starts from the draw's seed."""
+    """A data set asked by `Draw`: while it makes a sample, torch's CPU generator starts from the
+    draw's seed."""
 
     def __init__(self, dataset: Indexed):
         self.dataset = dataset
@@ -89,7 +95,8 @@ class SeededSamples(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        # Without workers this runs in the training process, whose own random numbers must not change.
+        # Without workers this runs in the training process, whose own random numbers must not
+        # change.
         state = torch.get_rng_state()
         try:
             torch.default_generator.manual_seed(draw.seed)

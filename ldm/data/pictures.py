@@ -1,8 +1,10 @@
-"""Folders of pictures as data sets: any depth, no list files, a split that is the same on every machine.
+"""Folders of pictures as data sets: any depth, no list files, a split that is the same on every
+machine.
 
-A sample is a dict: `image` (H, W, 3) float32 in [-1, 1], channels last as in the latent-diffusion family; `path`, its
-file; `unreadable`, a line for each picture that it stands in for because that could not be read (mostly empty).
-Random choices come from torch's generator, which the loader seeds for every sample.
+A sample is a dict: `image` (H, W, 3) float32 in [-1, 1], channels last as in the latent-diffusion
+family; `path`, its file; `unreadable`, a line for each picture that it stands in for because that
+could not be read (mostly empty). Random choices come from torch's generator, which the loader seeds
+for every sample.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +31,8 @@ def randint(high: int) -> int:
 
 
 class Crops:
-    """How a picture becomes a sample: scaled so that its smaller side is `short_side`, cropped to a `size` square.
+    """How a picture becomes a sample: scaled so that its smaller side is `short_side`, cropped to a
+    `size` square.
 
     The crop is at a `random` place or central, and with `flip` mirrored every other time.
     """
@@ -43,7 +46,8 @@ class Crops:
         self.random, self.flip = random, flip
 
     def scaled(self, source: str | Path | BinaryIO) -> Image.Image:
-        """The picture in a file (see `load_image`) at its size before the crop. Raises UserError."""
+        """The picture in a file (see `load_image`) at its size before the crop. Raises
+        UserError."""
         return resize_short_side(load_image(source, draft_size=self.short_side), self.short_side)
 
     def crop(self, image: Image.Image) -> np.ndarray:
@@ -74,10 +78,10 @@ class Crops:
 class PictureFolder(Crops, Dataset):
     """Random (train) or central (validation) crops of the pictures below one or several folders.
 
-    Pictures are scaled and cropped as in `Crops` and flipped in training only; `random_augment` says whether to crop at random, and
-    flip, whatever the split. `in_memory` keeps the scaled pictures
-    (about 0.2 MB each at 256 px), which pays for small sets. A picture that cannot be read is replaced by another, and
-    the sample says so.
+    Pictures are scaled and cropped as in `Crops` and flipped in training only; `random_augment`
+    says whether to crop at random, and flip, whatever the split. `in_memory` keeps the scaled
+    pictures (about 0.2 MB each at 256 px), which pays for small sets. A picture that cannot be read
+    is replaced by another, and the sample says so.
     """
 
     def __init__(
@@ -116,7 +120,8 @@ class PictureFolder(Crops, Dataset):
             index = randint(len(self)) if self.random else (index + 1) % len(self)
 
     def read(self, index: int) -> Image.Image:
-        """A picture at its size before the crop, kept where pictures are kept in memory. Raises UserError."""
+        """A picture at its size before the crop, kept where pictures are kept in memory. Raises
+        UserError."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         image = self.scaled(self.paths[index])

@@ -15,9 +15,11 @@ SPLITS = ("train", "validation", "all")
 def find_pictures(
     root: str | Path, split: str = "all", validation_share: float = 0.02, seed: int = 0
 ) -> list[Path]:
-    """All picture files below `root`, sorted; of one split only, if asked. Raises UserError if there are none.
+    """All picture files below `root`, sorted; of one split only, if asked. Raises UserError if
+    there are none.
 
-    A file's split depends on `seed` and its path below `root` alone, so adding files moves no other.
+    A file's split depends on `seed` and its path below `root` alone, so adding files moves no
+    other.
     """
     check_split(split)
     root = own_or(root)
@@ -61,6 +63,7 @@ def check_split(split: str) -> None:
 
 
 def split_fraction(path: Path, seed: int) -> float:
-    """A number in [0, 1) of a file's path below its folder: below the validation share, the file is for validation."""
+    """A number in [0, 1) of a file's path below its folder: below the validation share, the file is
+    for validation."""
     digest = hashlib.sha256(f"{seed}/{path.as_posix()}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

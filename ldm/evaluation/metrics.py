@@ -2,8 +2,8 @@
 
 Pictures are (N, 3, H, W) in [-1, 1].
 
-Losses of features grow with the features' size, so `content_vgg`, `style_mean_std` and `gram` of two runs compare only
-if both read the same weights file.
+Losses of features grow with the features' size, so `content_vgg`, `style_mean_std` and `gram` of
+two runs compare only if both read the same weights file.
 """
 
 import sys
@@ -38,7 +38,8 @@ class Statistics(NamedTuple):
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
-    """(N, C, C) products of every two channels of (N, C, H, W), summed over positions, over C*H*W (Gatys et al. 2016)."""
+    """(N, C, C) products of every two channels of (N, C, H, W), summed over positions, over C*H*W
+    (Gatys et al. 2016)."""
     flat = maps.flatten(2)
     return flat @ flat.mT / flat[0].numel()
 
@@ -51,7 +52,8 @@ def statistics(maps: Mapping[str, Tensor]) -> list[Statistics]:
 
 
 def mean_std_loss(a: Sequence[Statistics], b: Sequence[Statistics]) -> Tensor:
-    """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and of deviations, summed over layers."""
+    """(N,) style loss of AdaIN (Huang & Belongie 2017): squared differences of means and of
+    deviations, summed over layers."""
     return sum_of(moments_distance((x.mean, x.std), (y.mean, y.std)) for x, y in zip(a, b, strict=True))
 
 
@@ -67,7 +69,8 @@ def luminance(pictures: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) structural similarity (Wang et al. 2004) of the luminance of pictures: 1 for equal ones."""
+    """(N,) structural similarity (Wang et al. 2004) of the luminance of pictures: 1 for equal
+    ones."""
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
 
     similarity: Any = structural_similarity_index_measure(
@@ -86,7 +89,8 @@ class Content:
 
 
 class PairMetrics:
-    """All metrics of results against their contents and styles; LPIPS is not run where there is none."""
+    """All metrics of results against their contents and styles; LPIPS is not run where there is
+    none."""
 
     def __init__(self, vgg: vgg16, lpips: LPIPS | None = None, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
@@ -110,7 +114,8 @@ class PairMetrics:
     def measure(
         self, results: Tensor, content: Content, styles: Sequence[Statistics]
     ) -> list[dict[str, float | None]]:
-        """METRICS of each of N results of one content; `styles` has what each was painted with (N)."""
+        """METRICS of each of N results of one content; `styles` has what each was painted with
+        (N)."""
         results = results.to(self.device)
         columns = {
             "ssim": ssim(results, content.picture.expand_as(results)).tolist(),
@@ -155,9 +160,11 @@ def load_vgg(path: str | Path | None = None) -> vgg16:
 
 
 def load_lpips(linear_weights: str, vgg: vgg16, vgg_path: str | Path | None) -> LPIPS:
-    """LPIPS with its linear weights from a file, or "uniform" ones, on this VGG16, `load_vgg(vgg_path)`. Raises UserError.
+    """LPIPS with its linear weights from a file, or "uniform" ones, on this VGG16,
+    `load_vgg(vgg_path)`. Raises UserError.
 
-    Linear weights from a file do not fit the bundled VGG16: without a path they get torchvision's download for themselves.
+    Linear weights from a file do not fit the bundled VGG16: without a path they get torchvision's
+    download for themselves.
     """
     lpips = LPIPS(None if vgg_path is None else str(vgg_path), linear_weights, use_dropout=False)
     with redirect_stdout(sys.stderr):  # torch prints that it downloads

@@ -36,7 +36,8 @@ class PairPainter:
     def result_sets(
         self, settings: Sequence[Settings], pairs: Sequence[Pair], named: Mapping[str, Settings] | None = None
     ) -> list[ResultSet]:
-        """One for each settings, called after its scales, and for each of those that have a name; several are kept in a folder each."""
+        """One for each settings, called after its scales, and for each of those that have a name;
+        several are kept in a folder each."""
         named = named or {}
         several = len(settings) + len(named) > 1
         by_scales = [

@@ -1,6 +1,7 @@
 """Which pictures there are to measure: contents, styles, and a result for each pair of them.
 
-The result of painting the content `photo.jpg` in the style `sea.png` is called `photo__sea`, with any picture's extension.
+The result of painting the content `photo.jpg` in the style `sea.png` is called `photo__sea`, with
+any picture's extension.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,8 @@ Pair = tuple[str, str]  # the names of a content and a style, without extensions
 
 @dataclass(frozen=True)
 class ResultSet:
-    """Results of one way to paint: what it is called, the pairs it has, and how to get their pictures, in order."""
+    """Results of one way to paint: what it is called, the pairs it has, and how to get their
+    pictures, in order."""
 
     name: str
     pairs: Sequence[Pair]
@@ -37,7 +39,8 @@ def result_name(pair: Pair) -> str:
 
 
 def by_name(folder: str | Path) -> dict[str, Path]:
-    """The pictures below a folder by their names without extension. Raises UserError if two share one, or for no picture."""
+    """The pictures below a folder by their names without extension. Raises UserError if two share
+    one, or for no picture."""
     paths = find_pictures(folder)
     named: dict[str, Path] = {}
     for path in paths:
@@ -50,7 +53,8 @@ def by_name(folder: str | Path) -> dict[str, Path]:
 
 
 def all_pairs(contents: Iterable[str], styles: Sequence[str]) -> list[Pair]:
-    """Every content with every style. Raises UserError where two pairs would have one result name."""
+    """Every content with every style. Raises UserError where two pairs would have one result
+    name."""
     named: dict[str, Pair] = {}
     for pair in ((content, style) for content in contents for style in styles):
         other = named.setdefault(result_name(pair), pair)
@@ -62,12 +66,14 @@ def all_pairs(contents: Iterable[str], styles: Sequence[str]) -> list[Pair]:
 
 
 def load_squares(paths: Mapping[str, Path], size: int) -> dict[str, Image.Image]:
-    """The central squares of pictures at `size` x `size` pixels, by name. Raises UserError for one that cannot be read."""
+    """The central squares of pictures at `size` x `size` pixels, by name. Raises UserError for one
+    that cannot be read."""
     return {name: load_square(path, size) for name, path in paths.items()}
 
 
 def result_folder(name: str, folder: str | Path, pairs: Sequence[Pair], size: int) -> ResultSet:
-    """The pairs whose results are below a folder. Raises UserError if none is, or one of them cannot be read."""
+    """The pairs whose results are below a folder. Raises UserError if none is, or one of them
+    cannot be read."""
     files = by_name(folder)
     found = {pair: files[result_name(pair)] for pair in pairs if result_name(pair) in files}
     if not found:
@@ -80,7 +86,8 @@ def result_folder(name: str, folder: str | Path, pairs: Sequence[Pair], size: in
 
 
 def untouched(contents: Mapping[str, Image.Image], pairs: Sequence[Pair]) -> ResultSet:
-    """The contents as if they were results in every style: what a measure says where nothing was painted."""
+    """The contents as if they were results in every style: what a measure says where nothing was
+    painted."""
     return ResultSet(UNTOUCHED, pairs, lambda batch: [contents[content] for content, _ in batch])
 
 

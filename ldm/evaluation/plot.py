@@ -21,9 +21,11 @@ def check_extra() -> None:
 
 
 def draw_trade_off(measured: Sequence[Measured], path: Path) -> None:
-    """Content distance to the right, style share upwards: a line for each style scale, other results as points.
+    """Content distance to the right, style share upwards: a line for each style scale, other
+    results as points.
 
-    `path` ends in .png and is written whole or not at all. Raises OSError, and UserError where no set has a style share.
+    `path` ends in .png and is written whole or not at all. Raises OSError, and UserError where no
+    set has a style share.
     """
     from matplotlib.figure import Figure
 

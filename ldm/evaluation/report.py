@@ -21,7 +21,8 @@ _NOT_RUN = "not run"
 
 
 def table(measured: Sequence[Measured], expected: int) -> str:
-    """One row for each set: how many of the expected pairs it has, and each metric's mean (median)."""
+    """One row for each set: how many of the expected pairs it has, and each metric's mean
+    (median)."""
     rows = []
     for one in measured:
         pairs = f"{len(one.rows)} of {expected}" if len(one.rows) < expected else str(expected)
@@ -57,7 +58,8 @@ def whole_table(measured: Sequence[Measured]) -> str:
 
 
 def notes(measured: Sequence[Measured], pairs: Sequence[Pair], judge: bool) -> list[str]:
-    """Lines below the table: pairs that are missing, networks that are, numbers to be read with care."""
+    """Lines below the table: pairs that are missing, networks that are, numbers to be read with
+    care."""
     lines = _missing_pairs(measured, pairs)
     if not judge:
         lines.append(
@@ -84,7 +86,8 @@ def _missing_pairs(measured: Sequence[Measured], pairs: Sequence[Pair]) -> list[
 
 
 def write_csv(measured: Sequence[Measured], path: Path) -> None:
-    """One row for each pair of each set, metrics that were not run left empty; whole or not at all. Raises OSError."""
+    """One row for each pair of each set, metrics that were not run left empty; whole or not at all.
+    Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)  # writes None as an empty field

@@ -1,7 +1,9 @@
-"""Whose result is it? Each result is compared with every painting and every photo of the run: its own should be the nearest.
+"""Whose result is it? Each result is compared with every painting and every photo of the run: its
+own should be the nearest.
 
-A loss tells how near a result is to its painting; these tell whether it is nearer to it than to the others, which a result
-in a general "painted" manner is not. The network that judges had no part in the making.
+A loss tells how near a result is to its painting; these tell whether it is nearer to it than to the
+others, which a result in a general "painted" manner is not. The network that judges had no part in
+the making.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +30,8 @@ class Features(NamedTuple):
 
 
 class Retrieval:
-    """Compares results with all paintings and all photos of a run, given in batches (N, 3, H, W) in [-1, 1], of one size."""
+    """Compares results with all paintings and all photos of a run, given in batches (N, 3, H, W) in
+    [-1, 1], of one size."""
 
     def __init__(self, judge: EfficientNetLite0, contents: Iterable[Tensor], styles: Iterable[Tensor]):
         self.judge = judge
@@ -39,7 +42,8 @@ class Retrieval:
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Features:
-        """The Gram matrices are means over positions. Layouts are without each channel's mean and contrast, which are style."""
+        """The Gram matrices are means over positions. Layouts are without each channel's mean and
+        contrast, which are style."""
         maps = self.judge(pictures.to(next(self.judge.parameters()).device))
         flat = [maps[stage].flatten(2) for stage in STYLE_STAGES]
         layouts = [F.normalize(F.instance_norm(maps[stage]).flatten(1)) for stage in CONTENT_STAGES]
@@ -48,8 +52,8 @@ class Retrieval:
     def compare(self, results: Tensor) -> tuple[Tensor, Tensor]:
         """(style distances (N, paintings), content distances (N, photos)) of N results, on the CPU.
 
-        Style: squared differences of Gram matrices as a share of the painting's own, summed over stages. Content: 1 less the
-        cosine of the angle between layouts, the mean over stages.
+        Style: squared differences of Gram matrices as a share of the painting's own, summed over
+        stages. Content: 1 less the cosine of the angle between layouts, the mean over stages.
         """
         features = self.features(results)
         style = sum_of(
@@ -64,13 +68,15 @@ class Retrieval:
 def standardised(distances: Tensor) -> Tensor:
     """Distances (results, paintings) in deviations from each painting's mean over all results.
 
-    Some paintings, of plain colours or average texture, are nearer to everything than others: unlike this, they would be everyone's nearest.
+    Some paintings, of plain colours or average texture, are nearer to everything than others:
+    unlike this, they would be everyone's nearest.
     """
     std, mean = torch.std_mean(distances, dim=0, correction=0)
     return (distances - mean) / std.clamp(min=1e-12)
 
 
 def ranks(distances: Tensor, own: Sequence[int]) -> list[int]:
-    """Of each row (N, M), which place the distance at its index `own` takes among all: 1 is the nearest, and equal ones go first."""
+    """Of each row (N, M), which place the distance at its index `own` takes among all: 1 is the
+    nearest, and equal ones go first."""
     mine = distances.gather(1, torch.tensor(own)[:, None])
     return (distances <= mine).sum(dim=1).tolist()

@@ -13,7 +13,8 @@ CELL = 192  # pixels
 
 
 class Sheet:
-    """The first `rows` contents down the left, the first `columns` styles along the top, results between them."""
+    """The first `rows` contents down the left, the first `columns` styles along the top, results
+    between them."""
 
     def __init__(
         self, contents: Mapping[str, Image.Image], styles: Mapping[str, Image.Image], rows: int, columns: int

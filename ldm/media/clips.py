@@ -1,4 +1,5 @@
-"""Clips in: video files, and folders with a picture for each frame. One frame at a time, so length costs no memory.
+"""Clips in: video files, and folders with a picture for each frame. One frame at a time, so length
+costs no memory.
 
 Video files need the package av (FFmpeg's libraries); folders of frames do not.
 """
@@ -30,7 +31,8 @@ DEFAULT_RATE = Fraction(25)  # of a folder of frames
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a clip. `time` counts the clip's time base; `name` is its file's in a folder of frames."""
+    """One picture of a clip. `time` counts the clip's time base; `name` is its file's in a folder
+    of frames."""
 
     picture: Image.Image
     number: int
@@ -39,7 +41,8 @@ class Frame:
 
 
 class Clip(Protocol):
-    """Something with frames. `count` is an estimate, or None; `time_base` is the unit of time in seconds."""
+    """Something with frames. `count` is an estimate, or None; `time_base` is the unit of time in
+    seconds."""
 
     path: Path
     rate: Fraction
@@ -50,7 +53,8 @@ class Clip(Protocol):
         """The file name of a frame in a folder of frames."""
 
     def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
-        """The frames from number `start` until before `stop`, but for those of names in `skip`. Raises UserError."""
+        """The frames from number `start` until before `stop`, but for those of names in `skip`.
+        Raises UserError."""
 
     def has_sound(self) -> bool:
         """Whether there is sound to keep."""
@@ -136,7 +140,8 @@ class VideoFile:
 
 
 def open_clip(path: str | Path, rate: Fraction | None = None) -> Clip:
-    """The clip in a video file or a folder; `rate` is the frames per second of a folder. Raises UserError."""
+    """The clip in a video file or a folder; `rate` is the frames per second of a folder. Raises
+    UserError."""
     path = Path(path)
     if os.path.isdir(path):
         return FramesFolder(path, rate or DEFAULT_RATE)
@@ -165,7 +170,8 @@ def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
 def painted(
     frames: Iterator[Frame], paint: Callable[[list[Image.Image]], list[Image.Image]], batch_size: int
 ) -> Iterator[Frame]:
-    """The frames with what `paint` makes of their pictures, `batch_size` of them in memory at a time."""
+    """The frames with what `paint` makes of their pictures, `batch_size` of them in memory at a
+    time."""
     while batch := list(islice(frames, batch_size)):
         pictures = paint([frame.picture for frame in batch])
         batch = [replace(frame, picture=picture) for frame, picture in zip(batch, pictures, strict=True)]
@@ -175,7 +181,8 @@ def painted(
 
 
 def open_video(path: Path) -> "av.container.InputContainer":
-    """A video file, to be closed by the caller. Raises FFmpeg's errors, and UserError without the package."""
+    """A video file, to be closed by the caller. Raises FFmpeg's errors, and UserError without the
+    package."""
     # A playlist that passes for a video must not make FFmpeg fetch something.
     container: av.container.InputContainer = av_package().open(
         str(path), options={"protocol_whitelist": "file"}
@@ -214,7 +221,8 @@ def _estimated_frames(duration: int | None, rate: Fraction) -> int | None:
 
 
 def _upright(frame: "av.VideoFrame", pixel_aspect: Fraction | None) -> Image.Image:
-    """The frame as it is shown: square pixels, turned by its rotation, transparency laid on white."""
+    """The frame as it is shown: square pixels, turned by its rotation, transparency laid on
+    white."""
     transparent = any(component.is_alpha for component in frame.format.components)
     picture = to_rgb(Image.fromarray(frame.to_ndarray(format="rgba" if transparent else "rgb24")))
     if pixel_aspect and pixel_aspect != 1:

@@ -1,4 +1,5 @@
-"""Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left behind."""
+"""Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left
+behind."""
 
 import os
 import warnings
@@ -24,9 +25,10 @@ def load_image(
 ) -> Image.Image:
     """The picture in a file as RGB, upright by its EXIF rotation, transparency laid on white.
 
-    `source` is the file's path, or the file open for reading bytes, whose `name` the errors then give; it stays open.
-    `draft_size` lets the JPEG decoder work at a reduced scale whose sides are still at least that many pixels.
-    Raises UserError for a missing file, one that is no picture, a broken one, or one of more than `max_pixels`.
+    `source` is the file's path, or the file open for reading bytes, whose `name` the errors then
+    give; it stays open. `draft_size` lets the JPEG decoder work at a reduced scale whose sides are
+    still at least that many pixels. Raises UserError for a missing file, one that is no picture, a
+    broken one, or one of more than `max_pixels`.
     """
     source = Path(source) if isinstance(source, (str, Path)) else source
     name = _checked_name(source)
@@ -51,7 +53,8 @@ def load_image(
 
 
 def load_square(path: str | Path, size: int) -> Image.Image:
-    """The central square of a picture at `size` x `size` pixels. Raises UserError if it cannot be read."""
+    """The central square of a picture at `size` x `size` pixels. Raises UserError if it cannot be
+    read."""
     return ImageOps.fit(load_image(path), (size, size))
 
 
@@ -79,7 +82,8 @@ def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: 16-bit scaled to 8, transparency over white, CMYK and palettes converted."""
+    """Any Pillow mode as RGB: 16-bit scaled to 8, transparency over white, CMYK and palettes
+    converted."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image)
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
@@ -112,7 +116,8 @@ def at_most(image: Image.Image, size: int) -> Image.Image:
 
 
 def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
-    """The brightness of one picture with the colours of another of the same size (Gatys et al. 2016, luminance only)."""
+    """The brightness of one picture with the colours of another of the same size (Gatys et al.
+    2016, luminance only)."""
     luma = brightness.convert("YCbCr").getchannel("Y")
     _, cb, cr = colors.convert("YCbCr").split()
     return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")
@@ -121,7 +126,8 @@ def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
 def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write a picture so that `path` holds the old content or the whole new one, never a part.
 
-    The format follows the extension; `metadata` is stored as PNG text. Raises UserError when it cannot be written.
+    The format follows the extension; `metadata` is stored as PNG text. Raises UserError when it
+    cannot be written.
     """
     path = check_output(path)
     try:
@@ -142,7 +148,8 @@ def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> N
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | Path, duration: int) -> None:
-    """Write a GIF that repeats for ever, each frame shown for `duration` milliseconds; whole or not at all. Raises UserError."""
+    """Write a GIF that repeats for ever, each frame shown for `duration` milliseconds; whole or not
+    at all. Raises UserError."""
     path = check_output(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +170,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def check_output(path: str | Path) -> Path:
-    """`path` if `save_image` can write there, else UserError; call it before long work. Nothing is made yet."""
+    """`path` if `save_image` can write there, else UserError; call it before long work. Nothing is
+    made yet."""
     path = Path(path)
     Image.init()
     writable = {ext for ext, name in Image.EXTENSION.items() if name in Image.SAVE} & set(EXTENSIONS)
@@ -178,8 +186,8 @@ def check_output(path: str | Path) -> Path:
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image | None]], cell: int | tuple[int, int] = 192, gap: int = 4
 ) -> Image.Image:
-    """Pictures in rows and columns on white, each scaled to fit a cell of that many pixels (a side, or width and height);
-    None leaves a gap."""
+    """Pictures in rows and columns on white, each scaled to fit a cell of that many pixels (a side,
+    or width and height); None leaves a gap."""
     width, height = (cell, cell) if isinstance(cell, int) else cell
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * (width + gap) + gap, len(rows) * (height + gap) + gap), "white")

@@ -1,7 +1,8 @@
 """Steady clips in the fine look: what stands still in the clip stands still in the result.
 
-Painted each by itself, neighbouring frames end in different strokes, since small differences grow from one gradient step to the
-next: the camera's noise suffices. So a frame is painted only where the clip moves, and begins with the frame painted before.
+Painted each by itself, neighbouring frames end in different strokes, since small differences grow
+from one gradient step to the next: the camera's noise suffices. So a frame is painted only where
+the clip moves, and begins with the frame painted before.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.clips import Frame
 
-# levels of 255: below the one a difference is noise of the camera or the file, above the other movement
+# levels of 255: below the one a difference is noise of the camera or the file, above the other
+# movement
 STILL, MOVING = (
     8,
     24,
@@ -24,7 +26,8 @@ Paint = Callable[..., Image.Image]  # a content picture and changed settings -> 
 
 
 def movement(now: Image.Image, before: Image.Image) -> Image.Image:
-    """A grey picture of the same size, black where a clip stands still from one to the other, white where it moves."""
+    """A grey picture of the same size, black where a clip stands still from one to the other, white
+    where it moves."""
     red, green, blue = ImageChops.difference(now, before).split()
     largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     blurred = largest.filter(ImageFilter.GaussianBlur(SOFTNESS * min(now.size)))
@@ -40,8 +43,9 @@ def share_of(mask: Image.Image) -> float:
 
 @dataclass(frozen=True)
 class Past:
-    """The frame before. seen: what of the clip each of its pixels was painted from, which may be older: so what changes
-    slowly is noticed in time. clip_size: the (width, height) of the clip's frame."""
+    """The frame before. seen: what of the clip each of its pixels was painted from, which may be
+    older: so what changes slowly is noticed in time. clip_size: the (width, height) of the clip's
+    frame."""
 
     clip_size: tuple[int, int]
     seen: Image.Image
@@ -51,7 +55,8 @@ class Past:
 def next_frame(
     picture: Image.Image, past: Past | None, paint: Paint, known: Image.Image | None = None
 ) -> Past:
-    """The frame, painted where it moves, all of it where there is none before and after a cut. known: painted already."""
+    """The frame, painted where it moves, all of it where there is none before and after a cut.
+    known: painted already."""
     if past is None or picture.size != past.clip_size:
         painted = known or paint(picture)
         return Past(picture.size, picture.resize(painted.size, Image.Resampling.BILINEAR), painted)
@@ -73,7 +78,8 @@ def _painted_where(mask: Image.Image, picture: Image.Image, before: Image.Image,
 def steadily_painted(
     frames: Iterator[Frame], paint: Paint, known: Callable[[str], Image.Image | None]
 ) -> Iterator[Frame]:
-    """The frames as `paint` paints their pictures, but for those that are `known` by their name, from which the next go on."""
+    """The frames as `paint` paints their pictures, but for those that are `known` by their name,
+    from which the next go on."""
     past = None
     for frame in frames:
         there = known(frame.name)

@@ -15,8 +15,9 @@ def labelled_sheet(
     row_labels: Sequence[str] = (),
     cell: int = 192,
 ) -> Image.Image:
-    """Pictures in rows and columns, none larger than `cell` pixels a side, a line of words over each column and before
-    each row (none where the list is empty). Words that are too long for their column are made smaller."""
+    """Pictures in rows and columns, none larger than `cell` pixels a side, a line of words over
+    each column and before each row (none where the list is empty). Words that are too long for
+    their column are made smaller."""
     width, height = _cell_for([image for row in rows for image in row if image is not None], cell)
     sheet = contact_sheet(rows, (width, height), GAP)
     font_size = max(11, cell // 12)
@@ -43,7 +44,8 @@ def labelled_sheet(
 
 
 def _cell_for(images: Sequence[Image.Image], limit: int) -> tuple[int, int]:
-    """(width, height) of the smallest cell that holds every picture, scaled so that its longer side is `limit`."""
+    """(width, height) of the smallest cell that holds every picture, scaled so that its longer side
+    is `limit`."""
     scales = [limit / max(image.size) for image in images]
     widths, heights = zip(*(image.size for image in images))
     return max(round(w * s) for w, s in zip(widths, scales)), max(

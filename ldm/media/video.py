@@ -1,4 +1,5 @@
-"""Clips out: video files with sound, and folders with a picture for each frame; whole or not at all."""
+"""Clips out: video files with sound, and folders with a picture for each frame; whole or not at
+all."""
 
 import io
 import logging
@@ -34,7 +35,8 @@ LIMITED_RANGE = 1
 
 @dataclass(frozen=True)
 class Format:
-    """How a kind of video file is written. `time_base`: the only one it knows, None if any will do."""
+    """How a kind of video file is written. `time_base`: the only one it knows, None if any will
+    do."""
 
     container: str
     codec: str
@@ -57,7 +59,8 @@ FORMATS = {
 
 
 def check_target(path: str | Path, source: str | Path) -> Path:
-    """`path` if a clip made from `source` can be written there, else UserError. Nothing is made yet."""
+    """`path` if a clip made from `source` can be written there, else UserError. Nothing is made
+    yet."""
     named_as_folder = str(path).endswith(("/", os.sep))
     path = Path(path)
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
@@ -96,7 +99,8 @@ def finished_frames(folder: Path, metadata: dict[str, str]) -> frozenset[str]:
 
 
 def write_video(path: Path, frames: Iterator[Frame], clip: Clip, sound: bool = False) -> None:
-    """The frames, at least one, as a video at the pace of `clip`, with its sound if `sound`. Whole or not at all. Raises UserError."""
+    """The frames, at least one, as a video at the pace of `clip`, with its sound if `sound`. Whole
+    or not at all. Raises UserError."""
     first = next(frames)  # painted before anything is made
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as aside, ffmpeg_errors(path, "could not be written"), ExitStack() as opened:
@@ -161,7 +165,8 @@ class VideoWriter:
 
 
 class Sound:
-    """The sound of a video file, copied as it is into one that is being written. What it opens is closed by `opened`."""
+    """The sound of a video file, copied as it is into one that is being written. What it opens is
+    closed by `opened`."""
 
     def __init__(self, opened: ExitStack, clip: Clip, output: "av.container.OutputContainer", first: Frame):
         self._path, self._output, self._begin = clip.path, output, first.time * clip.time_base
@@ -186,7 +191,8 @@ class Sound:
                 yield packet
 
     def copy_until(self, end: Fraction) -> None:
-        """Copy what begins before `end`, in seconds after the first frame. Nothing more after a fault, which is logged."""
+        """Copy what begins before `end`, in seconds after the first frame. Nothing more after a
+        fault, which is logged."""
         try:
             while (packet := self._next()) is not None and _begin(packet) < end:
                 self._waiting = None
@@ -205,7 +211,8 @@ class Sound:
 
 
 def can_keep_sound(clip: Clip, target: Path) -> bool:
-    """Whether there is sound in the clip that goes into a video of this name; if not, the reason is logged."""
+    """Whether there is sound in the clip that goes into a video of this name; if not, the reason is
+    logged."""
     if not clip.has_sound():
         return False
     kind = target.suffix.lower()
@@ -241,7 +248,8 @@ def _check_encoder(path: Path) -> None:
 
 
 def _writable_size(picture: Image.Image, form: Format) -> tuple[int, int]:
-    """The picture's size, or for yuv420p, which halves its colours' sides, without an odd last row and column."""
+    """The picture's size, or for yuv420p, which halves its colours' sides, without an odd last row
+    and column."""
     width, height = picture.size
     return (width, height) if form.pixels != "yuv420p" else (width // 2 * 2, height // 2 * 2)
 

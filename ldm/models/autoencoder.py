@@ -1,4 +1,5 @@
-"""First stages that learn; the autoencoders themselves are in `first_stage`, so that inference starts without Lightning."""
+"""First stages that learn; the autoencoders themselves are in `first_stage`, so that inference
+starts without Lightning."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +21,12 @@ from ldm.published.helpers import to_rgb
 
 
 class FirstStageTraining:
-    """The training loop of a first stage, before which it stands among a class's bases. Parameters: FirstStageOptimisation's, and the stage's.
+    """The training loop of a first stage, before which it stands among a class's bases. Parameters:
+    FirstStageOptimisation's, and the stage's.
 
-    own_options: the options of the trainer that Lightning leaves to models with optimisers of their own, as `ldm.training.trainer.Recipe`
-        sets them: how many batches' gradients are added up for a step, and how they are clipped before it.
+    own_options: the options of the trainer that Lightning leaves to models with optimisers of their
+        own, as `ldm.training.trainer.Recipe` sets them: how many batches' gradients are added up
+        for a step, and how they are clipped before it.
     """
 
     loss_class: type[FirstStageLoss]
@@ -42,7 +45,8 @@ class FirstStageTraining:
                 part.requires_grad_(part in (self.decoder, self.post_quant_conv))
 
     def reconstruct(self, x: Tensor, draw: bool = True) -> tuple[Tensor, Any]:
-        """(reconstruction, what the loss takes of its latent); `draw` from the latent's distribution, if it has one."""
+        """(reconstruction, what the loss takes of its latent); `draw` from the latent's
+        distribution, if it has one."""
         raise NotImplementedError
 
     @property
@@ -86,7 +90,8 @@ class FirstStageTraining:
         """Lightning's: the loss of a batch, logged."""
         step, batches = self.global_step, self.own_options["accumulate_grad_batches"]
         x = self.get_input(batch)
-        # differs: the published step runs the autoencoder once for each optimiser; one pass serves both.
+        # differs: the published step runs the autoencoder once for each optimiser; one pass serves
+        # both.
         recon, latent = self.reconstruct(x)
         adversarial = self.loss.discriminates(step)
         with self.loss.discriminator_fixed():
@@ -147,7 +152,8 @@ class FirstStageTraining:
 
 
 class AutoencoderKL(FirstStageTraining, KLAutoencoder, pl.LightningModule):
-    """The KL first stage with its training loop; parameters are FirstStageTraining's and KLAutoencoder's."""
+    """The KL first stage with its training loop; parameters are FirstStageTraining's and
+    KLAutoencoder's."""
 
     loss_class = LPIPSWithDiscriminator
 
@@ -157,7 +163,8 @@ class AutoencoderKL(FirstStageTraining, KLAutoencoder, pl.LightningModule):
 
 
 class VQModel(FirstStageTraining, VQAutoencoder, pl.LightningModule):
-    """The vector-quantised first stage with its training loop; parameters are FirstStageTraining's and VQAutoencoder's."""
+    """The vector-quantised first stage with its training loop; parameters are FirstStageTraining's
+    and VQAutoencoder's."""
 
     loss_class = VQLPIPSWithDiscriminator
 
@@ -168,11 +175,13 @@ class VQModel(FirstStageTraining, VQAutoencoder, pl.LightningModule):
 
 
 class VQModelInterface(VQLatents, VQModel):
-    """A VQModel as the first stage of a diffusion model: its latents are quantised in decoding only."""
+    """A VQModel as the first stage of a diffusion model: its latents are quantised in decoding
+    only."""
 
 
 class IdentityFirstStage(nn.Module):
-    """The first stage of a diffusion of the pictures themselves; with `vq_interface`, `quantize` answers as a quantiser does."""
+    """The first stage of a diffusion of the pictures themselves; with `vq_interface`, `quantize`
+    answers as a quantiser does."""
 
     def __init__(self, vq_interface: bool = False):
         super().__init__()

@@ -1,4 +1,5 @@
-"""First stages: pictures to latents and back. Without Lightning, so that inference starts fast; in `autoencoder` they learn."""
+"""First stages: pictures to latents and back. Without Lightning, so that inference starts fast; in
+`autoencoder` they learn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,11 +18,13 @@ from ldm.published.configs import with_published_keys
     colorize_nlabels=(None, "pictures have three channels; a SpatialRescaler takes segmentation maps")
 )
 class FirstStage(nn.Module):
-    """What all have: pictures (N, 3, H, W) in [-1, 1], two halves, a 1x1 conv on either side of the latent (N, embed_dim, H / f, W / f).
+    """What all have: pictures (N, 3, H, W) in [-1, 1], two halves, a 1x1 conv on either side of the
+    latent (N, embed_dim, H / f, W / f).
 
-    `ddconfig` holds the halves: either the parameters of the published Encoder and Decoder themselves, or
-    `encoder_target`, `decoder_target` and `params` for both, with `encoder_params` / `decoder_params` for one.
-    `ckpt_path` is a published file, such as `kl-f16.ckpt`, or our own. `lossconfig` is of the loss by which it learns.
+    `ddconfig` holds the halves: either the parameters of the published Encoder and Decoder
+    themselves, or `encoder_target`, `decoder_target` and `params` for both, with `encoder_params` /
+    `decoder_params` for one. `ckpt_path` is a published file, such as `kl-f16.ckpt`, or our own.
+    `lossconfig` is of the loss by which it learns.
     """
 
     double_z: bool  # whether the encoder gives a mean and a variance for each channel
@@ -43,7 +46,8 @@ class FirstStage(nn.Module):
         return self.encoder, self.decoder, self.quant_conv, self.post_quant_conv
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Load weights, strictly but for the loss's, which inference never uses. Raises CheckpointError.
+        """Load weights, strictly but for the loss's, which inference never uses. Raises
+        CheckpointError.
 
         A whole model's checkpoint will do as well: its first stage is taken.
         """
@@ -97,7 +101,8 @@ class KLAutoencoder(FirstStage):
     use_ema=(False, "a first stage keeps no moving averages"),
 )
 class VQAutoencoder(FirstStage):
-    """Pictures to latents of `n_embed` learned vectors of `embed_dim` (Esser et al. 2021), and back."""
+    """Pictures to latents of `n_embed` learned vectors of `embed_dim` (Esser et al. 2021), and
+    back."""
 
     double_z = False
 
@@ -142,7 +147,8 @@ class VQAutoencoder(FirstStage):
 
 
 class VQLatents(VQAutoencoder):
-    """One whose latents are quantised in decoding only, so that a diffusion model's are continuous."""
+    """One whose latents are quantised in decoding only, so that a diffusion model's are
+    continuous."""
 
     def encode(self, x: Tensor) -> Tensor:
         """What pictures (N, 3, H, W) are to the diffusion model."""

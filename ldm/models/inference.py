@@ -1,4 +1,5 @@
-"""Models for inference: built from a config without the training parts, given a checkpoint's weights."""
+"""Models for inference: built from a config without the training parts, given a checkpoint's
+weights."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,8 @@ from ldm.errors import ConfigError
 from ldm.models import options
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 
-# Importing Lightning takes longer than painting a picture, so inference builds what these classes are without their training:
-# (the class, the groups of options that it does not have).
+# Importing Lightning takes longer than painting a picture, so inference builds what these classes
+# are without their training: (the class, the groups of options that it does not have).
 WITHOUT_TRAINING: dict[str, tuple[str, tuple[type, ...]]] = {
     "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM": (
         "ldm.models.diffusion.dual_cond.DualCondModel",
@@ -37,7 +38,8 @@ Model = TypeVar("Model", bound=LatentDiffusionModel)
 def load_for_inference(
     checkpoint: str | Path, config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()
 ) -> Model:
-    """The model of a config with a checkpoint's weights, the averaged ones where it has them. Raises UserError."""
+    """The model of a config with a checkpoint's weights, the averaged ones where it has them.
+    Raises UserError."""
     state = bake_ema(read_state_dict(checkpoint))
     with _Uninitialised():
         model = build_for_inference(config_path, kind, allow_targets)
@@ -73,7 +75,8 @@ def build_for_inference(
 
 
 def leave_out_training(node: dict[str, Any]) -> None:
-    """Make a config node describe the class without training, if there is one. Raises ConfigError for options with wrong values."""
+    """Make a config node describe the class without training, if there is one. Raises ConfigError
+    for options with wrong values."""
     target, groups = WITHOUT_TRAINING.get(node.get("target"), (node.get("target"), ()))
     node["target"] = target
     for group in groups:
@@ -81,7 +84,8 @@ def leave_out_training(node: dict[str, Any]) -> None:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Within it new weights get no random values: a checkpoint's take their place, and drawing them takes longer than reading."""
+    """Within it new weights get no random values: a checkpoint's take their place, and drawing them
+    takes longer than reading."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in (Tensor.uniform_, Tensor.normal_) else func(*args, **(kwargs or {}))

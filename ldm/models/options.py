@@ -1,4 +1,5 @@
-"""Options that only training has, in groups: keys of published config files, which inference leaves out.
+"""Options that only training has, in groups: keys of published config files, which inference leaves
+out.
 
 Free of Lightning, as all that inference imports.
 """
@@ -16,9 +17,11 @@ from ldm.errors import ConfigError
 
 @dataclass(frozen=True)
 class DiffusionLoss:
-    """The simple loss, weighted, and the variational bound's beside it (Ho et al. 2020, equations 12 and 14).
+    """The simple loss, weighted, and the variational bound's beside it (Ho et al. 2020, equations
+    12 and 14).
 
-    loss_type: "l1" or "l2". min_snr_gamma: cap of the signal-to-noise weighting, off by default as in the published recipe.
+    loss_type: "l1" or "l2". min_snr_gamma: cap of the signal-to-noise weighting, off by default as
+    in the published recipe.
     logvar_init, learn_logvar: log variance of every time step's loss, see `DDPM.p_losses`.
     """
 
@@ -37,8 +40,9 @@ class DiffusionLoss:
         return (F.l1_loss if self.loss_type == "l1" else F.mse_loss)(prediction, target, reduction=reduction)
 
     def min_snr_weight(self, alphas_cumprod: Tensor, parameterization: str) -> Tensor:
-        """min(SNR, gamma) with SNR = alpha_bar / (1 - alpha_bar), as a weight of the predicted quantity's error: over SNR for eps,
-        over SNR + 1 for v (Hang et al. 2023, equation 8 and appendix)."""
+        """min(SNR, gamma) with SNR = alpha_bar / (1 - alpha_bar), as a weight of the predicted
+        quantity's error: over SNR for eps, over SNR + 1 for v (Hang et al. 2023, equation 8 and
+        appendix)."""
         snr = alphas_cumprod / (1 - alphas_cumprod)
         return snr.clamp(max=self.min_snr_gamma) / {"eps": snr, "x0": 1, "v": snr + 1}[parameterization]
 
@@ -47,7 +51,8 @@ class DiffusionLoss:
 class Optimisation:
     """How weights move, and which value tells the best of them.
 
-    use_ema: keep moving averages of the weights. scale_batches: so many batches are looked at before the first step, for `scale_by_std`.
+    use_ema: keep moving averages of the weights. scale_batches: so many batches are looked at
+    before the first step, for `scale_by_std`.
     """
 
     learning_rate: float = 1e-4
@@ -60,7 +65,8 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """A file to start from, all of it but the names beginning with `ignore_keys`, or its network alone."""
+    """A file to start from, all of it but the names beginning with `ignore_keys`, or its network
+    alone."""
 
     ckpt_path: str | None = None
     ignore_keys: Sequence[str] = ()
@@ -71,8 +77,9 @@ class StartingWeights:
 class Batches:
     """What is made of batches.
 
-    first_stage_key: their key of the pictures, (N, H, W, 3). cond_drop: the share of the samples that get the condition stage's null
-    input instead of theirs, for classifier-free guidance (Ho & Salimans 2022). log_every_t: which time steps `log_images` shows.
+    first_stage_key: their key of the pictures, (N, H, W, 3). cond_drop: the share of the samples
+    that get the condition stage's null input instead of theirs, for classifier-free guidance (Ho &
+    Salimans 2022). log_every_t: which time steps `log_images` shows.
     """
 
     first_stage_key: str = "image"
@@ -108,8 +115,10 @@ class WithoutEffect:
 class FirstStageOptimisation:
     """How a first stage learns.
 
-    image_key: of the pictures in batches. trainable: "all", or "decoder" alone: encoder and latent stay as they are.
-    adam_betas: the published ones, for adversarial training; without it (0.9, 0.99) learns much faster.
+    image_key: of the pictures in batches. trainable: "all", or "decoder" alone: encoder and latent
+    stay as they are.
+    adam_betas: the published ones, for adversarial training; without it (0.9, 0.99) learns much
+    faster.
     """
 
     image_key: str = "image"

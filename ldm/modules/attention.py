@@ -1,7 +1,7 @@
 """The transformer blocks of latent diffusion's UNet (Rombach et al. 2022).
 
-Shapes: x (N, L, C) sequences, or (N, C, H, W) maps for SpatialTransformer; context (N, L', context_dim), None for
-self-attention. Parameter names are those of published checkpoints.
+Shapes: x (N, L, C) sequences, or (N, C, H, W) maps for SpatialTransformer; context (N, L',
+context_dim), None for self-attention. Parameter names are those of published checkpoints.
 """
 
 import torch.nn.functional as F
@@ -67,7 +67,8 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and a feed-forward layer, each on a skip connection behind a layer norm."""
+    """Self-attention, cross-attention and a feed-forward layer, each on a skip connection behind a
+    layer norm."""
 
     def __init__(
         self, width: int, heads: int, dim_head: int, dropout: float = 0.0, context_dim: int | None = None
@@ -86,7 +87,8 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(ContextBlock):
-    """Transformer blocks over the positions of a map, on a skip connection; the output layer starts at zero."""
+    """Transformer blocks over the positions of a map, on a skip connection; the output layer starts
+    at zero."""
 
     def __init__(
         self,

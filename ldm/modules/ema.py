@@ -1,4 +1,5 @@
-"""Exponential moving average of a module's trained weights, kept in buffers so that checkpoints carry it."""
+"""Exponential moving average of a module's trained weights, kept in buffers so that checkpoints
+carry it."""
 
 from collections.abc import Iterable
 
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 class LitEma(nn.Module):
     """Shadows of all parameters of `model` that require gradients, under their names without dots.
 
-    shadow <- decay shadow + (1 - decay) weight, with min(decay, (1 + n) / (10 + n)) at the n-th update, as TensorFlow's
-    ExponentialMovingAverage has it; without `use_num_upates` (spelled as published) always `decay`.
+    shadow <- decay shadow + (1 - decay) weight, with min(decay, (1 + n) / (10 + n)) at the n-th
+    update, as TensorFlow's ExponentialMovingAverage has it; without `use_num_upates` (spelled as
+    published) always `decay`.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_upates: bool = True):
@@ -62,12 +64,14 @@ class LitEma(nn.Module):
         torch._foreach_copy_(live, shadows)
 
     def store(self, parameters: nn.Module | Iterable[Tensor]) -> None:
-        """Remember the present weights of a model, or these parameters, for `restore`; stores and restores may be nested."""
+        """Remember the present weights of a model, or these parameters, for `restore`; stores and
+        restores may be nested."""
         self._stored.append([p.clone() for p in self._live(parameters)])
 
     @torch.no_grad()
     def restore(self, parameters: nn.Module | Iterable[Tensor]) -> None:
-        """Put back what the last `store` of the same remembered. Raises RuntimeError if nothing is."""
+        """Put back what the last `store` of the same remembered. Raises RuntimeError if nothing
+        is."""
         if not self._stored:
             raise RuntimeError("EMA: restore without store")
         torch._foreach_copy_(self._live(parameters), self._stored.pop())

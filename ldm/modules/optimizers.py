@@ -1,4 +1,5 @@
-"""Optimisers in their fastest form, one fused kernel for all weights where the device has it, and the order of their weights."""
+"""Optimisers in their fastest form, one fused kernel for all weights where the device has it, and
+the order of their weights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-# In the published networks a block's embedding layers are registered between its input and its output layers.
+# In the published networks a block's embedding layers are registered between its input and its
+# output layers.
 _RANK_IN_BLOCK = {
     "in_layers": 0,
     "emb_layers": 1,
@@ -22,7 +24,8 @@ _RANK_IN_BLOCK = {
 def build_optimizer(
     kind: type[Optimizer], weights: Iterable[nn.Parameter], module: pl.LightningModule, **options: Any
 ) -> Optimizer:
-    """An Adam or AdamW, fused on CUDA; not with a loss scaler, which Lightning cannot clip together with it."""
+    """An Adam or AdamW, fused on CUDA; not with a loss scaler, which Lightning cannot clip together
+    with it."""
     fused = module.device.type == "cuda" and getattr(module._trainer, "precision", None) != "16-mixed"
     return kind(weights, fused=fused or None, **options)
 
@@ -34,7 +37,8 @@ def names_of(module: nn.Module, weights: Iterable[nn.Parameter]) -> list[str]:
 
 
 def published_order(module: nn.Module, weights: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The weights as the published optimiser holds them: by its networks' order of registration, `logvar` last."""
+    """The weights as the published optimiser holds them: by its networks' order of registration,
+    `logvar` last."""
     weights = list(weights)
     places: dict[str, int] = {}
 
@@ -47,7 +51,8 @@ def published_order(module: nn.Module, weights: Iterable[nn.Parameter]) -> list[
 
 
 def _block_of(name: str) -> tuple[str, int]:
-    """(the block whose parts have a published order, the weight's rank in it); the name itself where there is none."""
+    """(the block whose parts have a published order, the weight's rank in it); the name itself
+    where there is none."""
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part in _RANK_IN_BLOCK), None)
     return (name, 0) if at is None else (".".join(parts[:at]), _RANK_IN_BLOCK[parts[at]])
@@ -56,8 +61,8 @@ def _block_of(name: str) -> tuple[str, int]:
 def clip_gradients(
     module: pl.LightningModule, optimizer: Optimizer, value: float | None, algorithm: str | None
 ) -> None:
-    """What Lightning's `gradient_clip_val` asks for, also for fused optimisers, which Lightning refuses although they
-    only need special care with a loss scaler."""
+    """What Lightning's `gradient_clip_val` asks for, also for fused optimisers, which Lightning
+    refuses although they only need special care with a loss scaler."""
     if not optimizer.defaults.get("fused"):
         module.clip_gradients(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
     elif value:

@@ -1,4 +1,5 @@
-"""Painting: pictures in, pictures out. The names that most need are imported when they are asked for."""
+"""Painting: pictures in, pictures out. The names that most need are imported when they are asked
+for."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,10 @@
-"""Brush work: a painted picture led by the gradient of an energy to a painting's own paint, from small and coarse to large and fine.
+"""Brush work: a painted picture led by the gradient of an energy to a painting's own paint, from
+small and coarse to large and fine.
 
-Gradient steps on the pixels of the predicted picture: guidance by an energy (Bansal et al. 2023, Yu et al. 2023) at the
-clean end of a sampling run, where the whole budget pays most. Sizes double from step to step, since VGG16 sees forms
-of one size only (Gatys et al. 2017): small pictures get the large forms, large ones the fine strokes.
+Gradient steps on the pixels of the predicted picture: guidance by an energy (Bansal et al. 2023, Yu
+et al. 2023) at the clean end of a sampling run, where the whole budget pays most. Sizes double from
+step to step, since VGG16 sees forms of one size only (Gatys et al. 2017): small pictures get the
+large forms, large ones the fine strokes.
 
 Pictures are (1, 3, H, W) in [-1, 1].
 """
@@ -46,7 +48,8 @@ class Level:
 
 
 def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
-    """From the smallest size to (height, width), each twice the one before; `steps` of the shorter side are made at each."""
+    """From the smallest size to (height, width), each twice the one before; `steps` of the shorter
+    side are made at each."""
     halvings = max(0, int(math.log2(min(size) / SMALLEST)))
     sizes = [tuple(max(1, round(side / 2**i)) for side in size) for i in range(halvings, -1, -1)]
     return [Level(each, steps(min(each))) for each in sizes]
@@ -73,7 +76,8 @@ def resized(pictures: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
-    """The picture at the size of `reference`, with this share of the detail there that the smaller size cannot hold."""
+    """The picture at the size of `reference`, with this share of the detail there that the smaller
+    size cannot hold."""
     lost = reference - resized(resized(reference, picture.shape[2:]), reference.shape[2:])
     return resized(picture, reference.shape[2:]) + detail * lost
 
@@ -81,12 +85,15 @@ def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
 def descend(
     energy: Energy, picture: Tensor, steps: Iterable[int], count: int, rate: float, free: Tensor | None = None
 ) -> None:
-    """Takes the picture, in place and within [-1, 1], `count` steps of Adam down the energy, one for each of `steps`.
+    """Takes the picture, in place and within [-1, 1], `count` steps of Adam down the energy, one
+    for each of `steps`.
 
-    The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps that a pixel makes,
-    0 where it stays. Whatever ends `steps` early leaves the picture as it is by then.
+    The rate falls as the root of what is left of the way. free: (1, 1, H, W) the share of its steps
+    that a pixel makes, 0 where it stays. Whatever ends `steps` early leaves the picture as it is by
+    then.
     """
-    # Written out: torch.optim would import the whole compiler for it, a second of the six that a small picture takes.
+    # Written out: torch.optim would import the whole compiler for it, a second of the six that a
+    # small picture takes.
     first, second = torch.zeros_like(picture.clamp_(-1, 1)), torch.zeros_like(picture)
     for i in steps:
         slope = energy.gradient(picture)
@@ -98,7 +105,8 @@ def descend(
 
 
 def weights(*scales: float) -> list[float]:
-    """The squares of the scales, none negative, so that a dial has some way to go; the largest made 1.
+    """The squares of the scales, none negative, so that a dial has some way to go; the largest made
+    1.
 
     To Adam nothing but the ratio matters, and so no scale is too large.
     """
@@ -118,9 +126,10 @@ class Stopped(KeyboardInterrupt):
 class Order:
     """What the brush is to do with one picture.
 
-    styles: (painting, weight) pairs for each region. content: (1, 3, H, W), or None for the style alone. masks: (R, H, W) shares of
-    the regions. keep: (1, 1, H, W), 1 where the photo stays. style_size: shorter side of the paintings at the full size;
-    None for the picture's own, or the painting's where that is smaller. strength: below 1 the photo's own paint is mixed in.
+    styles: (painting, weight) pairs for each region. content: (1, 3, H, W), or None for the style
+    alone. masks: (R, H, W) shares of the regions. keep: (1, 1, H, W), 1 where the photo stays.
+    style_size: shorter side of the paintings at the full size; None for the picture's own, or the
+    painting's where that is smaller. strength: below 1 the photo's own paint is mixed in.
     """
 
     size: tuple[int, int]
@@ -164,10 +173,11 @@ class Brush:
         watch: Callable[[Level], Iterable[int]],
         only_last: bool = False,
     ) -> Tensor:
-        """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size. `watch` counts each level's steps.
+        """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size.
+        `watch` counts each level's steps.
 
-        only_last: at the full size alone, for a `start` whose large forms are painted already. Raises Stopped on a
-        KeyboardInterrupt.
+        only_last: at the full size alone, for a `start` whose large forms are painted already.
+        Raises Stopped on a KeyboardInterrupt.
         """
         wide = order.mirrored_out()
         picture = start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
@@ -187,8 +197,8 @@ class Brush:
         return picture[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
 
     def _at(self, level: Level, picture: Tensor | None, start: Tensor, order: Order) -> Tensor:
-        """What a level begins with: the start, or the level before, enlarged, with a share of the detail that the start has there,
-        or, beyond its size, the photo."""
+        """What a level begins with: the start, or the level before, enlarged, with a share of the
+        detail that the start has there, or, beyond its size, the photo."""
         if picture is None:
             picture = resized(start, level.size)
         else:
@@ -231,7 +241,8 @@ class Brush:
         return {name: sum_of(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
 
     def _side(self, painting: Image.Image, level: Level, order: Order) -> int:
-        """The shorter side at which a painting is looked at: strokes have the size in the picture that they have there."""
+        """The shorter side at which a painting is looked at: strokes have the size in the picture
+        that they have there."""
         wanted = min(min(order.size), *painting.size) if order.style_size is None else order.style_size
         return max(16, round(wanted * min(level.size) / min(order.size)))
 

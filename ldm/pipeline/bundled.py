@@ -10,8 +10,8 @@ PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
 
 
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
-    """(checkpoint file, config file); the bundled ones lie beside the package, and go together by name or by path.
-    Raises UserError where the bundled file is gone."""
+    """(checkpoint file, config file); the bundled ones lie beside the package, and go together by
+    name or by path. Raises UserError where the bundled file is gone."""
     path = own_or(checkpoint)
     if str(checkpoint) in BUNDLED and not path.is_file():
         path = ROOT / BUNDLED[str(checkpoint)][0]

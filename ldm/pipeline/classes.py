@@ -35,7 +35,8 @@ def sample_classes(
     steps: int,
     eta: float = 0.0,
 ) -> Tensor:
-    """(N, 3, H, W) pictures of labels by DDIM, guided away from the null class; each from a noise of its own seed. Raises UserError."""
+    """(N, 3, H, W) pictures of labels by DDIM, guided away from the null class; each from a noise
+    of its own seed. Raises UserError."""
     check_classes(model, labels)
     if not (math.isfinite(scale) and 0 <= eta <= 1):
         raise UserError(f"scale must be a finite number and eta between 0 and 1, got {scale} and {eta}")

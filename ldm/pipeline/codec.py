@@ -1,6 +1,8 @@
-"""A model's first stage for pictures of any size: edges repeated where sides do not divide, tiles where a picture is large.
+"""A model's first stage for pictures of any size: edges repeated where sides do not divide, tiles
+where a picture is large.
 
-Shapes: pictures (N, 3, H, W) in [-1, 1]; scaled latents (N, C, h, w), h and w those of the picture over `factor`, rounded up to `multiple`.
+Shapes: pictures (N, 3, H, W) in [-1, 1]; scaled latents (N, C, h, w), h and w those of the picture
+over `factor`, rounded up to `multiple`.
 """
 
 from collections.abc import Sequence
@@ -11,14 +13,16 @@ from torch import Tensor
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline.tiles import Tile, Tiling, blend, cut
 
-# Above this many pixels a side the first stage works in tiles: a full-size decoder takes about 3 GB for one such tile.
+# Above this many pixels a side the first stage works in tiles: a full-size decoder takes about 3 GB
+# for one such tile.
 TILE = 768
 
 
 class Codec:
     """Pictures to latents and back.
 
-    factor: pixels a side to one position of the latent. multiple: pixels by which the sides divide that the U-Net takes.
+    factor: pixels a side to one position of the latent. multiple: pixels by which the sides divide
+    that the U-Net takes.
     """
 
     def __init__(self, model: DualCondModel):
@@ -58,7 +62,8 @@ class Codec:
         return small.reshape(*masks.shape[:-2], *small.shape[-2:])
 
     def _padded(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) with its edges repeated at right and bottom until the sides divide by `multiple`."""
+        """x (N, C, H, W) with its edges repeated at right and bottom until the sides divide by
+        `multiple`."""
         height, width = x.shape[2:]
         return F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
 

@@ -1,7 +1,7 @@
 """CUDA graphs: the kernels of a whole function recorded once, then started together.
 
-A sampling run starts some ten thousand small kernels, and at a batch of one the CPU takes longer to start them than the
-GPU to run them. A graph starts in one call.
+A sampling run starts some ten thousand small kernels, and at a batch of one the CPU takes longer to
+start them than the GPU to run them. A graph starts in one call.
 """
 
 from collections import OrderedDict
@@ -10,8 +10,9 @@ from collections.abc import Callable, Hashable, Mapping
 import torch
 from torch import Tensor
 
-# Of tensors (or None) by name. Nothing in it may wait for the GPU or read from the CPU, and autocast has to begin within
-# it: the weights that it converts once would else be gone when the graph runs again.
+# Of tensors (or None) by name. Nothing in it may wait for the GPU or read from the CPU, and
+# autocast has to begin within it: the weights that it converts once would else be gone when the
+# graph runs again.
 Function = Callable[..., Tensor]
 Inputs = Mapping[str, Tensor | None]
 # to (the result's tensor, what computes it anew)
@@ -36,7 +37,8 @@ def cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
 
 
 class Recorder:
-    """Runs functions of tensors, each recorded at its first call with inputs of some shapes and replayed at later ones."""
+    """Runs functions of tensors, each recorded at its first call with inputs of some shapes and
+    replayed at later ones."""
 
     def __init__(self, capture: Capture = cuda_graph, limit: int = GRAPHS):
         self.capture, self.limit = capture, limit

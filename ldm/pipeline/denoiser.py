@@ -1,7 +1,8 @@
-"""The denoiser of one sampling run: guided prediction, with all that does not depend on the noisy latent computed once.
+"""The denoiser of one sampling run: guided prediction, with all that does not depend on the noisy
+latent computed once.
 
-Shapes: N pictures, B branches of guidance, T tiles; x, content (N, C, h, w), style (N, style_dim). Rows of the network are
-B * T * N, in that order.
+Shapes: N pictures, B branches of guidance, T tiles; x, content (N, C, h, w), style (N, style_dim).
+Rows of the network are B * T * N, in that order.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ PREPARED_STEPS = 32
 
 
 class PreparedDenoiser:
-    """(x, time step) -> predicted x_0, under both conditions and guidance, in tiles where the latent is larger than one.
+    """(x, time step) -> predicted x_0, under both conditions and guidance, in tiles where the
+    latent is larger than one.
 
-    content: None for nothing in particular, so that the style shows what it is by itself. timesteps: those of the run, in
-    their order. tile: side of the latents that the network sees at once.
+    content: None for nothing in particular, so that the style shows what it is by itself.
+    timesteps: those of the run, in their order. tile: side of the latents that the network sees at
+    once.
     """
 
     def __init__(
@@ -81,13 +84,15 @@ class PreparedDenoiser:
         return content_vectors, [self._rows(vectors[place], guidance) for vectors in self._modulations]
 
     def _rows(self, vectors: Tensor, guidance: Guidance) -> Tensor:
-        """(B * N, ...) from a row for each style. The branch without content has the styles too; the null style is the last row."""
+        """(B * N, ...) from a row for each style. The branch without content has the styles too;
+        the null style is the last row."""
         full, null = vectors[: self.count], vectors[self.count :]
         rows: Tensor = guidance.join(full, full, null.expand(self.count, -1) if guidance.needed[1] else None)
         return rows
 
     def _prepare(self, timesteps: Sequence[int]) -> None:
-        """Content vectors (S, ...) and, for each block, modulations (S, styles, ...) of S time steps."""
+        """Content vectors (S, ...) and, for each block, modulations (S, styles, ...) of S time
+        steps."""
         # Made on the device: a copy from the CPU cannot be part of a CUDA graph.
         time = self.network.time_embed(
             torch.stack([torch.full((), t, device=self.style.device) for t in timesteps])

@@ -1,6 +1,8 @@
-"""From pictures to painted pictures as tensors: encode, sample, decode; a large picture small first, then in tiles.
+"""From pictures to painted pictures as tensors: encode, sample, decode; a large picture small
+first, then in tiles.
 
-Shapes: pictures (N, 3, H, W) in [-1, 1] of any size; latents (N, C, h, w); style statistics (N, R, style_dim).
+Shapes: pictures (N, 3, H, W) in [-1, 1] of any size; latents (N, C, h, w); style statistics (N, R,
+style_dim).
 """
 
 import logging
@@ -43,8 +45,10 @@ Watch = Callable[[Sequence[Step]], Iterable[Step]]  # lets sampling steps throug
 class Batch:
     """Pictures of one size to paint together.
 
-    content: (N, 3, H, W), or None to show the styles alone at `size` (height, width). style: (N, R, style_dim).
-    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), 1 where the content stays.
+    content: (N, 3, H, W), or None to show the styles alone at `size` (height, width). style: (N, R,
+    style_dim).
+    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), 1 where the content
+    stays.
     """
 
     style: Tensor
@@ -86,7 +90,8 @@ class Batch:
 class Run:
     """One sampling run, all but its tensors: equal runs do the same with tensors of equal shapes.
 
-    size: (height, width) of the pictures. tile: side of the latents that the network sees at once. needed, interval: Guidance's.
+    size: (height, width) of the pictures. tile: side of the latents that the network sees at once.
+    needed, interval: Guidance's.
     """
 
     sampler: str
@@ -101,8 +106,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Tensors:
-    """What a run works on. noise: (N * R, C, h, w); scales: (N * R,). smaller: the pictures as painted at a smaller size; the others
-    are Batch's."""
+    """What a run works on. noise: (N * R, C, h, w); scales: (N * R,). smaller: the pictures as
+    painted at a smaller size; the others are Batch's."""
 
     noise: Tensor
     content_scales: Tensor
@@ -117,7 +122,8 @@ class Tensors:
 class Painter:
     """A model with what it takes to paint: number format, first stage, tile sizes.
 
-    recorder: runs each batch of pictures as one CUDA graph, recorded for every size and number of pictures.
+    recorder: runs each batch of pictures as one CUDA graph, recorded for every size and number of
+    pictures.
     """
 
     def __init__(self, model: DualCondModel, precision: str, recorder: Recorder | None = None):
@@ -191,7 +197,8 @@ class Painter:
         return painted
 
     def _run(self, run: Run, tensors: Tensors, watch: Watch, noise: NoiseSource) -> Tensor:
-        """Encode, sample, decode. What is here can be recorded, unless the sampler draws more noise."""
+        """Encode, sample, decode. What is here can be recorded, unless the sampler draws more
+        noise."""
         with autocast(self.model.device, self.precision):
             content, regions = tensors.content, tensors.style.shape[1]
             z = None if content is None else self.codec.encode(content)
@@ -209,7 +216,8 @@ class Painter:
             return pictures + run.detail * (content - self.codec.decode(z, run.size))
 
     def _begun(self, run: Run, tensors: Tensors, z: Tensor | None) -> Tensor:
-        """What sampling begins with: noise, or, part of the way down, noise over the photo or over the picture painted smaller."""
+        """What sampling begins with: noise, or, part of the way down, noise over the photo or over
+        the picture painted smaller."""
         start, first = z, run.path[0]
         if tensors.smaller is not None:
             smaller = tensors.smaller.clamp(-1, 1)
@@ -241,8 +249,8 @@ class Painter:
     def _joined(self, painted: Tensor, masks: Tensor) -> Tensor:
         """The regions' latents (N, R, C, h, w) cut together.
 
-        Each is painted as a whole picture in its style from the same noise: blended on the way, they would even out to one
-        style, since the network looks at the whole picture.
+        Each is painted as a whole picture in its style from the same noise: blended on the way,
+        they would even out to one style, since the network looks at the whole picture.
         """
         return (painted * self.codec.shares(masks)[:, :, None]).sum(dim=1)
 
@@ -254,14 +262,17 @@ class Painter:
     # What the settings mean for this model
 
     def detail(self, settings: Settings) -> float:
-        """How much of the photo's detail is put back: by the settings, else by their look, else by the model's config."""
+        """How much of the photo's detail is put back: by the settings, else by their look, else by
+        the model's config."""
         given = LOOKS[settings.look].detail if settings.detail is None else settings.detail
         return self.model.detail if given is None else given
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
-        """(height, width) at which a picture of this size is painted, one after the other; a large one begins small.
+        """(height, width) at which a picture of this size is painted, one after the other; a large
+        one begins small.
 
-        Tiles painted from pure noise know nothing of each other, and their colours and textures drift apart.
+        Tiles painted from pure noise know nothing of each other, and their colours and textures
+        drift apart.
         """
         ratio = min(size) / self.native_size
         tiled = len(Tiling(*size, self._tile(settings) * self.codec.factor).tiles) > 1
@@ -290,8 +301,8 @@ class Painter:
 def centred(noise: Tensor) -> Tensor:
     """Noise (N, C, h, w) with mean 0 in every channel.
 
-    differs: the published sampler takes it as drawn. At the last time step a little of the picture is still there, so the
-    network takes the mean of the noise for the brightness and the cast of the picture: an accident of the seed, the worse
-    the smaller the picture.
+    differs: the published sampler takes it as drawn. At the last time step a little of the picture
+    is still there, so the network takes the mean of the noise for the brightness and the cast of
+    the picture: an accident of the seed, the worse the smaller the picture.
     """
     return noise - noise.mean(dim=(2, 3), keepdim=True)

@@ -1,4 +1,5 @@
-"""Many pictures at once: every content in every style, finished ones skipped, broken ones reported at the end."""
+"""Many pictures at once: every content in every style, finished ones skipped, broken ones reported
+at the end."""
 
 import glob
 import json
@@ -45,10 +46,12 @@ class Task:
 
 
 def expand(names: Sequence[str], results: str | None = None) -> list[Path]:
-    """The picture files that these names stand for: files, folders (with all below them), or globs such as `photos/*.jpg`.
+    """The picture files that these names stand for: files, folders (with all below them), or globs
+    such as `photos/*.jpg`.
 
-    Each file once, in the order given. Of a folder, hidden files are left out; of folders and globs, what earlier runs
-    put into the folder `results`. Raises UserError for a name that stands for none.
+    Each file once, in the order given. Of a folder, hidden files are left out; of folders and
+    globs, what earlier runs put into the folder `results`. Raises UserError for a name that stands
+    for none.
     """
     found: dict[str, Path] = {}
     for name in names:
@@ -85,7 +88,8 @@ def _search(name: str, results: str | None) -> list[Path]:
 
 
 def _is_result(path: Path, searched: Path, results: str) -> bool:
-    """Whether a picture found in the folder `searched` was put there by an earlier run with the same folder of results."""
+    """Whether a picture found in the folder `searched` was put there by an earlier run with the
+    same folder of results."""
     picture, folder, ours = (Path(os.path.abspath(name)) for name in (path, searched, results))
     if folder == ours:  # photos and results side by side
         return METADATA_KEY in read_metadata(picture)
@@ -93,7 +97,8 @@ def _is_result(path: Path, searched: Path, results: str) -> bool:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file: its own, without extension, or with as much of its path as tells it from the others."""
+    """A name for each file: its own, without extension, or with as much of its path as tells it
+    from the others."""
     whole = [Path(os.path.abspath(path)) for path in paths]
     forms = [
         [path.stem for path in whole],
@@ -121,7 +126,8 @@ def _parsed(output: str) -> list[tuple[str, str | None, str | None, str | None]]
 
 
 def check_template(output: str) -> None:
-    """Raises UserError for an unknown field in a template such as `results/{style}/{content}.png`."""
+    """Raises UserError for an unknown field in a template such as
+    `results/{style}/{content}.png`."""
     for _, name, _, _ in _parsed(output):
         if name is not None and name not in FIELDS:
             raise UserError(
@@ -153,7 +159,8 @@ def _filled(template: str, values: dict[str, Any]) -> str:
 
 
 def folder_of_results(output: str) -> str:
-    """The folder that holds all results of an `--output`, be it in folders of its own. Raises UserError."""
+    """The folder that holds all results of an `--output`, be it in folders of its own. Raises
+    UserError."""
     start = ""
     for text, field, _, _ in _parsed(_as_template(output)):
         start += text
@@ -165,10 +172,11 @@ def folder_of_results(output: str) -> str:
 def plan(
     contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, settings: Settings
 ) -> list[Task]:
-    """A task for every content in every (named) style. Raises UserError if two would write the same file, or one cannot.
+    """A task for every content in every (named) style. Raises UserError if two would write the same
+    file, or one cannot.
 
-    output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png, or, for a single
-    picture, a file. settings: values of the fields besides content and style.
+    output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png,
+    or, for a single picture, a file. settings: values of the fields besides content and style.
     """
     check_template(output)
     count = len(contents) * len(styles)
@@ -218,13 +226,15 @@ def files_of(style: Style) -> list[str | Path]:
 
 
 def share_of(tasks: Sequence[Task]) -> list[Task]:
-    """This process's share where torchrun started several; everything otherwise. Raises UserError."""
+    """This process's share where torchrun started several; everything otherwise. Raises
+    UserError."""
     rank, world = rank_and_world()
     return list(tasks[rank::world])
 
 
 def is_finished(task: Task, description: dict[str, Any]) -> bool:
-    """Whether the picture is there and was painted like this. A format without metadata tells only that it is there."""
+    """Whether the picture is there and was painted like this. A format without metadata tells only
+    that it is there."""
     if not task.output.is_file():
         return False
     if task.output.suffix.lower() != ".png":
@@ -236,7 +246,8 @@ def is_finished(task: Task, description: dict[str, Any]) -> bool:
 
 
 def _hash(path: str | Path) -> str:
-    """Of the file as it is now; read again only if it has changed, since a photo and a painting have many results."""
+    """Of the file as it is now; read again only if it has changed, since a photo and a painting
+    have many results."""
     status = os.stat(path)
     return _hash_of(str(path), status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -258,7 +269,8 @@ def describe(task: Task, description: dict[str, Any]) -> str:
 
 
 def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], list[str]]:
-    """(the tasks' styles by name, pictures read and as small as the pipeline takes them; a line for each that cannot be read)."""
+    """(the tasks' styles by name, pictures read and as small as the pipeline takes them; a line for
+    each that cannot be read)."""
     ready, failures = {}, []
     for name, style in {task.style_name: task.style for task in tasks}.items():
         try:
@@ -282,8 +294,9 @@ def _read_painting(picture: Picture, size: int) -> Image.Image:
 class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
-    `styles` are those of the tasks by name, read; `description` goes into the files, `options` to the pipeline's call.
-    `failures` has a line for each picture that cannot be read and each task that could not be done; `done` and `failed` count tasks.
+    `styles` are those of the tasks by name, read; `description` goes into the files, `options` to
+    the pipeline's call. `failures` has a line for each picture that cannot be read and each task
+    that could not be done; `done` and `failed` count tasks.
     """
 
     def __init__(
@@ -323,7 +336,8 @@ class ManyPainter:
                 self.failed += 1
 
     def _try(self, pairs: Sequence[tuple[Task, Image.Image]]) -> str | None:
-        """Paint these together and write them. Returns what went wrong, as text: an error would keep the memory of its batch."""
+        """Paint these together and write them. Returns what went wrong, as text: an error would
+        keep the memory of its batch."""
         try:
             painted = self.pipeline(
                 [content for _, content in pairs],
@@ -343,7 +357,8 @@ class ManyPainter:
         return None
 
     def _content(self, task: Task) -> Image.Image | None:
-        """The task's content picture; tasks of the same one follow each other, so it is kept until the next."""
+        """The task's content picture; tasks of the same one follow each other, so it is kept until
+        the next."""
         if self._last is None or self._last[0] != task.content:
             try:
                 self._last = task.content, read_picture(task.content)

@@ -20,7 +20,8 @@ ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture'
 
 @dataclass(frozen=True)
 class StyleMix:
-    """Several styles at once: their statistics averaged with these weights (all equal by default), which are scaled to sum 1."""
+    """Several styles at once: their statistics averaged with these weights (all equal by default),
+    which are scaled to sum 1."""
 
     styles: Sequence[Picture]
     weights: Sequence[float] | None = None
@@ -40,8 +41,8 @@ class StyleMix:
 class StyleRegions:
     """A style for each region of the content picture.
 
-    masks: black and white pictures of the content's aspect, white where the style of the same place acts; greys mix. With
-    one mask less than styles, the last style takes what the masks leave.
+    masks: black and white pictures of the content's aspect, white where the style of the same place
+    acts; greys mix. With one mask less than styles, the last style takes what the masks leave.
     """
 
     styles: Sequence[Picture]
@@ -62,7 +63,8 @@ Style = Picture | StyleMix | StyleRegions
 
 @dataclass(frozen=True)
 class ReadStyle:
-    """A style whose pictures are read: for each region, (picture, weight) pairs; and the regions' masks."""
+    """A style whose pictures are read: for each region, (picture, weight) pairs; and the regions'
+    masks."""
 
     regions: list[list[tuple[Image.Image, float]]]
     masks: list[Image.Image] | None = None
@@ -73,7 +75,8 @@ class ReadStyle:
         return [picture for region in self.regions for picture, _ in region]
 
     def shares(self, size: tuple[int, int]) -> NDArray[np.float32] | None:
-        """(R, H, W) shares of the regions at every pixel of a picture of this (width, height), summing to 1. Raises UserError."""
+        """(R, H, W) shares of the regions at every pixel of a picture of this (width, height),
+        summing to 1. Raises UserError."""
         if self.masks is None:
             return None
         given = np.stack([mask_array(mask, size) for mask in self.masks])
@@ -89,7 +92,8 @@ class ReadStyle:
 
 
 class PictureReader:
-    """Reads every picture once, however often it is named; those of styles no larger than `style_side` (shorter side)."""
+    """Reads every picture once, however often it is named; those of styles no larger than
+    `style_side` (shorter side)."""
 
     def __init__(self, style_side: int | None = None) -> None:
         self.style_side = style_side
@@ -104,7 +108,8 @@ class PictureReader:
         return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
 
     def _painting(self, picture: Picture) -> Image.Image:
-        # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has shrunk it already.
+        # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has
+        # shrunk it already.
         return self._once(
             "style",
             picture,
@@ -131,7 +136,8 @@ class PictureReader:
 
 
 def read_picture(picture: Picture) -> Image.Image:
-    """A picture as RGB, upright; one that was only opened is read from its file now. Raises UserError."""
+    """A picture as RGB, upright; one that was only opened is read from its file now. Raises
+    UserError."""
     if isinstance(picture, (str, Path)):
         return load_image(picture)
     if not isinstance(picture, Image.Image):
@@ -147,7 +153,8 @@ def read_picture(picture: Picture) -> Image.Image:
 
 
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
-    """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for another aspect."""
+    """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for
+    another aspect."""
     if not same_aspect(mask.size, size):
         raise UserError(
             f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}"

@@ -1,4 +1,5 @@
-"""From what a caller asks for to pictures to paint one by one: everything read, paired, scaled and checked before any work."""
+"""From what a caller asks for to pictures to paint one by one: everything read, paired, scaled and
+checked before any work."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to paint. `content` has the result's size; None shows the style alone. start: what to begin with, of that size too."""
+    """One picture to paint. `content` has the result's size; None shows the style alone. start:
+    what to begin with, of that size too."""
 
     content: Image.Image | None
     style: ReadStyle
@@ -37,7 +39,8 @@ class Job:
         )
 
     def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
-        """What is done to the pixels at the end: the photo's colours, the kept part of the photo itself."""
+        """What is done to the pixels at the end: the photo's colours, the kept part of the photo
+        itself."""
         if self.content is not None and settings.preserve_color:
             painted = with_colors_of(self.content, painted)
         if self.content is not None and self.keep is not None:
@@ -128,7 +131,8 @@ def _listed(one_or_more: Any) -> list[Any]:
 
 
 def _paired(**lists: list[Any]) -> list[list[Any]]:
-    """The lists at the length of the longest: those of one repeat it. Raises UserError for other lengths, and for none."""
+    """The lists at the length of the longest: those of one repeat it. Raises UserError for other
+    lengths, and for none."""
     if not all(lists.values()):
         raise UserError("no pictures to work on: content, style or start is an empty list")
     n = max(map(len, lists.values()))

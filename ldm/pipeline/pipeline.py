@@ -40,7 +40,8 @@ from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.pipeline.tiles import UNCUT
 
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
-# below, content guidance dissolves the photo; above, style guidance overshoots the painting's colours
+# below, content guidance dissolves the photo; above, style guidance overshoots the painting's
+# colours
 MILD_SCALES = (1.0, 2.0)
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
@@ -55,7 +56,8 @@ class StyleTransferPipeline:
         compile: bool = False,
         brush_network: vgg16 | None = None,
     ):
-        """brush_network: the VGG16 that leads the fine look; None is the model's own, else the bundled one."""
+        """brush_network: the VGG16 that leads the fine look; None is the model's own, else the
+        bundled one."""
         self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
             raise ConfigError(
@@ -86,9 +88,11 @@ class StyleTransferPipeline:
     ) -> "StyleTransferPipeline":
         """Load a model: "mini" (bundled), or the path of a `.ckpt` or `.safetensors` file.
 
-        config: its YAML; by default that of the published model. Averaged weights are used where a checkpoint has
-        them. compile: torch.compile the networks, and on CUDA record whole pictures as graphs, which takes a minute at the
-        first picture of each size and pays on a GPU from some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit together.
+        config: its YAML; by default that of the published model. Averaged weights are used where a
+        checkpoint has them. compile: torch.compile the networks, and on CUDA record whole pictures
+        as graphs, which takes a minute at the first picture of each size and pays on a GPU from
+        some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit
+        together.
         """
         where = choose_device(device)
         precision = choose_precision(precision, where)
@@ -112,13 +116,14 @@ class StyleTransferPipeline:
         """The content picture(s) painted in the style(s): one picture, or a list of them.
 
         content: paths or PIL pictures; None shows what the model knows of the style by itself.
-        style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same length pair up, a
-        single one goes with all. settings, changes: see `ldm.pipeline.settings.Settings`, whose fields may be given by name.
+        style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same
+        length pair up, a single one goes with all. settings, changes: see
+        `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
-        start: for the fine look, picture(s) to begin with instead of sampling, such as the frame before: only the steps of the
-        last size are made. progress: show a bar of sampling steps.
-        Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as far as it came on Ctrl-C
-        in the fine look.
+        start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
+        before: only the steps of the last size are made. progress: show a bar of sampling steps.
+        Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as
+        far as it came on Ctrl-C in the fine look.
         """
         settings = settings.but(**changes)
         settings.check(self.model.num_timesteps)
@@ -133,9 +138,11 @@ class StyleTransferPipeline:
     def _paint_all(
         self, jobs: list[Job], settings: Settings, batch_size: int, progress: bool
     ) -> list[Image.Image]:
-        """Pictures of the same kind go through together, in the fine look each alone; the results keep the order."""
+        """Pictures of the same kind go through together, in the fine look each alone; the results
+        keep the order."""
         statistics = self._statistics(jobs, settings)
-        # Small differences grow from one gradient step to the next, so company would change a fine picture.
+        # Small differences grow from one gradient step to the next, so company would change a fine
+        # picture.
         together = list(batches(jobs, 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
         total = sum(self._work(jobs[places[0]], settings) for places in together)
@@ -156,7 +163,8 @@ class StyleTransferPipeline:
         return self.painter.paint(batch, settings, partial(_watched, bar))
 
     def _finely_painted(self, job: Job, batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
-        """(1, 3, H, W), sampled, or as given to begin with, and led to the painting's brush work."""
+        """(1, 3, H, W), sampled, or as given to begin with, and led to the painting's brush
+        work."""
         if job.start is None:
             smaller = batch.resized(self._start_size(batch.size, settings))
             start = self._sampled(_mildly_guided(smaller), settings, bar)
@@ -171,7 +179,8 @@ class StyleTransferPipeline:
             raise PaintingStopped(job.finished(picture, settings)) from None
 
     def _start_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
-        """(height, width) at which a fine picture is sampled: the largest of its sizes that the model paints in one piece."""
+        """(height, width) at which a fine picture is sampled: the largest of its sizes that the
+        model paints in one piece."""
         sizes = [tuple(round(side / 2**i) for side in size) for i in range(len(_levels(size, settings)))]
         return next((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), sizes[-1])
 
@@ -220,14 +229,15 @@ class StyleTransferPipeline:
 
 
 def build_model(config_path: str | Path, allow_targets: Iterable[str] = ()) -> DualCondModel:
-    """The style transfer model of a config file for inference: no weights yet, no averages. Raises UserError."""
+    """The style transfer model of a config file for inference: no weights yet, no averages. Raises
+    UserError."""
     return build_for_inference(config_path, DualCondModel, allow_targets)
 
 
 def make_fast(model: DualCondModel) -> DualCondModel:
     """The model in the form that paints fastest on CPU and GPU alike."""
-    # Autocast keeps the converted copy of a weight only where the weight requires a gradient, and converts the others
-    # again at every step. No gradient is ever computed here.
+    # Autocast keeps the converted copy of a weight only where the weight requires a gradient, and
+    # converts the others again at every step. No gradient is ever computed here.
     return model.requires_grad_(True).to(memory_format=torch.channels_last)
 
 
@@ -261,7 +271,8 @@ def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:
 
 
 def _mildly_guided(batch: Batch) -> Batch:
-    """What a fine picture begins with: the energy does the rest, and far scales would only leave it less to work with."""
+    """What a fine picture begins with: the energy does the rest, and far scales would only leave it
+    less to work with."""
     low, high = MILD_SCALES
     content_scales, style_scales = (
         [min(max(scale, low), high) for scale in scales]

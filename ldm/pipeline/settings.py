@@ -21,9 +21,9 @@ NUM_TIMESTEPS = 1000  # of the bundled and the published model
 class Look:
     """What a look sets.
 
-    step_share: of the sampler's default number of steps. brush: gradient steps towards the painting's own paint at pictures of
-    256 pixels (shorter side); fewer at larger ones, up to twice as many at smaller ones, see `brush_steps`. detail: None is what the
-    model's config says.
+    step_share: of the sampler's default number of steps. brush: gradient steps towards the
+    painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to twice
+    as many at smaller ones, see `brush_steps`. detail: None is what the model's config says.
     """
 
     step_share: float
@@ -43,7 +43,8 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` (which is one of them unless `above`) to `high`; None is no limit. unit, words: for messages."""
+    """Numbers from `low` (which is one of them unless `above`) to `high`; None is no limit. unit,
+    words: for messages."""
 
     low: float | None = None
     high: float | None = None
@@ -78,7 +79,8 @@ PIXELS = Range(MIN_SIDE, unit=" pixels")
 
 @dataclass(frozen=True)
 class Dial:
-    """What a setting takes. help: one line; its default, where `default_help` does not tell it, is the field's."""
+    """What a setting takes. help: one line; its default, where `default_help` does not tell it, is
+    the field's."""
 
     help: str
     default_help: str | None = None
@@ -122,7 +124,8 @@ class Flag(Dial):
 
 @dataclass(frozen=True)
 class Number(Dial):
-    """A number of a range. whole: without a fraction. optional: or None. each: or a list with one for each picture."""
+    """A number of a range. whole: without a fraction. optional: or None. each: or a list with one
+    for each picture."""
 
     range: Range = Range()
     whole: bool = False
@@ -261,7 +264,8 @@ class Settings:
         return replace(self, **changes)
 
     def each(self, name: str, count: int) -> list[Any]:
-        """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for a list of another length."""
+        """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for
+        a list of another length."""
         value = getattr(self, name)
         values = [value] * count if isinstance(value, Real) else list(value)
         if len(values) != count:
@@ -295,7 +299,8 @@ class Settings:
         return min(self.size) if isinstance(self.size, Sequence) else self.size
 
     def style_side(self, native_size: int) -> int:
-        """The largest shorter side at which style pictures are looked at, by a model trained at `native_size`."""
+        """The largest shorter side at which style pictures are looked at, by a model trained at
+        `native_size`."""
         return self.style_size or (max(native_size, self.short_side) if self.has_brush else native_size)
 
     @property

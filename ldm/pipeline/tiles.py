@@ -1,4 +1,5 @@
-"""Overlapping tiles: work on a large picture or latent piece by piece, with the pieces blended where they overlap."""
+"""Overlapping tiles: work on a large picture or latent piece by piece, with the pieces blended
+where they overlap."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ Tile = tuple[slice, slice]  # its rows and columns
 
 @dataclass(frozen=True)
 class Tiling:
-    """How to cut `height` x `width` positions into tiles of `size` positions a side, all of the same shape."""
+    """How to cut `height` x `width` positions into tiles of `size` positions a side, all of the
+    same shape."""
 
     height: int
     width: int
@@ -51,7 +53,8 @@ def cut(x: Tensor, tiles: Sequence[Tile]) -> Tensor:
 def blend(
     function: Callable[[Sequence[Tile]], Tensor], tiling: Tiling, at_once: int = 1, scale: int = 1
 ) -> Tensor:
-    """What `function` makes of the tiles, `at_once` at a time as `cut` gives them, put together: (N, C, scale * H, scale * W).
+    """What `function` makes of the tiles, `at_once` at a time as `cut` gives them, put together:
+    (N, C, scale * H, scale * W).
 
     Where tiles overlap, each counts less the nearer its own edge is, so that there is no seam.
     """

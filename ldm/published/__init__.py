@@ -1,1 +1,2 @@
-"""What users of the published code bring, thin over what this project has: names, calls, keys of config files."""
+"""What users of the published code bring, thin over what this project has: names, calls, keys of
+config files."""

@@ -1,4 +1,5 @@
-"""What published latent-diffusion config files name otherwise than this project: moved classes, and options with one value here."""
+"""What published latent-diffusion config files name otherwise than this project: moved classes, and
+options with one value here."""
 
 import functools
 import inspect
@@ -7,7 +8,8 @@ from typing import Any, TypeVar
 
 from ldm.errors import ConfigError, did_you_mean
 
-# Published configs name classes of the training script, and those of vector-quantised first stages another package's; these are ours.
+# Published configs name classes of the training script, and those of vector-quantised first stages
+# another package's; these are ours.
 MOVED = {
     "main.DataModuleFromConfig": "ldm.data.datamodule.DataModuleFromConfig",
     "main.ImageLogger": "ldm.training.image_logger.ImageLogger",
@@ -58,7 +60,8 @@ def our_target(target: str) -> str:
 
 
 def out_of_scope(target: str) -> type:
-    """A class by the published name `target`, for scripts that import it beside what they use. Building one raises ConfigError."""
+    """A class by the published name `target`, for scripts that import it beside what they use.
+    Building one raises ConfigError."""
 
     def refuse(self: Any, *args: Any, **options: Any) -> None:
         our_target(target)
@@ -76,7 +79,8 @@ def out_of_scope(target: str) -> type:
 
 
 def with_published_keys(**keys: tuple[Any, str]) -> Callable[[Class], Class]:
-    """Let a class's constructor take published options of which only one value exists here: name=(value, why no other).
+    """Let a class's constructor take published options of which only one value exists here:
+    name=(value, why no other).
 
     Another value raises ConfigError.
     """

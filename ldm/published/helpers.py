@@ -1,4 +1,5 @@
-"""Small functions that the published code keeps in `ldm.util`, which hands them on from here: unlike it, they need torch."""
+"""Small functions that the published code keeps in `ldm.util`, which hands them on from here:
+unlike it, they need torch."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,8 +38,8 @@ def count_params(model: nn.Module, verbose: bool = False) -> int:
 
 
 def get_ckpt_path(name: str, root: str | Path, check: bool = False) -> Path:
-    """The file of LPIPS's linear weights, `name` "vgg_lpips", in the folder `root`. differs: nothing is downloaded, and `check` has no effect.
-    Raises UserError where it is not there."""
+    """The file of LPIPS's linear weights, `name` "vgg_lpips", in the folder `root`. differs:
+    nothing is downloaded, and `check` has no effect. Raises UserError where it is not there."""
     path = Path(root) / "vgg.pth"
     if name != "vgg_lpips" or not path.is_file():
         raise UserError(
@@ -63,7 +64,8 @@ def ismap(x: Any) -> bool:
 
 
 def to_rgb(x: Tensor) -> Tensor:
-    """Maps (N, C, h, w), such as segmentations, as pictures (N, 3, h, w) in [-1, 1]: every channel in a colour, the same each time."""
+    """Maps (N, C, h, w), such as segmentations, as pictures (N, 3, h, w) in [-1, 1]: every channel
+    in a colour, the same each time."""
     colours = torch.randn(3, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.device)
     mixed = torch.einsum("rc,nchw->nrhw", colours, x.float())
     low, high = mixed.aminmax()
@@ -71,7 +73,8 @@ def to_rgb(x: Tensor) -> Tensor:
 
 
 def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> Tensor:
-    """(N, 3, H, W) pictures in [-1, 1] of texts, black on white; `wh` is (W, H), and `size` the letters' in pixels."""
+    """(N, 3, H, W) pictures in [-1, 1] of texts, black on white; `wh` is (W, H), and `size` the
+    letters' in pixels."""
     pictures = []
     for text in xc:
         picture = Image.new("RGB", wh, "white")

@@ -1,4 +1,5 @@
-"""Training by the clock: it ends when the time is over, and the learning rate falls with the time that is left."""
+"""Training by the clock: it ends when the time is over, and the learning rate falls with the time
+that is left."""
 
 import math
 import time
@@ -16,8 +17,9 @@ FINISHED = "finished"  # a file of that name in the run's folder says that the t
 class TimeBudget(pl.Callback):
     """Ends a run after `hours` of all its sittings together, from the first training step on.
 
-    The learning rate rises over `warm_up_steps` to the model's own and falls along half a cosine to `lr_min` of that at the end, so
-    the model must have no schedule of its own. A run that is stopped before the end and resumed has the rest of its time left.
+    The learning rate rises over `warm_up_steps` to the model's own and falls along half a cosine to
+    `lr_min` of that at the end, so the model must have no schedule of its own. A run that is
+    stopped before the end and resumed has the rest of its time left.
     """
 
     def __init__(self, hours: float, warm_up_steps: int = 50, lr_min: float = 0.02):

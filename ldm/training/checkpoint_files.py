@@ -1,4 +1,5 @@
-"""Training checkpoints on disk: whole or not at all, and never with a value that is not a number."""
+"""Training checkpoints on disk: whole or not at all, and never with a value that is not a
+number."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from ldm.files import written_whole
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes aside, flushes to disk, then renames: a kill at any moment leaves the old checkpoint or the new one.
+    """Writes aside, flushes to disk, then renames: a kill at any moment leaves the old checkpoint
+    or the new one.
 
     `resumed` gives the checkpoint that a run goes on from, which has been read and checked by then.
     """
@@ -60,7 +62,8 @@ def _tensors(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that `--resume` means: the file itself, or the last one of a run's folder. Raises CheckpointError."""
+    """The checkpoint file that `--resume` means: the file itself, or the last one of a run's
+    folder. Raises CheckpointError."""
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")

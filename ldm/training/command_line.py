@@ -73,7 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # Of the published command line, which has more: see published_flags.py.
     parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)
     parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)
-    # Overrides may stand before, between and after the options; argparse takes those behind `--base FILE` for files.
+    # Overrides may stand before, between and after the options; argparse takes those behind `--base
+    # FILE` for files.
     args = parser.parse_intermixed_args(translated(arguments() if argv is None else argv))
     taken = [item for item in args.base if "=" in item and not Path(item).is_file()]
     args.base = [item for item in args.base if item not in taken]
@@ -92,8 +93,8 @@ def _check(args: argparse.Namespace, parser: ArgumentParser) -> None:
 
 
 def gpu_devices(gpus: Any) -> int | list[int]:
-    """What Lightning 1.6 takes `gpus` for: numbers where there is a comma or a list, "0,1" or "0,"; else how many, -1 being all.
-    Raises UserError."""
+    """What Lightning 1.6 takes `gpus` for: numbers where there is a comma or a list, "0,1" or "0,";
+    else how many, -1 being all. Raises UserError."""
     text = ",".join(map(str, gpus)) + "," if isinstance(gpus, (list, tuple)) else str(gpus)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if text.strip() == "-1":

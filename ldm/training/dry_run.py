@@ -1,4 +1,5 @@
-"""`--dry-run`: build everything, take a step, and say what training will cost; nothing is written."""
+"""`--dry-run`: build everything, take a step, and say what training will cost; nothing is
+written."""
 
 import logging
 import time
@@ -40,7 +41,8 @@ class _Measure(pl.Callback):
 
 
 def dry_run(recipe: Recipe) -> None:
-    """Run one training step after one to warm up, and one validation step; log parameters, speed and memory."""
+    """Run one training step after one to warm up, and one validation step; log parameters, speed
+    and memory."""
     callbacks = recipe.configured_callbacks(
         Path("checkpoints")
     )  # for what is wrong with them; none of them runs

@@ -16,7 +16,8 @@ ADVICE = (
 
 
 class NonFiniteGuard(pl.Callback):
-    """Looks at the losses and gradients of each optimiser step just before it; raises NonFiniteError."""
+    """Looks at the losses and gradients of each optimiser step just before it; raises
+    NonFiniteError."""
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
@@ -39,7 +40,8 @@ class NonFiniteGuard(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Raises NonFiniteError for a loss or gradient that is not finite."""
-        # One look at the device for all of them; by now it has the backward pass to work on meanwhile.
+        # One look at the device for all of them; by now it has the backward pass to work on
+        # meanwhile.
         values = torch.stack(
             [*(loss.float() for loss in self._losses), *self._gradient_norm(trainer, optimizer)]
         )

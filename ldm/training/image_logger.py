@@ -28,13 +28,15 @@ PUBLISHED_OPTIONS = set(inspect.signature(PublishedPictures.log_images).paramete
 
 
 class ImageLogger(pl.Callback):
-    """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ..., the powers of `frequency_base`, before
-    that) save the pictures that the model draws of the batch, as PNG and to TensorBoard.
+    """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ..., the
+    powers of `frequency_base`, before that) save the pictures that the model draws of the batch, as
+    PNG and to TensorBoard.
 
-    The pictures draw their randomness aside, so they do not change the training. Only the first process makes them;
-    the others wait at their next exchange of gradients. `nrow` pictures stand in a row, all by default.
-    `log_images_kwargs` go to the model's `preview`; to its `log_images` where that is the model's own, or where they are options
-    of the published pictures, which take much longer to draw.
+    The pictures draw their randomness aside, so they do not change the training. Only the first
+    process makes them; the others wait at their next exchange of gradients. `nrow` pictures stand
+    in a row, all by default. `log_images_kwargs` go to the model's `preview`; to its `log_images`
+    where that is the model's own, or where they are options of the published pictures, which take
+    much longer to draw.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class ImageLogger(pl.Callback):
         self.options = dict(log_images_kwargs or {})
 
     def check_model(self, module: pl.LightningModule) -> None:
-        """Raises ConfigError for a model that draws nothing, and for options that its pictures do not have."""
+        """Raises ConfigError for a model that draws nothing, and for options that its pictures do
+        not have."""
         if not hasattr(module, "log_images"):
             raise ConfigError(
                 f"ImageLogger: {type(module).__name__} has no `log_images` to draw its pictures; take the callback out"
@@ -84,7 +87,8 @@ class ImageLogger(pl.Callback):
                 )
 
     def drawing_of(self, module: pl.LightningModule) -> Callable[..., dict[str, Tensor]]:
-        """The method that draws: a `log_images` of the model's own, or of our diffusion models the shorter `preview`."""
+        """The method that draws: a `log_images` of the model's own, or of our diffusion models the
+        shorter `preview`."""
         is_own = getattr(type(module), "log_images", None) is not PublishedPictures.log_images
         name = "log_images" if is_own or set(self.options) & PUBLISHED_OPTIONS else "preview"
         method: Callable[..., dict[str, Tensor]] = getattr(module, name)
@@ -102,7 +106,8 @@ class ImageLogger(pl.Callback):
 
     @torch.no_grad()
     def write(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, done: int) -> None:
-        """Draw a batch with the model as it is: into the run's folder and TensorBoard. Raises ConfigError for options it does not take."""
+        """Draw a batch with the model as it is: into the run's folder and TensorBoard. Raises
+        ConfigError for options it does not take."""
         was_training = module.training
         module.eval()
         devices = [module.device] if module.device.type == "cuda" else []

@@ -1,4 +1,5 @@
-"""`last.ckpt`: kept fresh while training runs, and written when a signal or an exception ends it."""
+"""`last.ckpt`: kept fresh while training runs, and written when a signal or an exception ends
+it."""
 
 import logging
 import signal
@@ -24,16 +25,17 @@ _BATCHES_BETWEEN_AGREEMENTS = 10
 
 
 class StoppedBySignal(BaseException):
-    """Ends the training after its checkpoint has been written. No Exception, so that nothing takes it for a failure."""
+    """Ends the training after its checkpoint has been written. No Exception, so that nothing takes
+    it for a failure."""
 
 
 class KeepLast(pl.Callback):
-    """Writes `path` every `every_n_train_steps` optimiser steps, after every epoch, on SIGUSR1, on SIGINT and SIGTERM
-    (which then end the run), and when an exception ends it; when that is a loss that is no number, into
-    `not_finite.ckpt` beside it.
+    """Writes `path` every `every_n_train_steps` optimiser steps, after every epoch, on SIGUSR1, on
+    SIGINT and SIGTERM (which then end the run), and when an exception ends it; when that is a loss
+    that is no number, into `not_finite.ckpt` beside it.
 
-    Signals act after the optimiser step in progress. Several processes agree on one every few batches, since writing
-    is something that they do together.
+    Signals act after the optimiser step in progress. Several processes agree on one every few
+    batches, since writing is something that they do together.
     """
 
     def __init__(self, path: str | Path, every_n_train_steps: int = 1000):
@@ -48,7 +50,8 @@ class KeepLast(pl.Callback):
         if trainer.is_global_zero:
             for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
                 leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
-        # Lightning has set up its own handlers by now, which would broadcast to other processes from within a handler.
+        # Lightning has set up its own handlers by now, which would broadcast to other processes
+        # from within a handler.
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS if _requeues_on_signal(trainer) else STOP_SIGNALS + SAVE_SIGNALS:
                 signal.signal(number, self._on_signal)
@@ -61,7 +64,8 @@ class KeepLast(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write after an optimiser step if it is time to or asked for. Raises StoppedBySignal if that is all."""
+        """Write after an optimiser step if it is time to or asked for. Raises StoppedBySignal if
+        that is all."""
         if trainer.global_step == self._step:
             return  # in the middle of gradient accumulation, which no checkpoint holds
         before, self._step = self._step, trainer.global_step
@@ -104,7 +108,8 @@ class KeepLast(pl.Callback):
             path = (
                 self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
             )
-            # Trainer.save_checkpoint would wait for the other processes, which know nothing of the exception.
+            # Trainer.save_checkpoint would wait for the other processes, which know nothing of the
+            # exception.
             trainer.strategy.save_checkpoint(
                 trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path
             )
@@ -115,7 +120,8 @@ class KeepLast(pl.Callback):
 
 @contextmanager
 def signal_handlers_kept() -> Iterator[None]:
-    """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an error) replace."""
+    """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an
+    error) replace."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS}
     try:
         yield

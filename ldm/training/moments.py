@@ -1,4 +1,5 @@
-"""The moments that optimisers keep of every weight: in checkpoints by the weights' names, on loading never onto another weight."""
+"""The moments that optimisers keep of every weight: in checkpoints by the weights' names, on
+loading never onto another weight."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,8 @@ _OF_THE_MACHINE = ("fused", "foreach", "capturable", "differentiable")
 
 
 class NamedMoments(pl.Callback):
-    """Writes into checkpoints which weights the moments belong to; keeps an optimiser's own ways of computing when a state is loaded."""
+    """Writes into checkpoints which weights the moments belong to; keeps an optimiser's own ways of
+    computing when a state is loaded."""
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -47,11 +49,13 @@ def _with_own_ways(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, 
 def fitted_states(
     module: nn.Module, optimizers: Sequence[Optimizer], states: Any, names_in_file: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The optimiser states of a checkpoint, every moment at the number that its weight has in the module's own optimisers.
+    """The optimiser states of a checkpoint, every moment at the number that its weight has in the
+    module's own optimisers.
 
-    What a state calls its weights counts, where it does. Without names their order must be that of `names_in_file`, the names of the
-    checkpoint's state dict, or the optimiser's own, and every shape must agree.
-    Raises CheckpointError, whose text goes on from "its optimiser", if anything does not fit.
+    What a state calls its weights counts, where it does. Without names their order must be that of
+    `names_in_file`, the names of the checkpoint's state dict, or the optimiser's own, and every
+    shape must agree. Raises CheckpointError, whose text goes on from "its optimiser", if anything
+    does not fit.
     """
     if not isinstance(states, Sequence) or not all(_is_state(state) for state in states):
         raise CheckpointError("is none of PyTorch's")
@@ -136,8 +140,9 @@ def _orders(names: list[str], saved: Mapping[str, Any], in_file: Mapping[str, in
             raise CheckpointError(f"holds other weights than this model trains: {first_of(other)}")
         yield list(saved["param_names"])
         return
-    # Parts of a model follow each other as optimisers list them: the published ones with logvar last, ours before they
-    # kept names with the null style vector last. Inside a part the order is that of registration, as in a state dict.
+    # Parts of a model follow each other as optimisers list them: the published ones with logvar
+    # last, ours before they kept names with the null style vector last. Inside a part the order is
+    # that of registration, as in a state dict.
     parts = list(dict.fromkeys(map(_part, names)))
     for listed in (parts, sorted(parts, key="null_style_vector".__eq__)):
         yield sorted(names, key=lambda name: (listed.index(_part(name)), in_file.get(name, -1)))

@@ -1,4 +1,5 @@
-"""What makes training fast without changing what it computes, by `lightning.performance` in the config."""
+"""What makes training fast without changing what it computes, by `lightning.performance` in the
+config."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,9 @@ DEFAULTS = {"channels_last": False, "compile": False, "matmul_precision": "high"
 
 
 def apply_performance(model: pl.LightningModule, options: dict[str, Any]) -> None:
-    """channels_last: memory format of convolutions' weights. compile: torch.compile each network, which costs minutes at
-    the start, or those in a list of names, say [first_stage_model.decoder]. matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
+    """channels_last: memory format of convolutions' weights. compile: torch.compile each network,
+    which costs minutes at the start, or those in a list of names, say [first_stage_model.decoder].
+    matmul_precision: of float32 products on GPUs, "highest" or "high" (TF32)."""
     check_keys(options, DEFAULTS, "`lightning.performance`")
     options = {**DEFAULTS, **options}
     if options["matmul_precision"] not in PRECISIONS:

@@ -1,6 +1,8 @@
-"""Training checkpoints that the published code wrote under Lightning 1.x, as the present Lightning would have them.
+"""Training checkpoints that the published code wrote under Lightning 1.x, as the present Lightning
+would have them.
 
-They say at which step and epoch they were written. They do not say which samples of the epoch came before.
+They say at which step and epoch they were written. They do not say which samples of the epoch came
+before.
 """
 
 import logging
@@ -20,9 +22,11 @@ _SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 
 def present_state(state: Mapping[str, Any], optimizers: int, seed: int, where: str) -> dict[str, Any]:
-    """What goes on from the beginning of the next epoch, or of the one that was in progress, with random numbers by `seed`.
+    """What goes on from the beginning of the next epoch, or of the one that was in progress, with
+    random numbers by `seed`.
 
-    Tells, one line each, what is taken over and what is not. Raises CheckpointError, which begins with `where`, for a file that says too little.
+    Tells, one line each, what is taken over and what is not. Raises CheckpointError, which begins
+    with `where`, for a file that says too little.
     """
     release = _release(state, where)
     step, epoch = _step(state, optimizers, release, where), _epoch(state, release, where)
@@ -77,7 +81,8 @@ def _step(state: Mapping[str, Any], optimizers: int, release: tuple[int, ...], w
 
 
 def _epoch(state: Mapping[str, Any], release: tuple[int, ...], where: str) -> int:
-    """The epoch to begin: behind one that is complete. Until Lightning 1.6 that is what the file says."""
+    """The epoch to begin: behind one that is complete. Until Lightning 1.6 that is what the file
+    says."""
     epoch = _count(state, "epoch", where)
     try:
         complete = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] is True

@@ -1,5 +1,5 @@
-"""What the published training command took and this one does not, as flags or in a config: mapped to what it means here, or refused by a
-line that says so."""
+"""What the published training command took and this one does not, as flags or in a config: mapped
+to what it means here, or refused by a line that says so."""
 
 import inspect
 import re
@@ -59,8 +59,9 @@ TRAINER_FLAGS = tuple(
 
 
 def translated(argv: Sequence[str]) -> list[str]:
-    """The arguments with Trainer flags as overrides (`--max_epochs 5` as lightning.trainer.max_epochs=5), and without those that say
-    what is done anyway. Raises UserError for flags that have another name now, or none."""
+    """The arguments with Trainer flags as overrides (`--max_epochs 5` as
+    lightning.trainer.max_epochs=5), and without those that say what is done anyway. Raises
+    UserError for flags that have another name now, or none."""
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     result, rest = [], list(argv)
     while rest:
@@ -83,8 +84,8 @@ def translated(argv: Sequence[str]) -> list[str]:
 
 
 def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's `lightning.trainer` without the keys of Lightning 1.6 that say what is done anyway. Raises ConfigError for those that
-    have another name now, or none."""
+    """A config's `lightning.trainer` without the keys of Lightning 1.6 that say what is done
+    anyway. Raises ConfigError for those that have another name now, or none."""
     options = dict(given)
     for key in ("accelerator", "distributed_backend"):  # the published command itself sets the first to ddp
         if options.get(key) == "ddp":

@@ -1,4 +1,5 @@
-"""Random numbers that depend on the seed and the step alone, so that a resumed run draws what it would have drawn."""
+"""Random numbers that depend on the seed and the step alone, so that a resumed run draws what it
+would have drawn."""
 
 import random
 from typing import Any
@@ -14,7 +15,8 @@ from ldm.errors import UserError
 class StepSeeds(pl.Callback):
     """Seeds all generators before every training batch from (seed, epoch, batch, process).
 
-    A checkpoint carries the seed; resuming goes on with it. `explicit`: the user asked for this very seed.
+    A checkpoint carries the seed; resuming goes on with it. `explicit`: the user asked for this
+    very seed.
     """
 
     def __init__(self, seed: int, explicit: bool = False):

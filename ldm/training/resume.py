@@ -1,4 +1,5 @@
-"""What `--resume` goes on from: a checkpoint that is read once and held against the model before anything is written."""
+"""What `--resume` goes on from: a checkpoint that is read once and held against the model before
+anything is written."""
 
 import logging
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ _OTHER_WEIGHTS = "only a checkpoint of the same model can be resumed; to start f
 
 
 class Resumed:
-    """A training checkpoint of this project, or of the published code under an older Lightning. Nothing in it is executed.
+    """A training checkpoint of this project, or of the published code under an older Lightning.
+    Nothing in it is executed.
 
     Raises CheckpointError for a file that is damaged.
     """
@@ -38,7 +40,8 @@ class Resumed:
         self.is_ours = StepSeeds.__name__ in (self._state.get("callbacks") or {})
 
     def fit_to(self, model: pl.LightningModule, seed: int) -> None:
-        """See that it is this model's, and give each weight its own moments. Raises CheckpointError.
+        """See that it is this model's, and give each weight its own moments. Raises
+        CheckpointError.
 
         `seed` is that of the run which goes on from another's checkpoint.
         """
@@ -102,8 +105,9 @@ class Resumed:
                 )
 
     def check_beginning(self, trainer: pl.Trainer, data: pl.LightningDataModule) -> None:
-        """Raises UserError where the run that is to go on has another seed or other batches, or has its end before the checkpoint.
-        Lightning would find that out after its loggers have begun to write."""
+        """Raises UserError where the run that is to go on has another seed or other batches, or has
+        its end before the checkpoint. Lightning would find that out after its loggers have begun to
+        write."""
         data.trainer = trainer  # as it is going to be
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it from outside
         seeds = next(callback for callback in callbacks if isinstance(callback, StepSeeds))
@@ -138,7 +142,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _without_optional(model: pl.LightningModule, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what the model lacks and need not have, such as the networks of a first stage's training loss."""
+    """Without what the model lacks and need not have, such as the networks of a first stage's
+    training loss."""
     optional_keys: Any = getattr(model, "optional_keys", lambda weights: ())
     optional = tuple(optional_keys(weights))
     own = model.state_dict().keys()

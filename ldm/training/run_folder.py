@@ -15,7 +15,8 @@ from ldm.errors import UserError
 
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
-    """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises UserError."""
+    """Where the run writes: a resumed one into its own folder, unless it gets another name. Raises
+    UserError."""
     if (
         checkpoint is not None
         and args.name is None
@@ -31,7 +32,8 @@ def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
 
 
 def check_free(folder: Path, checkpoint: Path | None) -> None:
-    """Raises UserError for the folder of a run other than the resumed one, whose last checkpoint would be replaced."""
+    """Raises UserError for the folder of a run other than the resumed one, whose last checkpoint
+    would be replaced."""
     own = checkpoint is not None and checkpoint.resolve().parent.parent == folder.resolve()
     if (folder / "checkpoints/last.ckpt").exists() and not own:
         raise UserError(
@@ -49,8 +51,8 @@ def kept_config(checkpoint: Path) -> Path:
 
 
 def take_published_run(args: argparse.Namespace, checkpoint: Path) -> None:
-    """Go on from a run of the published command with the configs that it keeps in its folder, in its order of merging, and under its name,
-    where no others are given."""
+    """Go on from a run of the published command with the configs that it keeps in its folder, in
+    its order of merging, and under its name, where no others are given."""
     old = checkpoint.resolve().parent.parent
     configs = sorted(map(str, (old / "configs").glob("*.yaml")))
     if args.base or not configs:
@@ -68,7 +70,8 @@ def without_resumed(config: DictConfig) -> DictConfig:
 
 
 class KeepConfig(pl.Callback):
-    """Writes the config into the run's folder once training has begun, so that a refused start leaves nothing."""
+    """Writes the config into the run's folder once training has begun, so that a refused start
+    leaves nothing."""
 
     def __init__(self, config: DictConfig, folder: Path):
         self.config, self.folder = config, folder

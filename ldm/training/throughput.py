@@ -1,5 +1,5 @@
-"""How fast training runs and what it waits for: pictures a second, the share of time spent waiting for data, peak
-memory and, on a GPU, the share of the matrix rate that this very GPU reaches."""
+"""How fast training runs and what it waits for: pictures a second, the share of time spent waiting
+for data, peak memory and, on a GPU, the share of the matrix rate that this very GPU reaches."""
 
 import time
 from typing import Any
@@ -15,11 +15,11 @@ _MATRIX_SIDE, _MATRIX_RUNS = 8192, 20
 
 
 class Throughput(pl.Callback):
-    """Logs, every `log_every_n_steps` batches over the batches since: `images_per_s` (all processes together),
-    `data_wait` (0 to 1), `peak_GB` and, on a GPU, `matrix_share` (0 to 1).
+    """Logs, every `log_every_n_steps` batches over the batches since: `images_per_s` (all processes
+    together), `data_wait` (0 to 1), `peak_GB` and, on a GPU, `matrix_share` (0 to 1).
 
-    Stands before all other callbacks and `last` behind them, so that what they do (pictures, checkpoints) does not count;
-    nor does validation.
+    Stands before all other callbacks and `last` behind them, so that what they do (pictures,
+    checkpoints) does not count; nor does validation.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""The training command: config files and overrides in, a Lightning run with checkpoints and pictures out."""
+"""The training command: config files and overrides in, a Lightning run with checkpoints and
+pictures out."""
 
 import logging
 import re
@@ -111,7 +112,8 @@ def _fit(
 
 
 def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.LightningDataModule]:
-    """(model, data module), the data found before the model is built. Raises ConfigError where they do not fit."""
+    """(model, data module), the data found before the model is built. Raises ConfigError where they
+    do not fit."""
     data = _built(config, "data", pl.LightningDataModule)
     data.seed = seed
     data.setup("fit")

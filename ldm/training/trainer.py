@@ -53,7 +53,8 @@ LIGHTNING_KEYS = (
 
 
 class Recipe:
-    """The `lightning` section of a config, with the model and data it is for. Raises ConfigError for unknown keys."""
+    """The `lightning` section of a config, with the model and data it is for. Raises ConfigError
+    for unknown keys."""
 
     def __init__(
         self,
@@ -79,7 +80,8 @@ class Recipe:
         explicit_seed: bool = False,
         resumed: Callable[[], dict[str, Any]] | None = None,
     ) -> pl.Trainer:
-        """The trainer of a run that writes into `run_folder`; `resumed` gives the checkpoint that it goes on from."""
+        """The trainer of a run that writes into `run_folder`; `resumed` gives the checkpoint that
+        it goes on from."""
         given = self.trainer_options()
         callbacks = self._callbacks(run_folder, StepSeeds(seed, explicit_seed), given)
         return make_trainer(
@@ -94,7 +96,8 @@ class Recipe:
         )
 
     def _callbacks(self, run_folder: Path, seeds: StepSeeds, options: dict[str, Any]) -> list[pl.Callback]:
-        """All of a run, in the order in which they act; Lightning puts those that write the best checkpoints last."""
+        """All of a run, in the order in which they act; Lightning puts those that write the best
+        checkpoints last."""
         throughput = Throughput()
         return [
             KeepConfig(self.config, run_folder),
@@ -109,7 +112,8 @@ class Recipe:
         ]
 
     def configured_callbacks(self, checkpoints: Path) -> list[pl.Callback]:
-        """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a dry run asks for that alone."""
+        """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a
+        dry run asks for that alone."""
         own = [instantiate_from_config(node) for node in self.section("callbacks").values()]
         for callback in own:
             if hasattr(callback, "check_model"):
@@ -150,7 +154,8 @@ class Recipe:
         return options
 
     def _own_options(self) -> dict[str, Any]:
-        """The options that Lightning refuses for a model with optimisers of its own. Raises ConfigError where the model does neither."""
+        """The options that Lightning refuses for a model with optimisers of its own. Raises
+        ConfigError where the model does neither."""
         given = {
             key: value
             for key, value in self.section("trainer").items()
@@ -165,8 +170,9 @@ class Recipe:
         return {**own, **given}
 
     def _ddp(self) -> DDPStrategy:
-        # The averaged weights are buffers, equal everywhere: broadcasting them every step would double the traffic.
-        # A first stage's two optimisers each leave the other's weights without gradients.
+        # The averaged weights are buffers, equal everywhere: broadcasting them every step would
+        # double the traffic. A first stage's two optimisers each leave the other's weights without
+        # gradients.
         known = inspect.signature(DistributedDataParallel).parameters
         # torch renames it
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -176,7 +182,8 @@ class Recipe:
     # What is written
 
     def _model_checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
-        """The best by the model's `monitor`, where there is a validation set; every n steps or epochs where asked for."""
+        """The best by the model's `monitor`, where there is a validation set; every n steps or
+        epochs where asked for."""
         best = self._checkpoint_options("modelcheckpoint")
         regular = {
             key: self._checkpoint_options(key) for key in ("modelcheckpoint_step", "modelcheckpoint_epoch")
@@ -224,7 +231,8 @@ class Recipe:
 
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
-        # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of its own.
+        # Lightning's CSV logger overwrites an older file, so each start of a run gets a folder of
+        # its own.
         try:
             board = TensorBoardLogger(run_folder, name="", version="")
         except ModuleNotFoundError as error:
@@ -246,7 +254,8 @@ class Recipe:
         return [extra] if "target" in extra else list(extra.values())
 
     def check_loggers(self) -> None:
-        """Raises ConfigError for those that cannot be built, without building them, which may reach out to a server."""
+        """Raises ConfigError for those that cannot be built, without building them, which may reach
+        out to a server."""
         for node in self._logger_nodes():
             check_config(node)
 
@@ -273,7 +282,8 @@ class ProgressLine(TQDMProgressBar):
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    """Raises ConfigError for numbers that Lightning would take and fail on later, or refuse without naming them."""
+    """Raises ConfigError for numbers that Lightning would take and fail on later, or refuse without
+    naming them."""
     for key in ("max_steps", "max_epochs"):
         value = options.get(key, -1)
         if value is not None and (not isinstance(value, int) or value < -1):

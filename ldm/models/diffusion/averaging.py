@@ -1,4 +1,5 @@
-"""Moving averages of a model's weights: what paints, while the live weights learn (Ho et al. 2020, appendix B)."""
+"""Moving averages of a model's weights: what paints, while the live weights learn (Ho et al. 2020,
+appendix B)."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ class AveragedWeights(nn.Module):
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """Within it the averaged weights are in place; the live ones come back even if the body raises."""
+        """Within it the averaged weights are in place; the live ones come back even if the body
+        raises."""
         pairs = self.averaged()
         for average, module in pairs:
             average.store(module)
@@ -43,7 +45,8 @@ class AveragedWeights(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As in PyTorch; but from weights without (all of) their moving averages, as made for inference, these start at the weights."""
+        """As in PyTorch; but from weights without (all of) their moving averages, as made for
+        inference, these start at the weights."""
         result = super().load_state_dict(state_dict, strict, assign)
         names = {id(child): name for name, child in self.named_children()}
         for average, module in self.averaged():

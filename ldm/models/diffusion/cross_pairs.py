@@ -1,8 +1,10 @@
-"""Fine-tuning on what the published recipe never sees: the content of one picture in the style of another.
+"""Fine-tuning on what the published recipe never sees: the content of one picture in the style of
+another.
 
-There is no right answer to compare such a painting with, so the network's estimate of it is decoded and judged by VGG16
-features, as feed-forward style transfer is trained (Johnson et al. 2016, Huang & Belongie 2017). The diffusion loss on
-single pictures goes on beside it, with both conditions dropped at times: it keeps the two dials of guidance alive.
+There is no right answer to compare such a painting with, so the network's estimate of it is decoded
+and judged by VGG16 features, as feed-forward style transfer is trained (Johnson et al. 2016, Huang
+& Belongie 2017). The diffusion loss on single pictures goes on beside it, with both conditions
+dropped at times: it keeps the two dials of guidance alive.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +28,12 @@ from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distanc
 
 @dataclass(frozen=True)
 class LossWeights:
-    """content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the colours' distance from the
-    painting's, as a share of the photo's. diffusion_weight: of the diffusion loss, which smooths the texture that the
-    style loss asks for at all but the last steps of a run. identity_weight: of the squared error of the latents of pictures
-    painted in their own styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the photo nor
-    the painting has (`pattern_loss`).
+    """content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the
+    colours' distance from the painting's, as a share of the photo's. diffusion_weight: of the
+    diffusion loss, which smooths the texture that the style loss asks for at all but the last steps
+    of a run. identity_weight: of the squared error of the latents of pictures painted in their own
+    styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the
+    photo nor the painting has (`pattern_loss`).
     """
 
     content_weight: float = 1.0
@@ -50,9 +53,10 @@ class LossWeights:
 class Estimates:
     """Where on a sampling run's way paintings are estimated, and under which guidance.
 
-    later: the share of them that starts from an estimate, noised again; hops: how many such at most.
-    guided: the share under guidance. content_scales, style_scales: the lowest and highest scales, between which they are drawn evenly
-        by their logarithm.
+    later: the share of them that starts from an estimate, noised again; hops: how many such at
+        most.
+    guided: the share under guidance. content_scales, style_scales: the lowest and highest scales,
+        between which they are drawn evenly by their logarithm.
     """
 
     later: float = 0.5
@@ -71,8 +75,8 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures (N, 3, H, W), and by name what the frozen networks make of them: (N, ...) each, the scaled `latent` and the `style`
-    statistics among them."""
+    """Pictures (N, 3, H, W), and by name what the frozen networks make of them: (N, ...) each, the
+    scaled `latent` and the `style` statistics among them."""
 
     pictures: Tensor
     made: Mapping[str, Tensor]
@@ -87,28 +91,34 @@ class Encoded:
 
 
 class CrossPairLDM(DualCondLDM):
-    """A trained DualCondLDM, learning from batches {"photo", "painting"}, (N, H, W, 3) each, in [-1, 1].
+    """A trained DualCondLDM, learning from batches {"photo", "painting"}, (N, H, W, 3) each, in
+    [-1, 1].
 
-    Photos smaller than the paintings, whole scenes at half the size, cost a quarter and teach the same strokes.
+    Photos smaller than the paintings, whole scenes at half the size, cost a quarter and teach the
+    same strokes.
 
-    Every photo is painted in the styles of `styles_per_content` paintings of the batch. Most results are estimates from
-    pure noise; a share of `later` starts from such an estimate, noised again to a random time step as the sampler
-    would have done, some of them twice or up to `hops` times, so that every step of a sampling run learns.
+    Every photo is painted in the styles of `styles_per_content` paintings of the batch. Most
+    results are estimates from pure noise; a share of `later` starts from such an estimate, noised
+    again to a random time step as the sampler would have done, some of them twice or up to `hops`
+    times, so that every step of a sampling run learns.
 
-    A share of `guided` is painted under two-way guidance at scales of its own, and judged by what they ask for: a content
-    scale of 2 doubles the weight of the content loss. So the dials learn to lead from the photo to the painting, not past it.
+    A share of `guided` is painted under two-way guidance at scales of its own, and judged by what
+    they ask for: a content scale of 2 doubles the weight of the content loss. So the dials learn to
+    lead from the photo to the painting, not past it.
 
-    The judge is the bundled VGG16, whatever file of the style network `vgg_ckpt_path` names. What is judged has the photo's details
-    put back (`detail`), as finished pictures have.
+    The judge is the bundled VGG16, whatever file of the style network `vgg_ckpt_path` names. What
+    is judged has the photo's details put back (`detail`), as finished pictures have.
 
-    Nothing in these losses says which parts of a picture get which of the painting's colours. What does is a picture in its own style,
-    whose right answer is known: itself (the identity loss of Park & Lee 2019, here on latents).
+    Nothing in these losses says which parts of a picture get which of the painting's colours. What
+    does is a picture in its own style, whose right answer is known: itself (the identity loss of
+    Park & Lee 2019, here on latents).
 
-    Where a batch tells its pictures' rows ("photo_row", "painting_row", (N,)), what the frozen networks make of them is computed
-    once and kept, 0.4 MB a photo of 128 px and 0.7 MB a painting: twice as many steps in the same time.
+    Where a batch tells its pictures' rows ("photo_row", "painting_row", (N,)), what the frozen
+    networks make of them is computed once and kept, 0.4 MB a photo of 128 px and 0.7 MB a painting:
+    twice as many steps in the same time.
 
-    style_drop, content_drop: how often the diffusion loss goes without a condition, see HybridDraws. Further parameters: those of
-    LossWeights, Estimates and DualCondLDM.
+    style_drop, content_drop: how often the diffusion loss goes without a condition, see
+    HybridDraws. Further parameters: those of LossWeights, Estimates and DualCondLDM.
     """
 
     @flat_keys
@@ -139,7 +149,8 @@ class CrossPairLDM(DualCondLDM):
         )
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log): the diffusion loss of single pictures, and the judge's of photos in the styles of paintings."""
+        """(loss, values to log): the diffusion loss of single pictures, and the judge's of photos
+        in the styles of paintings."""
         photos, paintings = self.encoded(batch)
         z, style = _single_pictures(photos, paintings)
         diffusion, parts = self(z, self.condition_of(self._flags(len(z)), z, style))
@@ -172,7 +183,8 @@ class CrossPairLDM(DualCondLDM):
     def cross_losses(
         self, photos: Encoded, paintings: Encoded
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """(losses, scales) of every photo in the styles of `styles_per_content` different paintings, one after the other."""
+        """(losses, scales) of every photo in the styles of `styles_per_content` different
+        paintings, one after the other."""
         order, turns = torch.arange(len(photos.pictures)), range(self.styles_per_content)
         contents, styles = order.repeat(len(turns)), torch.cat([order.roll(i) for i in turns])
         content = self.get_content_features(photos.made["latent"])[contents]
@@ -188,8 +200,8 @@ class CrossPairLDM(DualCondLDM):
 
     @torch.no_grad()
     def of_photos(self, photos: Tensor) -> dict[str, Tensor]:
-        """What the frozen networks make of photos (N, 3, H, W): the scaled `latent`, the `style` statistics, what is `lost` in the first
-        stage, and what the content loss asks for."""
+        """What the frozen networks make of photos (N, 3, H, W): the scaled `latent`, the `style`
+        statistics, what is `lost` in the first stage, and what the content loss asks for."""
         z = self.get_first_stage_encoding(self.encode_first_stage(photos)).float()
         lost = (
             photos - self.decode_first_stage(z).float() if self.detail else photos.new_zeros(len(photos), 1)
@@ -199,8 +211,8 @@ class CrossPairLDM(DualCondLDM):
 
     @torch.no_grad()
     def of_paintings(self, paintings: Tensor, size: torch.Size) -> dict[str, Tensor]:
-        """What the frozen networks make of paintings (N, 3, H, W): the scaled `latent` at the photos' (height, width), the `style`
-        statistics, and what the style loss asks for."""
+        """What the frozen networks make of paintings (N, 3, H, W): the scaled `latent` at the
+        photos' (height, width), the `style` statistics, and what the style loss asks for."""
         small = F.interpolate(paintings, size, mode="area")
         z = self.get_first_stage_encoding(self.encode_first_stage(small)).float()
         return {
@@ -210,7 +222,8 @@ class CrossPairLDM(DualCondLDM):
         }
 
     def judge(self, painted: Tensor, photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
-        """Losses, (N,) each, of painted latents of these photos in the styles of these paintings."""
+        """Losses, (N,) each, of painted latents of these photos in the styles of these
+        paintings."""
         pictures = self.decode_first_stage(painted).float()
         if self.detail:
             pictures = pictures + self.detail * photos.made["lost"]
@@ -230,7 +243,8 @@ class CrossPairLDM(DualCondLDM):
         }
 
     def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
-        """(n,) content scales and style scales; both are 1 where a painting goes without guidance."""
+        """(n,) content scales and style scales; both are 1 where a painting goes without
+        guidance."""
         is_guided = torch.rand(n, device=self.device) < self.estimates.guided
         ranges = self.estimates.content_scales, self.estimates.style_scales
         drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in ranges)
@@ -239,7 +253,8 @@ class CrossPairLDM(DualCondLDM):
     def estimate(
         self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]
     ) -> Tensor:
-        """The guided x_0. All predictions learn: what guidance adds is the difference between them."""
+        """The guided x_0. All predictions learn: what guidance adds is the difference between
+        them."""
         prediction = self.apply_model(x, t, condition).float()
         rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
         if len(rows):
@@ -258,7 +273,8 @@ class CrossPairLDM(DualCondLDM):
         return self.start_from(prediction, x, t)
 
     def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
-        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those from pure noise first."""
+        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those
+        from pure noise first."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
         later, hops = int(self.estimates.later * len(x)), self.estimates.hops
@@ -283,7 +299,8 @@ class CrossPairLDM(DualCondLDM):
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Lightning's: the losses of a batch, logged, for the same random numbers every time."""
-        # The same noise and time steps every time, and training's random numbers stay what they were.
+        # The same noise and time steps every time, and training's random numbers stay what they
+        # were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.ema_scope():
             torch.manual_seed(batch_idx)
             _, parts = self.shared_step(batch)
@@ -293,7 +310,8 @@ class CrossPairLDM(DualCondLDM):
     def preview(
         self, batch: Mapping[str, Tensor], max_images: int = 4, ddim_steps: int = 20
     ) -> dict[str, Tensor]:
-        """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in its painting's style."""
+        """Named (N, 3, H, W) pictures for the image logger: photos, paintings, and each photo in
+        its painting's style."""
         batch = first_samples(batch, max_images)
         photos, paintings = _pictures(batch)
         with self.ema_scope():
@@ -320,8 +338,8 @@ class Kept:
     def __call__(
         self, rows: Tensor | None, compute: Callable[[list[int]], dict[str, Tensor]], n: int
     ) -> dict[str, Tensor]:
-        """What `compute` gives for all n samples of a batch: of those places whose `rows` (n,) are new, the others as kept.
-        Nothing is kept where rows are None."""
+        """What `compute` gives for all n samples of a batch: of those places whose `rows` (n,) are
+        new, the others as kept. Nothing is kept where rows are None."""
         if rows is None:
             return compute(list(range(n)))
         keys = rows.tolist()
@@ -342,8 +360,8 @@ def _halved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _single_pictures(photos: Encoded, paintings: Encoded) -> tuple[Tensor, Tensor]:
-    """(scaled latents, style statistics) for the diffusion loss, which keeps what is known already: the last half of the photos and the
-    first of the paintings will do."""
+    """(scaled latents, style statistics) for the diffusion loss, which keeps what is known already:
+    the last half of the photos and the first of the paintings will do."""
     n = len(photos.pictures)
     half = (n + 1) // 2
     names = ("latent", "style")

@@ -32,7 +32,8 @@ _TABLES = (
 
 
 class DDIMSampler:
-    """Samples from a LatentDiffusion model on whatever device it is. Never changes the tensors given to it.
+    """Samples from a LatentDiffusion model on whatever device it is. Never changes the tensors
+    given to it.
 
     schedule: has no effect, as in the published code.
     """
@@ -61,7 +62,8 @@ class DDIMSampler:
                 "uniform spacing of %d steps runs past time step %d and is cut there", ddim_num_steps, last
             )
             steps = np.unique(np.minimum(steps, last))
-        # The published end is time step 0, which still has noise; from the last time step down we go to none.
+        # The published end is time step 0, which still has noise; from the last time step down we
+        # go to none.
         self._set_timesteps(steps, ddim_eta, final_alpha=1.0 if ddim_discretize == "trailing" else None)
         if verbose:
             log.info("DDIM: %d steps from %d to %d, eta %g", len(steps), steps[-1], steps[0], ddim_eta)
@@ -110,12 +112,15 @@ class DDIMSampler:
         timesteps: int | Sequence[int] | None = None,
         noise_source: NoiseSource = standard_normal,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """(samples (batch_size, *shape), intermediates), see `ddim_sampling` for the options that are not told here.
+        """(samples (batch_size, *shape), intermediates), see `ddim_sampling` for the options that
+        are not told here.
 
-        S: number of steps, spaced by `ddim_discretize`. timesteps: a list of time steps of your own instead, or
-            (as published) a number n: only the first n - 1 of the chosen steps, counted from the clean end.
-        quantize_x0: `quantize_denoised` there. normals_sequence: must be None; the published sampler never used it.
-        Raises ConfigError for steps out of range, ValueError for tensors that do not fit together.
+        S: number of steps, spaced by `ddim_discretize`. timesteps: a list of time steps of your own
+            instead, or (as published) a number n: only the first n - 1 of the chosen steps, counted
+            from the clean end.
+        quantize_x0: `quantize_denoised` there. normals_sequence: must be None; the published
+        sampler never used it. Raises ConfigError for steps out of range, ValueError for tensors
+        that do not fit together.
         """
         if normals_sequence is not None:
             raise ValueError(
@@ -175,17 +180,21 @@ class DDIMSampler:
         noise_source: NoiseSource = standard_normal,
         verbose: bool = True,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """(samples of `shape` (N, C, h, w), intermediates {"x_inter": [...], "pred_x0": [...]}) by the schedule made.
+        """(samples of `shape` (N, C, h, w), intermediates {"x_inter": [...], "pred_x0": [...]}) by
+        the schedule made.
 
         x_T: noise to start from, drawn if not given. mask, x0: keep x0 where mask is 1.
-        ddim_use_original_steps: all of the model's time steps, or the lowest `timesteps` of them, instead of those chosen.
-        quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which must have some.
+        ddim_use_original_steps: all of the model's time steps, or the lowest `timesteps` of them,
+        instead of those chosen.
+        quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which
+        must have some.
         unconditional_*: null conditions and their guidance scales, see Guidance.
         A condition, or a part of one, for a single sample is used for all.
         callback(i), img_callback(pred_x0, i): called after step i.
-        score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the prediction.
-        noise_source: gives all noise, for instance one generator per picture.
-        Intermediates hold the start, the first step, and every step whose number divides by `log_every_t`.
+        score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the
+        prediction.
+        noise_source: gives all noise, for instance one generator per picture. Intermediates hold
+        the start, the first step, and every step whose number divides by `log_every_t`.
         """
         cond, null_1, null_2 = (
             fitted(c, shape[0]) for c in (cond, unconditional_conditioning, unconditional_conditioning_2)
@@ -241,7 +250,8 @@ class DDIMSampler:
         unconditional_guidance_scale_2: float = 1.0,
         unconditional_conditioning_2: Condition = None,
     ) -> tuple[Tensor, Tensor]:
-        """(x_{t-1}, predicted x_0) of one step from x at time steps t (N,), the `index`-th of the schedule made.
+        """(x_{t-1}, predicted x_0) of one step from x at time steps t (N,), the `index`-th of the
+        schedule made.
 
         repeat_noise: the same noise for the whole batch. The others are `ddim_sampling`'s.
         """
@@ -275,7 +285,8 @@ class DDIMSampler:
         original_steps: bool = False,
         quantize: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """(x_{t-1}, predicted x_0) at the `index`-th of the chosen time steps, ascending, or of all the model's."""
+        """(x_{t-1}, predicted x_0) at the `index`-th of the chosen time steps, ascending, or of all
+        the model's."""
         eps = denoise(x, t)
         # Drawn even where sigma is 0, so that a seed means the same noise whatever eta is.
         noise = step_noise(x, noise_source, temperature, noise_dropout)
@@ -320,7 +331,8 @@ class DDIMSampler:
     def _as_noise(
         self, predict: Denoiser, corrector: Any, condition: Condition, kwargs: dict[str, Any]
     ) -> Denoiser:
-        """The guided prediction as noise, whatever the network predicts, with the score corrector applied."""
+        """The guided prediction as noise, whatever the network predicts, with the score corrector
+        applied."""
         if self.model.parameterization != "eps":
             if corrector is not None:
                 raise ValueError(

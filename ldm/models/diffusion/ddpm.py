@@ -1,4 +1,5 @@
-"""Latent diffusion as a LightningModule: losses, batches, moving averages, and the training loop."""
+"""Latent diffusion as a LightningModule: losses, batches, moving averages, and the training
+loop."""
 
 import itertools
 import logging
@@ -35,7 +36,8 @@ FirstMeasure = tuple[Callable[[Mapping[str, Tensor]], Tensor], Callable[[Tensor]
 
 
 class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningModule):
-    """Every diffusion model here that learns. By itself, without a first stage, it learns pictures themselves.
+    """Every diffusion model here that learns. By itself, without a first stage, it learns pictures
+    themselves.
 
     Parameters beyond LatentDiffusionModel's are in `ldm.models.options`.
 
@@ -82,7 +84,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
             self.init_from_ckpt(start.ckpt_path, start.ignore_keys, start.load_only_unet)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_model: bool = False) -> None:
-        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError. Averages: see `load_state_dict`."""
+        """Load weights strictly (with `only_model`, the network's alone). Raises CheckpointError.
+        Averages: see `load_state_dict`."""
         state = read_state_dict(path)
         if only_model:
             load_strict(self.model, part_of(state, "model."), ignore_keys, where=str(path))
@@ -114,14 +117,16 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     # Losses
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) of a batch, by `get_input` and `forward`, which a class made from this one may override."""
+        """(loss, values to log) of a batch, by `get_input` and `forward`, which a class made from
+        this one may override."""
         x, c, *_ = self.get_input(batch, self.first_stage_key)
         return self(x, c)
 
     def forward(
         self, x: Tensor, c: Any = None, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for the condition."""
+        """(loss, values to log) of latents x at random time steps, under what `get_input` gave for
+        the condition."""
         t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
         return self.p_losses(x, self.to_condition(c), t, *args, **kwargs)
 
@@ -130,8 +135,9 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, values to log, under `train/` or `val/`).
 
-        The loss is l_simple_weight (simple / exp(logvar_t) + logvar_t) + original_elbo_weight vlb: that of a Gaussian whose log variance
-        at each time step is logvar_t (as Kendall & Gal 2017, equation 8), and the variational bound's (Ho et al. 2020, equation 12).
+        The loss is l_simple_weight (simple / exp(logvar_t) + logvar_t) + original_elbo_weight vlb:
+        that of a Gaussian whose log variance at each time step is logvar_t (as Kendall & Gal 2017,
+        equation 8), and the variational bound's (Ho et al. 2020, equation 12).
         """
         loss = self.diffusion_loss
         noise = torch.randn_like(x_start) if noise is None else noise
@@ -167,20 +173,24 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     # Batches
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """What the frozen networks make of a batch of channels-last pictures: the scaled latents, first of all."""
+        """What the frozen networks make of a batch of channels-last pictures: the scaled latents,
+        first of all."""
         return (self.get_first_stage_encoding(self.unscaled_latents(batch)),)
 
     @torch.no_grad()
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the first stage makes of a batch's pictures, or what was computed from them before."""
+        """What the first stage makes of a batch's pictures, or what was computed from them
+        before."""
         return self.latent_of(self.encode_first_stage(channels_first(batch[self.first_stage_key])))
 
     def condition_of(self, batch: Mapping[str, Tensor], x: Tensor) -> Condition:
-        """The condition of a model without a condition stage, by the present weights, of a batch and what `encode_batch` gave: here none."""
+        """The condition of a model without a condition stage, by the present weights, of a batch
+        and what `encode_batch` gave: here none."""
         return None
 
     def condition_input(self, batch: Mapping[str, Any]) -> Any:
-        """What the condition stage takes of a batch; some samples' is the null input while training."""
+        """What the condition stage takes of a batch; some samples' is the null input while
+        training."""
         if self.cond_stage_key not in batch:
             raise ConfigError(
                 f"LatentDiffusion: batches have no {self.cond_stage_key!r} (cond_stage_key), only {', '.join(batch)}"
@@ -198,7 +208,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         return torch.where(dropped.to(c.device).reshape(-1, *(1,) * (c.ndim - 1)), null.to(c), c)
 
     def to_condition(self, c: Any) -> Condition:
-        """The condition of what `get_input` gave for it: that itself, or the input of a condition stage that learns."""
+        """The condition of what `get_input` gave for it: that itself, or the input of a condition
+        stage that learns."""
         return self.get_learned_conditioning(c) if self.cond_stage_trainable else c
 
     # Pictures
@@ -211,7 +222,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         ddim_steps: int = 20,
         guidance_scale: float = 3.0,
     ) -> dict[str, Tensor]:
-        """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the averaged weights.
+        """Named (N, 3, H, W) pictures for the image logger: reconstructions, and samples of the
+        averaged weights.
 
         Where the condition stage has a null input, samples under guidance too, from the same noise.
         """
@@ -229,7 +241,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     def previewed(
         self, z: Tensor, runs: Mapping[str, tuple[Condition, dict[str, Any]]], ddim_steps: int
     ) -> dict[str, Tensor]:
-        """Pictures of latents, and of DDIM's runs by name, (condition, options) each, all from one noise."""
+        """Pictures of latents, and of DDIM's runs by name, (condition, options) each, all from one
+        noise."""
         noise, latents = torch.randn_like(z), {"reconstructions": z}
         options = {"ddim": True, "ddim_steps": ddim_steps, "ddim_discretize": "trailing", "x_T": noise}
         with self.ema_scope():
@@ -260,8 +273,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     @torch.no_grad()
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Lightning's: the losses of a batch, logged, for the same random numbers every time."""
-        # The same noise and time steps every time: values of different epochs can be compared, and training's
-        # random numbers stay what they were.
+        # The same noise and time steps every time: values of different epochs can be compared, and
+        # training's random numbers stay what they were.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(batch_idx)
             _, parts = self.shared_step(batch)
@@ -288,12 +301,14 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         return [(self.unscaled_latents, self.set_scale)] if self.scale_by_std else []
 
     def set_scale(self, z: Tensor) -> None:
-        """Scale so that these unscaled latents, those of all processes together, get std 1 (and mean 0 where there is a shift)."""
+        """Scale so that these unscaled latents, those of all processes together, get std 1 (and
+        mean 0 where there is a shift)."""
         for name, value in self.latent_scale.measure(self.gathered(z)).items():
             getattr(self, name).copy_(value)
 
     def _first_batches(self, count: int) -> Iterator[Mapping[str, Tensor]]:
-        """The batches that training will begin with; reading them does not move its own loader on."""
+        """The batches that training will begin with; reading them does not move its own loader
+        on."""
         loader = self.trainer.train_dataloader
         sampler = None if isinstance(loader.dataset, IterableDataset) else loader.sampler
         with torch.random.fork_rng([]):
@@ -321,7 +336,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     ) -> None:
         """Lightning's: a step, after which the averages move."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # differs: the published code moves the average once per micro-batch; here once per optimiser step.
+        # differs: the published code moves the average once per micro-batch; here once per
+        # optimiser step.
         for average, module in self.averaged():
             average(module)
 
@@ -347,7 +363,8 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
 
 
 class LatentDiffusion(DDPM):
-    """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style transfer."""
+    """The base of every latent diffusion model that trains; `DualCondLDM` is the one for style
+    transfer."""
 
     def __init__(
         self,

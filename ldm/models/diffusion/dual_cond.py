@@ -26,11 +26,14 @@ class DualCondModel(LatentDiffusionModel):
     Parameters beyond LatentDiffusionModel's, whose one scale_factor PerChannel's tables replace:
 
     style_dim: width of the style vector, twice the sum of the style network's channels.
-    vgg_channels: widths of the style network, VGG16's by default; narrower ones need weights of their own.
-    vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them; "bundled": the one that comes
-        along. By default torchvision's download, which the published model was trained with.
-    detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put back into the pictures
-        painted of it; `ldm.pipeline.settings.Settings` may say otherwise. 0, the default, is the published way.
+    vgg_channels: widths of the style network, VGG16's by default; narrower ones need weights of
+        their own.
+    vgg_ckpt_path: file of the style network's weights, used when the checkpoint does not hold them;
+        "bundled": the one that comes along. By default torchvision's download, which the published
+        model was trained with.
+    detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put
+        back into the pictures painted of it; `ldm.pipeline.settings.Settings` may say otherwise. 0,
+        the default, is the published way.
     """
 
     what = "a style transfer model (DualCondLDM)"
@@ -75,9 +78,11 @@ class DualCondModel(LatentDiffusionModel):
         return (*super().optional_keys(state), *(() if has_vgg else ("vgg.",)))
 
     def load_style_network(self) -> None:
-        """See that the style network has weights: from a checkpoint, else `vgg_ckpt_path`, else torchvision's download.
+        """See that the style network has weights: from a checkpoint, else `vgg_ckpt_path`, else
+        torchvision's download.
 
-        Raises UserError where none can be had. Building a model never needs them; training and the pipeline do.
+        Raises UserError where none can be had. Building a model never needs them; training and the
+        pipeline do.
         """
         if self.vgg.has_weights:
             return
@@ -94,7 +99,8 @@ class DualCondModel(LatentDiffusionModel):
         return self.get_style_features(self.vgg(self.vgg_scaling_layer(x)))
 
     def get_style_features(self, features: Sequence[Tensor], flag: Tensor | None = None) -> Tensor:
-        """(N, style_dim): per layer the std of every channel over positions, then its mean (Huang & Belongie 2017).
+        """(N, style_dim): per layer the std of every channel over positions, then its mean (Huang &
+        Belongie 2017).
 
         Where `flag` (N,) is False, the learned null vector.
         """
@@ -106,7 +112,8 @@ class DualCondModel(LatentDiffusionModel):
         return torch.where(flag[:, None], style, self.null_style_vector.weight[0])
 
     def get_content_features(self, z: Tensor, flag: Tensor | None = None) -> Tensor:
-        """The scaled latent normalised per picture and channel, (z - mean) / std (Ulyanov et al. 2016). Zeros where `flag` (N,) is False."""
+        """The scaled latent normalised per picture and channel, (z - mean) / std (Ulyanov et al.
+        2016). Zeros where `flag` (N,) is False."""
         std, mean = spatial_std_mean(z)
         # differs: the published code divides by 0 where a channel is flat.
         features = (z - over_positions(mean, z)) / over_positions(std.clamp_min(MIN_STD), z)
@@ -128,7 +135,8 @@ class DualCondModel(LatentDiffusionModel):
 
 
 class DualConditionDiffusionWrapper(nn.Module):
-    """Holds the network under the published name; a condition whose key is "concat" joins the input's channels."""
+    """Holds the network under the published name; a condition whose key is "concat" joins the
+    input's channels."""
 
     diffusion_model: Any  # what a config names
 

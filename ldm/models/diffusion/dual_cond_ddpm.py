@@ -16,7 +16,8 @@ __all__ = ["DualCondLDM", "DualConditionDiffusionWrapper"]
 
 
 class DualCondLDM(DualCondModel, LatentDiffusion):
-    """The dual-conditional model, learning; parameters are DualCondModel's, LatentDiffusion's and DualBatches'."""
+    """The dual-conditional model, learning; parameters are DualCondModel's, LatentDiffusion's and
+    DualBatches'."""
 
     saves_logvar = True
 
@@ -40,12 +41,13 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
     # Batches
 
     def encode_batch(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(scaled latents, style statistics) of a batch with either channels-last pictures (`image`) or what was
-        computed from them before (`latent`, unscaled, and `style`)."""
+        """(scaled latents, style statistics) of a batch with either channels-last pictures
+        (`image`) or what was computed from them before (`latent`, unscaled, and `style`)."""
         return (*super().encode_batch(batch), self.batch_style(batch))
 
     def unscaled_latents(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """What the first stage makes of a batch's pictures, or what was computed from them before."""
+        """What the first stage makes of a batch's pictures, or what was computed from them
+        before."""
         return batch["latent"].float() if "latent" in batch else super().unscaled_latents(batch)
 
     @torch.no_grad()
@@ -74,7 +76,8 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
 
     @torch.no_grad()
     def measure_styles(self, style: Tensor) -> None:
-        """Set the network's whitening by style vectors (N, style_dim), those of all processes together, and the null style to their middle."""
+        """Set the network's whitening by style vectors (N, style_dim), those of all processes
+        together, and the null style to their middle."""
         style = self.gathered(style)
         self.model.diffusion_model.context_whitening.measure(style)
         self.null_style_vector.weight.copy_(style.mean(dim=0, keepdim=True))
@@ -89,10 +92,11 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
         style_scales: Sequence[float] = (5.0,),
         content_scales: Sequence[float] = (0.5, 0.25),
     ) -> dict[str, Tensor]:
-        """Named (N, 3, H, W) pictures for the image logger, by the averaged weights, all from one noise.
+        """Named (N, 3, H, W) pictures for the image logger, by the averaged weights, all from one
+        noise.
 
-        Reconstructions; samples (content and style of the same picture); every content in the style of the picture
-        before it, without guidance and with each of the guidance scales.
+        Reconstructions; samples (content and style of the same picture); every content in the style
+        of the picture before it, without guidance and with each of the guidance scales.
         """
         n = min(max_images, len(batch[self.style_flag_key]))
         on = torch.ones(n, dtype=torch.bool, device=self.device)

@@ -1,4 +1,5 @@
-"""Gaussian diffusion (Ho et al. 2020): the noise schedule and what follows from it, ancestral sampling. Training is in `ddpm`.
+"""Gaussian diffusion (Ho et al. 2020): the noise schedule and what follows from it, ancestral
+sampling. Training is in `ddpm`.
 
 Shapes: x_0, x_t (N, channels, h, w); t (N,) time steps, int64.
 """
@@ -38,8 +39,9 @@ class NoiseSchedule:
 class GaussianDiffusion(nn.Module):
     """Noising and denoising by a network that a subclass has: `apply_model`.
 
-    channels, image_size: of x. parameterization: the network predicts the noise "eps", the clean latent "x0", or
-        "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4). Further parameters: NoiseSchedule's.
+    channels, image_size: of x. parameterization: the network predicts the noise "eps", the clean
+        latent "x0", or "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022,
+        section 4). Further parameters: NoiseSchedule's.
     """
 
     alphas_cumprod: Tensor
@@ -69,7 +71,8 @@ class GaussianDiffusion(nn.Module):
         linear_end: float = 2e-2,
         cosine_s: float = 8e-3,
     ) -> None:
-        """Set the noise schedule and all tables that follow from it, on the device where they were."""
+        """Set the noise schedule and all tables that follow from it, on the device where they
+        were."""
         if given_betas is None:
             given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         device = self.betas.device if hasattr(self, "betas") else None
@@ -112,7 +115,8 @@ class GaussianDiffusion(nn.Module):
         return start_of(x_t, prediction, self._at(self.alphas_cumprod, t, x_t), self.parameterization)
 
     def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7)."""
+        """(mean, variance, clipped log variance) of q(x_{t-1} | x_t, x_0) (Ho et al. 2020,
+        equations 6 and 7)."""
         mean = (
             self._at(self.posterior_mean_coef1, t, x_t) * x_start
             + self._at(self.posterior_mean_coef2, t, x_t) * x_t
@@ -139,7 +143,8 @@ class GaussianDiffusion(nn.Module):
         mask: Tensor | None = None,
         x0: Tensor | None = None,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Ancestral sampling over the lowest `total` time steps: (time step, x_{t-1}, the x_0 predicted from x_t), one by one.
+        """Ancestral sampling over the lowest `total` time steps: (time step, x_{t-1}, the x_0
+        predicted from x_t), one by one.
 
         predict_start(x_t, t): x_0. mask, x0: keep x0 where mask is 1.
         """
@@ -152,6 +157,7 @@ class GaussianDiffusion(nn.Module):
             yield i, x, start
 
     def ancestral_step(self, start: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_{t-1} from x_t and the x_0 predicted from it (Ho et al. 2020, algorithm 2); no noise is added at time step 0."""
+        """x_{t-1} from x_t and the x_0 predicted from it (Ho et al. 2020, algorithm 2); no noise is
+        added at time step 0."""
         mean, _, log_variance = self.q_posterior(start, x, t)
         return mean + over_positions((t > 0).to(x.dtype)[:, None], x) * (0.5 * log_variance).exp() * noise

@@ -19,15 +19,17 @@ Scale = float | Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """The two dials: how far a prediction is led away from those without the first condition (content) and the second (style).
+    """The two dials: how far a prediction is led away from those without the first condition
+    (content) and the second (style).
 
     With predictions e (both conditions), u1, u2 (one of them nulled) and scales s1, s2:
 
         e' = e + (s1 - 1) (e - u1) + (s2 - 1) (e - u2)
 
-    scales: of both conditions, one for all pictures or a tensor (N,). needed: which null branches are computed; a scale of
-    1 everywhere needs none. interval: the part of the run, as fractions (low, high) of the time steps, in which guidance
-    acts at all (Kynkäänniemi et al. 2024); outside it the prediction is e. Make one with `of`.
+    scales: of both conditions, one for all pictures or a tensor (N,). needed: which null branches
+    are computed; a scale of 1 everywhere needs none. interval: the part of the run, as fractions
+    (low, high) of the time steps, in which guidance acts at all (Kynkäänniemi et al. 2024); outside
+    it the prediction is e. Make one with `of`.
     """
 
     scales: tuple[Scale, Scale]
@@ -78,8 +80,9 @@ class Guidance:
         return torch.cat([x] * self.branches)
 
     def combine(self, predictions: Tensor) -> Tensor:
-        """The guided prediction (N, ...) of those of all branches, (branches * N, ...), as `join` puts them. N may be a multiple of
-        the scales' number, whose pictures then follow each other again and again (the tiles of each)."""
+        """The guided prediction (N, ...) of those of all branches, (branches * N, ...), as `join`
+        puts them. N may be a multiple of the scales' number, whose pictures then follow each other
+        again and again (the tiles of each)."""
         conditioned, *nulls = predictions.chunk(self.branches)
         scales = [scale for scale, is_needed in zip(self.scales, self.needed) if is_needed]
         differences = (
@@ -94,7 +97,8 @@ class Guidance:
         no_content: Condition = None,
         no_style: Condition = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x (N, C, h, w), time steps (N,)) -> guided prediction; without a null condition there is no guidance by it.
+        """(x (N, C, h, w), time steps (N,)) -> guided prediction; without a null condition there is
+        no guidance by it.
 
         predict(x, t, condition): the network.
         """
@@ -109,7 +113,8 @@ def _over(scale: Scale, like: Tensor) -> Scale:
 
 
 def concatenate(conditions: list[Condition]) -> Condition:
-    """Conditions of the same structure joined along the batch; a single one is returned as it is."""
+    """Conditions of the same structure joined along the batch; a single one is returned as it
+    is."""
     first = conditions[0]
     if len(conditions) == 1:
         return first
@@ -121,7 +126,8 @@ def concatenate(conditions: list[Condition]) -> Condition:
 
 
 def batch_size(condition: Condition) -> int | None:
-    """The batch size of a condition, None if it has none. Raises ValueError if its parts differ in it."""
+    """The batch size of a condition, None if it has none. Raises ValueError if its parts differ in
+    it."""
     sizes = {len(part) for part in parts_of(condition)}
     if len(sizes) > 1:
         raise ValueError(f"the parts of a condition are for different batches: {sorted(sizes)}")
@@ -129,7 +135,8 @@ def batch_size(condition: Condition) -> int | None:
 
 
 def fitted(condition: Condition, n: int) -> Condition:
-    """A condition for n samples: parts for a single one are repeated, with a warning, and others are left as they are."""
+    """A condition for n samples: parts for a single one are repeated, with a warning, and others
+    are left as they are."""
     if n == 1 or not any(len(part) == 1 for part in parts_of(condition)):
         return condition
     log.warning("a condition for a single sample is used for all %d", n)

@@ -1,6 +1,8 @@
-"""Latent diffusion (Rombach et al. 2022): Gaussian diffusion of a first stage's latents, under the conditions of a condition stage.
+"""Latent diffusion (Rombach et al. 2022): Gaussian diffusion of a first stage's latents, under the
+conditions of a condition stage.
 
-Shapes: x (N, 3, H, W) pictures in [-1, 1]; z, x_0, x_t (N, channels, h, w) latents; t (N,) time steps, int64.
+Shapes: x (N, 3, H, W) pictures in [-1, 1]; z, x_0, x_t (N, channels, h, w) latents; t (N,) time
+steps, int64.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +29,11 @@ NO_STAGE = ("__is_unconditional__", "__is_adaptive__")
 class ConditionStage:
     """What makes conditions of what batches have under `cond_stage_key`.
 
-    cond_stage_config: the stage's config; or "__is_first_stage__", "__is_unconditional__", or "__is_adaptive__" (the model itself makes
-        the conditions). It learns with `cond_stage_trainable` and else stays frozen, in eval mode.
-    cond_stage_forward: the name of its method; by default `encode`, if it has that, or the call itself.
+    cond_stage_config: the stage's config; or "__is_first_stage__", "__is_unconditional__", or
+        "__is_adaptive__" (the model itself makes the conditions). It learns with
+        `cond_stage_trainable` and else stays frozen, in eval mode.
+    cond_stage_forward: the name of its method; by default `encode`, if it has that, or the call
+        itself.
     """
 
     cond_stage_config: str | Mapping[str, Any] = "__is_unconditional__"
@@ -42,7 +46,8 @@ class ConditionStage:
 class Conditioning:
     """How the network takes the condition, see DiffusionWrapper.
 
-    A conditioning_key of None with a condition stage is, as in published config files, "concat" with `concat_mode` and "crossattn" without.
+    A conditioning_key of None with a condition stage is, as in published config files, "concat"
+    with `concat_mode` and "crossattn" without.
     model_class: called with (unet_config, conditioning_key); DiffusionWrapper by default.
     """
 
@@ -59,10 +64,11 @@ class Conditioning:
 
 
 class LatentDiffusionModel(GaussianDiffusion):
-    """What every latent diffusion model here shares, as inference needs it; `ddpm.LatentDiffusion` learns besides.
+    """What every latent diffusion model here shares, as inference needs it; `ddpm.LatentDiffusion`
+    learns besides.
 
-    unet_config, first_stage_config: the network and the frozen autoencoder. Further parameters: those of ConditionStage, Conditioning,
-    OneFactor and GaussianDiffusion.
+    unet_config, first_stage_config: the network and the frozen autoencoder. Further parameters:
+    those of ConditionStage, Conditioning, OneFactor and GaussianDiffusion.
     """
 
     what = "a latent diffusion model"  # in messages
@@ -140,7 +146,8 @@ class LatentDiffusionModel(GaussianDiffusion):
         return self.latent_scale.apply(self.latent_of(encoder_posterior), **self._scale_tables())
 
     def latent_of(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
-        """The unscaled latent of a posterior, see `of_posterior`, or as a first stage without one gives it."""
+        """The unscaled latent of a posterior, see `of_posterior`, or as a first stage without one
+        gives it."""
         if isinstance(posterior, tuple):
             raise ConfigError(
                 f"first_stage_config: {type(self.first_stage_model).__name__} gives codes, not latents; its target must be VQModelInterface"
@@ -156,7 +163,8 @@ class LatentDiffusionModel(GaussianDiffusion):
         return self.latent_scale.undo(z, **self._scale_tables())
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W), about [-1, 1], from scaled latents; a first stage with a codebook moves these to its nearest codes first."""
+        """Pictures (N, 3, H, W), about [-1, 1], from scaled latents; a first stage with a codebook
+        moves these to its nearest codes first."""
         return self.first_stage_model.decode(self.unscaled(z))
 
     @property
@@ -173,9 +181,11 @@ class LatentDiffusionModel(GaussianDiffusion):
             )
 
     def quantized(self, z: Tensor) -> Tensor:
-        """Scaled latents moved to the first stage's nearest codes. Raises ConfigError if it has none."""
+        """Scaled latents moved to the first stage's nearest codes. Raises ConfigError if it has
+        none."""
         self.check_codes("quantize_x0 (quantize_denoised)")
-        # differs: the published code looks the scaled latent up in the codebook, which has unscaled ones.
+        # differs: the published code looks the scaled latent up in the codebook, which has unscaled
+        # ones.
         codes, *_ = self.first_stage_model.quantize(self.unscaled(z))
         return self.get_first_stage_encoding(codes)
 
@@ -202,7 +212,8 @@ class LatentDiffusionModel(GaussianDiffusion):
     def apply_model(
         self, x_noisy: Tensor, t: Tensor, cond: Condition = None, return_ids: bool = False
     ) -> Tensor:
-        """The network's prediction, like x_noisy; of one that returns several things, the first, or with `return_ids` all."""
+        """The network's prediction, like x_noisy; of one that returns several things, the first, or
+        with `return_ids` all."""
         if not isinstance(cond, Mapping):
             parts = list(cond) if isinstance(cond, (list, tuple)) else [cond]
             cond = (
@@ -215,10 +226,11 @@ class LatentDiffusionModel(GaussianDiffusion):
 
 
 class DiffusionWrapper(nn.Module):
-    """Holds the network under the published name `model.diffusion_model` and gives it the condition.
+    """Holds the network under the published name `model.diffusion_model` and gives it the
+    condition.
 
-    conditioning_key: None; "concat": tensors joined to the input's channels; "crossattn": sequences (N, L, width), joined,
-    to attend to; "hybrid": both; "adm": labels (N,).
+    conditioning_key: None; "concat": tensors joined to the input's channels; "crossattn": sequences
+    (N, L, width), joined, to attend to; "hybrid": both; "adm": labels (N,).
     """
 
     def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):

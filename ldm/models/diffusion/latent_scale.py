@@ -1,6 +1,7 @@
 """How latents are scaled for the diffusion model: they ought to have about mean 0 and std 1.
 
-A scale says which tables it needs; the model keeps these as buffers under their published names and hands them to `apply` and `undo`.
+A scale says which tables it needs; the model keeps these as buffers under their published names and
+hands them to `apply` and `undo`.
 scale_by_std: training measures the scale, so that checkpoints have it; else config files give it.
 """
 
@@ -18,7 +19,8 @@ MIN_STD = 1e-4  # below this a channel counts as flat: what is left of it is rou
 
 @dataclass(frozen=True)
 class OneFactor:
-    """One factor for all channels: scale_factor z, with 1 / std where it is measured (Rombach et al. 2022, appendix G)."""
+    """One factor for all channels: scale_factor z, with 1 / std where it is measured (Rombach et
+    al. 2022, appendix G)."""
 
     scale_factor: float = 1.0
     scale_by_std: bool = False
@@ -50,7 +52,8 @@ class OneFactor:
 
 @dataclass(frozen=True)
 class PerChannel:
-    """A factor and a shift for every channel: (z - shift_values) scale_factors; 1 and 0 by default."""
+    """A factor and a shift for every channel: (z - shift_values) scale_factors; 1 and 0 by
+    default."""
 
     scale_factors: Sequence[float] | None = None
     shift_values: Sequence[float] | None = None

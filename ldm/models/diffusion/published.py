@@ -1,4 +1,5 @@
-"""Latent-diffusion's names that our model does not need itself, with their published signatures, thin over what it has."""
+"""Latent-diffusion's names that our model does not need itself, with their published signatures,
+thin over what it has."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,8 +47,8 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return self.scheduler_config is not None
 
     def make_cond_schedule(self) -> None:
-        """Set `cond_ids`, the time step to which the condition is noised at each time step: without effect at the one
-        `num_timesteps_cond` that there is."""
+        """Set `cond_ids`, the time step to which the condition is noised at each time step: without
+        effect at the one `num_timesteps_cond` that there is."""
         last = self.num_timesteps - 1
         self.cond_ids = torch.full((self.num_timesteps,), last, dtype=torch.long)
         self.cond_ids[: self.num_timesteps_cond] = (
@@ -64,13 +65,16 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return_original_cond: bool = False,
         bs: int | None = None,
     ) -> list[Any]:
-        """[scaled latents, condition] of a batch's first `bs` samples, with the pictures (N, H, W, 3) under `k`.
+        """[scaled latents, condition] of a batch's first `bs` samples, with the pictures (N, H, W,
+        3) under `k`.
 
-        A condition stage that learns has its input in the condition's place, for `forward` to encode; not with `force_c_encode`.
-        differs: the null style of a dual-conditional model keeps its gradient; nothing else has one.
+        A condition stage that learns has its input in the condition's place, for `forward` to
+        encode; not with `force_c_encode`.
+        differs: the null style of a dual-conditional model keeps its gradient; nothing else has
+        one.
         cond_key: where that input is, instead of under `cond_stage_key`.
-        return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after. return_original_cond: the
-        condition stage's input comes last, None without such a stage.
+        return_first_stage_outputs: the pictures (N, 3, H, W) and their reconstructions come after.
+        return_original_cond: the condition stage's input comes last, None without such a stage.
         """
         batch = {
             key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()
@@ -102,7 +106,8 @@ class PublishedNames(PublishedPictures, PublishedSampling):
     def decode_first_stage(
         self, z: Tensor, predict_cids: bool = False, force_not_quantize: bool = False
     ) -> Tensor:
-        """Pictures (N, 3, H, W) from scaled latents. predict_cids: z tells the first stage's codes, see `latent_of_codes`.
+        """Pictures (N, 3, H, W) from scaled latents. predict_cids: z tells the first stage's codes,
+        see `latent_of_codes`.
 
         force_not_quantize: a first stage with a codebook takes the latents as they are.
         """
@@ -119,7 +124,8 @@ class PublishedNames(PublishedPictures, PublishedSampling):
         return self.decode_first_stage(z, predict_cids, force_not_quantize)
 
     def latent_of_codes(self, z: Tensor) -> Tensor:
-        """Scaled latents of the first stage's codes: of their numbers (N, h, w), or of their scores (N, n_embed, h, w)."""
+        """Scaled latents of the first stage's codes: of their numbers (N, h, w), or of their scores
+        (N, n_embed, h, w)."""
         self.check_codes("predict_cids")
         numbers = z.argmax(dim=1) if z.ndim == 4 else z.long()
         return self.get_first_stage_encoding(

@@ -29,13 +29,18 @@ class PublishedPictures:
         plot_diffusion_rows: bool = True,
         split: str | None = None,
     ) -> dict[str, Tensor]:
-        """The published pictures of a batch's first N samples, by the averaged weights: (N, 3, H, W) each; rows are one grid (3, H, W).
+        """The published pictures of a batch's first N samples, by the averaged weights: (N, 3, H,
+        W) each; rows are one grid (3, H, W).
 
-        `inputs`, `reconstruction` and, where it can be shown, `conditioning` (maps: `original_conditioning`), always. `sample`: `samples` by DDIM, or by ancestral
-        sampling with `ddim_steps` None; then too: `quantize_denoised`: `samples_x0_quantized`, if the first stage has codes;
-        `inpaint`: `mask`, `samples_inpainting` of its inside (0), `samples_outpainting` of the rest; `plot_denoise_rows`: `denoise_row`.
-        `plot_diffusion_rows`: `diffusion_row` of `n_row` samples. `plot_progressive_rows`: `progressive_row`, which takes all time steps.
-        return_keys: give these only. split: has no effect. This costs minutes; while training, `preview` is drawn instead.
+        `inputs`, `reconstruction` and, where it can be shown, `conditioning` (maps:
+        `original_conditioning`), always. `sample`: `samples` by DDIM, or by ancestral sampling with
+        `ddim_steps` None; then too: `quantize_denoised`: `samples_x0_quantized`, if the first stage
+        has codes; `inpaint`: `mask`, `samples_inpainting` of its inside (0), `samples_outpainting`
+        of the rest; `plot_denoise_rows`: `denoise_row`.
+        `plot_diffusion_rows`: `diffusion_row` of `n_row` samples. `plot_progressive_rows`:
+        `progressive_row`, which takes all time steps.
+        return_keys: give these only. split: has no effect. This costs minutes; while training,
+        `preview` is drawn instead.
         """
         wanted = {"return_first_stage_outputs": True, "force_c_encode": True, "return_original_cond": True}
         z, c, x, reconstruction, original = self.get_input(batch, self.first_stage_key, **wanted, bs=N)
@@ -93,7 +98,8 @@ class PublishedPictures:
                 yield self.q_sample(z, torch.full((len(z),), i, device=z.device))
 
     def row_of(self, latents: Iterable[Tensor]) -> Tensor:
-        """One picture (3, H, W): a row for each sample, in which the decoded `latents` (N, channels, h, w) follow each other."""
+        """One picture (3, H, W): a row for each sample, in which the decoded `latents` (N,
+        channels, h, w) follow each other."""
         from torchvision.utils import make_grid  # takes a second to import
 
         steps = torch.stack([self.decode_first_stage(z) for z in latents], dim=1)
@@ -105,7 +111,8 @@ class PublishedPictures:
         return to_rgb(x)
 
     def _condition_shown(self, batch: Mapping[str, Any], x: Tensor, c: Any, original: Any) -> Tensor | None:
-        """The condition as pictures: decoded, written, or as it is; None where it is none of these."""
+        """The condition as pictures: decoded, written, or as it is; None where it is none of
+        these."""
         if original is None:
             return None
         if hasattr(self.cond_stage_model, "decode"):

@@ -22,11 +22,15 @@ from ldm.published.helpers import mean_flat
 class PublishedSampling:
     """Methods of a DDPM. Options that several of them have:
 
-    quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which must have some.
+    quantize_denoised: move every predicted x_0 to the nearest codes of the first stage, which must
+    have some.
     clip_denoised: clip it to [-1, 1]. repeat_noise: the same noise for the whole batch.
-    score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the predicted noise.
-    mask, x0: keep x0 where mask is 1. timesteps, start_T: only so many time steps, the lowest. x_T: what to start from.
-    callback(i), img_callback(x, i): called after time step i. log_every_t: which time steps the intermediates hold.
+    score_corrector: its `modify_score(model, eps, x, t, c, **corrector_kwargs)` replaces the
+    predicted noise.
+    mask, x0: keep x0 where mask is 1. timesteps, start_T: only so many time steps, the lowest. x_T:
+    what to start from.
+    callback(i), img_callback(x, i): called after time step i. log_every_t: which time steps the
+    intermediates hold.
     """
 
     def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +43,8 @@ class PublishedSampling:
         )
 
     def _prior_bpd(self, x_start: Tensor) -> Tensor:
-        """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence L_T (Ho et al. 2020, equation 5), in bits per dimension."""
+        """(N,) how far q(x_T | x_0) is from pure noise: the Kullback-Leibler divergence L_T (Ho et
+        al. 2020, equation 5), in bits per dimension."""
         last = torch.full((len(x_start),), self.num_timesteps - 1, device=x_start.device)
         mean, _, log_variance = self.q_mean_variance(x_start, last)
         return mean_flat(normal_kl(mean, log_variance, 0.0, 0.0)) / math.log(2)
@@ -56,7 +61,8 @@ class PublishedSampling:
         score_corrector: Any = None,
         corrector_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, ...]:
-        """(mean, variance, clipped log variance) of p(x_{t-1} | x_t) and, with `return_x0`, the predicted x_0."""
+        """(mean, variance, clipped log variance) of p(x_{t-1} | x_t) and, with `return_x0`, the
+        predicted x_0."""
         _refuse_codebook_ids(return_codebook_ids)
         start = self.denoised(x, c, t, clip_denoised, quantize_denoised, score_corrector, corrector_kwargs)
         return (*self.q_posterior(start, x, t), *([start] if return_x0 else []))
@@ -128,7 +134,8 @@ class PublishedSampling:
         *,
         temperature: float = 1.0,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Latents of `shape` (N, channels, h, w) and, with `return_intermediates`, the x_t on the way, the start first."""
+        """Latents of `shape` (N, channels, h, w) and, with `return_intermediates`, the x_t on the
+        way, the start first."""
         x = self._start(shape, x_T)
         steps = {"quantize_denoised": quantize_denoised, "mask": mask, "x0": x0, "temperature": temperature}
         kept = self._ancestral(
@@ -157,7 +164,8 @@ class PublishedSampling:
         start_T: int | None = None,
         log_every_t: int | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """(latents, the x_0 predicted on the way). `shape` is without the batch where `batch_size` is given."""
+        """(latents, the x_0 predicted on the way). `shape` is without the batch where `batch_size`
+        is given."""
         x = self._start(shape if batch_size is None else (batch_size, *shape), x_T)
         steps = {
             "quantize_denoised": quantize_denoised,
@@ -186,7 +194,8 @@ class PublishedSampling:
         shape: Sequence[int] | None = None,
         **options: Any,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """Ancestral sampling: `p_sample_loop`, whose further options these are too, of latents of the model's own shape."""
+        """Ancestral sampling: `p_sample_loop`, whose further options these are too, of latents of
+        the model's own shape."""
         if shape is None:
             shape = (
                 (batch_size, self.channels, self.image_size, self.image_size) if x_T is None else x_T.shape
@@ -234,7 +243,8 @@ class PublishedSampling:
         x0: Tensor | None = None,
         **prediction: Any,
     ) -> list[tuple[Tensor, Tensor]]:
-        """(x_{t-1}, predicted x_0) of the first time step, the last, and all whose number divides by `log_every_t`."""
+        """(x_{t-1}, predicted x_0) of the first time step, the last, and all whose number divides
+        by `log_every_t`."""
         for given in (timesteps, start_T):
             if given is not None and not 1 <= given <= self.num_timesteps:
                 raise ConfigError(f"timesteps must be between 1 and {self.num_timesteps}, got {given}")

@@ -1,4 +1,5 @@
-"""The samplers: short functions over a plain denoiser. Shapes: everything (N, C, h, w) unless said otherwise."""
+"""The samplers: short functions over a plain denoiser. Shapes: everything (N, C, h, w) unless said
+otherwise."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,8 @@ def ddim_step(
     noise: Tensor,
     quantize: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(x_{t-1}, predicted x_0), equation 12 of Song et al. (2021); the alphas are cumulative products. `quantize`: done to x_0."""
+    """(x_{t-1}, predicted x_0), equation 12 of Song et al. (2021); the alphas are cumulative
+    products. `quantize`: done to x_0."""
     pred_x0 = start_of(x, eps, alpha)
     if quantize is not None:
         pred_x0 = quantize(pred_x0)
@@ -72,7 +74,8 @@ class PerPictureNoise:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampling run: from the noise level of `timestep` to the next one, 1 at the clean end."""
+    """One step of a sampling run: from the noise level of `timestep` to the next one, 1 at the
+    clean end."""
 
     timestep: int
     alpha: float  # cumulative product: the signal's share of the variance
@@ -84,8 +87,9 @@ def sampling_path(
 ) -> list[Step]:
     """At most `count` steps from the noise level `strength` (1: pure noise) to the clean end.
 
-    spacing: even in "time", or half-way ("between") from there to even in log-SNR, the solver's own time. The first
-    is the last time step itself (Lin et al. 2024). A part of the way gets that part of the steps.
+    spacing: even in "time", or half-way ("between") from there to even in log-SNR, the solver's own
+    time. The first is the last time step itself (Lin et al. 2024). A part of the way gets that part
+    of the steps.
     """
     total = max(1, round(strength * len(alphas_cumprod)))
     count = min(total, max(1, round(strength * count)))
@@ -106,7 +110,8 @@ def sample_ddim(
     eta: float = 0.0,
     noise: NoiseSource = standard_normal,
 ) -> Tensor:
-    """DDIM (Song et al. 2021): deterministic with eta 0, ancestral sampling (DDPM, Ho et al. 2020) with eta 1."""
+    """DDIM (Song et al. 2021): deterministic with eta 0, ancestral sampling (DDPM, Ho et al. 2020)
+    with eta 1."""
     for step in path:
         eps = noise_of(x, denoise(x, step.timestep), step.alpha)
         sigma = eta * ((1 - step.alpha_next) / (1 - step.alpha) * (1 - step.alpha / step.alpha_next)) ** 0.5
@@ -116,7 +121,8 @@ def sample_ddim(
 
 
 def sample_dpm_solver(denoise: StartDenoiser, x: Tensor, path: Iterable[Step]) -> Tensor:
-    """DPM-Solver++(2M), algorithm 2 of Lu et al. (2022): the second order costs no further evaluation."""
+    """DPM-Solver++(2M), algorithm 2 of Lu et al. (2022): the second order costs no further
+    evaluation."""
     before, h_before = None, 0.0
     for step in path:
         start = denoise(x, step.timestep)
@@ -133,7 +139,8 @@ def sample_dpm_solver(denoise: StartDenoiser, x: Tensor, path: Iterable[Step]) -
 
 
 def log_snr(alpha: float) -> float:
-    """lambda = log(signal / noise) of a cumulative product, half the log of the signal-to-noise ratio."""
+    """lambda = log(signal / noise) of a cumulative product, half the log of the signal-to-noise
+    ratio."""
     return 0.5 * math.log(alpha / (1 - alpha))
 
 
@@ -143,7 +150,8 @@ def noise_of(x: Tensor, start: Tensor, alpha: float) -> Tensor:
 
 
 def start_of(x: Tensor, prediction: Tensor, alpha: float | Tensor, parameterization: str = "eps") -> Tensor:
-    """The clean latent of `x` by what a network predicts from it: the noise "eps", "x0" itself, or "v"."""
+    """The clean latent of `x` by what a network predicts from it: the noise "eps", "x0" itself, or
+    "v"."""
     if parameterization == "x0":
         return prediction
     if parameterization == "v":

@@ -1,7 +1,8 @@
 """The adaLN UNet's own blocks.
 
-In place of the embedding `emb` (N, E), of time and style, every block also takes `Modulations`: what the adaLN layers of all
-blocks make of it, computed before. Parameter names are those of the published ArtFusion checkpoint.
+In place of the embedding `emb` (N, E), of time and style, every block also takes `Modulations`:
+what the adaLN layers of all blocks make of it, computed before. Parameter names are those of the
+published ArtFusion checkpoint.
 """
 
 from typing import Any
@@ -55,7 +56,8 @@ class AdaLNBlock(EmbedBlock):
     adaLN_modulation: nn.Module
 
     def embedded(self, emb: Embedding) -> Tensor:
-        """The block's shifts, scales and gates of an embedding, or its own of a list that has every block's."""
+        """The block's shifts, scales and gates of an embedding, or its own of a list that has every
+        block's."""
         return emb[self.index] if isinstance(emb, list) else self.adaLN_modulation(emb)
 
 
@@ -103,7 +105,8 @@ class AdaLNAttentionBlock(AdaLNBlock, SelfAttention):
 
 
 class TransposedAttention(nn.Module):
-    """Attention between channels instead of positions (Restormer, Zamir et al. 2022), on 2D maps."""
+    """Attention between channels instead of positions (Restormer, Zamir et al. 2022), on 2D
+    maps."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()

@@ -1,6 +1,8 @@
-"""Building blocks that the UNets share: those of latent-diffusion's UNet and of ArtFusion's adaLN UNet (`adaln`).
+"""Building blocks that the UNets share: those of latent-diffusion's UNet and of ArtFusion's adaLN
+UNet (`adaln`).
 
-Shapes: x (N, C, H, W) (or C, L / C, D, H, W for dims 1 / 3), emb (N, E): the embedding of time and whatever joins it.
+Shapes: x (N, C, H, W) (or C, L / C, D, H, W for dims 1 / 3), emb (N, E): the embedding of time and
+whatever joins it.
 """
 
 from typing import Any
@@ -27,12 +29,14 @@ def mlp(width_in: int, width: int) -> nn.Sequential:
 
 
 class RecomputedBlock(nn.Module):
-    """A block whose `_forward` recomputes its activations in the backward pass, with `use_checkpoint`."""
+    """A block whose `_forward` recomputes its activations in the backward pass, with
+    `use_checkpoint`."""
 
     use_checkpoint: bool = False
 
     def forward(self, *inputs: Any) -> Tensor:
-        """What `_forward` gives; in training with `use_checkpoint`, its activations are computed again on the way back."""
+        """What `_forward` gives; in training with `use_checkpoint`, its activations are computed
+        again on the way back."""
         if self.use_checkpoint and self.training and torch.is_grad_enabled():
             return checkpoint(self._forward, *inputs, use_reentrant=False)
         return self._forward(*inputs)
@@ -46,12 +50,14 @@ class EmbedBlock(RecomputedBlock):
         raise NotImplementedError
 
     def vectors(self, emb: Any, like: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
-        """The vectors, `parts` of them, (N, C) each, that modulate this block, in the number format of `like`."""
+        """The vectors, `parts` of them, (N, C) each, that modulate this block, in the number format
+        of `like`."""
         return self.embedded(emb).type(like.dtype).chunk(parts, dim=1)
 
 
 class ContextBlock(RecomputedBlock):
-    """A block called with (x, context), a sequence of vectors (N, L, context_dim) to attend to, or None."""
+    """A block called with (x, context), a sequence of vectors (N, L, context_dim) to attend to, or
+    None."""
 
 
 class EmbedSequential(nn.Sequential):
@@ -68,7 +74,8 @@ class EmbedSequential(nn.Sequential):
 
 
 class Downsample(nn.Module):
-    """Halve the positions: strided 3x3 conv, or average pooling. In 3D the first axis keeps its length."""
+    """Halve the positions: strided 3x3 conv, or average pooling. In 3D the first axis keeps its
+    length."""
 
     def __init__(self, channels: int, use_conv: bool, dims: int = 2):
         super().__init__()
@@ -85,7 +92,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the positions: nearest neighbour, then a 3x3 conv if asked for. In 3D the first axis keeps its length."""
+    """Double the positions: nearest neighbour, then a 3x3 conv if asked for. In 3D the first axis
+    keeps its length."""
 
     def __init__(self, channels: int, use_conv: bool, dims: int = 2):
         super().__init__()
@@ -99,10 +107,12 @@ class Upsample(nn.Module):
 
 
 class ResBlock(EmbedBlock):
-    """Two convs on a skip connection. The embedding scales and shifts the second norm's result, or is added before it.
+    """Two convs on a skip connection. The embedding scales and shifts the second norm's result, or
+    is added before it.
 
-    A gated block's branch is multiplied by a vector of the embedding besides (adaLN-Zero), which is what starts at zero
-    in place of the last conv. `resample` ("up", "down" or None) changes the resolution inside the block and on the skip.
+    A gated block's branch is multiplied by a vector of the embedding besides (adaLN-Zero), which is
+    what starts at zero in place of the last conv. `resample` ("up", "down" or None) changes the
+    resolution inside the block and on the skip.
     """
 
     gated = False
@@ -167,8 +177,8 @@ def check_heads(channels: int, num_heads: int) -> None:
 class SelfAttention(nn.Module):
     """What blocks of self-attention over all positions share.
 
-    The 3C channels of `qkv` are cut into heads first and then into q, k, v; with `new_attention_order` the other
-    way round.
+    The 3C channels of `qkv` are cut into heads first and then into q, k, v; with
+    `new_attention_order` the other way round.
     """
 
     def __init__(
@@ -184,7 +194,8 @@ class SelfAttention(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """(N, 3C, L) to (N, C, L): softmax(q k / sqrt(head width)) v."""
         order = "(three heads c)" if self.new_attention_order else "(heads three c)"
-        # torch's fast kernels, whose memory grows with L and not with its square, want c contiguous.
+        # torch's fast kernels, whose memory grows with L and not with its square, want c
+        # contiguous.
         q, k, v = rearrange(
             qkv, f"n {order} l -> three n heads l c", three=3, heads=self.num_heads
         ).contiguous()

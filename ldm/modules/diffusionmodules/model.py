@@ -1,4 +1,5 @@
-"""ArtFusion's adaLN UNet: the tree of latent-diffusion's UNet, conditioned by modulation instead of cross-attention.
+"""ArtFusion's adaLN UNet: the tree of latent-diffusion's UNet, conditioned by modulation instead of
+cross-attention.
 
 Shapes: x (N, in_channels, H, W), H and W multiples of 2 ** (len(channel_mult) - 1); timesteps (N,);
 style (N, context_dim); content (N, content_in_dim, H, W); result (N, out_channels, H, W).
@@ -60,8 +61,9 @@ class UNetModel(UNetTree):
     use_checkpoint: recompute activations in the backward pass, slower but with less memory
         (differs: the published attention blocks always do).
     use_channelwise_transformer: attention between channels instead of positions.
-    context_components: whiten the context first, to that many components (differs: the published network takes it as it
-        is; a few directions in which all style statistics vary together then hide the hundreds that tell textures apart).
+    context_components: whiten the context first, to that many components (differs: the published
+        network takes it as it is; a few directions in which all style statistics vary together then
+        hide the hundreds that tell textures apart).
     Raises ValueError for options that contradict each other.
     """
 
@@ -131,7 +133,8 @@ class UNetModel(UNetTree):
         )
 
     def initialize_weights(self) -> None:
-        """Xavier-uniform linear layers, N(0, 0.02) in the time embedding; what ends a branch starts at zero."""
+        """Xavier-uniform linear layers, N(0, 0.02) in the time embedding; what ends a branch starts
+        at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -148,7 +151,8 @@ class UNetModel(UNetTree):
         return emb if context is None else emb + self.embed_context(context)
 
     def embed_context(self, context: Tensor) -> Tensor:
-        """The context (N, context_dim) as an embedding beside that of time. Raises ValueError for another width."""
+        """The context (N, context_dim) as an embedding beside that of time. Raises ValueError for
+        another width."""
         if self.context_dim is None or context.shape[-1] != self.context_dim:
             raise ValueError(
                 f"UNetModel: context of width {context.shape[-1]}, but context_dim is {self.context_dim}"
@@ -158,11 +162,13 @@ class UNetModel(UNetTree):
         )
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
-        """Prediction from x, the time embedding `emb` (N, time_embed_dim), and the context vector to be added to it."""
+        """Prediction from x, the time embedding `emb` (N, time_embed_dim), and the context vector
+        to be added to it."""
         return self.run(x, emb if context is None else emb + self.embed_context(context))
 
     def modulations(self, emb: Tensor) -> Modulations:
-        """What every block makes of embeddings (N, time_embed_dim): `run` takes these, or their rows, in place of `emb`."""
+        """What every block makes of embeddings (N, time_embed_dim): `run` takes these, or their
+        rows, in place of `emb`."""
         return [block.adaLN_modulation(emb) for block in self.modulated]
 
     def run(self, x: Tensor, emb: Embedding) -> Tensor:
@@ -171,7 +177,8 @@ class UNetModel(UNetTree):
 
 
 class StyleUNetModel(UNetModel):
-    """The UNet with a content latent beside the noisy one: refined to `content_refined_dim` channels, concatenated."""
+    """The UNet with a content latent beside the noisy one: refined to `content_refined_dim`
+    channels, concatenated."""
 
     def __init__(
         self, in_channels: int, content_in_dim: int, content_refined_dim: int | None = None, **options: Any
@@ -193,17 +200,20 @@ class StyleUNetModel(UNetModel):
             )
 
     def forward(self, x: Tensor, timesteps: Tensor, content: Tensor, style: Tensor | None = None) -> Tensor:
-        """x (N, C, H, W) at time steps (N,), content (N, content_in_dim, H, W), style (N, context_dim) or none, to the prediction."""
+        """x (N, C, H, W) at time steps (N,), content (N, content_in_dim, H, W), style (N,
+        context_dim) or none, to the prediction."""
         emb = self.time_embed(timesteps)
         vectors = self.content_vectors(emb)
         return self.predict(x, content, vectors, emb if style is None else emb + self.embed_context(style))
 
     def content_vectors(self, time_emb: Tensor) -> Tensor | None:
-        """(N, 2 * content_in_dim) shift and scale of the content, by the time embedding alone; None if it is not refined."""
+        """(N, 2 * content_in_dim) shift and scale of the content, by the time embedding alone; None
+        if it is not refined."""
         return self.content_adaLN_modulation(time_emb) if self.refines_content else None
 
     def predict(self, x: Tensor, content: Tensor, content_vectors: Tensor | None, emb: Embedding) -> Tensor:
-        """Prediction from what depends on time and style alone and may have been computed before."""
+        """Prediction from what depends on time and style alone and may have been computed
+        before."""
         if content_vectors is not None:
             content = self.content_in(modulate(content, *content_vectors.chunk(2, dim=1)))
         return self.run(torch.cat([x, content], dim=1), emb)

@@ -1,7 +1,9 @@
-"""The UNet of latent diffusion (Rombach et al. 2022), conditioned by cross-attention, by a class label, or not at all.
+"""The UNet of latent diffusion (Rombach et al. 2022), conditioned by cross-attention, by a class
+label, or not at all.
 
-Shapes: x (N, in_channels, H, W), H and W multiples of 2 ** (len(channel_mult) - 1); timesteps (N,); context
-(N, L, context_dim); y (N,) labels; result (N, out_channels, H, W). Parameter names are those of published checkpoints.
+Shapes: x (N, in_channels, H, W), H and W multiples of 2 ** (len(channel_mult) - 1); timesteps (N,);
+context (N, L, context_dim); y (N,) labels; result (N, out_channels, H, W). Parameter names are
+those of published checkpoints.
 """
 
 from typing import Any
@@ -64,8 +66,9 @@ class UNetModel(UNetTree):
 
     Parameters beyond UNetTree's:
 
-    use_spatial_transformer: blocks of self-attention, cross-attention and a feed-forward layer, `transformer_depth` in
-        a row, in place of plain self-attention; `context_dim` is the width of what they attend to.
+    use_spatial_transformer: blocks of self-attention, cross-attention and a feed-forward layer,
+        `transformer_depth` in a row, in place of plain self-attention; `context_dim` is the width
+        of what they attend to.
     num_classes: of labels y, whose embeddings are added to the time's.
     legacy: in published config files, where it changes nothing.
     Raises ValueError for options that contradict each other, and for a call that does not fit them.
@@ -138,7 +141,8 @@ class UNetModel(UNetTree):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        """x (N, C, H, W) at time steps (N,), with context (N, L, context_dim) or classes y (N,), to the prediction. Raises ValueError."""
+        """x (N, C, H, W) at time steps (N,), with context (N, L, context_dim) or classes y (N,), to
+        the prediction. Raises ValueError."""
         self._check_condition(context, y)
         emb = self.time_embed(
             timestep_embedding(timesteps, self.model_channels).type(self.time_embed[0].weight.dtype)

@@ -22,7 +22,8 @@ def make_beta_schedule(
     linear_end: float = 2e-2,
     cosine_s: float = 8e-3,
 ) -> NDArray[np.float64]:
-    """(n_timestep,) betas. "linear" is linear in sqrt(beta); "cosine" is Nichol & Dhariwal's (2021)."""
+    """(n_timestep,) betas. "linear" is linear in sqrt(beta); "cosine" is Nichol & Dhariwal's
+    (2021)."""
     if schedule == "linear":
         return np.linspace(linear_start**0.5, linear_end**0.5, n_timestep) ** 2
     if schedule == "cosine":
@@ -39,7 +40,8 @@ def make_beta_schedule(
 def diffusion_tables(
     betas: NDArray[np.float64], v_posterior: float = 0.0, parameterization: str = "eps"
 ) -> dict[str, Tensor]:
-    """All (T,) float32 tables of q(x_t | x_0), q(x_{t-1} | x_t, x_0) and the variational bound's weights, by name.
+    """All (T,) float32 tables of q(x_t | x_0), q(x_{t-1} | x_t, x_0) and the variational bound's
+    weights, by name.
 
     The posterior's variance is (1 - v) * beta~ + v * beta with v = `v_posterior`.
     """
@@ -86,9 +88,9 @@ def make_ddim_timesteps(
 ) -> NDArray[np.int64]:
     """Ascending time steps for DDIM.
 
-    "uniform" and "quad" are the published ones: evenly (which may give more steps than asked for, and never the
-    last) or quadratically spaced, plus one. "trailing" gives exactly the number asked for, ending with the last
-    time step (Lin et al. 2024).
+    "uniform" and "quad" are the published ones: evenly (which may give more steps than asked for,
+    and never the last) or quadratically spaced, plus one. "trailing" gives exactly the number asked
+    for, ending with the last time step (Lin et al. 2024).
     """
     count, total = num_ddim_timesteps, num_ddpm_timesteps
     if not 1 <= count <= total:

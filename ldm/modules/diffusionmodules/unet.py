@@ -1,4 +1,5 @@
-"""The tree that all UNets here have: input, middle and output blocks with skip connections, as latent-diffusion's.
+"""The tree that all UNets here have: input, middle and output blocks with skip connections, as
+latent-diffusion's.
 
 Shapes: x (N, in_channels, H, W), H and W multiples of 2 ** (len(channel_mult) - 1).
 """
@@ -15,7 +16,8 @@ from ldm.modules.diffusionmodules.util import conv_nd
 
 
 class UNetTree(nn.Module, ABC):
-    """The blocks between a network's embedding and its output layers; a subclass says what they are.
+    """The blocks between a network's embedding and its output layers; a subclass says what they
+    are.
 
     attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention stands.
     num_heads / num_head_channels: one must be given; the second wins.
@@ -61,7 +63,8 @@ class UNetTree(nn.Module, ABC):
 
     @abstractmethod
     def res_block(self, width_in: int, width: int | None = None, resample: str | None = None) -> nn.Module:
-        """A residual block from one width to another, by default the same; `resample` is None, up or down."""
+        """A residual block from one width to another, by default the same; `resample` is None, up
+        or down."""
 
     @abstractmethod
     def attention(self, width: int, num_heads: int) -> nn.Module:

@@ -1,4 +1,5 @@
-"""Small functions that the diffusion networks and samplers share, and those that the published code keeps here."""
+"""Small functions that the diffusion networks and samplers share, and those that the published code
+keeps here."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,8 @@ MIN_SPREAD = 0.01  # of a component, as a share of the strongest one's
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, repeat_only: bool = False) -> Tensor:
-    """(N, dim) sinusoids (Vaswani et al. 2017, section 3.5) of time steps (N,), fractions allowed: cosines first, an odd width padded by a zero column.
+    """(N, dim) sinusoids (Vaswani et al. 2017, section 3.5) of time steps (N,), fractions allowed:
+    cosines first, an odd width padded by a zero column.
 
     repeat_only: the time steps themselves, dim times.
     """
@@ -40,7 +42,8 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0, repeat_
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN (Peebles & Xie 2023): x (N, C, ...) with shift and scale (N, C), or (N, C, 1, ...), broadcast over positions."""
+    """adaLN (Peebles & Xie 2023): x (N, C, ...) with shift and scale (N, C), or (N, C, 1, ...),
+    broadcast over positions."""
     return torch.addcmul(over_positions(shift, x), x, over_positions(1 + scale, x))
 
 
@@ -80,10 +83,12 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 class Whitening(nn.Module):
-    """Vectors (N, width) to their leading principal components (N, components), all of mean 0 and about the same spread.
+    """Vectors (N, width) to their leading principal components (N, components), all of mean 0 and
+    about the same spread.
 
-    `measure` sets mean and basis; until then it is the identity on the first coordinates. What varies less than
-    MIN_SPREAD of the strongest component is mostly noise, and not blown up to full size.
+    `measure` sets mean and basis; until then it is the identity on the first coordinates. What
+    varies less than MIN_SPREAD of the strongest component is mostly noise, and not blown up to full
+    size.
     """
 
     def __init__(self, width: int, components: int):
@@ -95,7 +100,8 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def measure(self, vectors: Tensor) -> None:
-        """Make the components of these vectors have mean 0 and variance 1; those for which there are too few vectors, 0."""
+        """Make the components of these vectors have mean 0 and variance 1; those for which there
+        are too few vectors, 0."""
         vectors = vectors.double()
         mean = vectors.mean(dim=0)
         _, spread, directions = torch.linalg.svd(vectors - mean, full_matrices=False)
@@ -150,7 +156,8 @@ def scale_module(module: nn.Module, scale: float) -> nn.Module:
 
 
 def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[Tensor], flag: bool) -> Any:
-    """`func(*inputs)`, recomputed in the backward pass if `flag`. `params`, what else `func` depends on, need not be told."""
+    """`func(*inputs)`, recomputed in the backward pass if `flag`. `params`, what else `func`
+    depends on, need not be told."""
     return recomputing.checkpoint(func, *inputs, use_reentrant=False) if flag else func(*inputs)
 
 

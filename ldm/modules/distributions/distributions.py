@@ -27,7 +27,8 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: "DiagonalGaussianDistribution | None" = None) -> Tensor:
-        """(N,) divergence from the standard normal, or from another, summed over each latent; 0 for a deterministic one."""
+        """(N,) divergence from the standard normal, or from another, summed over each latent; 0 for
+        a deterministic one."""
         if self.deterministic:
             return self.mean.new_zeros(len(self.mean))
         if other is not None:
@@ -35,7 +36,8 @@ class DiagonalGaussianDistribution:
         return 0.5 * (self.mean**2 + self.var - 1.0 - self.logvar).sum(dim=(1, 2, 3))
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
-        """(N,) negative log likelihood of a sample, summed over `dims`; 0 for a deterministic one."""
+        """(N,) negative log likelihood of a sample, summed over `dims`; 0 for a deterministic
+        one."""
         if self.deterministic:
             return self.mean.new_zeros(len(self.mean))
         return 0.5 * (math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var).sum(
@@ -46,7 +48,8 @@ class DiagonalGaussianDistribution:
 def normal_kl(
     mean1: Tensor | float, logvar1: Tensor | float, mean2: Tensor | float, logvar2: Tensor | float
 ) -> Tensor:
-    """Divergence of a normal distribution from a second one, element by element; numbers stand for tensors of them."""
+    """Divergence of a normal distribution from a second one, element by element; numbers stand for
+    tensors of them."""
     like = next(
         (given for given in (mean1, logvar1, mean2, logvar2) if isinstance(given, Tensor)), torch.zeros(())
     )

@@ -1,7 +1,7 @@
 """Condition stages: class labels, maps, and CLIP's view of texts and pictures.
 
-A stage that knows `null_input(n)`, what stands for "nothing in particular" n times, can be trained with `cond_drop` and
-sampled under classifier-free guidance.
+A stage that knows `null_input(n)`, what stands for "nothing in particular" n times, can be trained
+with `cond_drop` and sampled under classifier-free guidance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ BERTEmbedder, TransformerEmbedder = (
 
 
 class ClassEmbedder(nn.Module):
-    """Labels (N,) to a learned sequence of one vector, (N, 1, embed_dim). The last of `n_classes` is the null class."""
+    """Labels (N,) to a learned sequence of one vector, (N, 1, embed_dim). The last of `n_classes`
+    is the null class."""
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class"):
         super().__init__()
@@ -35,7 +36,8 @@ class ClassEmbedder(nn.Module):
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Tensor | Mapping[str, Tensor], key: str | None = None) -> Tensor:
-        """Labels by themselves or, as published, in a batch under `key`. Raises UserError for an unknown label."""
+        """Labels by themselves or, as published, in a batch under `key`. Raises UserError for an
+        unknown label."""
         labels = batch if isinstance(batch, Tensor) else batch[key or self.key]
         wrong = labels[(labels < 0) | (labels >= self.n_classes)]
         if len(wrong):
@@ -43,7 +45,8 @@ class ClassEmbedder(nn.Module):
         return self.embedding(labels[:, None])
 
     def check_classes(self, names: Sequence[str], with_null: bool) -> None:
-        """Raises ConfigError unless there is a class for each of these, and one more for the null class, which only `with_null` demands."""
+        """Raises ConfigError unless there is a class for each of these, and one more for the null
+        class, which only `with_null` demands."""
         if self.n_classes != len(names) + 1 and (with_null or self.n_classes != len(names)):
             raise ConfigError(
                 f"{len(names)} classes of pictures ({first_of(names)}), so cond_stage_config.params.n_classes must be {len(names) + 1} "
@@ -58,7 +61,8 @@ class ClassEmbedder(nn.Module):
 class FrozenCLIPEmbedder(nn.Module):
     """Texts to the last hidden states of CLIP's text network, (N, max_length, width).
 
-    version: a name on the Hugging Face hub or a local folder. Parameter names are those of Stable Diffusion 1 checkpoints.
+    version: a name on the Hugging Face hub or a local folder. Parameter names are those of Stable
+    Diffusion 1 checkpoints.
     `device`, in published config files, has no effect: the network goes where the model goes.
     """
 
@@ -71,7 +75,8 @@ class FrozenCLIPEmbedder(nn.Module):
         super().__init__()
         self.tokenizer = from_hub("CLIPTokenizer", version)
         network = from_hub("CLIPTextModel", version)
-        # Checkpoints name the network within; recent versions of transformers do not have that level.
+        # Checkpoints name the network within; recent versions of transformers do not have that
+        # level.
         self.transformer = nn.ModuleDict({"text_model": getattr(network, "text_model", network)})
         self.max_length = max_length
 
@@ -93,7 +98,8 @@ class FrozenCLIPEmbedder(nn.Module):
 
 
 class FrozenCLIPImageEmbedder(nn.Module):
-    """Pictures (N, 3, H, W) in [-1, 1] to CLIP's image embedding, a sequence of one vector (N, 1, projection width)."""
+    """Pictures (N, 3, H, W) in [-1, 1] to CLIP's image embedding, a sequence of one vector (N, 1,
+    projection width)."""
 
     def __init__(self, version: str = "openai/clip-vit-large-patch14"):
         super().__init__()
@@ -113,7 +119,8 @@ class FrozenCLIPImageEmbedder(nn.Module):
 
 
 class SpatialRescaler(nn.Module):
-    """Maps (N, in_channels, H, W), such as segmentations, rescaled by `multiplier` `n_stages` times.
+    """Maps (N, in_channels, H, W), such as segmentations, rescaled by `multiplier` `n_stages`
+    times.
 
     `method` is one of torch's interpolation. With `out_channels` a 1x1 conv follows.
     """
@@ -145,7 +152,8 @@ class SpatialRescaler(nn.Module):
 
 
 def from_hub(class_name: str, version: str) -> Any:
-    """An object of `transformers` from a local folder or the hub. Raises UserError without the package or the files."""
+    """An object of `transformers` from a local folder or the hub. Raises UserError without the
+    package or the files."""
     if find_spec("transformers") is None:
         raise UserError("CLIP needs a package more: pip install 'artfusion[clip]'")
     import transformers

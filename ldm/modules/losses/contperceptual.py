@@ -1,4 +1,5 @@
-"""The first stages' losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021, Rombach et al. 2022)."""
+"""The first stages' losses: reconstruction + KL + perceptual + adversarial (Esser et al. 2021,
+Rombach et al. 2022)."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +25,14 @@ class DummyLoss(nn.Module):
     disc_conditional=(False, "the discriminator sees the picture alone"),
 )
 class FirstStageLoss(nn.Module):
-    """What the losses of first stages share: reconstruction and perceptual distance, discriminator, their balance.
+    """What the losses of first stages share: reconstruction and perceptual distance, discriminator,
+    their balance.
 
-    `disc_start` counts optimiser steps of the autoencoder; before it the discriminator takes no part. `gradient_weight`
-    adds the L1 distance of horizontal and vertical pixel differences. The perceptual part is LPIPS (see there for the two
-    paths), or what `perceptual_config` names: a module of (pictures, reconstructions) like
-    ldm.modules.losses.style_transfer.FeatureLoss. Its weights are read by `load_weights`.
+    `disc_start` counts optimiser steps of the autoencoder; before it the discriminator takes no
+    part. `gradient_weight` adds the L1 distance of horizontal and vertical pixel differences. The
+    perceptual part is LPIPS (see there for the two paths), or what `perceptual_config` names: a
+    module of (pictures, reconstructions) like ldm.modules.losses.style_transfer.FeatureLoss. Its
+    weights are read by `load_weights`.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class FirstStageLoss(nn.Module):
             gradient_weight,
             perceptual_weight,
         )
-        # differs: a part with weight 0 is not built; the published code builds and computes all of them.
+        # differs: a part with weight 0 is not built; the published code builds and computes all of
+        # them.
         self.perceptual_loss = None
         if perceptual_weight > 0:
             built = (
@@ -91,7 +95,8 @@ class FirstStageLoss(nn.Module):
         return self
 
     def load_weights(self) -> None:
-        """Read what the perceptual part needs, unless a checkpoint has brought it. Raises UserError."""
+        """Read what the perceptual part needs, unless a checkpoint has brought it. Raises
+        UserError."""
         if self.perceptual_loss is not None:
             self.perceptual_loss.load_weights()
 
@@ -118,7 +123,8 @@ class FirstStageLoss(nn.Module):
     def autoencoder_loss(
         self, x: Tensor, recon: Tensor, latent: Any, step: int, last_layer: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1], `latent` what `prior` takes."""
+        """(loss, values to log) for the encoder and decoder; pictures (N, 3, H, W) in [-1, 1],
+        `latent` what `prior` takes."""
         rec = self.reconstruction(x, recon)
         nll, (prior, parts) = self.nll(rec), self.prior(latent)
         loss = nll + prior
@@ -131,7 +137,8 @@ class FirstStageLoss(nn.Module):
         return loss, {name: value.detach() for name, value in {"total_loss": loss, **parts}.items()}
 
     def reconstruction(self, x: Tensor, recon: Tensor) -> Tensor:
-        """(N, 3, H, W): L1 distance, plus its gradient and perceptual parts spread over every pixel."""
+        """(N, 3, H, W): L1 distance, plus its gradient and perceptual parts spread over every
+        pixel."""
         rec = self.pixel_weight * (x - recon).abs()
         if self.gradient_weight > 0:
             rec = rec + self.gradient_weight * gradient_l1(x, recon)
@@ -140,7 +147,8 @@ class FirstStageLoss(nn.Module):
         return rec
 
     def adaptive_weight(self, nll: Tensor, g_loss: Tensor, last_layer: Tensor) -> Tensor:
-        """The factor that gives both losses gradients of equal norm at the decoder's last layer (at most 1e4)."""
+        """The factor that gives both losses gradients of equal norm at the decoder's last layer (at
+        most 1e4)."""
         if not last_layer.requires_grad or not nll.requires_grad:
             return nll.new_zeros(())  # validation: there are no gradients to compare
         nll_grad = torch.autograd.grad(nll, last_layer, retain_graph=True)[0]
@@ -156,7 +164,8 @@ class FirstStageLoss(nn.Module):
 
 
 class LPIPSWithDiscriminator(FirstStageLoss):
-    """Loss of both optimisers of an AutoencoderKL: sums over pixels and channels, means over the batch."""
+    """Loss of both optimisers of an AutoencoderKL: sums over pixels and channels, means over the
+    batch."""
 
     def __init__(self, disc_start: int, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any):
         super().__init__(disc_start, **options)
@@ -164,27 +173,32 @@ class LPIPSWithDiscriminator(FirstStageLoss):
         self.logvar = nn.Parameter(torch.tensor(logvar_init))
 
     def nll(self, rec: Tensor) -> Tensor:
-        """Negative log likelihood under the learned scale exp(`logvar`), summed over a picture, the mean over pictures."""
+        """Negative log likelihood under the learned scale exp(`logvar`), summed over a picture, the
+        mean over pictures."""
         return (rec / self.logvar.exp() + self.logvar).sum() / len(rec)
 
     def prior(self, latent: DiagonalGaussianDistribution) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the posterior: its weighted divergence from the standard normal, and the value to log."""
+        """Of the posterior: its weighted divergence from the standard normal, and the value to
+        log."""
         kl = latent.kl().sum() / len(latent.mean)
         return self.kl_weight * kl, {"kl_loss": kl}
 
 
 def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
-    """(N, C, 1, 1) mean L1 distance of the horizontal and vertical differences of neighbouring pixels."""
+    """(N, C, 1, 1) mean L1 distance of the horizontal and vertical differences of neighbouring
+    pixels."""
     d = x - y
     across, down = d.diff(dim=3).abs(), d.diff(dim=2).abs()
     return across.mean(dim=(2, 3), keepdim=True) + down.mean(dim=(2, 3), keepdim=True)
 
 
 def hinge_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss of logits of real and of made pictures (Lim & Ye 2017); 0 where they are beyond 1 and -1."""
+    """The discriminator's loss of logits of real and of made pictures (Lim & Ye 2017); 0 where they
+    are beyond 1 and -1."""
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
 
 
 def vanilla_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss of logits of real and of made pictures (Goodfellow et al. 2014): half of both cross entropies."""
+    """The discriminator's loss of logits of real and of made pictures (Goodfellow et al. 2014):
+    half of both cross entropies."""
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())

@@ -1,10 +1,11 @@
 """An energy of pictures: how far their paint is from a painting's, and their layout from a photo's.
 
-Paint is the Gram matrices of VGG16's features (Gatys et al. 2016), layout the correlation of its features with the photo's,
-place by place. Both follow from sums over positions, so that a picture of any size is judged as a whole though only a window
-of it is in memory at a time.
+Paint is the Gram matrices of VGG16's features (Gatys et al. 2016), layout the correlation of its
+features with the photo's, place by place. Both follow from sums over positions, so that a picture
+of any size is judged as a whole though only a window of it is in memory at a time.
 
-Pictures are (N, 3, H, W) in [-1, 1]; R regions have a style each; C, h and w are a layer's channels and positions.
+Pictures are (N, 3, H, W) in [-1, 1]; R regions have a style each; C, h and w are a layer's channels
+and positions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
 
-# Weights that fall with depth: deep layers' Grams are met last, and the way there leads past the photo's forms.
+# Weights that fall with depth: deep layers' Grams are met last, and the way there leads past the
+# photo's forms.
 STYLE_LAYERS = {"relu1_1": 8.0, "relu2_1": 4.0, "relu3_1": 2.0, "relu4_1": 1.0, "relu5_1": 0.5}
 CONTENT_LAYERS = ("relu4_1",)
 STRIDE = 16  # pixels to a position of the deepest layer: windows begin and end at multiples of it
@@ -34,8 +36,8 @@ Sums = dict[str, Tensor]  # named sums over the positions of a part of the pictu
 
 
 class _ConvRelu(torch.autograd.Function):
-    """ReLU of a 3x3 convolution. Its gradient is a convolution too, with the weights turned round: on CPUs that runs
-    twice as fast as the library's own backward pass."""
+    """ReLU of a 3x3 convolution. Its gradient is a convolution too, with the weights turned round:
+    on CPUs that runs twice as fast as the library's own backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: Tensor) -> Tensor:
@@ -55,10 +57,12 @@ class _ConvRelu(torch.autograd.Function):
 
 
 class _GramSum(torch.autograd.Function):
-    """(N, C, C) products of every two channels of rows (N, positions, C), summed over positions, in float32.
+    """(N, C, C) products of every two channels of rows (N, positions, C), summed over positions, in
+    float32.
 
-    The products are exact and added up in float32 in blocks; only a block's sum is rounded to the features' own format. Small maps have
-    fewer blocks, each of which costs a whole matrix of every two channels.
+    The products are exact and added up in float32 in blocks; only a block's sum is rounded to the
+    features' own format. Small maps have fewer blocks, each of which costs a whole matrix of every
+    two channels.
     """
 
     @staticmethod
@@ -89,10 +93,11 @@ def mean_gram(maps: Tensor) -> Tensor:
 
 
 class PaintFeatures(nn.Module):
-    """VGG16 as painting wants it: average pooling, which leaves no dotted gradients (Gatys et al. 2016), and edges repeated
-    before the first convolution, which leaves less of a frame.
+    """VGG16 as painting wants it: average pooling, which leaves no dotted gradients (Gatys et al.
+    2016), and edges repeated before the first convolution, which leaves less of a frame.
 
-    forward: pictures, H and W >= 16, to {layer: (N, C, h, w)} in `dtype`. The weights get no gradient.
+    forward: pictures, H and W >= 16, to {layer: (N, C, h, w)} in `dtype`. The weights get no
+    gradient.
     """
 
     def __init__(self, net: vgg16, dtype: torch.dtype = torch.float32):
@@ -123,7 +128,8 @@ class PaintFeatures(nn.Module):
         self.register_buffer(f"bias{name}", layer.bias.detach().to(self.dtype), persistent=False)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Pictures (N, 3, H, W) in [-1, 1] to {layer: (N, C, h, w)}, in the number format of the network."""
+        """Pictures (N, 3, H, W) in [-1, 1] to {layer: (N, C, h, w)}, in the number format of the
+        network."""
         x = (
             ((pictures - self.shift) / self.scale)
             .to(self.dtype)
@@ -152,7 +158,8 @@ class PaintFeatures(nn.Module):
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture, as (top, bottom, left, right) in pixels: what is looked at, and the part of it that counts."""
+    """A part of a picture, as (top, bottom, left, right) in pixels: what is looked at, and the part
+    of it that counts."""
 
     seen: tuple[int, int, int, int]
     counted: tuple[int, int, int, int]
@@ -175,7 +182,8 @@ class Window:
 
 
 def windows(height: int, width: int, side: int = WINDOW) -> list[Window]:
-    """Windows that together count every position of every layer once; a single one where the picture is no larger than `side`."""
+    """Windows that together count every position of every layer once; a single one where the
+    picture is no larger than `side`."""
     return [
         Window(
             (*_with_halo(top, bottom, height), *_with_halo(left, right, width)), (top, bottom, left, right)
@@ -204,8 +212,10 @@ def stride_of(layer: str) -> int:
 class Energy:
     """The energy of pictures of one size: make it with `energy_of`.
 
-    styles: the wanted Gram matrices. content: per layer the photo's normalised features (1, C, h, w), empty for none.
-    masks: (R, H, W) shares of the regions at every pixel, None for a single one. luminance: colours do not count.
+    styles: the wanted Gram matrices. content: per layer the photo's normalised features (1, C, h,
+    w), empty for none.
+    masks: (R, H, W) shares of the regions at every pixel, None for a single one. luminance: colours
+    do not count.
     """
 
     features: PaintFeatures
@@ -231,7 +241,8 @@ class Energy:
         return self._terms(self._sums(pictures))
 
     def gradient(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W) gradient of the summed energies, of pictures of any size: window by window, exact up to the windows' halo."""
+        """(N, 3, H, W) gradient of the summed energies, of pictures of any size: window by window,
+        exact up to the windows' halo."""
         parts = windows(*pictures.shape[2:], self.window)
         if len(parts) == 1:
             return gradient(self, pictures)
@@ -329,7 +340,8 @@ def energy_of(
     content_weight: float = 1.0,
     **options: Any,
 ) -> Energy:
-    """The energy of pictures against the Grams of a style for each region and the photo (1, 3, H, W). options: as of Energy."""
+    """The energy of pictures against the Grams of a style for each region and the photo (1, 3, H,
+    W). options: as of Energy."""
     luminance = options.get("luminance", False)
     wanted = (
         {}
@@ -361,7 +373,8 @@ def grams_of(
 
 @torch.no_grad()
 def photo_features(features: PaintFeatures, photos: Tensor, window: int = WINDOW) -> dict[str, Tensor]:
-    """Of each of CONTENT_LAYERS the photos' (N, C, h, w), every channel with mean 0 and variance 1; 0 where it is flat."""
+    """Of each of CONTENT_LAYERS the photos' (N, C, h, w), every channel with mean 0 and variance 1;
+    0 where it is flat."""
     result: dict[str, Tensor] = {}
     for part in windows(*photos.shape[2:], window):
         for name, maps in features(part.cut(photos)).items():
@@ -374,14 +387,16 @@ def photo_features(features: PaintFeatures, photos: Tensor, window: int = WINDOW
 
 
 def moments_with(maps: Tensor, wanted: Tensor) -> Tensor:
-    """(3, N, C), float32: sums over positions of maps (N, C, h, w), of their squares, and of their products with what is wanted there."""
+    """(3, N, C), float32: sums over positions of maps (N, C, h, w), of their squares, and of their
+    products with what is wanted there."""
     maps = maps.float()
     return torch.stack([value.sum(dim=(2, 3)) for value in (maps, maps.square(), maps * wanted)])
 
 
 def correlation(sums: Tensor, wanted: Tensor) -> Tensor:
-    """(N,) the mean correlation of the channels of pictures' features with the photo's, normalised (1 or N, C, h, w), of the sums
-    that `moments_with` gives. Flat channels of a photo do not count."""
+    """(N,) the mean correlation of the channels of pictures' features with the photo's, normalised
+    (1 or N, C, h, w), of the sums that `moments_with` gives. Flat channels of a photo do not
+    count."""
     total, squares, products = sums
     positions, alive = wanted[0, 0].numel(), (wanted != 0).flatten(2).any(dim=2).sum(dim=1).clamp_min(1)
     variance = (squares - total.square() / positions).clamp_min(0) / positions

@@ -1,6 +1,7 @@
 """VGG16 features and the LPIPS distance built on them (Zhang et al. 2018).
 
-Constructing any of these never needs weights or the network: weights are read when `load_weights` is called, or asked for.
+Constructing any of these never needs weights or the network: weights are read when `load_weights`
+is called, or asked for.
 """
 
 import logging
@@ -19,7 +20,8 @@ from ldm.files import ROOT
 
 log = logging.getLogger(__name__)
 
-# Oxford's weights, beside the package: not torchvision's, on which the published models were trained.
+# Oxford's weights, beside the package: not torchvision's, on which the published models were
+# trained.
 BUNDLED_VGG16 = ROOT / "checkpoints/vgg16/vgg16_features.safetensors"
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 _CONVS_PER_SLICE = (2, 2, 3, 3, 3)
@@ -28,7 +30,8 @@ VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3
 
 
 class ScalingLayer(nn.Module):
-    """Pictures in [-1, 1] to the normalisation that torchvision's VGG16 and the bundled one take."""
+    """Pictures in [-1, 1] to the normalisation that torchvision's VGG16 and the bundled one
+    take."""
 
     def __init__(self):
         super().__init__()
@@ -36,15 +39,17 @@ class ScalingLayer(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [-1, 1] to what VGG16 was trained on: per channel, mean 0 and variance 1."""
+        """Pictures (N, 3, H, W) in [-1, 1] to what VGG16 was trained on: per channel, mean 0 and
+        variance 1."""
         return (x - self.shift) / self.scale
 
 
 class vgg16(nn.Module):
     """The convolutional part of VGG16 (Simonyan & Zisserman 2015), cut into five slices.
 
-    forward: scaled pictures (N, 3, H, W), H and W >= 16, to the activations relu1_2, 2_2, 3_3, 4_3 and 5_3.
-    `channels` are the widths of the slices; narrower ones make a light network of the same shape.
+    forward: scaled pictures (N, 3, H, W), H and W >= 16, to the activations relu1_2, 2_2, 3_3, 4_3
+    and 5_3. `channels` are the widths of the slices; narrower ones make a light network of the same
+    shape.
     pretrained: `load_weights` at once. differs: the published class does by default.
     """
 
@@ -56,7 +61,8 @@ class vgg16(nn.Module):
         self.has_weights = False
         index, width_in = 0, 3
         for number, (width, convs) in enumerate(zip(self.channels, _CONVS_PER_SLICE, strict=True), start=1):
-            # Layers keep their number within torchvision's `features`: these are the names in checkpoints.
+            # Layers keep their number within torchvision's `features`: these are the names in
+            # checkpoints.
             layers = nn.Sequential()
             if number > 1:
                 layers.add_module(str(index), nn.MaxPool2d(2))
@@ -84,9 +90,9 @@ class vgg16(nn.Module):
         return VggOutputs(*features)
 
     def load_weights(self, path: str | Path | None = None) -> None:
-        """Read weights from a file (VGG16 under torchvision's names, or a checkpoint of ours that has one), "bundled" being the
-        one that comes along, or torchvision's download if none is given: the weights of the published models. Teachers and
-        judges read `teacher_file`.
+        """Read weights from a file (VGG16 under torchvision's names, or a checkpoint of ours that
+        has one), "bundled" being the one that comes along, or torchvision's download if none is
+        given: the weights of the published models. Teachers and judges read `teacher_file`.
 
         Raises UserError where neither can be had.
         """
@@ -103,7 +109,8 @@ class vgg16(nn.Module):
 
 
 def teacher_file(path: str | Path | None = None) -> str | Path:
-    """The VGG16 of a teacher or judge: this file, by default the bundled one. Raises UserError where that is gone."""
+    """The VGG16 of a teacher or judge: this file, by default the bundled one. Raises UserError
+    where that is gone."""
     if path is None and not BUNDLED_VGG16.is_file():
         raise UserError(
             f"{BUNDLED_VGG16}: the bundled VGG16 is missing; `git checkout checkpoints/vgg16` brings it back"
@@ -138,12 +145,14 @@ def _download_vgg16() -> dict[str, Tensor]:
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two batches of pictures in [-1, 1]: (N, 1, 1, 1), 0 for equal pictures.
+    """Perceptual distance of two batches of pictures in [-1, 1]: (N, 1, 1, 1), 0 for equal
+    pictures.
 
-    `lin_ckpt_path` is the file of the five published 1x1 layers, or "uniform" for the plain mean over layers of the
-    unit features' squared distances, which suits any VGG16 weights but is not comparable with published LPIPS.
-    `vgg_ckpt_path` is a file of VGG16's weights: by default torchvision's download, which the published layers were
-    trained on, and with "uniform" the bundled file.
+    `lin_ckpt_path` is the file of the five published 1x1 layers, or "uniform" for the plain mean
+    over layers of the unit features' squared distances, which suits any VGG16 weights but is not
+    comparable with published LPIPS. `vgg_ckpt_path` is a file of VGG16's weights: by default
+    torchvision's download, which the published layers were trained on, and with "uniform" the
+    bundled file.
     """
 
     def __init__(
@@ -158,7 +167,8 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def load_weights(self) -> None:
-        """Read the VGG16 and the linear weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
+        """Read the VGG16 and the linear weights, unless a checkpoint has brought them. Raises
+        UserError where they cannot be had."""
         if self.net.has_weights:
             return
         if self.lin_ckpt_path is None:
@@ -175,7 +185,8 @@ class LPIPS(nn.Module):
             self.net.load_weights(self.vgg_ckpt_path)
 
     def _load_lins(self, state: dict[str, Tensor]) -> None:
-        # Published files name the layers `lin0.model.1.weight`, collections of several networks `vgg.lin0`.
+        # Published files name the layers `lin0.model.1.weight`, collections of several networks
+        # `vgg.lin0`.
         named = {name.removeprefix("vgg."): value for name, value in state.items() if "lin" in name}
         for i, layer in enumerate(self._lins):
             value = named.get(f"lin{i}.model.1.weight", named.get(f"lin{i}"))

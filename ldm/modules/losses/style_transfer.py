@@ -1,7 +1,9 @@
-"""Losses by VGG16 features: of reconstructions, and of style transfer (what is kept of the content, what is taken of the style).
+"""Losses by VGG16 features: of reconstructions, and of style transfer (what is kept of the content,
+what is taken of the style).
 
-Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1] less the mean
-(0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's VGG16 and the bundled one take.
+Pictures are (N, 3, H, W) in [-1, 1]. Before VGG16 they go through LPIPS's scaling layer: [0, 1]
+less the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225), which is what torchvision's
+VGG16 and the bundled one take.
 """
 
 from collections.abc import Mapping
@@ -50,9 +52,11 @@ class VggFeatures(nn.Module):
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) in [0, 2]: 1 less the cosine of the angle between whole maps (N, C, H, W), each channel normalised first.
+    """(N,) in [0, 2]: 1 less the cosine of the angle between whole maps (N, C, H, W), each channel
+    normalised first.
 
-    Normalised over positions, a channel keeps where things are and loses its mean and contrast, which are style.
+    Normalised over positions, a channel keeps where things are and loses its mean and contrast,
+    which are style.
     """
     return (1 - F.cosine_similarity(F.instance_norm(a).flatten(1), F.instance_norm(b).flatten(1))).clamp(
         min=0
@@ -60,7 +64,8 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 class VggLoss(nn.Module):
-    """The base of losses by these features. `vgg_ckpt_path`: a file of VGG16's weights, by default the bundled one."""
+    """The base of losses by these features. `vgg_ckpt_path`: a file of VGG16's weights, by default
+    the bundled one."""
 
     def __init__(self, vgg_ckpt_path: str | None = None):
         super().__init__()
@@ -69,17 +74,20 @@ class VggLoss(nn.Module):
         self.requires_grad_(False)
 
     def load_weights(self) -> None:
-        """Read the VGG16 weights, unless a checkpoint has brought them. Raises UserError where they cannot be had."""
+        """Read the VGG16 weights, unless a checkpoint has brought them. Raises UserError where they
+        cannot be had."""
         if not self.features.net.has_weights:
             self.features.net.load_weights(teacher_file(self.vgg_ckpt_path))
 
 
 class FeatureLoss(VggLoss):
-    """Perceptual distance of pictures and their reconstructions, (N, 1, 1, 1): the L1 distance of features, place by
-    place, and `style_weight` times that of their means and deviations, which is where brush work and canvas show.
+    """Perceptual distance of pictures and their reconstructions, (N, 1, 1, 1): the L1 distance of
+    features, place by place, and `style_weight` times that of their means and deviations, which is
+    where brush work and canvas show.
 
-    Of each layer the share of its mean activation in the whole batch, averaged over layers: were it each picture's own,
-    flat pictures would count most, and their flatness would be filled with a pattern.
+    Of each layer the share of its mean activation in the whole batch, averaged over layers: were it
+    each picture's own, flat pictures would count most, and their flatness would be filled with a
+    pattern.
     """
 
     def __init__(self, vgg_ckpt_path: str | None = None, style_weight: float = 0.5):
@@ -107,9 +115,11 @@ class FeatureLoss(VggLoss):
 
 
 class StyleTransferLoss(nn.Module):
-    """Content and style loss of painted pictures by the features that lead the fine look, each picture against givens of its own.
+    """Content and style loss of painted pictures by the features that lead the fine look, each
+    picture against givens of its own.
 
-    `vgg_ckpt_path`: a file of VGG16's weights, by default the bundled one; `load_weights` reads it, before anything else.
+    `vgg_ckpt_path`: a file of VGG16's weights, by default the bundled one; `load_weights` reads it,
+    before anything else.
     layer_weights: of the style loss, by layer.
     """
 
@@ -122,7 +132,8 @@ class StyleTransferLoss(nn.Module):
         self.features: PaintFeatures | None = None
 
     def load_weights(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
-        """Read VGG16's weights, to compute in `dtype`. Raises UserError where they cannot be had."""
+        """Read VGG16's weights, to compute in `dtype`. Raises UserError where they cannot be
+        had."""
         net = vgg16()
         net.load_weights(teacher_file(self.vgg_ckpt_path))
         self.features = PaintFeatures(net, dtype).to(device)
@@ -133,16 +144,19 @@ class StyleTransferLoss(nn.Module):
 
     @torch.no_grad()
     def style_of(self, paintings: Tensor) -> dict[str, Tensor]:
-        """What paintings (N, 3, H, W) ask for: {layer: (N, C * (C + 1) / 2)} Gram matrices as vectors."""
+        """What paintings (N, 3, H, W) ask for: {layer: (N, C * (C + 1) / 2)} Gram matrices as
+        vectors."""
         return {name: as_vector(mean_gram(maps)) for name, maps in self.features(paintings).items()}
 
     def forward(
         self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(content loss in [0, 2], style loss in [0, 1]), (N,) each, of painted pictures of the contents' size.
+        """(content loss in [0, 2], style loss in [0, 1]), (N,) each, of painted pictures of the
+        contents' size.
 
-        Content: 1 less the mean correlation of features. Style: per layer the squared distance of Gram matrices as a share of the sum of
-        both squares, so that no painting, however strong its contrasts, drowns the others; averaged by weight.
+        Content: 1 less the mean correlation of features. Style: per layer the squared distance of
+        Gram matrices as a share of the sum of both squares, so that no painting, however strong its
+        contrasts, drowns the others; averaged by weight.
         """
         maps = self.features(painted)
         style = sum_of(
@@ -157,7 +171,8 @@ class StyleTransferLoss(nn.Module):
 
 
 def as_vector(grams: Tensor) -> Tensor:
-    """(N, C * (C + 1) / 2) of symmetric matrices (N, C, C): half of the numbers, the same squared distances."""
+    """(N, C * (C + 1) / 2) of symmetric matrices (N, C, C): half of the numbers, the same squared
+    distances."""
     rows, columns = torch.triu_indices(grams.shape[1], grams.shape[1], device=grams.device)
     return grams[:, rows, columns] * torch.where(rows == columns, 1.0, 2**0.5)
 
@@ -168,17 +183,20 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def share_of(distances: Tensor, untouched: Tensor) -> Tensor:
-    """Distances of painted pictures (N,) as a share of the untouched contents' (N,): half of that pair's, half of the
-    average pair's, so that a content much like its style does not outweigh the rest."""
+    """Distances of painted pictures (N,) as a share of the untouched contents' (N,): half of that
+    pair's, half of the average pair's, so that a content much like its style does not outweigh the
+    rest."""
     return distances / ((untouched + untouched.mean()) / 2)
 
 
 def palette_distance(a: Tensor, b: Tensor, colors: int = 2048, directions: int = 16) -> Tensor:
-    """(N,) how far the colours of pictures a are from those of pictures b, of any size, wherever they are in the picture.
+    """(N,) how far the colours of pictures a are from those of pictures b, of any size, wherever
+    they are in the picture.
 
-    The sliced 2-Wasserstein distance, squared (Rabin et al. 2011): of that many random colours of each picture along random
-    directions; 0 where both have the same colours equally often. The axes are luma and, counted three times as far, the
-    two of chroma (BT.601): by red, green and blue, light and dark are nearly all of the distance, and a wrong hue nearly none.
+    The sliced 2-Wasserstein distance, squared (Rabin et al. 2011): of that many random colours of
+    each picture along random directions; 0 where both have the same colours equally often. The axes
+    are luma and, counted three times as far, the two of chroma (BT.601): by red, green and blue,
+    light and dark are nearly all of the distance, and a wrong hue nearly none.
     """
     along = F.normalize(torch.randn(directions, 3, device=a.device), dim=1) @ torch.tensor(
         _OPPONENT, device=a.device
@@ -196,10 +214,12 @@ _MARGIN = 0.5  # by chance a smoothed spectrum varies by about half of this
 
 
 def regularity(pictures: Tensor, side: int) -> Tensor:
-    """(N, F): how much stronger each frequency and direction of patterns is in pictures (N, 3, H, W) than the others of its frequency.
+    """(N, F): how much stronger each frequency and direction of patterns is in pictures (N, 3, H,
+    W) than the others of its frequency.
 
-    By the logarithm of the smoothed power spectrum of luma, averaged over the windows of `side` pixels that the picture divides
-    into. A regular weave stands out; strokes in all directions do not.
+    By the logarithm of the smoothed power spectrum of luma, averaged over the windows of `side`
+    pixels that the picture divides into. A regular weave stands out; strokes in all directions do
+    not.
     """
     # No matrix product, which autocast would round.
     luma = (pictures.float() * torch.tensor(_OPPONENT[0], device=pictures.device)[:, None, None]).sum(dim=1)
@@ -221,10 +241,12 @@ def regularity(pictures: Tensor, side: int) -> Tensor:
 
 
 def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
-    """(N,) squared excess of `regularity` over that of both the content and the style, which may well be striped themselves.
+    """(N,) squared excess of `regularity` over that of both the content and the style, which may
+    well be striped themselves.
 
-    Statistics of features do not tell a regular weave from brush work; Liu et al. (2016) mend it by spectra, too. Pictures (N, 3, H, W),
-    of any size of at least 16 pixels; painted ones and their contents are of one size.
+    Statistics of features do not tell a regular weave from brush work; Liu et al. (2016) mend it by
+    spectra, too. Pictures (N, 3, H, W), of any size of at least 16 pixels; painted ones and their
+    contents are of one size.
     """
     side = min(*painted.shape[2:], *styles.shape[2:])
     with torch.no_grad():
@@ -233,5 +255,6 @@ def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
 
 
 def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-    """(N,) squared differences of one layer's means and deviations (N, C), each averaged over channels."""
+    """(N,) squared differences of one layer's means and deviations (N, C), each averaged over
+    channels."""
     return sum_of(((p - q) ** 2).mean(1) for p, q in zip(a, b, strict=True))

@@ -1,4 +1,5 @@
-"""The loss of vector-quantised first stages: reconstruction + codebook + perceptual + adversarial (Esser et al. 2021)."""
+"""The loss of vector-quantised first stages: reconstruction + codebook + perceptual + adversarial
+(Esser et al. 2021)."""
 
 from typing import Any
 
@@ -37,6 +38,7 @@ class VQLPIPSWithDiscriminator(FirstStageLoss):
 
 
 def codebook_usage(indices: Tensor, n_codes: int) -> dict[str, Tensor]:
-    """`cluster_usage`: how many codes occur; `perplexity`: of how many used equally often the entropy would be the same."""
+    """`cluster_usage`: how many codes occur; `perplexity`: of how many used equally often the
+    entropy would be the same."""
     shares = torch.bincount(indices.flatten(), minlength=n_codes) / indices.numel()
     return {"perplexity": torch.special.entr(shares).sum().exp(), "cluster_usage": (shares > 0).sum().float()}

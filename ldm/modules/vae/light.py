@@ -1,7 +1,9 @@
-"""A light pair of autoencoder halves for latents of any number of channels, 4, 8, 16, ... times smaller.
+"""A light pair of autoencoder halves for latents of any number of channels, 4, 8, 16, ... times
+smaller.
 
-The encoder works on 4x4 pixel blocks from the first layer on, the decoder is narrow at full resolution: together they
-cost a twentieth of the published halves. Shapes are those of `ldm.modules.vae.model`.
+The encoder works on 4x4 pixel blocks from the first layer on, the decoder is narrow at full
+resolution: together they cost a twentieth of the published halves. Shapes are those of
+`ldm.modules.vae.model`.
 """
 
 from collections.abc import Sequence
@@ -19,9 +21,11 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
 
 
 class LightEncoder(nn.Module):
-    """Picture (N, 3, H, W) to moments (N, 2 * z_channels, H / f, W / f), f = 4 * 2 ** (len(widths) - 1).
+    """Picture (N, 3, H, W) to moments (N, 2 * z_channels, H / f, W / f), f = 4 * 2 ** (len(widths)
+    - 1).
 
-    `widths` and `num_res_blocks` run from the finest level (1/4 of the picture's side) to the coarsest.
+    `widths` and `num_res_blocks` run from the finest level (1/4 of the picture's side) to the
+    coarsest.
     """
 
     def __init__(
@@ -47,10 +51,12 @@ class LightEncoder(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped, f = 2 ** (len(widths) - 1).
+    """Latent (N, z_channels, h, w) to picture (N, 3, h * f, w * f), not clipped, f = 2 **
+    (len(widths) - 1).
 
-    `widths` and `num_res_blocks` run from the finest level to the coarsest, the finest being the picture's own
-    resolution: pixels that come four by four out of one position show a grid under a perceptual or adversarial loss.
+    `widths` and `num_res_blocks` run from the finest level to the coarsest, the finest being the
+    picture's own resolution: pixels that come four by four out of one position show a grid under a
+    perceptual or adversarial loss.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""The two halves of the autoencoders of latent diffusion (Rombach et al. 2022), as published for KL-f4 to f32 and VQ-f4 to f16.
+"""The two halves of the autoencoders of latent diffusion (Rombach et al. 2022), as published for
+KL-f4 to f32 and VQ-f4 to f16.
 
 Shapes: x (N, 3, H, W) in [-1, 1]; z (N, z_channels, H / f, W / f) with f = 2 ** (len(ch_mult) - 1).
 Parameter names are those of the published files, such as `kl-f16.ckpt`.
@@ -71,7 +72,8 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides: a strided 3x3 conv over a picture padded at right and bottom only, or 2x2 averaging."""
+    """Halve both sides: a strided 3x3 conv over a picture padded at right and bottom only, or 2x2
+    averaging."""
 
     def __init__(self, in_channels: int, out_channels: int | None = None, with_conv: bool = True):
         super().__init__()
@@ -136,10 +138,12 @@ _as_published = with_published_keys(
 
 @_as_published
 class Encoder(nn.Module):
-    """Picture (N, in_channels, H, W) to moments (N, 2 * z_channels, H / f, W / f) (`double_z`) or latent.
+    """Picture (N, in_channels, H, W) to moments (N, 2 * z_channels, H / f, W / f) (`double_z`) or
+    latent.
 
-    `attn_resolutions` are picture sides, counted from `resolution`, at which attention stands; the sides of the
-    picture given may differ, as the network is fully convolutional. `attn_type` "none" leaves attention out, in the middle too.
+    `attn_resolutions` are picture sides, counted from `resolution`, at which attention stands; the
+    sides of the picture given may differ, as the network is fully convolutional. `attn_type` "none"
+    leaves attention out, in the middle too.
     """
 
     def __init__(
@@ -233,7 +237,8 @@ class Decoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight at which the adversarial and the reconstruction gradients are compared in training."""
+        """The weight at which the adversarial and the reconstruction gradients are compared in
+        training."""
         return self.conv_out.weight
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Vector quantisation of latents (van den Oord et al. 2017, Esser et al. 2021).
 
-Shapes: z (N, e_dim, h, w), z_q like it; indices (N * h * w,) int64, row by row and sample by sample.
+Shapes: z (N, e_dim, h, w), z_q like it; indices (N * h * w,) int64, row by row and sample by
+sample.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,8 @@ ROWS = 4096  # positions compared with the codebook at once: 134 MB for 8192 cod
 class VectorQuantizer(nn.Module):
     """Latents to the nearest of `n_e` learned vectors ("codes").
 
-    The loss draws latents to their codes and codes to their latents. `beta` weighs the latter as in published models
-    (`legacy`), else the former as in the papers.
+    The loss draws latents to their codes and codes to their latents. `beta` weighs the latter as in
+    published models (`legacy`), else the former as in the papers.
     """
 
     def __init__(self, n_e: int, e_dim: int, beta: float = 0.25, legacy: bool = True):
@@ -32,7 +33,8 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / n_e, 1 / n_e)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """(z_q, loss, (None, None, indices)); the gradient of z_q is passed to z as it is ("straight through")."""
+        """(z_q, loss, (None, None, indices)); the gradient of z_q is passed to z as it is
+        ("straight through")."""
         with torch.autocast(z.device.type, enabled=False):  # half precision would choose other codes
             latents = z.float()
             indices = self.nearest(latents)
@@ -54,7 +56,8 @@ class VectorQuantizer(nn.Module):
         )
 
     def get_codebook_entry(self, indices: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Codes of indices of any shape, (..., e_dim); with `shape` (N, h, w, e_dim) as a latent (N, e_dim, h, w)."""
+        """Codes of indices of any shape, (..., e_dim); with `shape` (N, h, w, e_dim) as a latent
+        (N, e_dim, h, w)."""
         codes = self.embedding(indices)
         return codes if shape is None else codes.reshape(*shape).permute(0, 3, 1, 2).contiguous()
 
