@@ -106,7 +106,7 @@ class StyleTransferPipeline:
         content: Picture | Sequence[Picture] | None,
         style: Style | Sequence[Style],
         *,
-        settings: Settings = Settings(),  # noqa: B008, it cannot be changed
+        settings: Settings = Settings(),
         keep: Picture | None = None,
         start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
