@@ -207,3 +207,20 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def pixels(image: Image.Image) -> np.ndarray:
     """(H, W, 3) int64, so that differences do not wrap."""
     return np.asarray(image.convert("RGB"), dtype=np.int64)
+
+
+def largest_difference(a: Image.Image, b: Image.Image) -> int:
+    """Of any pixel's channel."""
+    return int(np.abs(pixels(a) - pixels(b)).max())
+
+
+def mean_difference(a: Image.Image, b: Image.Image, columns: slice = slice(None)) -> float:
+    """Absolute, of all channels of the pixels in some columns."""
+    return float(np.abs(pixels(a) - pixels(b))[:, columns].mean())
+
+
+def shares(samples: list[dict], is_photo: Callable[[dict], bool]) -> tuple[float, float, float]:
+    """How often (style is off, content is off, the picture is a photo though style is on)."""
+    style_off = np.mean([not s["style_flag"] for s in samples])
+    content_off = np.mean([not s["content_flag"] for s in samples])
+    return style_off, content_off, np.mean([bool(s["style_flag"]) and is_photo(s) for s in samples])

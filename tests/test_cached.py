@@ -20,6 +20,7 @@ from pipeline_builders import (
     run_program,
     save_config,
     script,
+    shares,
     tiny_model,
 )
 
@@ -415,13 +416,6 @@ def test_a_folder_that_is_no_cache_is_a_user_error(tmp_path: Path, content: str 
 
 
 # Samples
-
-
-def shares(samples: list[dict], is_photo: Callable[[dict], bool]) -> tuple[float, float, float]:
-    """How often (style is off, content is off, the picture is a photo though style is on)."""
-    style_off = np.mean([not s["style_flag"] for s in samples])
-    content_off = np.mean([not s["content_flag"] for s in samples])
-    return style_off, content_off, np.mean([bool(s["style_flag"]) and is_photo(s) for s in samples])
 
 
 def test_samples_come_from_the_cache_with_flags_as_drawn(cache: Path) -> None:

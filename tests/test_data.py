@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import picture, picture_folder, pixels
+from pipeline_builders import picture, picture_folder, pixels, shares
 
 from ldm.data.pictures import PictureFolder
 from ldm.data.splits import find_pictures, split_fraction
@@ -197,13 +197,6 @@ def hybrid_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (root / kind).mkdir()
         Image.new("RGB", (12, 12), colour).save(root / kind / "a.png")
     return {f"{kind}_root": str(root / kind) for kind in ("style", "content")}
-
-
-def shares(samples: list[dict], is_photo) -> tuple[float, float, float]:
-    """How often (style is off, content is off, the picture is a photo though style is on)."""
-    style_off = np.mean([not s["style_flag"] for s in samples])
-    content_off = np.mean([not s["content_flag"] for s in samples])
-    return style_off, content_off, np.mean([bool(s["style_flag"]) and is_photo(s) for s in samples])
 
 
 def test_flags_are_drawn_as_published(hybrid_roots: dict) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from pipeline_builders import picture, pixels, tiny_model
+from pipeline_builders import largest_difference, picture, tiny_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +25,7 @@ FAST = {"look": "fast", "size": 32, "steps": 3}
 
 def assert_pictures_alike(actual: Image.Image, expected: Image.Image) -> None:
     """Equal but for rounding: a batch need not be summed in the same order."""
-    assert actual.size == expected.size and abs(pixels(actual) - pixels(expected)).max() <= 1
+    assert actual.size == expected.size and largest_difference(actual, expected) <= 1
 
 
 class Recording(TorchDispatchMode):

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import assert_refused, picture, pixels, run_program, script, tiny_model, write_model
+from pipeline_builders import (
+    assert_refused,
+    mean_difference,
+    picture,
+    pixels,
+    run_program,
+    script,
+    tiny_model,
+    write_model,
+)
 
 from ldm.errors import UserError
 from ldm.media.clips import Frame
@@ -17,10 +26,6 @@ from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
-
-
-def difference(a: Image.Image, b: Image.Image) -> float:
-    return float(np.abs(pixels(a) - pixels(b)).mean())
 
 
 def noisy(image: Image.Image, seed: int, levels: int = 2) -> Image.Image:
@@ -139,7 +144,7 @@ def test_what_stands_still_does_not_flicker(pipeline: StyleTransferPipeline, pai
 
     def apart(pictures: list[Image.Image], left: int, right: int) -> list[float]:
         parts = [each.crop((left, 0, right, 64)) for each in pictures]
-        return list(map(difference, parts[1:], parts[:-1]))
+        return list(map(mean_difference, parts[1:], parts[:-1]))
 
     assert max(apart(results, 0, 36)) == 0 and min(apart(afresh, 0, 36)) > 5
     assert min(apart(results, 44, 66)) > 5  # the block moves

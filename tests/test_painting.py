@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pipeline_builders import ROOT, picture, pixels, tiny_model
+from pipeline_builders import ROOT, largest_difference, mean_difference, picture, pixels, tiny_model
 
 from ldm.errors import UserError
 from ldm.media.images import load_image, resize_short_side
@@ -38,15 +38,6 @@ def content(name: str) -> Image.Image:
 
 def style(name: str) -> Image.Image:
     return load_image(ROOT / "data/styles" / f"{name}.jpg")
-
-
-def largest(a: Image.Image, b: Image.Image) -> int:
-    return int(np.abs(pixels(a) - pixels(b)).max())
-
-
-def mean(a: Image.Image, b: Image.Image, columns: slice = slice(None)) -> float:
-    """Mean absolute difference, of some columns."""
-    return float(np.abs(pixels(a) - pixels(b))[:, columns].mean())
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
@@ -138,8 +129,8 @@ def test_a_style_alone_has_the_size_asked_for(
 
 def test_styles_alone_differ_by_style_and_by_seed(bundled: StyleTransferPipeline) -> None:
     turner, gogh = bundled(None, [style(TURNER), style(GOGH)], **FAIR)
-    assert mean(turner, gogh) > 5 and pixels(turner).std() > 10
-    assert mean(turner, bundled(None, style(TURNER), seed=1, **FAIR)) > 10
+    assert mean_difference(turner, gogh) > 5 and pixels(turner).std() > 10
+    assert mean_difference(turner, bundled(None, style(TURNER), seed=1, **FAIR)) > 10
 
 
 def test_a_list_of_seeds_shows_a_style_alone_once_only(tiny: StyleTransferPipeline, paintings: list) -> None:
@@ -180,13 +171,17 @@ def test_a_mixture_averages_the_statistics(
     painted = tiny.painter.paint(
         batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2)
     )
-    assert largest(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
+    assert (
+        largest_difference(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
+    )
 
 
 def test_half_of_two_styles_lies_between_them(bundled: StyleTransferPipeline) -> None:
     styles = [style(TURNER), style(GOGH)]
     turner, gogh, both = bundled(content("astronaut"), [*styles, StyleMix(styles)], **FAIR)
-    assert max(mean(both, turner), mean(both, gogh)) < 0.9 * mean(turner, gogh)
+    assert max(mean_difference(both, turner), mean_difference(both, gogh)) < 0.9 * mean_difference(
+        turner, gogh
+    )
 
 
 # Regions
@@ -196,14 +191,19 @@ def test_a_region_that_is_everywhere_is_its_style_alone(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
     alone = tiny(photo, paintings[0], style_scale=2.0, **FAST)
-    assert largest(tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **FAST), alone) <= 1
+    assert (
+        largest_difference(
+            tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **FAST), alone
+        )
+        <= 1
+    )
 
 
 def test_regions_of_one_style_are_that_style(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
     regions = StyleRegions([paintings[0]] * 3, [left_half(48, 32), white(48, 32)])
-    assert largest(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
+    assert largest_difference(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
 
 
 def share(image: Image.Image, of: Image.Image, other: Image.Image, columns: slice) -> float:
@@ -234,7 +234,10 @@ def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, 
     ]
     together = tiny(contents, styles, seed=[1, 2, 3], style_scale=2.0, **FAST)
     for i in range(3):
-        assert largest(together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **FAST)) <= 1
+        assert (
+            largest_difference(together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **FAST))
+            <= 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +264,7 @@ def test_what_is_kept_is_the_photos_own(
 ) -> None:
     kept = tiny(photo, paintings[0], keep=left_half(48, 32), **FAST)
     assert np.array_equal(pixels(kept)[:, :24], pixels(photo)[:, :24])
-    assert mean(kept, photo, slice(24, None)) > 20
+    assert mean_difference(kept, photo, slice(24, None)) > 20
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -330,7 +333,7 @@ def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -
         latent = codec.encode(image_to_tensor(small)[None])
         copied = tensor_to_image(codec.decode(latent, (small.height, small.width))[0])
     distances = [
-        mean(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
+        mean_difference(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
         for s in (0.01, 0.3, 0.7, 1.0)
     ]
     assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
@@ -360,7 +363,7 @@ def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
     _, *expected = np.moveaxis(np.asarray(given.convert("YCbCr"), dtype=int), 2, 0)
     assert np.abs(luma - np.asarray(painted.convert("L"), dtype=int))[inside].max() <= 2
     assert max(np.abs(a - b)[inside].max() for a, b in zip(chroma, expected)) <= 2
-    assert mean(painted, coloured) > 10
+    assert mean_difference(painted, coloured) > 10
 
 
 # Large pictures
@@ -438,7 +441,7 @@ def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, pa
     kept = tiny(given, regions, keep=left_half(96, 64), **{**FAST, "size": 64})
     assert (
         np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48])
-        and mean(kept, given, slice(48, None)) > 20
+        and mean_difference(kept, given, slice(48, None)) > 20
     )
 
 
@@ -489,8 +492,8 @@ def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, p
             style_scale=style_scales[i],
             **FAST,
         )
-        assert largest(together[i], alone) <= 1
-    assert largest(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
+        assert largest_difference(together[i], alone) <= 1
+    assert largest_difference(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
 
 
 @pytest.mark.parametrize("name", ["content_scale", "style_scale"])
@@ -564,7 +567,9 @@ def test_what_overflows_in_bf16_is_painted_again_in_float32(
         tried == ["bf16", "fp32"]
         and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
     )
-    assert mean(painted, tiny(photo, paintings[0], **FAST)) < 2  # the style's statistics are still bf16's
+    assert (
+        mean_difference(painted, tiny(photo, paintings[0], **FAST)) < 2
+    )  # the style's statistics are still bf16's
 
 
 def test_what_does_not_overflow_is_painted_once(

@@ -9,9 +9,10 @@ from PIL import Image
 from pipeline_builders import (
     ROOT,
     forbid_network,
+    largest_difference,
+    mean_difference,
     model_config,
     picture,
-    pixels,
     save_config,
     tiny_model,
 )
@@ -40,11 +41,6 @@ def pipeline(tiny: StyleTransferPipeline) -> StyleTransferPipeline:
 @pytest.fixture(scope="module")
 def painting() -> Image.Image:
     return picture(40, 52, seed=2)
-
-
-def difference(a: Image.Image, b: Image.Image) -> int:
-    """The largest difference of any pixel's channel."""
-    return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 # Pictures in and out
@@ -105,7 +101,7 @@ def test_lists_of_the_same_length_pair_up(pipeline: StyleTransferPipeline) -> No
     both = pipeline(contents, styles, **FAST)
     assert [image.size for image in both] == [(48, 32), (32, 32)]
     for result, content, style in zip(both, contents, styles):
-        assert difference(result, pipeline(content, style, **FAST)) <= 1
+        assert largest_difference(result, pipeline(content, style, **FAST)) <= 1
 
 
 @pytest.mark.parametrize("several", ["content", "style"])
@@ -117,7 +113,7 @@ def test_one_picture_goes_with_all_of_the_other_list(
     alone = [
         pipeline(one, photo, **FAST) if several == "content" else pipeline(photo, one, **FAST) for one in many
     ]
-    assert [difference(a, b) <= 1 for a, b in zip(results, alone)] == [True] * 3
+    assert [largest_difference(a, b) <= 1 for a, b in zip(results, alone)] == [True] * 3
 
 
 def test_a_list_of_one_gives_a_list_of_one(
@@ -232,7 +228,7 @@ def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(
     together = pipeline(contents, styles, seed=[5, 6, 7], sampler=sampler, style_scale=2.0, **FAST)
     for i in range(3):
         alone = pipeline(contents[i], styles[i], seed=5 + i, sampler=sampler, style_scale=2.0, **FAST)
-        assert difference(together[i], alone) <= 1
+        assert largest_difference(together[i], alone) <= 1
 
 
 def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
@@ -241,14 +237,14 @@ def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, paintin
         pipeline(contents, painting, seed=list(range(5)), batch_size=n, **FAST) for n in (1, 3)
     )
     assert [image.size[0] for image in three_by_three] == [48, 32, 48, 32, 48]
-    assert max(map(difference, one_by_one, three_by_three)) <= 1
+    assert max(map(largest_difference, one_by_one, three_by_three)) <= 1
 
 
 def test_other_seeds_give_other_pictures(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
     first, second, again = pipeline([photo] * 3, painting, seed=[1, 2, 1], **FAST)
-    assert difference(first, second) > 20 and difference(first, again) <= 1
+    assert largest_difference(first, second) > 20 and largest_difference(first, again) <= 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64 - 1, np.int64(3)])
@@ -295,7 +291,7 @@ def test_every_dial_changes_the_picture(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict
 ) -> None:
     results = [pipeline(photo, painting, **{**FAST, **options}) for options in (one, other)]
-    assert np.abs(pixels(results[0]) - pixels(results[1])).mean() > 0.5  # the same call twice: exactly 0
+    assert mean_difference(*results) > 0.5  # the same call twice: exactly 0
 
 
 def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
@@ -334,7 +330,10 @@ def test_a_scale_of_0_ignores_that_picture(
 ) -> None:
     pictures, others = ({"content": photo, "style": painting, part: picture(48, 32, seed)} for seed in (8, 9))
     ignored = [pipeline(**p, **FAST, **{f"{part}_scale": 0.0}) for p in (pictures, others)]
-    assert difference(*ignored) <= 1 and difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
+    assert (
+        largest_difference(*ignored) <= 1
+        and largest_difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
+    )
 
 
 def test_the_default_is_20_steps_of_dpm_solver(
@@ -435,7 +434,7 @@ def test_bf16_is_near_float32(
 ) -> None:
     rough = StyleTransferPipeline(pipeline.model, "bf16")(photo, painting, **FAST)
     exact = pipeline(photo, painting, **FAST)
-    assert rough != exact and np.abs(pixels(rough) - pixels(exact)).mean() < 5
+    assert rough != exact and mean_difference(rough, exact) < 5
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import SMALL, picture, pixels, run_program, script
+from pipeline_builders import SMALL, largest_difference, mean_difference, picture, pixels, run_program, script
 
 from ldm.commands import COMMANDS
 from ldm.media.images import load_image
@@ -54,10 +54,6 @@ def program(
     return lambda name, options: run_program(
         script(name).main, [*model_files, *SMALL, *options.split()], monkeypatch
     )
-
-
-def apart(first: Image.Image, second: Image.Image) -> int:
-    return int(np.abs(pixels(first) - pixels(second)).max())
 
 
 def cells(path: str, size: tuple[int, int], left: int, top: int) -> list[list[Image.Image]]:
@@ -129,8 +125,8 @@ def test_the_grid_has_every_combination(
             expected = small_pipeline(
                 "photo.png", "styles/t.png", content_scale=content_scale, style_scale=style_scale, seed=5
             )
-            assert apart(cell, expected) <= 1
-    assert apart(grid[0][0], load_image("photo.png")) <= 1
+            assert largest_difference(cell, expected) <= 1
+    assert largest_difference(grid[0][0], load_image("photo.png")) <= 1
 
 
 def test_the_painting_stands_below_the_photo_or_beside_it(program: Callable) -> None:
@@ -140,7 +136,7 @@ def test_the_painting_stands_below_the_photo_or_beside_it(program: Callable) -> 
             "new/grid.png", (48, 32), load_image("new/grid.png").width - (2 if rows == 2 else 3) * 52, 26
         )
         painting = load_image("styles/t.png").resize((48, 48), Image.Resampling.LANCZOS).crop((0, 8, 48, 40))
-        assert np.abs(pixels(grid[place[0]][place[1]]) - pixels(painting)).mean() < 12
+        assert mean_difference(grid[place[0]][place[1]], painting) < 12
 
 
 def test_the_grid_is_painted_from_one_noise_in_one_call(program: Callable, calls: list) -> None:
@@ -172,16 +168,18 @@ def test_styles_alone_have_a_row_each_and_a_column_for_each_seed(
     sheet = cells("sheet.png", (192, 192), 4, 2 * 16 + 4)
     assert [len(row) for row in sheet] == [4, 4]
     for row, (style, first) in enumerate((("s", 0), ("t", 3))):
-        assert apart(call["painted"][first + 2], small_pipeline(None, f"styles/{style}.png", seed=2)) <= 1
+        assert (
+            largest_difference(
+                call["painted"][first + 2], small_pipeline(None, f"styles/{style}.png", seed=2)
+            )
+            <= 1
+        )
         shown = [
             load_image(f"styles/{style}.png").resize((32, 32), Image.Resampling.LANCZOS),
             *call["painted"][first : first + 3],
         ]
         for cell, expected in zip(sheet[row], shown):
-            assert (
-                np.abs(pixels(cell) - pixels(expected.resize((192, 192), Image.Resampling.LANCZOS))).mean()
-                < 2
-            )
+            assert mean_difference(cell, expected.resize((192, 192), Image.Resampling.LANCZOS)) < 2
 
 
 # From one style to another
@@ -195,8 +193,11 @@ def test_the_way_between_styles_ends_at_the_pure_styles(
     assert program("interpolate_styles", BETWEEN + "--output strip.png --frames 4 --seed 2") == 0
     (call,) = calls
     ends = [small_pipeline("photo.png", f"styles/{style}.png", seed=2) for style in "st"]
-    assert len(call["painted"]) == 4 and apart(*ends) > 8
-    assert apart(call["painted"][0], ends[0]) <= 1 and apart(call["painted"][-1], ends[1]) <= 1
+    assert len(call["painted"]) == 4 and largest_difference(*ends) > 8
+    assert (
+        largest_difference(call["painted"][0], ends[0]) <= 1
+        and largest_difference(call["painted"][-1], ends[1]) <= 1
+    )
 
 
 def test_the_styles_shares_go_up_in_equal_steps(program: Callable, calls: list) -> None:
@@ -209,7 +210,7 @@ def test_the_strip_stands_between_the_paintings(program: Callable, calls: list) 
     (row,) = cells("strip.png", (192, 128), 4, 2 * 16 + 4)
     assert len(row) == 5 and pixels(row[0]).max() == 0
     for cell, expected in zip(row[1:4], calls[0]["painted"]):
-        assert np.abs(pixels(cell) - pixels(expected.resize((192, 128), Image.Resampling.LANCZOS))).mean() < 2
+        assert mean_difference(cell, expected.resize((192, 128), Image.Resampling.LANCZOS)) < 2
 
 
 @pytest.mark.parametrize("frames", [2, 4])

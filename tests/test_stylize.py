@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import SMALL, picture, pixels, run_program, script
+from pipeline_builders import SMALL, largest_difference, picture, pixels, run_program, script
 
 from ldm.errors import UserError
 from ldm.files import file_hash
@@ -86,10 +86,6 @@ def told(path: str) -> dict[str, Any]:
     return json.loads(read_metadata(path)["artfusion"])
 
 
-def apart(first: Image.Image, second: Image.Image) -> int:
-    return int(np.abs(pixels(first) - pixels(second)).max())
-
-
 def last_line(capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().out.splitlines()[-1]
 
@@ -119,15 +115,15 @@ def test_each_result_shows_its_own_content_and_style(stylize: Callable, pipeline
     for content in ("a", "deep/c"):
         for style in "st":
             expected = pipeline(f"photos/{content}.png", f"styles/{style}.png", seed=4, style_scale=2.0)
-            assert apart(load_image(f"out/{content[-1]}__{style}.png"), expected) <= 1
-    assert apart(load_image("out/a__s.png"), load_image("out/a__t.png")) > 4
+            assert largest_difference(load_image(f"out/{content[-1]}__{style}.png"), expected) <= 1
+    assert largest_difference(load_image("out/a__s.png"), load_image("out/a__t.png")) > 4
 
 
 def test_the_same_seed_gives_the_same_picture_alone_and_among_others(stylize: Callable) -> None:
     options = "--seed 7 --sampler ancestral --content-scale 1.5"
     assert stylize(options) == 0
     assert stylize(options, content="photos/b.png", style="styles/t.png", output="alone.png") == 0
-    assert apart(load_image("alone.png"), load_image("out/b__t.png")) <= 1
+    assert largest_difference(load_image("alone.png"), load_image("out/b__t.png")) <= 1
 
 
 def test_pictures_are_painted_in_batches(stylize: Callable, painted: list) -> None:
@@ -140,7 +136,7 @@ def test_styles_of_the_same_name_get_results_of_their_own(stylize: Callable) -> 
     picture(40, 40, seed=30).save("more/s.png")
     assert stylize(content="photos/a.png photos/b.png", style="styles more") == 0
     assert written() == {"a__styles-s", "a__more-s", "a__t", "b__styles-s", "b__more-s", "b__t"}
-    assert apart(load_image("out/a__styles-s.png"), load_image("out/a__more-s.png")) > 4
+    assert largest_difference(load_image("out/a__styles-s.png"), load_image("out/a__more-s.png")) > 4
 
 
 def test_a_template_names_the_results(stylize: Callable) -> None:
@@ -180,7 +176,9 @@ def test_odd_pictures_come_out_upright_and_right(stylize: Callable, pipeline: Ca
         "deep": grey,
         "cmyk": upright,
     }.items():
-        assert apart(load_image(f"out/{name}__s.png"), pipeline(expected, "styles/s.png")) <= 1, name
+        assert (
+            largest_difference(load_image(f"out/{name}__s.png"), pipeline(expected, "styles/s.png")) <= 1
+        ), name
 
 
 # The fine look
@@ -469,8 +467,8 @@ def test_weights_mix_all_styles_into_one(stylize: Callable, pipeline: Callable) 
     assert stylize("--style-weights 3 1", content="photos/*.png") == 0
     assert written() == {"a__s+t", "b__s+t"}
     result, styles = load_image("out/b__s+t.png"), ["styles/s.png", "styles/t.png"]
-    assert apart(result, pipeline("photos/b.png", StyleMix(styles, [3, 1]))) <= 1
-    assert apart(result, pipeline("photos/b.png", StyleMix(styles, [1, 1]))) > 1
+    assert largest_difference(result, pipeline("photos/b.png", StyleMix(styles, [3, 1]))) <= 1
+    assert largest_difference(result, pipeline("photos/b.png", StyleMix(styles, [1, 1]))) > 1
     assert told("out/b__s+t.png")["style_weights"] == [3, 1]
 
 
@@ -479,8 +477,8 @@ def test_masks_give_each_style_its_region(stylize: Callable, pipeline: Callable,
     load_image("left.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("right.png")
     assert stylize(f"--mask {masks}", content="photos/a.png", output="o.png") == 0
     result, styles = load_image("o.png"), ["styles/s.png", "styles/t.png"]
-    assert apart(result, pipeline("photos/a.png", StyleRegions(styles, ["left.png"]))) <= 1
-    assert apart(result, pipeline("photos/a.png", StyleRegions(styles, ["right.png"]))) > 1
+    assert largest_difference(result, pipeline("photos/a.png", StyleRegions(styles, ["left.png"]))) <= 1
+    assert largest_difference(result, pipeline("photos/a.png", StyleRegions(styles, ["right.png"]))) > 1
 
 
 @pytest.mark.parametrize("content", ["photos/a.png", "photos/*.png"])

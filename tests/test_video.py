@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import assert_refused, everything_in, picture, pixels, run_program, script
+from pipeline_builders import assert_refused, everything_in, mean_difference, picture, run_program, script
 
 from ldm.errors import UserError
 from ldm.media import clips, video
@@ -138,10 +138,6 @@ def kinds_of(path: Path) -> list[tuple[str, str]]:
         return [(stream.type, stream.codec_context.name) for stream in container.streams]
 
 
-def difference(a: Image.Image, b: Image.Image) -> float:
-    return float(np.abs(pixels(a) - pixels(b)).mean())
-
-
 # From clip to clip
 
 
@@ -167,7 +163,7 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     )
     results = read(folder / "new/painted")
     assert [frame.name for frame in results] == [f"{number:06d}.png" for number in range(3)]
-    assert [difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
+    assert [mean_difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
 
 
 def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
@@ -177,13 +173,13 @@ def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
     results = [frame.picture for frame in read(folder / "painted")]
     assert (
         max(
-            difference(results[0], results[2]),
-            difference(results[0], results[4]),
-            difference(results[1], results[3]),
+            mean_difference(results[0], results[2]),
+            mean_difference(results[0], results[4]),
+            mean_difference(results[1], results[3]),
         )
         < 0.01
     )
-    assert difference(results[0], results[1]) > 1
+    assert mean_difference(results[0], results[1]) > 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -220,7 +216,7 @@ def test_a_part_of_the_clip(paint: Any, folder: Path, options: dict, chosen: lis
     everything = {frame.name: frame.picture for frame in read(folder / "all")}
     some = {frame.name: frame.picture for frame in read(folder / "some")}
     assert list(some) == [f"{number:06d}.png" for number in chosen]
-    assert all(difference(some[name], everything[name]) < 0.01 for name in some)
+    assert all(mean_difference(some[name], everything[name]) < 0.01 for name in some)
     assert [frame.time for frame in read(folder / "some.gif")] == [4 * place for place in range(len(chosen))]
 
 
@@ -359,7 +355,7 @@ def test_a_folder_of_frames_keeps_names_and_order(paint: Any, folder: Path) -> N
     assert paint(content="frames", output="painted/") == paint(content="frames", output="out.gif") == 0
     files = read(folder / "painted")
     assert [frame.name for frame in files] == ["frame8.png", "frame9.png", "frame10.png", "frame11.png"]
-    apart = [[difference(a.picture, b.picture) for b in read(folder / "out.gif")] for a in files]
+    apart = [[mean_difference(a.picture, b.picture) for b in read(folder / "out.gif")] for a in files]
     assert np.argmin(apart, axis=1).tolist() == [0, 1, 2, 3]
 
 
@@ -371,7 +367,7 @@ def test_a_restart_paints_what_is_missing(paint: Any, folder: Path, monkeypatch:
     assert paint(content="frames", output="painted") == 0
     assert (folder / "painted/frame8.png").stat().st_mtime_ns == first
     assert all(
-        difference(a.picture, b.picture) < 0.01
+        mean_difference(a.picture, b.picture) < 0.01
         for a, b in zip(read(folder / "whole"), read(folder / "painted"), strict=True)
     )
     before = everything_in(folder / "painted")
@@ -394,7 +390,7 @@ def test_frames_painted_otherwise_are_painted_again(paint: Any, folder: Path) ->
     )
     assert paint(content="frames", output="other", seed=2) == 0
     assert [
-        difference(a.picture, b.picture)
+        mean_difference(a.picture, b.picture)
         for a, b in zip(read(folder / "painted"), read(folder / "other"), strict=True)
     ] == [0, 0]
 
