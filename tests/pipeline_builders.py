@@ -127,6 +127,13 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(pixels + blocks[:height, :width], 0, 255).astype(np.uint8))
 
 
+def left_half(width: int, height: int) -> Image.Image:
+    """White in the left half, black in the right."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[:, : width // 2] = 255
+    return Image.fromarray(mask)
+
+
 def picture_folder(folder: Path, count: int, size: tuple[int, int] = (40, 36), seed: int = 0) -> Path:
     """A folder of `count` different pictures, in two sub-folders."""
     for i in range(count):

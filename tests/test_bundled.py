@@ -1,20 +1,26 @@
-"""The bundled model: it loads anywhere, offline, and paints: the photo is still there, the palette is the painting's."""
+"""The bundled model: it loads anywhere, offline, and paints: the photo is still there, the palette is the painting's.
+
+All that new weights could fail by what they paint is here.
+"""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from pipeline_builders import ROOT, largest_difference, pixels
+from pipeline_builders import ROOT, largest_difference, left_half, mean_difference, pixels
 
 from ldm.checkpoint import describe, read_state_dict
 from ldm.media.images import load_image, resize_short_side
-from ldm.media.tensors import image_to_tensor
+from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.pipeline.bundled import BUNDLED
 from ldm.pipeline.engine import Batch
+from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
 
 SETTINGS = {"look": "fast", "size": 256, "steps": 10, "seed": 0}
+FAIR = {"look": "fast", "size": 256, "steps": 8}
+TURNER, GOGH = "turner_whalers", "van_gogh_wheat_field_with_cypresses"
 
 # Photos and paintings whose mean colours lie far apart.
 PAIRS = [
@@ -133,6 +139,122 @@ def test_the_painting_makes_the_difference(bundled: StyleTransferPipeline) -> No
     assert np.linalg.norm(mean_colour(results[0]) - mean_colour(results[1])) > 15
 
 
+# What the dials do
+
+
+def test_styles_alone_differ_by_style_and_by_seed(bundled: StyleTransferPipeline) -> None:
+    turner, gogh = bundled(None, [style(TURNER), style(GOGH)], **FAIR)
+    assert mean_difference(turner, gogh) > 5 and pixels(turner).std() > 10
+    assert mean_difference(turner, bundled(None, style(TURNER), seed=1, **FAIR)) > 10
+
+
+def test_half_of_two_styles_lies_between_them(bundled: StyleTransferPipeline) -> None:
+    styles = [style(TURNER), style(GOGH)]
+    turner, gogh, both = bundled(content("astronaut"), [*styles, StyleMix(styles)], **FAIR)
+    assert max(mean_difference(both, turner), mean_difference(both, gogh)) < 0.9 * mean_difference(
+        turner, gogh
+    )
+
+
+def share(image: Image.Image, of: Image.Image, other: Image.Image, columns: slice) -> float:
+    """How far the image has gone from `other` (0) to `of` (1), in some columns."""
+    way = (pixels(of) - pixels(other))[:, columns].ravel()
+    return float(way @ (pixels(image) - pixels(other))[:, columns].ravel() / (way @ way))
+
+
+@pytest.fixture(scope="module")
+def shares_of_turner(bundled: StyleTransferPipeline) -> tuple[float, float]:
+    """(left, right) of a picture whose left half is to be like Turner's, the right half like van Gogh's."""
+    styles, square = [style(TURNER), style(GOGH)], content("astronaut").resize((256, 256))
+    turner, gogh, both = bundled(square, [*styles, StyleRegions(styles, [left_half(256, 256)])], **FAIR)
+    return share(both, turner, gogh, slice(0, 104)), share(both, turner, gogh, slice(152, None))
+
+
+def test_each_half_is_painted_in_its_own_style(shares_of_turner: tuple[float, float]) -> None:
+    left, right = shares_of_turner
+    assert left > 0.75 and right < 0.25
+
+
+def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -> None:
+    small = resize_short_side(content("moose"), 256)
+    with torch.no_grad():
+        codec = bundled.painter.codec
+        latent = codec.encode(image_to_tensor(small)[None])
+        copied = tensor_to_image(codec.decode(latent, (small.height, small.width))[0])
+    distances = [
+        mean_difference(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
+        for s in (0.01, 0.3, 0.7, 1.0)
+    ]
+    assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
+        distances
+    )
+
+
+def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
+    given = resize_short_side(content("coffee_cup"), 256)
+    painted, coloured = (bundled(given, style(TURNER), preserve_color=kept, **FAIR) for kept in (False, True))
+    rgb = pixels(coloured)
+    inside = ((rgb > 0) & (rgb < 255)).all(axis=2)  # where the brightness leaves room for the colour
+    assert inside.mean() > 0.5
+    luma, *chroma = np.moveaxis(np.asarray(coloured.convert("YCbCr"), dtype=int), 2, 0)
+    _, *expected = np.moveaxis(np.asarray(given.convert("YCbCr"), dtype=int), 2, 0)
+    assert np.abs(luma - np.asarray(painted.convert("L"), dtype=int))[inside].max() <= 2
+    assert max(np.abs(a - b)[inside].max() for a, b in zip(chroma, expected)) <= 2
+    assert mean_difference(painted, coloured) > 10
+
+
+def test_a_photo_in_its_own_style_stays_itself(bundled: StyleTransferPipeline) -> None:
+    contents = [load_image(path) for path in sorted((ROOT / "data/contents").glob("*.jpg"))]
+    likeness = [
+        psnr(bundled(photo, photo, look="fast", size=256), resize_short_side(photo, 256))
+        for photo in contents
+    ]
+    assert np.mean(likeness) > 19.5 and min(likeness) > 16, likeness
+
+
+# Large pictures
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    return float(10 * np.log10(255**2 / np.square(pixels(a) - pixels(b)).mean()))
+
+
+@pytest.fixture(scope="module")
+def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, Image.Image]]:
+    """Pictures of 512x256 pixels in three tiles, and the same in one piece."""
+    pairs = [("great_wall", TURNER), ("chenonceau_castle", GOGH)]
+    options = {**FAIR, "size": (512, 256)}
+    return [
+        tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs
+    ]
+
+
+def test_a_picture_in_tiles_is_near_that_in_one_piece(tiled_and_whole: list) -> None:
+    assert [psnr(tiled, whole) > 26 for tiled, whole in tiled_and_whole] == [True, True]
+
+
+def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:
+    """Slopes across the tiles' ends, against those beside and against those of the picture in one piece."""
+    for tiled, whole in tiled_and_whole:
+        sharpness = []
+        for image in (tiled, whole):
+            slopes = np.abs(np.diff(pixels(image), axis=1)).mean(axis=(0, 2))
+            at_ends = slopes[[127, 255, 383]].mean()
+            elsewhere = slopes[15::16].mean()  # the decoder's own grid shows a little everywhere
+            sharpness.append(at_ends / elsewhere)
+        assert sharpness[0] < 1.3 * sharpness[1]
+
+
+def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline) -> None:
+    given = content("astronaut").resize((416, 416))
+    results = [
+        bundled(given, style(TURNER), **{**FAIR, **options})
+        for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})
+    ]
+    small, large, from_scratch = (result.resize((64, 64)) for result in results)
+    assert psnr(large, small) > 20 and psnr(large, small) > psnr(from_scratch, small)
+
+
 # Seeds
 
 
@@ -155,3 +277,10 @@ def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(bundled: StyleTr
     for i in range(3):
         alone = bundled(contents[i], styles[i], **{**options, "seed": i + 1})
         assert largest_difference(alone, together[i]) <= 1
+
+
+def test_the_seed_does_not_decide_the_brightness(bundled: StyleTransferPipeline) -> None:
+    """What the mean of the starting noise would do, most of all to a small picture."""
+    painted = bundled([content("astronaut")] * 4, style(TURNER), look="fast", size=128, seed=[0, 1, 2, 3])
+    means = np.array([pixels(image).mean(axis=(0, 1)) for image in painted])
+    assert np.ptp(means, axis=0).max() < 70  # not centred: 104 and more in every channel

@@ -12,10 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pipeline_builders import ROOT, largest_difference, mean_difference, picture, pixels, tiny_model
+from pipeline_builders import (
+    ROOT,
+    largest_difference,
+    left_half,
+    mean_difference,
+    picture,
+    pixels,
+    tiny_model,
+)
 
 from ldm.errors import UserError
-from ldm.media.images import load_image, resize_short_side
+from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.pipeline.engine import Batch, Painter, centred
 from ldm.pipeline.inputs import StyleMix, StyleRegions
@@ -23,32 +31,11 @@ from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import SAMPLERS, Settings
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
-FAIR = {"look": "fast", "size": 256, "steps": 8}  # of the bundled model
-TURNER, GOGH = "turner_whalers", "van_gogh_wheat_field_with_cypresses"
 
 
 @pytest.fixture(scope="module")
 def paintings() -> list[Image.Image]:
     return [picture(40, 52, seed=2), picture(44, 40, seed=3)]
-
-
-def content(name: str) -> Image.Image:
-    return load_image(ROOT / "data/contents" / f"{name}.jpg")
-
-
-def style(name: str) -> Image.Image:
-    return load_image(ROOT / "data/styles" / f"{name}.jpg")
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    return float(10 * np.log10(255**2 / np.square(pixels(a) - pixels(b)).mean()))
-
-
-def left_half(width: int, height: int) -> Image.Image:
-    """White in the left half, black in the right."""
-    mask = np.zeros((height, width), dtype=np.uint8)
-    mask[:, : width // 2] = 255
-    return Image.fromarray(mask)
 
 
 def white(width: int, height: int) -> Image.Image:
@@ -127,17 +114,6 @@ def test_a_style_alone_has_the_size_asked_for(
     assert tiny(None, paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
 
 
-def test_styles_alone_differ_by_style_and_by_seed(bundled: StyleTransferPipeline) -> None:
-    turner, gogh = bundled(None, [style(TURNER), style(GOGH)], **FAIR)
-    assert mean_difference(turner, gogh) > 5 and pixels(turner).std() > 10
-    assert mean_difference(turner, bundled(None, style(TURNER), seed=1, **FAIR)) > 10
-
-
-def test_a_list_of_seeds_shows_a_style_alone_once_only(tiny: StyleTransferPipeline, paintings: list) -> None:
-    with pytest.raises(UserError, match="2 values of seed for 1 pictures"):
-        tiny(None, paintings[0], seed=[1, 2], **FAST)
-
-
 def test_the_content_scale_means_nothing_to_a_style_alone(
     tiny: StyleTransferPipeline, paintings: list
 ) -> None:
@@ -176,14 +152,6 @@ def test_a_mixture_averages_the_statistics(
     )
 
 
-def test_half_of_two_styles_lies_between_them(bundled: StyleTransferPipeline) -> None:
-    styles = [style(TURNER), style(GOGH)]
-    turner, gogh, both = bundled(content("astronaut"), [*styles, StyleMix(styles)], **FAIR)
-    assert max(mean_difference(both, turner), mean_difference(both, gogh)) < 0.9 * mean_difference(
-        turner, gogh
-    )
-
-
 # Regions
 
 
@@ -204,25 +172,6 @@ def test_regions_of_one_style_are_that_style(
 ) -> None:
     regions = StyleRegions([paintings[0]] * 3, [left_half(48, 32), white(48, 32)])
     assert largest_difference(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
-
-
-def share(image: Image.Image, of: Image.Image, other: Image.Image, columns: slice) -> float:
-    """How far the image has gone from `other` (0) to `of` (1), in some columns."""
-    way = (pixels(of) - pixels(other))[:, columns].ravel()
-    return float(way @ (pixels(image) - pixels(other))[:, columns].ravel() / (way @ way))
-
-
-@pytest.fixture(scope="module")
-def shares_of_turner(bundled: StyleTransferPipeline) -> tuple[float, float]:
-    """(left, right) of a picture whose left half is to be like Turner's, the right half like van Gogh's."""
-    styles, square = [style(TURNER), style(GOGH)], content("astronaut").resize((256, 256))
-    turner, gogh, both = bundled(square, [*styles, StyleRegions(styles, [left_half(256, 256)])], **FAIR)
-    return share(both, turner, gogh, slice(0, 104)), share(both, turner, gogh, slice(152, None))
-
-
-def test_each_half_is_painted_in_its_own_style(shares_of_turner: tuple[float, float]) -> None:
-    left, right = shares_of_turner
-    assert left > 0.75 and right < 0.25
 
 
 def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
@@ -326,21 +275,6 @@ def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Ima
     assert tiny(photo, paintings[0], strength=1.0, **FAST) == tiny(photo, paintings[0], **FAST)
 
 
-def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -> None:
-    small = resize_short_side(content("moose"), 256)
-    with torch.no_grad():
-        codec = bundled.painter.codec
-        latent = codec.encode(image_to_tensor(small)[None])
-        copied = tensor_to_image(codec.decode(latent, (small.height, small.width))[0])
-    distances = [
-        mean_difference(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
-        for s in (0.01, 0.3, 0.7, 1.0)
-    ]
-    assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
-        distances
-    )
-
-
 @pytest.mark.parametrize("strength, expected", [(1.0, 20), (0.5, 10), (0.01, 1)])
 def test_less_strength_takes_fewer_steps(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int
@@ -353,46 +287,7 @@ def test_less_strength_takes_fewer_steps(
     assert lengths == [expected]
 
 
-def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
-    given = resize_short_side(content("coffee_cup"), 256)
-    painted, coloured = (bundled(given, style(TURNER), preserve_color=kept, **FAIR) for kept in (False, True))
-    rgb = pixels(coloured)
-    inside = ((rgb > 0) & (rgb < 255)).all(axis=2)  # where the brightness leaves room for the colour
-    assert inside.mean() > 0.5
-    luma, *chroma = np.moveaxis(np.asarray(coloured.convert("YCbCr"), dtype=int), 2, 0)
-    _, *expected = np.moveaxis(np.asarray(given.convert("YCbCr"), dtype=int), 2, 0)
-    assert np.abs(luma - np.asarray(painted.convert("L"), dtype=int))[inside].max() <= 2
-    assert max(np.abs(a - b)[inside].max() for a, b in zip(chroma, expected)) <= 2
-    assert mean_difference(painted, coloured) > 10
-
-
 # Large pictures
-
-
-@pytest.fixture(scope="module")
-def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, Image.Image]]:
-    """Pictures of 512x256 pixels in three tiles, and the same in one piece."""
-    pairs = [("great_wall", TURNER), ("chenonceau_castle", GOGH)]
-    options = {**FAIR, "size": (512, 256)}
-    return [
-        tuple(bundled(content(c), style(s), tile=tile, **options) for tile in (256, 512)) for c, s in pairs
-    ]
-
-
-def test_a_picture_in_tiles_is_near_that_in_one_piece(tiled_and_whole: list) -> None:
-    assert [psnr(tiled, whole) > 26 for tiled, whole in tiled_and_whole] == [True, True]
-
-
-def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:
-    """Slopes across the tiles' ends, against those beside and against those of the picture in one piece."""
-    for tiled, whole in tiled_and_whole:
-        sharpness = []
-        for image in (tiled, whole):
-            slopes = np.abs(np.diff(pixels(image), axis=1)).mean(axis=(0, 2))
-            at_ends = slopes[[127, 255, 383]].mean()
-            elsewhere = slopes[15::16].mean()  # the decoder's own grid shows a little everywhere
-            sharpness.append(at_ends / elsewhere)
-        assert sharpness[0] < 1.3 * sharpness[1]
 
 
 @pytest.fixture
@@ -423,16 +318,6 @@ def test_a_large_picture_is_painted_small_first(
 ) -> None:
     result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
-
-
-def test_a_large_picture_looks_like_the_small_one(bundled: StyleTransferPipeline) -> None:
-    given = content("astronaut").resize((416, 416))
-    results = [
-        bundled(given, style(TURNER), **{**FAIR, **options})
-        for options in ({"size": 256}, {"size": 416}, {"size": 416, "refine": 1})
-    ]
-    small, large, from_scratch = (result.resize((64, 64)) for result in results)
-    assert psnr(large, small) > 20 and psnr(large, small) > psnr(from_scratch, small)
 
 
 def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, paintings: list) -> None:
@@ -496,14 +381,6 @@ def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, p
     assert largest_difference(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
 
 
-@pytest.mark.parametrize("name", ["content_scale", "style_scale"])
-def test_there_is_one_scale_or_one_for_each_picture(
-    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, name: str
-) -> None:
-    with pytest.raises(UserError, match=f"2 values of {name} for 3 pictures"):
-        tiny([photo] * 3, paintings[0], **{name: [1.0, 2.0]}, **FAST)
-
-
 def test_a_style_picture_is_looked_at_once(
     tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,6 +417,15 @@ def test_the_starting_noise_depends_on_the_seed_alone(
     assert not torch.equal(starts[-1], starts[0])
 
 
+def test_centred_noise_has_mean_0_and_keeps_the_rest() -> None:
+    noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) + 1
+    moved = noise - centred(noise)
+    assert (
+        centred(noise).mean(dim=(2, 3)).abs().max() < 1e-6
+        and (moved - moved[:, :, :1, :1]).abs().max() < 1e-6
+    )
+
+
 # Number formats
 
 
@@ -567,9 +453,8 @@ def test_what_overflows_in_bf16_is_painted_again_in_float32(
         tried == ["bf16", "fp32"]
         and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
     )
-    assert (
-        mean_difference(painted, tiny(photo, paintings[0], **FAST)) < 2
-    )  # the style's statistics are still bf16's
+    # the style's statistics are still bf16's
+    assert mean_difference(painted, tiny(photo, paintings[0], **FAST)) < 2
 
 
 def test_what_does_not_overflow_is_painted_once(
@@ -618,7 +503,7 @@ def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -
     assert compiled == []
 
 
-# What it costs and what it is good for
+# What it costs
 
 
 def test_painting_imports_nothing_of_training() -> None:
@@ -635,28 +520,3 @@ def test_painting_imports_nothing_of_training() -> None:
     code = f"import sys, ldm.pipeline.pipeline; ldm.pipeline.pipeline.build_model('configs/mini.yaml'); print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_a_photo_in_its_own_style_stays_itself(bundled: StyleTransferPipeline) -> None:
-    contents = [load_image(path) for path in sorted((ROOT / "data/contents").glob("*.jpg"))]
-    likeness = [
-        psnr(bundled(photo, photo, look="fast", size=256), resize_short_side(photo, 256))
-        for photo in contents
-    ]
-    assert np.mean(likeness) > 19.5 and min(likeness) > 16, likeness
-
-
-def test_the_seed_does_not_decide_the_brightness(bundled: StyleTransferPipeline) -> None:
-    """What the mean of the starting noise would do, most of all to a small picture."""
-    painted = bundled([content("astronaut")] * 4, style(TURNER), look="fast", size=128, seed=[0, 1, 2, 3])
-    means = np.array([pixels(image).mean(axis=(0, 1)) for image in painted])
-    assert np.ptp(means, axis=0).max() < 70  # not centred: 104 and more in every channel
-
-
-def test_centred_noise_has_mean_0_and_keeps_the_rest() -> None:
-    noise = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) + 1
-    moved = noise - centred(noise)
-    assert (
-        centred(noise).mean(dim=(2, 3)).abs().max() < 1e-6
-        and (moved - moved[:, :, :1, :1]).abs().max() < 1e-6
-    )
