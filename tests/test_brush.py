@@ -323,23 +323,6 @@ def test_the_same_call_gives_the_same_picture(
     assert pipeline(photo, painting, **FINE) == pipeline(photo, painting, **FINE)
 
 
-def test_effort_multiplies_the_steps() -> None:
-    assert (
-        Settings(effort=2.0).brush.brush == 2 * LOOKS["fine"].brush and Settings(look="fast").brush.brush == 0
-    )
-
-
-@pytest.mark.parametrize(
-    "settings, problem",
-    [({"look": "fien"}, "look 'fien'"), ({"effort": 0}, "effort"), ({"effort": float("nan")}, "effort")],
-)
-def test_bad_looks_and_efforts(
-    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, settings: dict, problem: str
-) -> None:
-    with pytest.raises(UserError, match=problem):
-        pipeline(photo, painting, **settings)
-
-
 def test_sampling_is_guided_mildly_whatever_the_dials(
     pipeline: StyleTransferPipeline,
     photo: Image.Image,
