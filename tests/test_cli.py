@@ -94,7 +94,6 @@ def arguments(**changes: object) -> list[str]:
         ({"output": "new/folder/out.png", "content": "nowhere.png"}, "nowhere.png: no such file"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
         ({"look": "finest"}, "--look: invalid choice: 'finest'"),
-        ({"look": "fast", "effort": 2}, "--effort is for --look fine; the look fast makes no gradient steps"),
         ({"precision": "fp8"}, "--precision: invalid choice: 'fp8'"),
         ({"device": "tpu"}, "--device: invalid choice: 'tpu'"),
         ({"colour": "red"}, "--colour"),

@@ -234,13 +234,6 @@ def test_one_mask_keeps_its_part_of_every_photo(tiny: StyleTransferPipeline, pai
         assert np.array_equal(pixels(kept)[:, :22], pixels(given)[:, :22])
 
 
-def test_a_kept_part_of_another_aspect_is_refused(
-    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
-) -> None:
-    with pytest.raises(UserError, match="mask of 32x32 pixels does not have the picture's aspect, 48x32"):
-        tiny(photo, paintings[0], keep=white(32, 32), **FAST)
-
-
 @pytest.mark.parametrize(
     "options", [{"size": (33, 47)}, {"size": 64, "tile": 32}, {"size": 64, "tile": 32, "refine": 1.0}]
 )

@@ -1,17 +1,14 @@
 """What may stand for a style: pictures, mixtures, regions and their masks."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from golden_rules import rnd
 from PIL import Image
 from pipeline_builders import picture
 
 from ldm.errors import UserError
-from ldm.pipeline.codec import Codec
 from ldm.pipeline.inputs import (
     PictureReader,
     ReadStyle,
@@ -164,46 +161,6 @@ def test_masks_of_any_mode_are_taken(mode: str) -> None:
         else mask().convert(mode)
     )
     assert torch.equal(mask_tensor(PictureReader().mask(given), (64, 48)), mask_tensor(mask(), (64, 48)))
-
-
-# At the latent's positions
-
-
-def codec(factor: int = 8, min_multiple: int = 2) -> Codec:
-    """For shapes alone: nothing is encoded."""
-    first_stage = SimpleNamespace(encoder=SimpleNamespace(factor=factor))
-    network = SimpleNamespace(diffusion_model=SimpleNamespace(min_multiple=min_multiple))
-    return Codec(SimpleNamespace(first_stage_model=first_stage, model=network))
-
-
-@pytest.mark.parametrize(
-    "height, width, expected", [(32, 64, (4, 8)), (33, 64, (6, 8)), (1, 31, (2, 4)), (16, 17, (2, 4))]
-)
-def test_a_latent_has_the_size_of_the_padded_picture(height: int, width: int, expected: tuple) -> None:
-    assert codec().latent_size((height, width)) == expected
-    assert codec().shares(torch.zeros(1, 1, height, width)).shape[2:] == expected
-
-
-def test_a_position_of_the_latent_has_the_mean_of_its_pixels() -> None:
-    x = rnd("mask", 2, 3, 32, 64)
-    expected = x.unflatten(3, (8, 8)).unflatten(2, (4, 8)).mean(dim=(3, 5))
-    torch.testing.assert_close(codec().shares(x), expected)
-
-
-@pytest.mark.parametrize(
-    "height, width, expected", [(33, 64, (6, 8)), (32, 50, (4, 8)), (37, 50, (6, 8)), (32, 64, (4, 8))]
-)
-def test_masks_are_padded_as_the_pictures_are(height: int, width: int, expected: tuple[int, int]) -> None:
-    x = rnd("mask", 1, 2, height, width)
-    small = codec().shares(x)
-    assert small.shape == (1, 2, *expected)
-    if height == 33:  # the padding repeats the edge
-        torch.testing.assert_close(small[0, 0, 4:, 0], x[0, 0, 32, :8].mean().expand(2))
-
-
-def test_shares_still_sum_to_1_at_the_latents_positions() -> None:
-    masks = rnd("masks", 2, 3, 37, 50).softmax(dim=1)
-    assert torch.allclose(codec().shares(masks).sum(dim=1), torch.ones(()))
 
 
 # Reading
