@@ -120,7 +120,7 @@ def test_styles_are_read_no_larger_than_they_are_looked_at(settings: dict[str, A
     assert painting(job).size == (side, side)
 
 
-@pytest.mark.parametrize("given", [(80_000, 1), (1, 80_000), (0, 5)])
+@pytest.mark.parametrize("given", [(80_000, 1), (1, 80_000), (0, 5), (0, 0)])
 @pytest.mark.parametrize("which", ["content", "style"])
 def test_what_no_memory_would_hold_once_scaled_is_refused(which: str, given: tuple[int, int]) -> None:
     problem = f"{given[0]}x{given[1]} pixels cannot be scaled to a shorter side of 32"
