@@ -32,7 +32,7 @@ COMMANDS = {
     "demo": Command(
         "ldm.cli.demo", "scripts/demo.py", "the bundled photos in the bundled styles, on a sheet"
     ),
-    "train": Command("ldm.training.train", "main.py", "train a model from config files"),
+    "train": Command("ldm.cli.train", "main.py", "train a model from config files"),
     "train-bundled": Command(
         "ldm.cli.train_bundled",
         "scripts/train_bundled.py",

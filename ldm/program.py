@@ -53,8 +53,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """The arguments given, by default those of the sub-command. Raises UserError for wrong
         ones."""
+        return super().parse_args(self._taken(args), namespace)
+
+    def parse_intermixed_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """The same, where others may stand between options."""
+        return super().parse_intermixed_args(self._taken(args), namespace)
+
+    def _taken(self, args: Iterable[str] | None) -> list[str]:
         self._given = list(arguments() if args is None else args)
-        return super().parse_args(self._given, namespace)
+        return self._given
 
     def parse_given(self) -> tuple[argparse.Namespace, set[str]]:
         """(the options, the names of those that were typed, whatever their value)."""

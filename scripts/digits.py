@@ -18,13 +18,11 @@ import numpy as np
 from PIL import Image
 
 from ldm.checks import DEVICES
-from ldm.device import choose_device
 from ldm.errors import UserError
+from ldm.files import ROOT
 from ldm.media.images import save_image
-from ldm.media.tensors import tensor_to_image
-from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
-from ldm.models.inference import load_for_inference
-from ldm.pipeline.classes import CONFIG, sample_classes
+from ldm.pipeline.bundled import CLASSES_CONFIG
+from ldm.pipeline.classes import class_pictures, load_class_model
 from ldm.program import ArgumentParser, at_least, run
 
 SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the value of white
@@ -42,9 +40,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        default=CONFIG,
+        default=ROOT / CLASSES_CONFIG,
         metavar="YAML",
-        help="the checkpoint's config (default: configs/class_conditional.yaml)",
+        help=f"the checkpoint's config (default: {CLASSES_CONFIG})",
     )
     parser.add_argument(
         "--n", type=at_least(1), default=20, metavar="N", help="samples of each digit (default: 20)"
@@ -104,18 +102,13 @@ def features(picture: Image.Image) -> np.ndarray:
 def recognise(args: argparse.Namespace) -> None:
     from sklearn.svm import SVC
 
-    model = (
-        load_for_inference(args.recognise, args.config, LatentDiffusionModel)
-        .to(choose_device(args.device))
-        .eval()
-    )
+    model = load_class_model(args.recognise, args.config, args.device)
     data = digits()
     classifier = SVC(gamma=0.001).fit([features(enlarged(image)) for image in data.images], data.target)
     labels = np.repeat(np.arange(10), args.n)
-    pictures = sample_classes(
-        model, labels.tolist(), [args.seed + i for i in range(len(labels))], args.scale, args.steps
-    )
-    taken_for = classifier.predict([features(tensor_to_image(picture)) for picture in pictures])
+    seeds = [args.seed + i for i in range(len(labels))]
+    pictures = class_pictures(model, labels.tolist(), seeds, args.scale, args.steps)
+    taken_for = classifier.predict([features(picture) for picture in pictures])
     for digit in range(10):
         print(f"{digit}: {np.mean(taken_for[labels == digit] == digit):.0%}")
     print(

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pipeline_builders import model_config, tiny_model
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ldm import checkpoint
-from ldm.checkpoint import bake_ema, describe, load_strict, read_state_dict, save_safetensors
-from ldm.cli import verify
+from ldm.checkpoint import bake_ema, describe, fitting, load_strict, read_state_dict, save_safetensors
 from ldm.errors import CheckpointError
 from ldm.files import file_hash
 from ldm.text import human_size
@@ -481,13 +481,23 @@ def test_verify_compares_only_files_of_the_published_width(lightning_file: Path,
     assert "against" not in out, "four channels are not the published model"
 
 
-def test_verify_helpers(capsys: pytest.CaptureFixture) -> None:
+def test_verify_forgives_a_file_without_any_ema(tmp_path: Path, script) -> None:
+    OmegaConf.save(OmegaConf.create({"model": model_config(use_ema=True)}), tmp_path / "tiny.yaml")
+    for use_ema in (True, False):
+        torch.save(tiny_model(use_ema=use_ema).state_dict(), tmp_path / "tiny.pt")
+        code, out, _ = script(
+            "verify_checkpoint.py", tmp_path / "tiny.pt", "--config", tmp_path / "tiny.yaml"
+        )
+        assert code == 0 and "every name and shape fits" in out
+        assert ("inference-only file: no EMA beside its weights" in out) is not use_ema
+
+
+def test_verify_helpers() -> None:
     mismatch = checkpoint.Mismatch(["model_ema.a", "model.a"], ["b"], [])
-    assert verify.forgive_missing_ema(mismatch) == checkpoint.Mismatch(["model.a"], ["b"], [])
-    assert "inference-only file" in capsys.readouterr().out
+    assert fitting.forgive_missing_ema(mismatch) == checkpoint.Mismatch(["model.a"], ["b"], [])
     node = {"ckpt_path": "a.ckpt", "stages": [{"params": {"ckpt_path": "b.ckpt", "ch": 3}}]}
     expected = {"ckpt_path": None, "stages": [{"params": {"ckpt_path": None, "ch": 3}}]}
-    assert verify.without_ckpt_paths(node) == expected
+    assert fitting.without_ckpt_paths(node) == expected
 
 
 @pytest.mark.parametrize(

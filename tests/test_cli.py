@@ -1,5 +1,6 @@
 """The command line: scripts/stylize.py and scripts/demo.py. Bad input is exit code 2, one clear line, nothing written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from pipeline_builders import (
 from ldm import program
 from ldm.checkpoint import save_safetensors
 from ldm.cli import main as cli_main
+from ldm.commands import COMMANDS
 from ldm.errors import UserError
 from ldm.media.images import load_image
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -422,7 +424,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str
 @pytest.mark.parametrize(
     "typed, module, arguments",
     [
-        (["train", "--base", "a.yaml"], "ldm.training.train", ["--base", "a.yaml"]),
+        (["train", "--base", "a.yaml"], "ldm.cli.train", ["--base", "a.yaml"]),
         (["checkpoint", "verify", "a.ckpt"], "ldm.cli.verify", ["a.ckpt"]),
         (["photo.jpg", "painting.jpg"], "ldm.cli.stylize", ["photo.jpg", "painting.jpg"]),
         (["--content", "a.jpg"], "ldm.cli.stylize", ["--content", "a.jpg"]),
@@ -447,6 +449,46 @@ def test_a_command_that_is_not_there_is_told(
     called: Callable, capsys: pytest.CaptureFixture, typed: list[str], problem: str
 ) -> None:
     assert called(*typed) == (2, {}) and problem in capsys.readouterr().err
+
+
+ASK_EVERY_COMMAND = """
+import importlib, json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+from ldm.commands import COMMANDS
+from ldm.errors import UserError
+from ldm.program import call_as
+
+sys.modules["torch"] = sys.modules["pytorch_lightning"] = None  # importing them is an ImportError
+
+
+def answer(name, word):
+    call_as(name, [word])
+    try:
+        with redirect_stdout(StringIO()) as printed:
+            importlib.import_module(COMMANDS[name].module).main()
+    except SystemExit as end:
+        return f"exit code {end.code}: {printed.getvalue()}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+print(json.dumps({name: [answer(name, word) for word in ("--help", "--no-such-option")] for name in COMMANDS}))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list[str]]:
+    """What every command says to --help and to a wrong option where torch and Lightning are not to be had."""
+    code = [sys.executable, "-c", ASK_EVERY_COMMAND]
+    return json.loads(subprocess.run(code, env=own_environment(), capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_are_answered_before_torch_is_imported(command: str, answers: dict[str, list[str]]) -> None:
+    told, refused = answers[command]
+    assert told.startswith(f"exit code 0: usage: artfusion {command}")
+    assert refused.startswith("UserError: unrecognized arguments: --no-such-option")
 
 
 @pytest.mark.parametrize("typed", [["--hlp"], ["--content", "photo.jpg", "--hlp"]], ids=str)

@@ -14,10 +14,10 @@ import torch
 from pipeline_builders import FIRST_STAGE, ROOT, paintings_and_photos, picture_folder, save_config, tiny_model
 from training_builders import data_module, diffusion_node, hybrid_data, last, logger_node, recipe_node
 
+from ldm.cli.train import main
 from ldm.errors import UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.ranks import local_rank, rank_and_world, torchrun_group
-from ldm.training.train import main
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs torch with gloo")
 

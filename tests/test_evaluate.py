@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
 from ldm.evaluation import fid, metrics, plot
+from ldm.evaluation import run as evaluation
 from ldm.evaluation.efficientnet import EfficientNetLite0
 from ldm.evaluation.evaluator import Evaluator, Measured, to_tensors
 from ldm.evaluation.fid import art_fid, frechet_distance, load_inception
@@ -488,7 +489,7 @@ def test_bad_input_is_refused_before_any_weights_are_read(
 ) -> None:
     for place, name in ((plot, "check_extra"), (fid, "check_extra")):
         monkeypatch.setattr(place, name, lambda: None)  # whether or not they are installed here
-    for place, name in ((evaluate, "load_vgg"), (StyleTransferPipeline, "from_pretrained")):
+    for place, name in ((evaluation, "load_vgg"), (StyleTransferPipeline, "from_pretrained")):
         monkeypatch.setattr(place, name, lambda *args: pytest.fail("read weights"))
     if prepare:
         prepare(folder)
@@ -523,7 +524,7 @@ def test_a_missing_package_is_told(
     evaluate: ModuleType, folder: Path, monkeypatch, capsys, wrong: dict, module: str, problem: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(evaluate, "load_vgg", lambda *args: pytest.fail("read weights"))
+    monkeypatch.setattr("ldm.evaluation.run.load_vgg", lambda *args: pytest.fail("read weights"))
     assert_refused(evaluate, folder, monkeypatch, capsys, arguments(**wrong), problem)
 
 

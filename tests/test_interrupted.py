@@ -14,10 +14,10 @@ import torch
 from pipeline_builders import paintings_and_photos, save_config
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
+from ldm.cli.train import main
 from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
 from ldm.training.run_folder import alone_in
-from ldm.training.train import main
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 

@@ -44,7 +44,6 @@ DOCUMENTS = [
         "checkpoints/*/*.md",
         "ldm/cli/*.py",
         "benchmarks/suites.py",
-        "ldm/training/command_line.py",
         "configs/*.yaml",
         "Makefile",
     )

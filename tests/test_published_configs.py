@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.checkpoint import compare
-from ldm.cli.verify import published_config
+from ldm.checkpoint.fitting import published_config
 from ldm.config.factory import (
     get_obj_from_str,
     instantiate_from_config,

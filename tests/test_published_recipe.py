@@ -7,8 +7,8 @@ import pytest
 from pipeline_builders import picture_folder, save_config
 from training_builders import QUIET, diffusion_node, last, logged
 
+from ldm.cli.train import main
 from ldm.errors import UserError
-from ldm.training.train import main
 
 
 @pytest.fixture

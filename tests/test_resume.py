@@ -11,8 +11,8 @@ import torch
 from pipeline_builders import paintings_and_photos, save_config
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
+from ldm.cli.train import main
 from ldm.errors import UserError
-from ldm.training.train import main
 
 BATCHES = 5  # of an epoch
 EPOCHS = 3

@@ -35,6 +35,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.data import IterableDataset
 from training_builders import diffusion_node, hybrid_data, recipe
 
+from ldm.cli.train import main
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import EpochOrder, SeededSamples
 from ldm.errors import CheckpointError, UserError
@@ -42,7 +43,6 @@ from ldm.modules.optimizers import names_of
 from ldm.training import published_checkpoint
 from ldm.training.moments import NamedMoments, fitted_states
 from ldm.training.resume import Resumed
-from ldm.training.train import main
 from ldm.util import instantiate_from_config
 
 Patch, Captured = pytest.MonkeyPatch, pytest.CaptureFixture

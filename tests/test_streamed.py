@@ -20,12 +20,12 @@ from fsspec.registry import known_implementations
 from pipeline_builders import model_config, picture, picture_folder, save_config, tiny_model
 from torch.utils.data import DataLoader
 
+from ldm.cli.train import main
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import Draw, SeededSamples, mixed_seed
 from ldm.data.streamed import StreamedHybridTrain, endless, expanded, pictures_in, shard_names, share
 from ldm.data.wikiart import HybridTrain
 from ldm.errors import ConfigError, UserError
-from ldm.training.train import main
 
 SHARDS, PER_SHARD = 4, 3
 

@@ -14,7 +14,8 @@ from training_builders import diffusion_node, hybrid_data, last, recipe, train
 
 from ldm.config.merge import merged_config
 from ldm.errors import ConfigError
-from ldm.training.budget import FINISHED, TimeBudget
+from ldm.training import FINISHED
+from ldm.training.budget import TimeBudget
 
 # Training by the clock
 
@@ -227,7 +228,7 @@ def test_a_gpu_gets_batches_of_its_own_size(program: Any, monkeypatch: pytest.Mo
         output=sitting.output,
         start="mini",
     )
-    monkeypatch.setattr(module, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("ldm.device.choose_device", lambda name: torch.device("cuda"))
     assert module.settings_of("cross", args)["data"]["params"] | {"train": None} == {
         "train": None,
         **module.PHASES["cross"].on_gpu,

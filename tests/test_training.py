@@ -37,6 +37,7 @@ from training_builders import (
     train,
 )
 
+from ldm.cli.train import main
 from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.errors import CheckpointError, ConfigError, UserError
@@ -44,7 +45,7 @@ from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.training.throughput import Throughput
-from ldm.training.train import build, main
+from ldm.training.train import build
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The training command's config files, options and trainer: what is merged, what is chosen, what is refused."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from training_builders import lightning_recipe
 
+from ldm.cli.train import parse_args
 from ldm.config.merge import merged_config
 from ldm.device import has_bf16
 from ldm.errors import ConfigError, UserError
-from ldm.training.command_line import gpu_devices, parse_args
 from ldm.training.performance import apply_performance
+from ldm.training.published_flags import TRAINER_FLAGS, gpu_devices
 from ldm.training.run_folder import run_folder
 from ldm.training.trainer import Recipe
 
@@ -168,6 +170,10 @@ def test_lightnings_flags_set_the_trainers_options(given: str, overrides: list[s
         and ("a.b=1" in args.overrides) == ("a.b=1" in given)
     )
     assert run_folder(args, None) == Path("DIR/n_x") and args.seed == 3
+
+
+def test_every_option_of_lightnings_trainer_is_a_flag() -> None:
+    assert ["self", *TRAINER_FLAGS] == list(inspect.signature(pl.Trainer.__init__).parameters)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_builders import model_config, save_config, tiny_model
 
+from ldm.cli.train import main
 from ldm.data.datamodule import DataModuleFromConfig
-from ldm.training.train import main
 from ldm.training.trainer import Recipe
 
 QUIET = {

@@ -10,13 +10,10 @@ import argparse
 from pathlib import Path
 
 from ldm.checks import DEVICES
-from ldm.device import choose_device, memory_errors
+from ldm.files import ROOT
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet
-from ldm.media.tensors import tensor_to_image
-from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
-from ldm.models.inference import load_for_inference
-from ldm.pipeline.classes import CONFIG, sample_classes
+from ldm.pipeline.bundled import CLASSES_CONFIG
 from ldm.program import ArgumentParser, at_least
 
 
@@ -50,9 +47,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        default=CONFIG,
+        default=ROOT / CLASSES_CONFIG,
         metavar="YAML",
-        help="its config (default: configs/class_conditional.yaml)",
+        help=f"its config (default: {CLASSES_CONFIG})",
     )
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
@@ -62,15 +59,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     output = check_output(args.output)
-    device = choose_device(args.device)
-    model = load_for_inference(args.checkpoint, args.config, LatentDiffusionModel).to(device).eval()
+    from ldm.pipeline.classes import class_pictures, load_class_model  # takes seconds, with torch
+
+    model = load_class_model(args.checkpoint, args.config, args.device)
     labels = [label for label in args.classes for _ in range(args.n)]
     seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
-    with memory_errors("choose a smaller --n"):
-        pictures = [
-            tensor_to_image(picture)
-            for picture in sample_classes(model, labels, seeds, args.scale, args.steps, args.eta)
-        ]
+    pictures = class_pictures(model, labels, seeds, args.scale, args.steps, args.eta)
     rows = [pictures[i : i + args.n] for i in range(0, len(pictures), args.n)]
     save_image(
         labelled_sheet(rows, row_labels=[f"class {label}" for label in args.classes], cell=128), output

@@ -11,42 +11,19 @@ third leaves out VGG16 as well, for a model whose config says where that is (`vg
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from ldm.checkpoint import (
-    Report,
-    bake_ema,
-    describe,
-    inference_only,
-    read_state_dict,
-    save_safetensors,
-    without,
-)  # fmt: skip
-from ldm.errors import CheckpointError, UserError
-from ldm.files import file_hash, own_or
+from ldm.errors import UserError
+from ldm.files import own_or
 from ldm.program import ArgumentParser
-from ldm.text import human_size
 
 
 def main() -> None:
     args = parse_args()
     check_output(args.output, args.force)
-    report = describe(args.input)
-    if report.nonfinite:
-        raise CheckpointError(
-            f"{args.input}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}"
-        )
-    weights, tensors = choose_weights(
-        leaving_out(args.leave_out, read_state_dict(args.input)), args.keep_live
-    )
-    save_safetensors(tensors, args.output, metadata(args.input, report, weights), args.half)
-    print(
-        f"{args.output}: {human_size(args.output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
-        f"made from {args.input}: {human_size(report.size)}, {report.tensors} tensors"
-    )
+    from ldm.checkpoint.converting import convert  # takes seconds, with torch
+
+    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half))
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,34 +48,3 @@ def check_output(path: Path, force: bool) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}; create it first")
     if path.exists() and not force:
         raise UserError(f"{path}: exists already; add --force to overwrite it")
-
-
-def leaving_out(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Raises UserError for a prefix that no name has."""
-    for prefix in prefixes:
-        if not any(name.startswith(prefix) for name in state_dict):
-            raise UserError(
-                f"--leave-out {prefix}: no name begins so; `artfusion checkpoint verify` lists them"
-            )
-    return without(state_dict, tuple(prefixes))
-
-
-def choose_weights(state_dict: dict[str, Tensor], keep_live: bool) -> tuple[str, dict[str, Tensor]]:
-    """(which weights these are, in words; the tensors to keep)."""
-    live = inference_only(state_dict)
-    if keep_live:
-        return "live weights", live
-    baked = bake_ema(state_dict)
-    replaced = any(baked[name] is not live[name] for name in baked)
-    return ("EMA weights" if replaced else "its only weights: it has no EMA"), baked
-
-
-def metadata(source: Path, report: Report, weights: str) -> dict[str, str]:
-    facts = {"global_step": report.global_step, "epoch": report.epoch}
-    known = {name: str(value) for name, value in facts.items() if value is not None}
-    return {
-        "kind": report.kind,
-        "weights": weights,
-        "source": f"{source.name} sha256:{file_hash(source)}",
-        **known,
-    }

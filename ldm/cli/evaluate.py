@@ -40,7 +40,9 @@ pictures. Published ArtFID values use an Inception network trained on paintings.
 """
 
 import argparse
+import os
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -53,19 +55,14 @@ from ldm.cli.options import (
     option_name,
     settings_of,
 )
-from ldm.device import choose_device, memory_errors
 from ldm.errors import UserError
-from ldm.evaluation import fid, plot, report
-from ldm.evaluation.efficientnet import EfficientNetLite0, load_judge
-from ldm.evaluation.evaluator import Evaluator
-from ldm.evaluation.fid import Inception
-from ldm.evaluation.metrics import PairMetrics, load_lpips, load_vgg
-from ldm.evaluation.painting import PairPainter, folder_name, set_name
+from ldm.evaluation import plot
+from ldm.evaluation.painting import folder_name, set_name
 from ldm.evaluation.pairs import UNTOUCHED, all_pairs, by_name, load_squares, result_folder, untouched
-from ldm.evaluation.retrieval import LAST_STAGE
+from ldm.evaluation.plan import Plan
 from ldm.evaluation.sheet import Sheet
 from ldm.files import check_folder
-from ldm.media.images import check_output, save_image
+from ldm.media.images import check_output
 from ldm.pipeline.folders import check_inputs_survive
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser
@@ -156,12 +153,19 @@ def add_sets_options(group: argparse._ArgumentGroup) -> None:
 def main() -> None:
     args, typed = parse_args()
     check_options(args, typed)
+    plan = planned(args)
+    from ldm.evaluation.run import evaluate  # takes seconds, with torch
+
+    evaluate(plan, args, partial(load_pipeline, args))
+
+
+def planned(args: argparse.Namespace) -> Plan:
+    """All that can be read and checked without any network. Raises UserError."""
     one = settings_of(args)  # checked for results too
     settings = [] if args.results is not None else all_settings(args, one)
     named = named_settings(args, one, settings)
-    folders = named_folders(
-        args, [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])]
-    )
+    taken = [*map(set_name, settings), *named, *([UNTOUCHED] if args.untouched else [])]
+    folders = named_folders(args, taken)
     check_outputs(args)
     content_files, style_files = by_name(args.content), by_name(args.style)
     pairs = all_pairs(content_files, list(style_files))
@@ -169,25 +173,10 @@ def main() -> None:
     if args.sheet:
         check_inputs_survive([args.sheet], [*content_files.values(), *style_files.values()])
     contents, styles = load_squares(content_files, args.size), load_squares(style_files, args.size)
-    with memory_errors("choose a smaller --size"):
-        metrics, inception, judge = load_networks(args)
-        if args.results is None:
-            painter = PairPainter(load_pipeline(args), contents, styles, args.save)
-            sets = painter.result_sets(settings, pairs, named) + sets
-        if args.untouched:
-            sets.append(untouched(contents, pairs))
-        if args.sheet:
-            sheet = Sheet(contents, styles, *sheet_pairs(args))
-            sets[0] = sheet.watch(sets[0])
-        measured = Evaluator(contents, styles, metrics, inception, judge).measure(sets)
-    if args.csv:
-        report.write_csv(measured, args.csv)
-    print("\n".join([report.table(measured, len(pairs)), "", report.whole_table(measured), ""]))
-    print("\n".join(report.notes(measured, pairs, judge=judge is not None)))
-    if args.plot:
-        plot.draw_trade_off(measured, args.plot)
-    if args.sheet:
-        save_image(sheet.draw(), args.sheet)
+    if args.untouched:
+        sets.append(untouched(contents, pairs))
+    sheet = Sheet(contents, styles, *sheet_pairs(args)) if args.sheet else None
+    return Plan(contents, styles, pairs, settings, named, sets, sheet)
 
 
 def check_options(args: argparse.Namespace, typed: set[str]) -> None:
@@ -213,6 +202,8 @@ def check_options(args: argparse.Namespace, typed: set[str]) -> None:
     if args.plot:
         plot.check_extra()
     if args.inception_weights:
+        from ldm.evaluation import fid  # imports torch, as the package that it looks for does
+
         fid.check_extra()
 
 
@@ -229,9 +220,9 @@ def all_settings(args: argparse.Namespace, one: Settings) -> list[Settings]:
 
 def check_outputs(args: argparse.Namespace) -> None:
     if args.csv:
-        report.check_file(args.csv, ".csv")
+        check_file(args.csv, ".csv")
     if args.plot:
-        report.check_file(args.plot, ".png")
+        check_file(args.plot, ".png")
     if args.sheet:
         check_output(args.sheet)
     if args.save:
@@ -293,12 +284,10 @@ def named_folders(args: argparse.Namespace, taken: list[str]) -> dict[str, Path]
     return folders
 
 
-def load_networks(args: argparse.Namespace) -> tuple[PairMetrics, Inception | None, EfficientNetLite0 | None]:
-    """The measuring networks that the options ask for. Raises UserError where their weights cannot
-    be had or used."""
-    device = choose_device(args.device)
-    vgg = load_vgg(args.vgg_weights)
-    lpips = load_lpips(args.lpips_weights, vgg, args.vgg_weights) if args.lpips_weights else None
-    inception = fid.load_inception(args.inception_weights, device) if args.inception_weights else None
-    judge = load_judge(args.judge_weights, device, LAST_STAGE) if args.judge_weights else None
-    return PairMetrics(vgg, lpips, device), inception, judge
+def check_file(path: Path, suffix: str) -> None:
+    """Raises UserError where a file of this kind cannot be written. Nothing is made yet."""
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give a file name such as {path / f'evaluation{suffix}'}")
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: the file's name must end in {suffix}")
+    check_folder(path.parent, path)

@@ -8,10 +8,7 @@ Paste it below what went wrong.
 import platform
 from importlib import metadata
 
-import torch
-
 from ldm import __version__
-from ldm.device import choose_device, choose_precision
 from ldm.files import ROOT
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.program import ArgumentParser
@@ -21,6 +18,10 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "
 
 def main() -> None:
     ArgumentParser(__doc__).parse_args()
+    import torch  # takes seconds
+
+    from ldm.device import choose_device, choose_precision
+
     device = choose_device("auto")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     for name, value in {

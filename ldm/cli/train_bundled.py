@@ -30,12 +30,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ldm.data.splits import find_pictures
-from ldm.device import choose_device
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.program import ArgumentParser, at_least, own_command, own_environment
-from ldm.training.budget import FINISHED
+from ldm.training import FINISHED
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,8 @@ def train(name: str, args: argparse.Namespace) -> bool:
 
 def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """What a phase's run has beyond its config file."""
+    from ldm.device import choose_device  # torch with it: after the options have been checked
+
     hours = args.hours * PHASES[name].share / sum(PHASES[each].share for each in args.phases)
     budget = {"target": "ldm.training.budget.TimeBudget", "params": {"hours": hours}}
     photos, paintings = str(args.photos.resolve()), str(args.paintings.resolve())

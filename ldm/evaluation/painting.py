@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ldm.evaluation.pairs import BATCH, Pair, ResultSet, result_name
 from ldm.media.images import save_image
-from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
 
 
 def set_name(settings: Settings) -> str:
@@ -28,7 +30,7 @@ def folder_name(name: str) -> str:
 class PairPainter:
     """Paints pairs of square pictures with one model; keeps them in `folder`, if there is one."""
 
-    pipeline: StyleTransferPipeline
+    pipeline: "StyleTransferPipeline"
     contents: Mapping[str, Image.Image]
     styles: Mapping[str, Image.Image]
     folder: Path | None = None

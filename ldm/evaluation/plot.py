@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
-from ldm.evaluation.evaluator import Measured
 from ldm.files import written_whole
+
+if TYPE_CHECKING:
+    from ldm.evaluation.evaluator import Measured
 
 X, Y = "content_cosine", "style_share"
 
@@ -20,7 +22,7 @@ def check_extra() -> None:
         raise UserError("--plot needs the package matplotlib: pip install 'artfusion[evaluation]'") from error
 
 
-def draw_trade_off(measured: Sequence[Measured], path: Path) -> None:
+def draw_trade_off(measured: "Sequence[Measured]", path: Path) -> None:
     """Content distance to the right, style share upwards: a line for each style scale, other
     results as points.
 
@@ -46,7 +48,7 @@ def draw_trade_off(measured: Sequence[Measured], path: Path) -> None:
         figure.savefig(aside, dpi=150)
 
 
-def _draw_curves(axes: Any, swept: Sequence[Measured]) -> None:
+def _draw_curves(axes: Any, swept: "Sequence[Measured]") -> None:
     from matplotlib import colormaps
 
     scales = sorted({scale for one in swept if (scale := one.results.style_scale) is not None})
@@ -68,7 +70,7 @@ def _draw_curves(axes: Any, swept: Sequence[Measured]) -> None:
             _note(axes, one, f"{one.results.content_scale:g}", color=colour, fontsize=8)
 
 
-def _draw_points(axes: Any, points: Sequence[Measured]) -> None:
+def _draw_points(axes: Any, points: "Sequence[Measured]") -> None:
     for one, marker in zip(points, cycle("sD^vP*X")):
         axes.plot(one.mean(X), one.mean(Y), marker, color="crimson", ms=9, label=one.results.name)
     for one in points:
@@ -77,7 +79,7 @@ def _draw_points(axes: Any, points: Sequence[Measured]) -> None:
         _note(axes, one, one.results.name, left=right, color="crimson", fontsize=9)
 
 
-def _note(axes: Any, one: Measured, text: str, left: bool = False, **options: Any) -> None:
+def _note(axes: Any, one: "Measured", text: str, left: bool = False, **options: Any) -> None:
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]  # lines pass behind some of the texts
@@ -93,7 +95,7 @@ def _note(axes: Any, one: Measured, text: str, left: bool = False, **options: An
     )
 
 
-def _label(axes: Any, measured: Sequence[Measured]) -> None:
+def _label(axes: Any, measured: "Sequence[Measured]") -> None:
     counts = sorted({len(one.rows) for one in measured})
     pairs = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     scales = "; numbers at points: content scale" if axes.get_legend() else ""

@@ -1,17 +1,15 @@
 """What was measured, as a Markdown table and as a CSV file."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.errors import UserError
 from ldm.evaluation.colours import COLOUR_METRICS
 from ldm.evaluation.evaluator import Measured
 from ldm.evaluation.metrics import METRICS
 from ldm.evaluation.pairs import Pair, result_name
 from ldm.evaluation.retrieval import RANKS
-from ldm.files import check_folder, written_whole
+from ldm.files import written_whole
 from ldm.text import markdown_table
 
 SET_METRICS = ("fid", "artfid")
@@ -102,12 +100,3 @@ def write_csv(measured: Sequence[Measured], path: Path) -> None:
                 shared | {"content": content, "style": style} | row
                 for (content, style), row in one.rows.items()
             )
-
-
-def check_file(path: Path, suffix: str) -> None:
-    """Raises UserError where a file of this kind cannot be written. Nothing is made yet."""
-    if os.path.isdir(path):
-        raise UserError(f"{path}: is a folder; give a file name such as {path / f'evaluation{suffix}'}")
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{path}: the file's name must end in {suffix}")
-    check_folder(path.parent, path)

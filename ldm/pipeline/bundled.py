@@ -7,6 +7,7 @@ from ldm.files import ROOT, own_or
 
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
 PUBLISHED_CONFIG = "configs/kl16_content12.yaml"
+CLASSES_CONFIG = "configs/class_conditional.yaml"
 
 
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:

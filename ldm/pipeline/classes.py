@@ -2,18 +2,26 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ldm.device import choose_device, memory_errors
 from ldm.errors import UserError
-from ldm.files import ROOT
+from ldm.media.tensors import tensor_to_image
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.diffusion.samplers import PerPictureNoise
+from ldm.models.inference import load_for_inference
 from ldm.modules.encoders.modules import ClassEmbedder
 
-CONFIG = ROOT / "configs/class_conditional.yaml"
+
+def load_class_model(checkpoint: str | Path, config: Path, device: str) -> LatentDiffusionModel:
+    """A model to sample, on the device of that name. Raises UserError."""
+    place = choose_device(device)
+    return load_for_inference(checkpoint, config, LatentDiffusionModel).to(place).eval()
 
 
 def check_classes(model: LatentDiffusionModel, labels: Iterable[int]) -> None:
@@ -56,3 +64,16 @@ def sample_classes(
         noise_source=PerPictureNoise(list(seeds)),
     )
     return model.decode_first_stage(latents)
+
+
+def class_pictures(
+    model: LatentDiffusionModel,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    scale: float,
+    steps: int,
+    eta: float = 0.0,
+) -> list[Image.Image]:
+    """`sample_classes` as pictures. Raises UserError, also for more of them than memory takes."""
+    with memory_errors("choose a smaller --n"):
+        return [tensor_to_image(sample) for sample in sample_classes(model, labels, seeds, scale, steps, eta)]

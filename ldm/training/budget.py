@@ -10,8 +10,7 @@ import pytorch_lightning as pl
 
 from ldm.checks import check_count, check_fractions
 from ldm.errors import ConfigError
-
-FINISHED = "finished"  # a file of that name in the run's folder says that the time was used up
+from ldm.training import FINISHED
 
 
 class TimeBudget(pl.Callback):

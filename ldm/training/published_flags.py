@@ -1,15 +1,22 @@
 """What the published training command took and this one does not, as flags or in a config: mapped
 to what it means here, or refused by a line that says so."""
 
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
-
 from ldm.errors import ConfigError, UserError
 
+DEFAULT_SEED = 23
+# What Lightning's Trainer takes: here, so that options are checked before it is imported.
+TRAINER_FLAGS = ("accelerator", "strategy", "devices", "num_nodes", "precision", "logger", "callbacks",
+    "fast_dev_run", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches",
+    "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches", "val_check_interval",
+    "check_val_every_n_epoch", "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing",
+    "enable_progress_bar", "enable_model_summary", "accumulate_grad_batches", "gradient_clip_val",
+    "gradient_clip_algorithm", "deterministic", "benchmark", "inference_mode", "use_distributed_sampler",
+    "profiler", "detect_anomaly", "barebones", "plugins", "sync_batchnorm", "reload_dataloaders_every_n_epochs",
+    "default_root_dir", "enable_autolog_hparams", "model_registry")  # fmt: skip
 # Those of Lightning 1.6's Trainer that its present one no longer has, and what to do instead.
 _GONE = {
     "resume_from_checkpoint": "give --resume FILE",
@@ -53,16 +60,10 @@ _OURS = {
 }
 
 
-TRAINER_FLAGS = tuple(
-    f"--{name}" for name in inspect.signature(pl.Trainer.__init__).parameters if name != "self"
-)
-
-
 def translated(argv: Sequence[str]) -> list[str]:
     """The arguments with Trainer flags as overrides (`--max_epochs 5` as
     lightning.trainer.max_epochs=5), and without those that say what is done anyway. Raises
     UserError for flags that have another name now, or none."""
-    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     result, rest = [], list(argv)
     while rest:
         argument = rest.pop(0)
@@ -76,11 +77,31 @@ def translated(argv: Sequence[str]) -> list[str]:
             result += [argument, _value(rest)]  # else it would take the override that the next flag becomes
         elif name in ("no_test", "scale_lr"):
             _check_switch(name, value if given else _value(rest))
-        elif name in known:
+        elif name in TRAINER_FLAGS:
             result.append(f"lightning.trainer.{name}={value if given else _value(rest)}")
         else:
             result.append(argument)
     return result
+
+
+def gpu_devices(gpus: Any) -> int | list[int]:
+    """What Lightning 1.6 takes `gpus` for: numbers where there is a comma or a list, "0,1" or "0,";
+    else how many, -1 being all. Raises UserError."""
+    text = ",".join(map(str, gpus)) + "," if isinstance(gpus, (list, tuple)) else str(gpus)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if text.strip() == "-1":
+        return -1
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f"--gpus takes numbers such as 0,1 (or 0, for the first GPU), how many, or -1 for all; got {gpus!r}"
+        )
+    if "," in text:
+        return [int(part) for part in parts]
+    if parts == ["0"]:
+        raise UserError(
+            "--gpus 0 is no GPU, as in Lightning 1.6: give `--gpus 0,` for the first one, or --accelerator cpu to train without"
+        )
+    return int(parts[0])
 
 
 def present_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""The training command: config files and overrides in, a Lightning run with checkpoints and
-pictures out."""
+"""Training: config files and overrides in, a Lightning run with checkpoints and pictures out."""
 
+import argparse
 import logging
 import re
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from ldm.config.factory import allowing_targets, instantiate_from_config
 from ldm.config.merge import merged_config
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
-from ldm.training.command_line import DEFAULT_SEED, parse_args
 from ldm.training.dry_run import dry_run
 from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
 from ldm.training.performance import apply_performance
+from ldm.training.published_flags import DEFAULT_SEED
 from ldm.training.resume import Resumed
 from ldm.training.run_folder import (
     alone_in,
@@ -49,9 +48,9 @@ _NOISE = (
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the training command. Raises UserError for bad input before any work starts."""
-    args = parse_args(argv)
+def train(args: argparse.Namespace) -> None:
+    """Train as the options of the training command say. Raises UserError for bad input before any
+    work starts."""
     _quieten()
     resumed = Resumed(find_checkpoint(args.resume)) if args.resume else None
     # a run of the published code keeps its folder to itself

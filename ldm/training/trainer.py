@@ -23,11 +23,10 @@ from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError, UserError
 from ldm.ranks import torchrun_group
 from ldm.training.checkpoint_files import DurableCheckpointIO
-from ldm.training.command_line import gpu_devices
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
-from ldm.training.published_flags import present_options
+from ldm.training.published_flags import gpu_devices, present_options
 from ldm.training.reproducible import StepSeeds
 from ldm.training.run_folder import KeepConfig
 from ldm.training.throughput import Throughput

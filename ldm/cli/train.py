@@ -1,15 +1,14 @@
-"""The training command's options; those of the published command line keep working."""
+"""The training command: its options, among which those of the published command line keep
+working."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ldm.errors import UserError
 from ldm.program import ArgumentParser, arguments
-from ldm.training.published_flags import TRAINER_FLAGS, translated
+from ldm.training.published_flags import DEFAULT_SEED, TRAINER_FLAGS, translated
 
-DEFAULT_SEED = 23
 EPILOG = """examples:
   artfusion train --base configs/mini.yaml data.params.train.params.style_root=PAINTINGS data.params.train.params.content_root=PHOTOS
   artfusion train --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
@@ -22,10 +21,18 @@ Watch a run with: tensorboard --logdir logs
 """
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the training command. Raises UserError for bad input before any work starts."""
+    args = parse_args(argv)
+    from ldm.training.train import train  # takes seconds, with torch and Lightning
+
+    train(args)
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Raises UserError for options that do not exist or do not fit together."""
     parser = ArgumentParser("Train a model from config files.", epilog=EPILOG)
-    parser.other_options = TRAINER_FLAGS
+    parser.other_options = [f"--{name}" for name in TRAINER_FLAGS]
     parser.add_argument(
         "-b", "--base", nargs="+", default=[], metavar="YAML", help="config files, merged from left to right"
     )
@@ -90,23 +97,3 @@ def _check(args: argparse.Namespace, parser: ArgumentParser) -> None:
         parser.error(f"--train {args.train}: this command trains; leave the option out")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # what NumPy's generator takes
         raise UserError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
-
-
-def gpu_devices(gpus: Any) -> int | list[int]:
-    """What Lightning 1.6 takes `gpus` for: numbers where there is a comma or a list, "0,1" or "0,";
-    else how many, -1 being all. Raises UserError."""
-    text = ",".join(map(str, gpus)) + "," if isinstance(gpus, (list, tuple)) else str(gpus)
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if text.strip() == "-1":
-        return -1
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise UserError(
-            f"--gpus takes numbers such as 0,1 (or 0, for the first GPU), how many, or -1 for all; got {gpus!r}"
-        )
-    if "," in text:
-        return [int(part) for part in parts]
-    if parts == ["0"]:
-        raise UserError(
-            "--gpus 0 is no GPU, as in Lightning 1.6: give `--gpus 0,` for the first one, or --accelerator cpu to train without"
-        )
-    return int(parts[0])

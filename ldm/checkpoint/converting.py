@@ -1,0 +1,65 @@
+"""A training checkpoint made one for inference: its EMA weights alone, and no more of them than
+needed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ldm.checkpoint.describing import Report, describe
+from ldm.checkpoint.ema import bake_ema, inference_only
+from ldm.checkpoint.loading import without
+from ldm.checkpoint.reading import read_state_dict
+from ldm.checkpoint.writing import save_safetensors
+from ldm.errors import CheckpointError, UserError
+from ldm.files import file_hash
+from ldm.text import human_size
+
+
+def convert(source: Path, output: Path, leave_out: Sequence[str], keep_live: bool, half: bool) -> str:
+    """Write the .safetensors file of a checkpoint; what was done, in a line.
+
+    leave_out: beginnings of names. keep_live: the live weights instead of the EMA. half: in float16.
+    Raises CheckpointError for a checkpoint that is not whole or finite, and UserError for a
+    beginning that no name has.
+    """
+    report = describe(source)
+    if report.nonfinite:
+        raise CheckpointError(f"{source}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
+    weights, tensors = _choose_weights(_leaving_out(leave_out, read_state_dict(source)), keep_live)
+    save_safetensors(tensors, output, _metadata(source, report, weights), half)
+    return (
+        f"{output}: {human_size(output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
+        f"made from {source}: {human_size(report.size)}, {report.tensors} tensors"
+    )
+
+
+def _leaving_out(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Raises UserError for a prefix that no name has."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in state_dict):
+            raise UserError(
+                f"--leave-out {prefix}: no name begins so; `artfusion checkpoint verify` lists them"
+            )
+    return without(state_dict, tuple(prefixes))
+
+
+def _choose_weights(state_dict: dict[str, Tensor], keep_live: bool) -> tuple[str, dict[str, Tensor]]:
+    """(which weights these are, in words; the tensors to keep)."""
+    live = inference_only(state_dict)
+    if keep_live:
+        return "live weights", live
+    baked = bake_ema(state_dict)
+    replaced = any(baked[name] is not live[name] for name in baked)
+    return ("EMA weights" if replaced else "its only weights: it has no EMA"), baked
+
+
+def _metadata(source: Path, report: Report, weights: str) -> dict[str, str]:
+    facts = {"global_step": report.global_step, "epoch": report.epoch}
+    known = {name: str(value) for name, value in facts.items() if value is not None}
+    return {
+        "kind": report.kind,
+        "weights": weights,
+        "source": f"{source.name} sha256:{file_hash(source)}",
+        **known,
+    }
