@@ -1,5 +1,6 @@
 """The config factory: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
 
+import inspect
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -425,6 +426,12 @@ def test_the_fields_of_a_constructors_groups_are_its_options() -> None:
     ):
         assert (built.name, built.shape, built.colour, built.depth) == ("a", Shape(5, 2), Colour("blue"), 4)
     assert Derived("a").shape == Shape() and Base().colour == Colour()
+
+
+def test_a_constructors_signature_tells_all_options_and_defaults() -> None:
+    assert str(inspect.signature(Derived)) == "(name: str, *, width=1, height=2, **options: Any)"
+    assert str(inspect.signature(Base)) == "(depth: int = 3, *, hue='red')"
+    assert Base.__init__.__qualname__ == "Base.__init__"  # in tracebacks and profiles
 
 
 def test_the_factory_knows_the_fields_of_groups(strangers_module: ModuleType) -> None:
