@@ -28,11 +28,6 @@ def arguments() -> list[str]:
     return _called[1:] if _called else sys.argv[1:]
 
 
-class _Unset(list[Any]):
-    """In place of an option's value before parsing; a list, so that options which may be repeated
-    can append to its copy."""
-
-
 class ArgumentParser(argparse.ArgumentParser):
     """Shows the program's own docstring as help; a wrong option is a UserError instead of a page of
     usage."""
@@ -65,9 +60,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_given(self) -> tuple[argparse.Namespace, set[str]]:
         """(the options, the names of those that were typed, whatever their value)."""
-        unset = _Unset()
-        typed = self.parse_args(namespace=argparse.Namespace(**{a.dest: unset for a in self._actions}))
-        return self.parse_args(), {name for name, value in vars(typed).items() if value is not unset}
+        # No default is set where there is a value already, be it None, which nobody can type.
+        unset = argparse.Namespace(**dict.fromkeys(action.dest for action in self._actions))
+        typed = self.parse_args(namespace=unset)
+        return self.parse_args(), {name for name, value in vars(typed).items() if value is not None}
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError, which names the options that are like a mistyped one."""
