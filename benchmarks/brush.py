@@ -99,7 +99,7 @@ def measure_starts(pipeline: StyleTransferPipeline, options: BrushOptions) -> li
 def energy_for(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> Energy:
     """That of the full size of a fine picture."""
     order = Order(photo.size[::-1], [[(painting, 1.0)]], _tensor(photo, pipeline))
-    return pipeline.brush.energy(levels(order.size, LOOKS["fine"].brush_steps)[-1], order)
+    return pipeline.brush.energy(levels(order.size, LOOKS["fine"].steps_at)[-1], order)
 
 
 def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:

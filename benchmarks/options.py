@@ -11,7 +11,7 @@ from ldm.files import ROOT, own_or
 from ldm.pipeline.bundled import BUNDLED, PUBLISHED_CONFIG
 from ldm.pipeline.settings import SAMPLERS
 
-PUBLISHED_STEPS = SAMPLERS["ancestral"]
+PUBLISHED_STEPS = SAMPLERS["ancestral"].steps
 MINI_CONFIG = BUNDLED["mini"][1]
 RANDOM = "random"  # in place of a checkpoint
 

@@ -36,7 +36,9 @@ def main() -> None:
     module, chosen = parse(arguments())
     # Only now: torch, and Lightning, which training imports and which would count in the memory of
     # sampling.
-    import_module(module).run(chosen)
+    suite = import_module(module)
+    import_module("ldm.device").choose_device(chosen.device)  # or no row could run
+    suite.run(chosen)
 
 
 def parse(given: Sequence[str]) -> tuple[str, Any]:
@@ -48,6 +50,8 @@ def parse(given: Sequence[str]) -> tuple[str, Any]:
         suite = parsers.add_parser(name, description=text, help=text.partition("\n")[0])
         for one in fields(kind):
             suite.add_argument(f"--{one.name.replace('_', '-')}", **one.metadata)
+    if any(text.startswith("--suite=") for text in given):
+        given = [part for text in given for part in text.split("=", text.startswith("--suite="))]
     if "--suite" in given:  # as it was written once
         at = given.index("--suite")
         given = [*given[at + 1 : at + 2], *given[:at], *given[at + 2 :]]

@@ -75,7 +75,7 @@ def _unprepared(model: DualCondModel, task: Task) -> Tensor:
         prediction = predict(x, torch.full((len(x),), timestep, device=x.device)).float()
         return start_of(x, prediction, alphas[timestep], model.parameterization)
 
-    path = sampling_path(alphas, SAMPLERS["dpm-solver++"], spacing="between")
+    path = sampling_path(alphas, SAMPLERS["dpm-solver++"].steps, spacing=SAMPLERS["dpm-solver++"].spacing)
     x = centred(PerPictureNoise(task.seeds)(condition["c1"]))
     pictures = model.decode_first_stage(sample_dpm_solver(denoise, x, path))
     return (

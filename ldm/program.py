@@ -41,6 +41,7 @@ class ArgumentParser(argparse.ArgumentParser):
             description=description and _as_called(description),
             epilog=epilog and _as_called(epilog),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --content-scale is not --content-scales
             **options,
         )
         self._given: list[str] = []

@@ -761,6 +761,7 @@ def test_limits_are_rates(monkeypatch: pytest.MonkeyPatch, small_limits: None) -
     [
         ([], "the following arguments are required: SUITE"),
         (["--suite", "speed"], "argument SUITE: invalid choice: 'speed' (choose from"),
+        (["--suite=speed"], "argument SUITE: invalid choice: 'speed' (choose from"),
         (["training", "--rows", 1], "argument --rows: invalid choice: '1' (choose from"),
         (["training", "--batch-size", 0], "argument --batch-size: must be at least 1, got 0"),
         (["training", "--repeats", 2], "unrecognized arguments: --repeats 2"),

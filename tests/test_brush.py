@@ -44,7 +44,7 @@ def all_steps(level: Level) -> range:
     return range(level.steps)
 
 
-LOOK = Look(step_share=1, brush=4, detail=0.5)
+LOOK = Look(step_share=1, gradient_steps=4, detail=0.5)
 
 
 # Levels
@@ -61,14 +61,16 @@ LOOK = Look(step_share=1, brush=4, detail=0.5)
     ],
 )
 def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
-    assert [level.size for level in levels(size, LOOKS["fine"].brush_steps)] == expected
+    assert [level.size for level in levels(size, LOOKS["fine"].steps_at)] == expected
 
 
 def test_larger_pictures_get_fewer_steps_but_some() -> None:
-    steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].brush_steps)]
-    assert steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].brush and steps[-1] >= 2
+    steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].steps_at)]
+    assert (
+        steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].gradient_steps and steps[-1] >= 2
+    )
     # a panorama is not small
-    assert LOOKS["fine"].brush_steps(40) == LOOKS["fine"].brush_steps(128) == 2 * LOOKS["fine"].brush
+    assert LOOKS["fine"].steps_at(40) == LOOKS["fine"].steps_at(128) == 2 * LOOKS["fine"].gradient_steps
 
 
 def test_enlarging_gives_back_the_references_detail() -> None:
@@ -105,7 +107,7 @@ def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
 ) -> None:
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     start = tensor(photo)
-    energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
+    energy = brush.energy(levels(order.size, LOOK.steps_at)[-1], order)
     painted = brush.finish(start, order, Look(1, 10, None), all_steps)
     assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
     assert float(energy(painted)) < 0.7 * float(energy(start))
@@ -122,9 +124,7 @@ def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image
     order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
     brush.finish(order.content, order, Look(1, 1, None), watch)
     assert seen == [
-        (level.size, i)
-        for level in levels((248, 264), Look(1, 1, None).brush_steps)
-        for i in range(level.steps)
+        (level.size, i) for level in levels((248, 264), Look(1, 1, None).steps_at) for i in range(level.steps)
     ]
 
 
@@ -224,10 +224,10 @@ def test_what_is_kept_has_no_share_in_the_paint(
     keep = torch.zeros(1, 1, 64, 72)
     keep[..., :36] = 1
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo), keep=keep)
-    energy = brush.energy(levels(order.size, LOOK.brush_steps)[-1], order)
+    energy = brush.energy(levels(order.size, LOOK.steps_at)[-1], order)
     assert torch.equal(energy.masks, 1 - keep[0])
     masked = brush.energy(
-        levels(order.size, LOOK.brush_steps)[-1],
+        levels(order.size, LOOK.steps_at)[-1],
         Order((64, 72), order.styles, order.content, torch.ones(1, 64, 72), keep),
     )
     assert torch.equal(masked.masks, energy.masks)

@@ -441,7 +441,10 @@ def test_the_command_finds_the_sub_command(
     "typed, problem",
     [
         (["stylise"], "did you mean stylize"),
-        (["checkpoint"], "no such command"),
+        (
+            ["checkpoint", "verfy", "a.ckpt"],
+            "checkpoint verfy: no such command; did you mean checkpoint verify",
+        ),
         (["--version", "extra"], "--version stands alone, got 'extra'"),
     ],
 )
@@ -500,13 +503,8 @@ def test_a_mistyped_option_is_named_before_those_that_are_missing(
         stylize.parse_args()
 
 
-@pytest.mark.parametrize(
-    "typed", [["--content", "photo.jpg"], ["--content", "photo.jpg", "--outp=r.png"]], ids=str
-)
-def test_missing_options_are_named(
-    stylize: ModuleType, monkeypatch: pytest.MonkeyPatch, typed: list[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["stylize", *typed])
+def test_missing_options_are_named(stylize: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["stylize", "--content", "photo.jpg"])
     with pytest.raises(UserError, match="required: .*--style"):
         stylize.parse_args()
 
@@ -531,3 +529,12 @@ def test_one_photo_and_one_painting_need_no_options(
         monkeypatch.setattr("sys.argv", ["stylize", *wrong])
         with pytest.raises(UserError, match="a photo, a painting"):
             stylize.parse_args()
+
+
+@pytest.mark.parametrize("more", [[], ["--help"], ["-h"]])
+def test_a_group_of_commands_is_listed(
+    called: Callable, capsys: pytest.CaptureFixture, more: list[str]
+) -> None:
+    assert called("checkpoint", *more) == (0, {})
+    listed = capsys.readouterr().out
+    assert "checkpoint verify" in listed and "checkpoint convert" in listed and "stylize" not in listed

@@ -13,8 +13,9 @@ from golden_rules import rnd
 from torch import Tensor
 
 from ldm.errors import ConfigError
+from ldm.models.diffusion.conditions import batch_size_of
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.guidance import Guidance, batch_size
+from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import PerPictureNoise, ddim_step, keep_region, step_noise
 from ldm.modules.diffusionmodules.schedule import make_ddim_timesteps
 
@@ -386,7 +387,7 @@ def test_what_does_not_fit_together(model, options, message):
     "condition, size", [(None, None), ([], None), (torch.zeros(3, 1), 3), ([None, {"a": torch.zeros(2)}], 2)]
 )
 def test_batch_size_of_a_condition(condition, size):
-    assert batch_size(condition) == size
+    assert batch_size_of(condition) == size
 
 
 # Noise that belongs to one picture

@@ -30,7 +30,7 @@ def notebook() -> dict:
 
 def test_every_code_cell_runs_and_shows_what_it_should(notebook, monkeypatch):
     for name, brush in (("fast", 0), ("fine", 1)):  # few steps suffice to see that it runs
-        monkeypatch.setitem(LOOKS, name, replace(LOOKS[name], step_share=0.1, brush=brush))
+        monkeypatch.setitem(LOOKS, name, replace(LOOKS[name], step_share=0.1, gradient_steps=brush))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     settings = "SIZE, SMALL, SEED = 512, 256, 0"
     assert settings in cells[0]

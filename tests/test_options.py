@@ -58,6 +58,13 @@ def test_what_was_typed_is_told_from_the_defaults(
 # The dials
 
 
+def test_an_option_is_not_cut_short() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--content-scales", type=float, nargs="+")
+    with pytest.raises(UserError, match="--content-scale 2; did you mean --content-scales"):
+        parser.parse_args(["--content-scale", "2"])
+
+
 def test_every_dial_has_an_option_and_all_by_default_are_the_defaults() -> None:
     parser = dials_parser()
     assert option_strings(parser) == [option_name(name) for name in DIALS]
@@ -147,5 +154,5 @@ def test_settings_are_checked() -> None:
 def test_effort_is_for_the_look_that_makes_some() -> None:
     assert settings_of(argparse.Namespace(look="fine", effort=2.0)).effort == 2
     assert settings_of(argparse.Namespace(look="fast", effort=1.0)).look == "fast"
-    with pytest.raises(UserError, match="--effort is for --look fine; the look fast makes no gradient steps"):
+    with pytest.raises(UserError, match="effort is for the look fine; the look fast makes no gradient steps"):
         settings_of(argparse.Namespace(look="fast", effort=2.0))

@@ -339,7 +339,10 @@ def test_other_samplers_take_more_steps(
     "wrong, problem",
     [
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number of at least 1, got 1.5"),
+        ({"settings": {"steps": 3}}, "settings must be a Settings"),
+        ({"effort": 2.0, "look": "fast"}, "effort is for the look fine"),
         ({"styel_scale": 2.0}, "there is no setting 'styel_scale'.*style_scale"),
     ],
 )

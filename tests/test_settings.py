@@ -165,15 +165,17 @@ def test_a_model_of_fewer_time_steps_allows_fewer_steps() -> None:
 
 @pytest.mark.parametrize("sampler, steps", [("dpm-solver++", 20), ("ddim", 50), ("ancestral", 250)])
 def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> None:
-    assert SAMPLERS[sampler] == steps == Settings(look="fast", sampler=sampler).number_of_steps
+    assert SAMPLERS[sampler].steps == steps == Settings(look="fast", sampler=sampler).number_of_steps
     assert Settings(sampler=sampler).number_of_steps == steps / 2  # the brush does the rest
     assert Settings(sampler=sampler, steps=3).number_of_steps == 3
 
 
 def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
-    assert [Settings(effort=effort).brush.brush_steps(256) for effort in (0.5, 1, 3)] == [10, 21, 63]
-    assert Settings(effort=1e-6).brush.brush == 1  # the least there is, but still the fine look
-    assert Settings(look="fast", effort=3).brush.brush_steps(256) == 0
+    assert [Settings(effort=effort).effective_look.steps_at(256) for effort in (0.5, 1, 3)] == [10, 21, 63]
+    assert (
+        Settings(effort=1e-6).effective_look.gradient_steps == 1
+    )  # the least there is, but still the fine look
+    assert Settings(look="fast", effort=3).effective_look.steps_at(256) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_how_large_style_pictures_are_looked_at(options: dict[str, Any], side: i
 
 
 def test_the_default_is_the_fastest_sampler() -> None:
-    assert Settings().sampler == "dpm-solver++" == min(SAMPLERS, key=SAMPLERS.get)
+    assert Settings().sampler == "dpm-solver++" == min(SAMPLERS, key=lambda name: SAMPLERS[name].steps)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_the_weights_of_a_mixture_are_scaled_to_sum_1(weights, shares: list[floa
         (["a", "b"], [1.0, float("inf")], "must be numbers from 0 on"),
         (["a", "b"], [1.0, "1"], "must be numbers from 0 on"),
         (["a", "b"], [1.0, None], "must be numbers from 0 on"),
+        (["a", "b"], [1.0, 10**400], "must be numbers from 0 on"),
+        (["a", "b"], 1, "style weights must be a list of numbers, got 1"),
     ],
 )
 def test_weights_that_make_no_mixture_are_refused(styles: list, weights: list | None, problem: str) -> None:

@@ -19,6 +19,7 @@ from ldm.cli.train import parse_args
 from ldm.config.merge import merged_config
 from ldm.device import has_bf16
 from ldm.errors import ConfigError, UserError
+from ldm.files import ROOT
 from ldm.training.performance import apply_performance
 from ldm.training.published_flags import TRAINER_FLAGS, gpu_devices
 from ldm.training.run_folder import run_folder
@@ -66,6 +67,14 @@ def test_interpolations_see_the_merged_values(tmp_path: Path) -> None:
         top={"extends": "base.yaml", "model": {"a": 2}},
     )
     assert merged_config(paths[1:]).model.b == 2 and merged_config(paths[1:], ["model.a=3"]).model.b == 3
+
+
+@pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("*.yaml")])
+def test_shipped_configs_are_found_with_what_they_extend_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert merged_config([f"configs/{name}"]).model.target
 
 
 @pytest.mark.parametrize("extended", [["a"], ["b", "a"], ["b", "c", "a"]])

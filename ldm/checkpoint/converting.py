@@ -19,9 +19,9 @@ from ldm.text import human_size
 def convert(source: Path, output: Path, leave_out: Sequence[str], keep_live: bool, half: bool) -> str:
     """Write the .safetensors file of a checkpoint; what was done, in a line.
 
-    leave_out: beginnings of names. keep_live: the live weights instead of the EMA. half: in float16.
-    Raises CheckpointError for a checkpoint that is not whole or finite, and UserError for a
-    beginning that no name has.
+    leave_out: beginnings of names. keep_live: the live weights instead of the EMA. half: in
+    float16. Raises CheckpointError for a checkpoint that is not whole or finite, and UserError for
+    a beginning that no name has.
     """
     report = describe(source)
     if report.nonfinite:

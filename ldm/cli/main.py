@@ -11,6 +11,7 @@ from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
 from ldm.program import call_as, run
 
+HELP = ("-h", "--help")
 USAGE = """usage: artfusion PHOTO PAINTING [RESULT]      paint a photo in the style of a painting
        artfusion COMMAND [OPTIONS]           --help after a command shows its options
        artfusion --version
@@ -24,13 +25,24 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         print(f"artfusion {__version__}")
-    elif not arguments or arguments[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print(USAGE + "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()))
+    elif not arguments or arguments[0] in HELP:
+        print(USAGE + _listed(list(COMMANDS)))
+    elif (group := _group(arguments[0])) and (not arguments[1:] or arguments[1] in HELP):
+        print("commands:\n" + _listed(group))
     else:
         name, rest = _command(arguments)
         run_command(name, rest)
     sys.exit(0)
+
+
+def _listed(names: Sequence[str]) -> str:
+    width = max(map(len, names))
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name].help}" for name in names)
+
+
+def _group(word: str) -> list[str]:
+    """The commands of two words of which this is the first."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
 
 def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -41,7 +53,8 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
             return name, list(arguments[words:])
     if arguments[0] != "--version" and _is_picture(arguments[0]):
         return "stylize", list(arguments)
-    return arguments[0], list(arguments[1:])
+    words = 2 if _group(arguments[0]) else 1
+    return " ".join(arguments[:words]), list(arguments[words:])
 
 
 def _is_picture(text: str) -> bool:

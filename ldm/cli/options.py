@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldm import __version__
 from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
-from ldm.files import file_hash
+from ldm.files import file_hash, own_or
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.settings import DIALS, Choice, Dial, Flag, Interval, Number, Settings, Size
 from ldm.ranks import local_rank
@@ -103,8 +103,6 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
     given = {name: getattr(args, name) for name in DIALS if hasattr(args, name)}
     settings = Settings(**{**given, **others})
     settings.check()
-    if settings.effort != 1 and not settings.has_brush:
-        raise UserError(f"--effort is for --look fine; the look {settings.look} makes no gradient steps")
     return settings
 
 
@@ -160,6 +158,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
     """The pipeline of parsed model options, on a GPU of its own where torchrun started several
     processes. Raises UserError."""
+    checkpoint, config = resolve_checkpoint(args.checkpoint, args.config)
+    if not checkpoint.is_file():
+        raise UserError(f"{checkpoint}: no such file")
+    if not own_or(config).is_file():
+        raise UserError(f"config {config}: no such file")
     import torch  # takes seconds
 
     from ldm.pipeline.pipeline import StyleTransferPipeline

@@ -37,15 +37,14 @@ from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.media.images import load_image, save_image
 from ldm.pipeline.folders import (
-    METADATA_KEY,
     ManyPainter,
     Task,
     check_inputs_survive,
-    describe,
     distinct_names,
     expand,
     folder_of_results,
     is_finished,
+    metadata_of,
     plan,
     read_styles,
     share_of,
@@ -205,7 +204,7 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -
             picture = pipeline(content, task.style, settings=settings, keep=args.keep, progress=True)
         except PaintingStopped as stopped:
             picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
-        save_image(picture, task.output, {"Software": "ArtFusion", METADATA_KEY: describe(task, about)})
+        save_image(picture, task.output, metadata_of(task, about))
         if "stopped" in about:
             print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
             return 130

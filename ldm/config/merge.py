@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.config.factory import get_obj_from_str, load_config
 from ldm.errors import ConfigError, did_you_mean
+from ldm.files import own_or
 
 TOP_KEYS = ("model", "data", "lightning")
 
@@ -45,7 +46,7 @@ def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop("extends", None)
     if base is None:
         return tree
-    here = Path(path).resolve()
+    here = own_or(path).resolve()
     if here in inside:
         raise ConfigError(f"config {path}: extends itself")
     return dict(_merge(_tree(here.parent / str(base), (*inside, here)), tree))

@@ -1,4 +1,5 @@
-"""A whole evaluation: networks read, pictures painted and measured, tables printed, files written."""
+"""A whole evaluation: networks read, pictures painted and measured, tables printed, files
+written."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -181,7 +181,7 @@ class Brush:
         """
         wide = order.mirrored_out()
         picture = start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
-        for i, level in enumerate(levels(wide.size, look.brush_steps)[-1 if only_last else 0 :]):
+        for i, level in enumerate(levels(wide.size, look.steps_at)[-1 if only_last else 0 :]):
             picture = self._at(level, picture if i else None, start, wide)
             try:
                 descend(

@@ -31,12 +31,19 @@ from ldm.models.diffusion.samplers import (
 from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
-from ldm.pipeline.settings import LOOKS, Settings
+from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
 from ldm.pipeline.tiles import Tiling
 
 log = logging.getLogger(__name__)
 
 MAX_ENLARGEMENT = 3  # from one size to the next, where a large picture is painted small first
+
+# name -> what samples: (denoiser, x, the steps, eta, noise) -> latents
+SOLVERS: dict[str, Callable[[StartDenoiser, Tensor, Iterable[Step], float, NoiseSource], Tensor]] = {
+    "dpm-solver++": lambda denoise, x, path, eta, noise: sample_dpm_solver(denoise, x, path),
+    "ddim": sample_ddim,
+    "ancestral": lambda denoise, x, path, eta, noise: sample_ddim(denoise, x, path, 1.0, noise),
+}
 
 Watch = Callable[[Sequence[Step]], Iterable[Step]]  # lets sampling steps through and may look at them
 
@@ -167,7 +174,7 @@ class Painter:
         guidance = Guidance.of(*scales, settings.guidance_interval, batch.style.device)
         run = Run(
             settings.sampler,
-            1.0 if settings.sampler == "ancestral" else settings.eta,
+            settings.eta,
             tuple(self._path(settings, over_smaller=smaller is not None)),
             batch.size,
             self._tile(settings),
@@ -204,10 +211,7 @@ class Painter:
             z = None if content is None else self.codec.encode(content)
             denoise = self._denoiser(run, tensors, z)
             x, path = self._begun(run, tensors, z), watch(run.path)
-            if run.sampler == "dpm-solver++":
-                painted = sample_dpm_solver(denoise, x, path)
-            else:
-                painted = sample_ddim(denoise, x, path, run.eta, noise)
+            painted = SOLVERS[run.sampler](denoise, x, path, run.eta, noise)
             if tensors.masks is not None:
                 painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
             pictures = self.codec.decode(painted, run.size)
@@ -288,8 +292,7 @@ class Painter:
 
     def _path(self, settings: Settings, over_smaller: bool) -> list[Step]:
         strength = min(settings.refine, settings.strength) if over_smaller else settings.strength
-        # The solver's error is least between the two spacings, see docs/sampling.md.
-        spacing = "between" if settings.sampler == "dpm-solver++" else "time"
+        spacing = SAMPLERS[settings.sampler].spacing
         return sampling_path(self.alphas, settings.number_of_steps, strength, spacing)
 
     def _tile(self, settings: Settings) -> int:

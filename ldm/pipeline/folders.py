@@ -268,6 +268,11 @@ def describe(task: Task, description: dict[str, Any]) -> str:
     return json.dumps({**made_from, **description}, sort_keys=True)
 
 
+def metadata_of(task: Task, description: dict[str, Any]) -> dict[str, str]:
+    """What is written into a picture's file. Raises OSError."""
+    return {"Software": "ArtFusion", METADATA_KEY: describe(task, description)}
+
+
 def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], list[str]]:
     """(the tasks' styles by name, pictures read and as small as the pipeline takes them; a line for
     each that cannot be read)."""
@@ -350,7 +355,7 @@ class ManyPainter:
                 save_image(
                     picture,
                     task.output,
-                    {"Software": "ArtFusion", METADATA_KEY: describe(task, self.description)},
+                    metadata_of(task, self.description),
                 )
         except (UserError, OSError) as error:
             return str(error)

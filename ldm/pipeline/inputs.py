@@ -1,8 +1,7 @@
 """What the pipeline takes as content and style: pictures, mixtures of styles, styles by region."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ldm.errors import UserError
 from ldm.media.images import at_most, load_image, to_rgb
+from ldm.pipeline.settings import Range
 
 Picture = str | Path | Image.Image
 ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's
@@ -29,10 +29,12 @@ class StyleMix:
     def shares(self) -> list[float]:
         """The weights, summing to 1. Raises UserError."""
         _check_list(self.styles, "styles")
+        if self.weights is not None and not isinstance(self.weights, Iterable):
+            raise UserError(f"style weights must be a list of numbers, got {self.weights!r}")
         weights = [1.0] * len(self.styles) if self.weights is None else list(self.weights)
         if not weights or len(weights) != len(self.styles):
             raise UserError(f"{len(weights)} style weights for {len(self.styles)} styles")
-        if not all(isinstance(w, Real) and isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
+        if not all(isinstance(w, Real) and w in Range(0) for w in weights) or sum(weights) == 0:
             raise UserError(f"style weights must be numbers from 0 on, not all of them 0, got {weights}")
         return [weight / sum(weights) for weight in weights]
 

@@ -121,14 +121,16 @@ class StyleTransferPipeline:
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
-        before: only the steps of the last size are made. progress: show a bar of sampling steps.
+        before: only the steps of the last size are made. progress: show a bar.
         Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as
         far as it came on Ctrl-C in the fine look.
         """
+        if not isinstance(settings, Settings):
+            raise UserError(f"settings must be a Settings, got {settings!r}; single ones go by name")
         settings = settings.but(**changes)
         settings.check(self.model.num_timesteps)
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         request = Request(content, style, keep, start)
         jobs = request.jobs(settings, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
@@ -146,7 +148,7 @@ class StyleTransferPipeline:
         together = list(batches(jobs, 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
         total = sum(self._work(jobs[places[0]], settings) for places in together)
-        with tqdm(desc="painting", total=total + 0.001, bar_format=BAR, disable=not progress) as bar:
+        with tqdm(desc="painting", total=total, bar_format=BAR, disable=not progress) as bar:
             for places in together:
                 members = [jobs[i] for i in places]
                 batch = self._batch(members, statistics)
@@ -157,6 +159,7 @@ class StyleTransferPipeline:
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
                 }
+            bar.n = bar.total  # whole, however its parts were rounded
         return [results[i] for i in range(len(jobs))]
 
     def _sampled(self, batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
@@ -173,7 +176,9 @@ class StyleTransferPipeline:
         order = _order(job, batch, settings, self.painter.detail(settings))
         watch = partial(_watched_level, bar)
         try:
-            return self.brush.finish(start, order, settings.brush, watch, only_last=job.start is not None)
+            return self.brush.finish(
+                start, order, settings.effective_look, watch, only_last=job.start is not None
+            )
         except Stopped as stopped:
             picture = tensor_to_image(stopped.picture[0])
             raise PaintingStopped(job.finished(picture, settings)) from None
@@ -267,7 +272,7 @@ def _watched_level(bar: tqdm, level: Level) -> Iterator[int]:
 
 def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:
     """The brush's way to a picture of this (height, width)."""
-    return levels(canvas(size), settings.brush.brush_steps)
+    return levels(canvas(size), settings.effective_look.steps_at)
 
 
 def _mildly_guided(batch: Batch) -> Batch:

@@ -11,33 +11,54 @@ from typing import Any
 
 from ldm.errors import UserError, did_you_mean
 
-SAMPLERS = {"dpm-solver++": 20, "ddim": 50, "ancestral": 250}  # name -> default number of steps
 MIN_SIDE = 32
 MAX_RESULT_PIXELS = 40_000_000
 NUM_TIMESTEPS = 1000  # of the bundled and the published model
 
 
 @dataclass(frozen=True)
+class Sampler:
+    """What is to be known of a sampler before it runs; `ldm.pipeline.engine.SOLVERS` runs it.
+
+    steps: by default. spacing: of the time steps, see `sampling_path`. takes_eta: whether `eta`
+    says how much fresh noise it draws. stochastic: it always draws some.
+    """
+
+    steps: int
+    spacing: str = "time"
+    takes_eta: bool = False
+    stochastic: bool = False
+
+
+SAMPLERS = {
+    # The solver's error is least between the two spacings, see docs/sampling.md.
+    "dpm-solver++": Sampler(20, spacing="between"),
+    "ddim": Sampler(50, takes_eta=True),
+    "ancestral": Sampler(250, stochastic=True),
+}
+
+
+@dataclass(frozen=True)
 class Look:
     """What a look sets.
 
-    step_share: of the sampler's default number of steps. brush: gradient steps towards the
+    step_share: of the sampler's default number of steps. gradient_steps: towards the
     painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to twice
-    as many at smaller ones, see `brush_steps`. detail: None is what the model's config says.
+    as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
     """
 
     step_share: float
-    brush: int
+    gradient_steps: int
     detail: float | None
 
-    def brush_steps(self, side: int) -> int:
+    def steps_at(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
-        return max(2, round(self.brush * 256 / max(side, 128))) if self.brush else 0
+        return max(2, round(self.gradient_steps * 256 / max(side, 128))) if self.gradient_steps else 0
 
 
 LOOKS = {
-    "fast": Look(step_share=1.0, brush=0, detail=None),
-    "fine": Look(step_share=0.5, brush=21, detail=0.35),
+    "fast": Look(step_share=1.0, gradient_steps=0, detail=None),
+    "fine": Look(step_share=0.5, gradient_steps=21, detail=0.35),
 }
 
 
@@ -187,7 +208,7 @@ def _is(default: Any, dial: Dial) -> Any:
     return field(default=default, metadata={"dial": dial})
 
 
-_STEPS = ", ".join(f"{count} for {name}" for name, count in SAMPLERS.items())
+_STEPS = ", ".join(f"{sampler.steps} for {name}" for name, sampler in SAMPLERS.items())
 _SHARE = Range(0, 1)
 _POSITIVE_SHARE = Range(0, 1, above=True)
 _SEEDS = Range(-(2**63), 2**64 - 1, words="between -2^63 and 2^64 - 1")  # what torch's generators take
@@ -224,10 +245,10 @@ class Settings:
         "for fast the size the model was trained at, where smaller makes larger strokes; for fine that of the result, or the "
         "painting's where that is smaller, and larger makes larger strokes", "N", PIXELS, whole=True, optional=True))
     tile: int | None = _is(None, Number(
-        "for fast: paint large pictures in overlapping tiles of that many pixels; larger is faster and takes more memory",
+        "sample large pictures in overlapping tiles of that many pixels (fine samples at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
         "the size the model was trained at", "N", PIXELS, whole=True, optional=True))
     refine: float = _is(0.5, Number(
-        "for fast: large pictures are painted small first, enlarged, and painted over with this strength; 1: in tiles from scratch",
+        "what needs tiles is sampled small first, enlarged, and sampled over with this strength; 1: in tiles from scratch",
         metavar="S", range=_POSITIVE_SHARE))
     sampler: str = _is("dpm-solver++", Choice(
         "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))
@@ -247,8 +268,10 @@ class Settings:
             dial.check(name, getattr(self, name))
         if self.steps is not None and self.steps > num_timesteps:
             raise UserError(f"steps must be {Range(1, num_timesteps)}, got {self.steps}")
-        if self.eta > 0 and self.sampler != "ddim":
+        if self.eta > 0 and not SAMPLERS[self.sampler].takes_eta:
             raise UserError(f"eta is for the sampler ddim; {self.sampler} takes none")
+        if self.effort != 1 and not self.has_brush:
+            raise UserError(f"effort is for the look fine; the look {self.look} makes no gradient steps")
         for name in ("content_scale", "style_scale"):
             for scale in as_list(getattr(self, name)):
                 if scale < 0 and self.has_brush:
@@ -275,18 +298,19 @@ class Settings:
     @property
     def number_of_steps(self) -> int:
         """Of the sampler."""
-        return self.steps or max(1, round(LOOKS[self.look].step_share * SAMPLERS[self.sampler]))
+        return self.steps or max(1, round(LOOKS[self.look].step_share * SAMPLERS[self.sampler].steps))
 
     @property
-    def brush(self) -> Look:
+    def effective_look(self) -> Look:
         """The look with this effort."""
         look = LOOKS[self.look]
-        return replace(look, brush=max(1, round(self.effort * look.brush)) if look.brush else 0)
+        steps = max(1, round(self.effort * look.gradient_steps)) if look.gradient_steps else 0
+        return replace(look, gradient_steps=steps)
 
     @property
     def has_brush(self) -> bool:
         """Whether gradient steps follow the sampling."""
-        return self.brush.brush > 0
+        return self.effective_look.gradient_steps > 0
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -306,7 +330,7 @@ class Settings:
     @property
     def is_stochastic(self) -> bool:
         """Whether fresh noise is drawn on the way."""
-        return self.sampler == "ancestral" or self.eta > 0
+        return SAMPLERS[self.sampler].stochastic or self.eta > 0
 
 
 DIALS: dict[str, Dial] = {setting.name: setting.metadata["dial"] for setting in fields(Settings)}

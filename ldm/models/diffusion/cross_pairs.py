@@ -19,9 +19,10 @@ from ldm.checks import check_fractions
 from ldm.config.groups import flat_keys
 from ldm.data.wikiart import draw_flags
 from ldm.errors import ConfigError
+from ldm.models.diffusion.conditions import concatenate
 from ldm.models.diffusion.ddpm import channels_first, first_samples
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
-from ldm.models.diffusion.guidance import Guidance, concatenate
+from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
 

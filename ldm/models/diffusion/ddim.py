@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.models.diffusion.guidance import Condition, Guidance, batch_size, fitted
+from ldm.models.diffusion.conditions import Condition, batch_size_of, fitted
+from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import (
     Denoiser,
     NoiseSource,
@@ -354,7 +355,7 @@ def _check_fit(
     mask: Tensor | None,
     x0: Tensor | None,
 ) -> None:
-    for given in map(batch_size, conditions):
+    for given in map(batch_size_of, conditions):
         if given is not None and given != shape[0]:
             raise ValueError(f"the batch is of {shape[0]}, but a condition is for {given}")
     if mask is not None and x0 is None:

@@ -18,7 +18,7 @@ from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
 from ldm.models.diffusion.averaging import AveragedWeights
-from ldm.models.diffusion.guidance import Condition
+from ldm.models.diffusion.conditions import Condition
 from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel
 from ldm.models.diffusion.published import PublishedNames, disabled_train, uniform_on_device
 from ldm.models.options import Batches, DiffusionLoss, Optimisation, StartingWeights, WithoutEffect

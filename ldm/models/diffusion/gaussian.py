@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm.checks import check_choice
 from ldm.config.groups import flat_keys
-from ldm.models.diffusion.guidance import Condition
+from ldm.models.diffusion.conditions import Condition
 from ldm.models.diffusion.samplers import Denoiser, keep_region, standard_normal, start_of, step_noise
 from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions

@@ -16,8 +16,8 @@ from ldm.checks import check_choice
 from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
+from ldm.models.diffusion.conditions import Condition
 from ldm.models.diffusion.gaussian import GaussianDiffusion
-from ldm.models.diffusion.guidance import Condition
 from ldm.models.diffusion.latent_scale import LatentScale, OneFactor
 from ldm.modules.distributions import DiagonalGaussianDistribution
 

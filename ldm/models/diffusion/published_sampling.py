@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.errors import ConfigError
+from ldm.models.diffusion.conditions import Condition, fitted, over_parts
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.guidance import Condition, fitted, over_parts
 from ldm.models.diffusion.samplers import repeated_normal, standard_normal, step_noise
 from ldm.modules.distributions.distributions import normal_kl
 from ldm.published.helpers import mean_flat
