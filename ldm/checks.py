@@ -1,5 +1,7 @@
 """Checks of values that come from configs and callers."""
 
+import math
+from numbers import Real
 from typing import Any
 
 from ldm.errors import ConfigError
@@ -15,6 +17,22 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ConfigError(f"{name} must be a whole number from {least} on, got {value!r}")
 
 
+def check_number(name: str, value: Any, above: float = -math.inf, least: float = -math.inf) -> None:
+    """Raises ConfigError unless the value is a finite number, above `above` and from `least` on."""
+    if not _is_number(value) or not max(above, least) <= value < math.inf or value == above:
+        limits = (
+            f" above {above:g}" if above > -math.inf else f" from {least:g} on" if least > -math.inf else ""
+        )
+        raise ConfigError(f"{name} must be a number{limits}, got {value!r}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises ConfigError, by its name, for a value that is neither true nor false."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} must be true or false, got {value!r}")
+
+
 def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     """Raises ConfigError for a value that is none of the choices."""
     if value not in choices:
@@ -24,5 +42,9 @@ def check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> N
 def check_fractions(**fractions: float) -> None:
     """Raises ConfigError, by its name, for a number that is not from 0 to 1."""
     for name, value in fractions.items():
-        if not 0 <= value <= 1:
+        if not (_is_number(value) and 0 <= value <= 1):
             raise ConfigError(f"{name} must be between 0 and 1, got {value}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

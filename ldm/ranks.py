@@ -19,8 +19,12 @@ def rank_and_world() -> tuple[int, int]:
 
 def local_rank() -> int | None:
     """LOCAL_RANK: this process's number among those of its machine; None where nobody has started
-    several."""
+    several. Raises UserError."""
     number = os.environ.get("LOCAL_RANK")
+    if not (number is None or number.isdecimal()):
+        raise UserError(
+            f"the environment says LOCAL_RANK {number!r}; set it to a number, as torchrun does, or not at all"
+        )
     return None if number is None else int(number)
 
 

@@ -604,6 +604,53 @@ def test_wrong_number_of_scale_factors(factors):
         tiny_ldm(scale_factors=factors)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("vgg_channels", 3), ("vgg_channels", "abcde"), ("vgg_channels", [1, 2]), ("vgg_channels", [2, 2, 3, 3, "a"]),
+        ("style_dim", "wide"), ("detail", "abc"),
+    ],
+)  # fmt: skip
+def test_widths_of_the_style_network_are_whole_numbers(name, value):
+    with pytest.raises(ConfigError, match=name):
+        tiny_ldm(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("timesteps", 0), ("timesteps", 2.5), ("linear_start", -1), ("linear_end", "abc"), ("cosine_s", -1),
+        ("v_posterior", 2), ("image_size", 0), ("channels", "four"), ("learning_rate", -1),
+        ("learning_rate", float("nan")), ("learning_rate", True), ("min_snr_gamma", "abc"), ("min_snr_gamma", -1),
+        ("min_snr_gamma", 0), ("l_simple_weight", "abc"), ("original_elbo_weight", -1), ("logvar_init", "abc"),
+        ("use_ema", "maybe"), ("learn_logvar", 1), ("scale_by_std", "no"), ("concat_mode", None),
+        ("cond_stage_trainable", "yes"), ("scale_factor", "abc"), ("scale_batches", 0), ("log_every_t", 0),
+        ("cond_drop", "abc"), ("monitor_mode", "best"), ("load_only_unet", "yes"),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} must be "):
+        unconditional_ldm(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"given_betas": [2]}, {"given_betas": [0.1, 0]}, {"given_betas": []}, {"given_betas": "abc"},
+        {"given_betas": [float("nan")]}, {"given_betas": 0.5}, {"linear_end": 2}, {"linear_start": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_betas_are_between_0_and_1(schedule):
+    with pytest.raises(ConfigError, match="betas .* must be numbers above 0 and below 1"):
+        unconditional_ldm(**schedule)
+
+
+def test_the_networks_wrapper_is_no_option():
+    with pytest.raises(TypeError, match="model_class"):
+        unconditional_ldm(model_class="foo")
+
+
 @pytest.mark.parametrize("option", [{"style_dim": 2944}, {"vgg_channels": (4, 4, 4, 4, 4)}])
 def test_style_width_must_be_that_of_the_style_network(option):
     with pytest.raises(ConfigError, match="not twice the sum of vgg_channels"):

@@ -39,7 +39,9 @@ class FirstStageTraining:
     @flat_keys
     def __init__(self, *args: Any, optimisation: FirstStageOptimisation, **options: Any):
         super().__init__(*args, **options)
-        vars(self).update(vars(optimisation))
+        self.image_key, self.trainable = optimisation.image_key, optimisation.trainable
+        self.learning_rate, self.adam_betas = optimisation.learning_rate, optimisation.adam_betas
+        self.scheduler_config, self.monitor = optimisation.scheduler_config, optimisation.monitor
         if self.trainable == "decoder":
             for part in self.parts:
                 part.requires_grad_(part in (self.decoder, self.post_quant_conv))

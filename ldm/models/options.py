@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.checks import check_choice, check_fractions
+from ldm.checks import check_choice, check_count, check_flags, check_fractions, check_number
 from ldm.errors import ConfigError
 
 
@@ -34,6 +34,12 @@ class DiffusionLoss:
 
     def __post_init__(self) -> None:
         check_choice("loss_type", self.loss_type, ("l1", "l2"))
+        check_number("l_simple_weight", self.l_simple_weight, least=0)
+        check_number("original_elbo_weight", self.original_elbo_weight, least=0)
+        if self.min_snr_gamma is not None:
+            check_number("min_snr_gamma", self.min_snr_gamma, above=0)
+        check_flags(learn_logvar=self.learn_logvar)
+        check_number("logvar_init", self.logvar_init)
 
     def distance(self, prediction: Tensor, target: Tensor, reduction: str = "none") -> Tensor:
         """Of every element, like the target, or their "mean"."""
@@ -62,6 +68,12 @@ class Optimisation:
     monitor: str | None = "val/loss"
     monitor_mode: str = "min"
 
+    def __post_init__(self) -> None:
+        check_number("learning_rate", self.learning_rate, least=0)
+        check_flags(use_ema=self.use_ema)
+        check_count("scale_batches", self.scale_batches)
+        check_choice("monitor_mode", self.monitor_mode, ("min", "max"))
+
 
 @dataclass(frozen=True)
 class StartingWeights:
@@ -71,6 +83,9 @@ class StartingWeights:
     ckpt_path: str | None = None
     ignore_keys: Sequence[str] = ()
     load_only_unet: bool = False
+
+    def __post_init__(self) -> None:
+        check_flags(load_only_unet=self.load_only_unet)
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         check_fractions(cond_drop=self.cond_drop)
+        check_count("log_every_t", self.log_every_t)
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ class FirstStageOptimisation:
 
     def __post_init__(self) -> None:
         check_choice("trainable", self.trainable, ("all", "decoder"))
+        check_number("learning_rate", self.learning_rate, least=0)
 
 
 DIFFUSION = (DiffusionLoss, Optimisation, StartingWeights, Batches, WithoutEffect)

@@ -61,7 +61,11 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
     ):
         pictures = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
         super().__init__(unet_config, first_stage_config or pictures, *args, **options)
-        vars(self).update(vars(optimisation) | vars(batches))
+        self.learning_rate, self.scheduler_config = optimisation.learning_rate, optimisation.scheduler_config
+        self.use_ema, self.scale_batches = optimisation.use_ema, optimisation.scale_batches
+        self.monitor, self.monitor_mode = optimisation.monitor, optimisation.monitor_mode
+        self.first_stage_key, self.cond_drop = batches.first_stage_key, batches.cond_drop
+        self.log_every_t = batches.log_every_t
         if self.cond_drop and not hasattr(self.cond_stage_model, "null_input"):
             raise ConfigError(
                 "cond_drop needs a condition stage with a null input, like ClassEmbedder or FrozenCLIPEmbedder"

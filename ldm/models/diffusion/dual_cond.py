@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checks import check_fractions
+from ldm.checks import check_count, check_fractions
 from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
@@ -18,6 +18,29 @@ from ldm.models.diffusion.latent_scale import MIN_STD, PerChannel
 from ldm.modules.diffusionmodules.util import over_positions, spatial_std_mean
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
+
+
+class DualConditionDiffusionWrapper(nn.Module):
+    """Holds the network under the published name; a condition whose key is "concat" joins the
+    input's channels."""
+
+    diffusion_model: Any  # what a config names
+
+    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: Sequence[str] | None = None):
+        super().__init__()
+        keys = tuple(conditioning_key or ("other", "other"))
+        if len(keys) != 2 or not set(keys) <= {"concat", "other"}:
+            raise ConfigError(f"conditioning_key must be two of concat and other, got {conditioning_key!r}")
+        self.diffusion_model = instantiate_from_config(diff_model_config)
+        self.first_conditioning_key, self.second_conditioning_key = keys
+
+    def forward(self, x: Tensor, t: Tensor, c1: Tensor | None = None, c2: Tensor | None = None) -> Tensor:
+        """The network's prediction, like x."""
+        if self.first_conditioning_key == "concat":
+            x, c1 = torch.cat([x, c1], dim=1), None
+        if self.second_conditioning_key == "concat":
+            x, c2 = torch.cat([x, c2], dim=1), None
+        return self.diffusion_model(x, t, c1, c2)
 
 
 class DualCondModel(LatentDiffusionModel):
@@ -38,7 +61,8 @@ class DualCondModel(LatentDiffusionModel):
 
     what = "a style transfer model (DualCondLDM)"
 
-    model: "DualConditionDiffusionWrapper"
+    wrapper = DualConditionDiffusionWrapper
+    model: DualConditionDiffusionWrapper
 
     @flat_keys
     def __init__(
@@ -57,13 +81,16 @@ class DualCondModel(LatentDiffusionModel):
             raise ConfigError(
                 f"DualCondLDM: cond_stage_key must be content_and_std_mean, got {cond_stage_key!r}"
             )
+        check_count("style_dim", style_dim)
+        if not isinstance(vgg_channels, (list, tuple)) or len(vgg_channels) != len(VGG_CHANNELS):
+            raise ConfigError(f"vgg_channels must be {len(VGG_CHANNELS)} widths, got {vgg_channels!r}")
+        for width in vgg_channels:
+            check_count("every width of vgg_channels", width)
         if style_dim != 2 * sum(vgg_channels):
             raise ConfigError(
                 f"DualCondLDM: style_dim {style_dim} is not twice the sum of vgg_channels {list(vgg_channels)}"
             )
-        super().__init__(
-            cond_stage_key=cond_stage_key, model_class=DualConditionDiffusionWrapper, scale=scale, **options
-        )
+        super().__init__(cond_stage_key=cond_stage_key, scale=scale, **options)
         self.null_style_vector = nn.Embedding(1, style_dim)
         nn.init.normal_(self.null_style_vector.weight, std=0.02)
         self.vgg = vgg16(channels=vgg_channels)
@@ -132,26 +159,3 @@ class DualCondModel(LatentDiffusionModel):
     def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
         """The mode, not a drawn latent."""
         return posterior.mode()
-
-
-class DualConditionDiffusionWrapper(nn.Module):
-    """Holds the network under the published name; a condition whose key is "concat" joins the
-    input's channels."""
-
-    diffusion_model: Any  # what a config names
-
-    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: Sequence[str] | None = None):
-        super().__init__()
-        keys = tuple(conditioning_key or ("other", "other"))
-        if len(keys) != 2 or not set(keys) <= {"concat", "other"}:
-            raise ConfigError(f"conditioning_key must be two of concat and other, got {conditioning_key!r}")
-        self.diffusion_model = instantiate_from_config(diff_model_config)
-        self.first_conditioning_key, self.second_conditioning_key = keys
-
-    def forward(self, x: Tensor, t: Tensor, c1: Tensor | None = None, c2: Tensor | None = None) -> Tensor:
-        """The network's prediction, like x."""
-        if self.first_conditioning_key == "concat":
-            x, c1 = torch.cat([x, c1], dim=1), None
-        if self.second_conditioning_key == "concat":
-            x, c2 = torch.cat([x, c2], dim=1), None
-        return self.diffusion_model(x, t, c1, c2)

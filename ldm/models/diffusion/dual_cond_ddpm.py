@@ -24,7 +24,10 @@ class DualCondLDM(DualCondModel, LatentDiffusion):
     @flat_keys
     def __init__(self, *args: Any, dual_batches: DualBatches, start: StartingWeights, **options: Any):
         super().__init__(*args, **options)
-        vars(self).update(vars(dual_batches))
+        self.style_flag_key, self.content_flag_key = (
+            dual_batches.style_flag_key,
+            dual_batches.content_flag_key,
+        )
         if self.use_ema:
             self.null_style_vector_ema = LitEma(self.null_style_vector)
         self.load_start(start)

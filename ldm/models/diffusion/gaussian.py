@@ -7,16 +7,15 @@ Shapes: x_0, x_t (N, channels, h, w); t (N,) time steps, int64.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ldm.checks import check_choice
+from ldm.checks import check_choice, check_count, check_fractions, check_number
 from ldm.config.groups import flat_keys
 from ldm.models.diffusion.conditions import Condition
 from ldm.models.diffusion.samplers import Denoiser, keep_region, standard_normal, start_of, step_noise
-from ldm.modules.diffusionmodules.schedule import diffusion_tables, make_beta_schedule
+from ldm.modules.diffusionmodules.schedule import checked_betas, diffusion_tables, make_beta_schedule
 from ldm.modules.diffusionmodules.util import over_positions
 
 
@@ -34,6 +33,13 @@ class NoiseSchedule:
     cosine_s: float = 8e-3
     given_betas: Sequence[float] | None = None
     v_posterior: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("timesteps", self.timesteps)
+        for name in ("linear_start", "linear_end"):
+            check_number(name, getattr(self, name), above=0)
+        check_number("cosine_s", self.cosine_s, least=0)
+        check_fractions(v_posterior=self.v_posterior)
 
 
 class GaussianDiffusion(nn.Module):
@@ -57,6 +63,8 @@ class GaussianDiffusion(nn.Module):
     ):
         super().__init__()
         check_choice("parameterization", parameterization, ("eps", "x0", "v"))
+        check_count("image_size", image_size)
+        check_count("channels", channels)
         self.image_size, self.channels, self.parameterization = image_size, channels, parameterization
         names = asdict(schedule)
         self.v_posterior = names.pop("v_posterior")
@@ -72,11 +80,11 @@ class GaussianDiffusion(nn.Module):
         cosine_s: float = 8e-3,
     ) -> None:
         """Set the noise schedule and all tables that follow from it, on the device where they
-        were."""
+        were. Raises ConfigError for betas out of range."""
         if given_betas is None:
             given_betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         device = self.betas.device if hasattr(self, "betas") else None
-        betas = np.asarray(given_betas, dtype=np.float64)
+        betas = checked_betas(given_betas)
         for name, table in diffusion_tables(betas, self.v_posterior, self.parameterization).items():
             self.register_buffer(name, table.to(device), persistent=name != "lvlb_weights")
         self.num_timesteps, self.linear_start, self.linear_end = len(betas), linear_start, linear_end

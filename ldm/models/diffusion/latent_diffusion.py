@@ -5,14 +5,14 @@ Shapes: x (N, 3, H, W) pictures in [-1, 1]; z, x_0, x_t (N, channels, h, w) late
 steps, int64.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.checks import check_choice
+from ldm.checks import check_choice, check_flags
 from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
@@ -41,6 +41,9 @@ class ConditionStage:
     cond_stage_trainable: bool = False
     cond_stage_forward: str | None = None
 
+    def __post_init__(self) -> None:
+        check_flags(cond_stage_trainable=self.cond_stage_trainable)
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -48,19 +51,63 @@ class Conditioning:
 
     A conditioning_key of None with a condition stage is, as in published config files, "concat"
     with `concat_mode` and "crossattn" without.
-    model_class: called with (unet_config, conditioning_key); DiffusionWrapper by default.
     """
 
     conditioning_key: Any = None
     concat_mode: bool = True
-    model_class: Callable[[Mapping[str, Any], Any], nn.Module] | None = None
 
-    def wrapped(self, unet_config: Mapping[str, Any], has_stage: bool) -> nn.Module:
-        """The network in what hands it the condition."""
+    def __post_init__(self) -> None:
+        check_flags(concat_mode=self.concat_mode)
+
+    def key(self, has_stage: bool) -> Any:
+        """The conditioning_key for a model with or without a condition stage."""
+        if self.conditioning_key is None and has_stage:
+            return "concat" if self.concat_mode else "crossattn"
+        return self.conditioning_key
+
+
+class DiffusionWrapper(nn.Module):
+    """Holds the network under the published name `model.diffusion_model` and gives it the
+    condition.
+
+    conditioning_key: None; "concat": tensors joined to the input's channels; "crossattn": sequences
+    (N, L, width), joined, to attend to; "hybrid": both; "adm": labels (N,).
+    """
+
+    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):
+        super().__init__()
+        check_choice("conditioning_key", conditioning_key, CONDITIONING_KEYS)
+        self.conditioning_key = conditioning_key
+        self.diffusion_model = instantiate_from_config(diff_model_config)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Sequence[Tensor] | None = None,
+        c_crossattn: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The network's prediction, like x."""
         key = self.conditioning_key
-        if key is None and has_stage:
-            key = "concat" if self.concat_mode else "crossattn"
-        return (self.model_class or DiffusionWrapper)(unet_config, key)
+        wanted = (key in ("concat", "hybrid"), key in ("crossattn", "hybrid", "adm"))
+        if wanted != (c_concat is not None, c_crossattn is not None):
+            names = " and ".join(
+                name for name, is_wanted in zip(("c_concat", "c_crossattn"), wanted) if is_wanted
+            )
+            raise ConfigError(f"conditioning_key {key!r} takes {names or 'no condition'}")
+        if c_concat is not None:
+            if any(c.ndim != x.ndim or c.shape[2:] != x.shape[2:] for c in c_concat):
+                raise ConfigError(
+                    f"conditioning_key {key!r} takes maps of the latent's size, {tuple(x.shape[2:])}, not {[tuple(c.shape) for c in c_concat]}"
+                )
+            x = torch.cat([x, *c_concat], dim=1)
+        if c_crossattn is None:
+            return self.diffusion_model(x, t)
+        return (
+            self.diffusion_model(x, t, y=c_crossattn[0])
+            if key == "adm"
+            else self.diffusion_model(x, t, context=torch.cat([*c_crossattn], dim=1))
+        )
 
 
 class LatentDiffusionModel(GaussianDiffusion):
@@ -69,9 +116,13 @@ class LatentDiffusionModel(GaussianDiffusion):
 
     unet_config, first_stage_config: the network and the frozen autoencoder. Further parameters:
     those of ConditionStage, Conditioning, OneFactor and GaussianDiffusion.
+
+    wrapper: made with (unet_config, conditioning_key), it holds the network and hands it the
+        condition.
     """
 
     what = "a latent diffusion model"  # in messages
+    wrapper: type[nn.Module] = DiffusionWrapper
 
     @flat_keys
     def __init__(
@@ -86,7 +137,7 @@ class LatentDiffusionModel(GaussianDiffusion):
     ):
         super().__init__(**options)
         self._register_scale(scale)
-        self.model = conditioning.wrapped(unet_config, stage.cond_stage_config not in NO_STAGE)
+        self.model = self.wrapper(unet_config, conditioning.key(stage.cond_stage_config not in NO_STAGE))
         self.instantiate_first_stage(first_stage_config)
         self.cond_stage_key, self.cond_stage_forward = stage.cond_stage_key, stage.cond_stage_forward
         self.cond_stage_trainable = stage.cond_stage_trainable
@@ -223,47 +274,3 @@ class LatentDiffusionModel(GaussianDiffusion):
             )
         prediction = self.model(x_noisy, t, **cond)
         return prediction[0] if isinstance(prediction, tuple) and not return_ids else prediction
-
-
-class DiffusionWrapper(nn.Module):
-    """Holds the network under the published name `model.diffusion_model` and gives it the
-    condition.
-
-    conditioning_key: None; "concat": tensors joined to the input's channels; "crossattn": sequences
-    (N, L, width), joined, to attend to; "hybrid": both; "adm": labels (N,).
-    """
-
-    def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None = None):
-        super().__init__()
-        check_choice("conditioning_key", conditioning_key, CONDITIONING_KEYS)
-        self.conditioning_key = conditioning_key
-        self.diffusion_model = instantiate_from_config(diff_model_config)
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Sequence[Tensor] | None = None,
-        c_crossattn: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """The network's prediction, like x."""
-        key = self.conditioning_key
-        wanted = (key in ("concat", "hybrid"), key in ("crossattn", "hybrid", "adm"))
-        if wanted != (c_concat is not None, c_crossattn is not None):
-            names = " and ".join(
-                name for name, is_wanted in zip(("c_concat", "c_crossattn"), wanted) if is_wanted
-            )
-            raise ConfigError(f"conditioning_key {key!r} takes {names or 'no condition'}")
-        if c_concat is not None:
-            if any(c.ndim != x.ndim or c.shape[2:] != x.shape[2:] for c in c_concat):
-                raise ConfigError(
-                    f"conditioning_key {key!r} takes maps of the latent's size, {tuple(x.shape[2:])}, not {[tuple(c.shape) for c in c_concat]}"
-                )
-            x = torch.cat([x, *c_concat], dim=1)
-        if c_crossattn is None:
-            return self.diffusion_model(x, t)
-        return (
-            self.diffusion_model(x, t, y=c_crossattn[0])
-            if key == "adm"
-            else self.diffusion_model(x, t, context=torch.cat([*c_crossattn], dim=1))
-        )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm.checks import check_flags, check_number
 from ldm.errors import ConfigError
 from ldm.modules.diffusionmodules.util import over_positions
 
@@ -24,6 +25,10 @@ class OneFactor:
 
     scale_factor: float = 1.0
     scale_by_std: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("scale_factor", self.scale_factor)
+        check_flags(scale_by_std=self.scale_by_std)
 
     @property
     def persistent(self) -> bool:
@@ -60,6 +65,9 @@ class PerChannel:
     scale_by_std: bool = False
 
     persistent = True
+
+    def __post_init__(self) -> None:
+        check_flags(scale_by_std=self.scale_by_std)
 
     def tables(self, channels: int) -> dict[str, Tensor]:
         """By name, at first."""

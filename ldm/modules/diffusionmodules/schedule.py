@@ -37,6 +37,19 @@ def make_beta_schedule(
     raise ConfigError(f"beta_schedule must be linear, cosine, sqrt_linear or sqrt, got {schedule!r}")
 
 
+def checked_betas(betas: Sequence[float] | NDArray) -> NDArray[np.float64]:
+    """(T,) betas. Raises ConfigError unless all are between 0 and 1, the ends left out."""
+    try:
+        array = np.asarray(betas, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim != 1 or not array.size or not ((array > 0) & (array < 1)).all():
+        raise ConfigError(
+            "the noise schedule's betas (given_betas, or linear_start to linear_end) must be numbers above 0 and below 1"
+        )
+    return array
+
+
 def diffusion_tables(
     betas: NDArray[np.float64], v_posterior: float = 0.0, parameterization: str = "eps"
 ) -> dict[str, Tensor]:
