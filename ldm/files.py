@@ -24,6 +24,17 @@ def own_or(path: str | Path) -> Path:
     return own if is_ours and not path.exists() else path
 
 
+def check_exists(path: str | Path, kind: str = "file", label: str = "") -> None:
+    """Raises UserError where there is nothing; for commands, before they import what reads it."""
+    if not os.path.exists(path):
+        raise UserError(f"{label}{path}: no such {kind}")
+
+
+def check_config(path: str | Path) -> None:
+    """Raises UserError where there is no such config file, nor one of this project's."""
+    check_exists(own_or(path), label="config ")
+
+
 def check_folder(folder: Path, path: Path | None = None) -> None:
     """Raises UserError, which names `path`, where no files can be written to a folder; it need not
     exist. Nothing is made yet."""

@@ -1,7 +1,9 @@
 """The command line: scripts/stylize.py and scripts/demo.py. Bad input is exit code 2, one clear line, nothing written."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -492,6 +494,36 @@ def test_options_are_answered_before_torch_is_imported(command: str, answers: di
     told, refused = answers[command]
     assert told.startswith(f"exit code 0: usage: artfusion {command}")
     assert refused.startswith("UserError: unrecognized arguments: --no-such-option")
+
+
+@pytest.mark.parametrize(
+    "typed, problem",
+    [
+        ("train --base configs/nope.yaml", "config configs/nope.yaml: no such file"),
+        ("train --resume nope", "nope: no such file or folder"),
+        ("cache --config nope.yaml --paintings . --photos . --output out", "config nope.yaml: no such file"),
+        (
+            "cache --config configs/mini.yaml --paintings nope --photos . --output out",
+            "nope: no such folder of pictures",
+        ),
+        ("checkpoint/verify nope", "nope: no such file"),
+        ("checkpoint/verify . --config nope.yaml", "config nope.yaml: no such file"),
+        ("checkpoint/convert nope x.safetensors", "nope: no such file"),
+        ("classes --checkpoint nope --classes 1 --output sheet.png", "nope: no such file"),
+    ],
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, problem: str
+) -> None:
+    name, *options = typed.split()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "_called", [])
+    program.call_as(name.replace("/", " "), options)
+    command = importlib.import_module(COMMANDS[name.replace("/", " ")].module)
+    for late in ("ldm.training", "ldm.checkpoint", "ldm.pipeline.classes"):
+        monkeypatch.setitem(sys.modules, late, None)  # importing it is an ImportError
+    with pytest.raises(UserError, match=f"^{re.escape(problem)}$"):
+        command.main()
 
 
 @pytest.mark.parametrize("typed", [["--hlp"], ["--content", "photo.jpg", "--hlp"]], ids=str)

@@ -192,3 +192,10 @@ def test_ranks_that_cannot_be_are_refused(
     says(monkeypatch, **environment)
     with pytest.raises(UserError, match="set both, as torchrun does, or none"):
         rank_and_world()
+
+
+@pytest.mark.parametrize("number", ["x", "-1", ""])
+def test_a_local_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    says(monkeypatch, LOCAL_RANK=number)
+    with pytest.raises(UserError, match=f"LOCAL_RANK {number!r}"):
+        local_rank()

@@ -14,12 +14,13 @@ import argparse
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.files import own_or
+from ldm.files import check_exists, own_or
 from ldm.program import ArgumentParser
 
 
 def main() -> None:
     args = parse_args()
+    check_exists(args.input)
     check_output(args.output, args.force)
     from ldm.checkpoint.converting import convert  # takes seconds, with torch
 
