@@ -295,6 +295,7 @@ def test_what_the_optimisers_train(trainable, count):
     "changes, message",
     [
         ({"trainable": "encoder"}, "trainable must be one of all, decoder, got 'encoder'"),
+        ({"learning_rate": -1}, "learning_rate must be a number from 0 on, got -1"),
         ({"ddconfig": {"ch": 8}}, "needs `z_channels`"),
         ({"ddconfig": {**HALVES, "chanels": 3}}, "chanels"),
         (
