@@ -646,8 +646,8 @@ def test_betas_are_between_0_and_1(schedule):
         unconditional_ldm(**schedule)
 
 
-def test_the_networks_wrapper_is_no_option():
-    with pytest.raises(TypeError, match="model_class"):
+def test_the_networks_wrapper_is_a_class():
+    with pytest.raises(ConfigError, match="model_class must be a class, got 'foo'"):
         unconditional_ldm(model_class="foo")
 
 

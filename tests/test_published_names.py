@@ -153,7 +153,7 @@ def test_the_published_constructors_options_at_their_defaults() -> None:
         "use_ema": True, "first_stage_key": "image", "log_every_t": 200, "clip_denoised": True, "linear_start": 1e-4,
         "linear_end": 2e-2, "cosine_s": 8e-3, "given_betas": None, "original_elbo_weight": 0.0, "v_posterior": 0.0,
         "l_simple_weight": 1.0, "parameterization": "eps", "scheduler_config": None, "use_positional_encodings": False,
-        "learn_logvar": False, "logvar_init": 0.0,
+        "learn_logvar": False, "logvar_init": 0.0, "model_class": DiffusionWrapper,
     }  # fmt: skip
     assert isinstance(unconditional_ldm(**published).model, DiffusionWrapper)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.checks import check_choice, check_count, check_flags, check_fractions, check_number
 from ldm.errors import ConfigError
@@ -115,14 +115,21 @@ class DualBatches:
 
 
 @dataclass(frozen=True)
-class WithoutEffect:
-    """Published config files may give these, which have no effect in the published code either."""
+class PublishedOptions:
+    """What the published constructor takes besides.
 
+    model_class: what holds the network, for classes made from the published one. The others have no
+    effect, in the published code either.
+    """
+
+    model_class: type[nn.Module] | None = None
     num_timesteps_cond: int | None = None
     clip_denoised: bool = True
     use_positional_encodings: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model_class, type | None):
+            raise ConfigError(f"model_class must be a class, got {self.model_class!r}; leave it out")
         if (self.num_timesteps_cond or 1) != 1:
             raise ConfigError("LatentDiffusion: num_timesteps_cond > 1 is not supported")
 
@@ -149,6 +156,6 @@ class FirstStageOptimisation:
         check_number("learning_rate", self.learning_rate, least=0)
 
 
-DIFFUSION = (DiffusionLoss, Optimisation, StartingWeights, Batches, WithoutEffect)
+DIFFUSION = (DiffusionLoss, Optimisation, StartingWeights, Batches, PublishedOptions)
 DUAL_DIFFUSION = (*DIFFUSION, DualBatches)
 FIRST_STAGE = (FirstStageOptimisation,)

@@ -21,7 +21,7 @@ from ldm.models.diffusion.averaging import AveragedWeights
 from ldm.models.diffusion.conditions import Condition
 from ldm.models.diffusion.latent_diffusion import DiffusionWrapper, LatentDiffusionModel
 from ldm.models.diffusion.published import PublishedNames, disabled_train, uniform_on_device
-from ldm.models.options import Batches, DiffusionLoss, Optimisation, StartingWeights, WithoutEffect
+from ldm.models.options import Batches, DiffusionLoss, Optimisation, PublishedOptions, StartingWeights
 from ldm.modules.ema import LitEma
 from ldm.modules.encoders.modules import ClassEmbedder
 from ldm.modules.optimizers import build_optimizer, clip_gradients, published_order
@@ -56,9 +56,11 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         optimisation: Optimisation,
         batches: Batches,
         start: StartingWeights,
-        without_effect: WithoutEffect,
+        published: PublishedOptions,
         **options: Any,
     ):
+        if published.model_class is not None:
+            self.wrapper = published.model_class
         pictures = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
         super().__init__(unet_config, first_stage_config or pictures, *args, **options)
         self.learning_rate, self.scheduler_config = optimisation.learning_rate, optimisation.scheduler_config
