@@ -107,7 +107,7 @@ def recognise(args: argparse.Namespace) -> None:
     classifier = SVC(gamma=0.001).fit([features(enlarged(image)) for image in data.images], data.target)
     labels = np.repeat(np.arange(10), args.n)
     seeds = [args.seed + i for i in range(len(labels))]
-    pictures = class_pictures(model, labels.tolist(), seeds, args.scale, args.steps)
+    pictures = class_pictures(model, labels=labels.tolist(), seeds=seeds, scale=args.scale, steps=args.steps)
     taken_for = classifier.predict([features(picture) for picture in pictures])
     for digit in range(10):
         print(f"{digit}: {np.mean(taken_for[labels == digit] == digit):.0%}")

@@ -99,7 +99,7 @@ def test_where_it_moves_a_frame_begins_with_a_fresh_picture_and_is_painted() -> 
     paint, before = Recorder(), Image.new("RGB", (36, 32), "red")
     result = next_frame(with_block(picture(72, 64), 40), past(before), paint)
     fresh, full = paint.calls
-    assert fresh == {"look": "fast"} and list(full) == ["start"]
+    assert fresh == {"look": "fast", "effort": 1.0} and list(full) == ["start"]
     moving, still = (24, 16), (4, 4)
     assert full["start"].getpixel(moving) == (1, 1, 1) and result.painted.getpixel(moving) == (2, 2, 2)
     assert full["start"].getpixel(still) == result.painted.getpixel(still) == (255, 0, 0)
@@ -167,7 +167,7 @@ def test_known_frames_are_left_out_and_gone_on_from() -> None:
     results = list(steadily_painted(frames, paint, lambda name: blue if name == "1.png" else None))
     assert [frame.number for frame in results] == [0, 2] and [list(call) for call in paint.calls] == [
         [],
-        ["look"],
+        ["look", "effort"],
         ["start"],
     ]
     assert results[1].picture.getpixel((4, 4)) == (0, 0, 255)
@@ -209,7 +209,7 @@ def test_the_way_is_counted_from_a_start(
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ({"look": "fast", "start": picture(72, 64)}, "start is for the look fine"),
+        ({"look": "fast", "effort": 1.0, "start": picture(72, 64)}, "start is for the look fine"),
         ({"start": picture(64, 64)}, "does not have the result's aspect"),
         ({"start": []}, "start is an empty list"),
         ({"start": [picture(72, 64)] * 3}, "2 contents and 3 starts do not pair up"),

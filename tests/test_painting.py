@@ -25,7 +25,7 @@ from pipeline_builders import (
 from ldm.errors import UserError
 from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
-from ldm.pipeline.engine import Batch, Painter, centred
+from ldm.pipeline.engine import SOLVERS, Batch, Painter, centred
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import SAMPLERS, Settings
@@ -390,10 +390,8 @@ def test_the_starting_noise_depends_on_the_seed_alone(
         return lambda denoise, x, *rest: starts.append(x.clone()) or sample(denoise, x, *rest)
 
     starts = []
-    for name in ("sample_dpm_solver", "sample_ddim"):
-        monkeypatch.setattr(
-            f"ldm.pipeline.engine.{name}", recorded(getattr(sys.modules["ldm.pipeline.engine"], name))
-        )
+    for name, sample in SOLVERS.items():
+        monkeypatch.setitem(SOLVERS, name, recorded(sample))
     for options in (
         {},
         {"style_scale": 3.0},

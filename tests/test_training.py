@@ -387,7 +387,7 @@ def test_a_checkpoint_that_cannot_resume_is_refused(
 ) -> None:
     if content is not None:
         (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=problem):
+    with pytest.raises(UserError, match=problem):
         train(diffusion_config, "--resume", tmp_path / "a.ckpt")
 
 

@@ -66,7 +66,9 @@ def main() -> None:
     model = load_class_model(args.checkpoint, args.config, args.device)
     labels = [label for label in args.classes for _ in range(args.n)]
     seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
-    pictures = class_pictures(model, labels, seeds, args.scale, args.steps, args.eta)
+    pictures = class_pictures(
+        model, labels=labels, seeds=seeds, scale=args.scale, steps=args.steps, eta=args.eta
+    )
     rows = [pictures[i : i + args.n] for i in range(0, len(pictures), args.n)]
     save_image(
         labelled_sheet(rows, row_labels=[f"class {label}" for label in args.classes], cell=128), output

@@ -71,7 +71,8 @@ def next_frame(
 def _painted_where(mask: Image.Image, picture: Image.Image, before: Image.Image, paint: Paint) -> Image.Image:
     if mask.getextrema() == (0, 0):
         return before
-    start = Image.composite(paint(picture, look="fast"), before, mask)
+    sampled = paint(picture, look="fast", effort=1.0)  # an effort is of the fine look alone
+    start = Image.composite(sampled, before, mask)
     return Image.composite(paint(picture, start=start), before, mask)
 
 

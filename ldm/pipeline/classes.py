@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -66,14 +67,8 @@ def sample_classes(
     return model.decode_first_stage(latents)
 
 
-def class_pictures(
-    model: LatentDiffusionModel,
-    labels: Sequence[int],
-    seeds: Sequence[int],
-    scale: float,
-    steps: int,
-    eta: float = 0.0,
-) -> list[Image.Image]:
-    """`sample_classes` as pictures. Raises UserError, also for more of them than memory takes."""
+def class_pictures(model: LatentDiffusionModel, **options: Any) -> list[Image.Image]:
+    """`sample_classes` as pictures, with its options. Raises UserError, also for more of them than
+    memory takes."""
     with memory_errors("choose a smaller --n"):
-        return [tensor_to_image(sample) for sample in sample_classes(model, labels, seeds, scale, steps, eta)]
+        return [tensor_to_image(sample) for sample in sample_classes(model, **options)]
