@@ -30,7 +30,7 @@ def check_exists(path: str | Path, kind: str = "file", label: str = "") -> None:
         raise UserError(f"{label}{path}: no such {kind}")
 
 
-def check_config(path: str | Path) -> None:
+def check_config_file(path: str | Path) -> None:
     """Raises UserError where there is no such config file, nor one of this project's."""
     check_exists(own_or(path), label="config ")
 

@@ -15,7 +15,7 @@ Pictures that cannot be read are left out and named at the end.
 
 import argparse
 
-from ldm.files import check_config, check_exists, own_or
+from ldm.files import check_config_file, check_exists, own_or
 from ldm.program import ArgumentParser, at_least
 
 
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check_config(args.config)
+    check_config_file(args.config)
     for folder in (args.paintings, args.photos):
         check_exists(own_or(folder), "folder of pictures")
     from ldm.training.caching import make_cache  # takes seconds, with torch and Lightning

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from ldm.checks import DEVICES
-from ldm.files import ROOT, check_config, check_exists, own_or
+from ldm.files import ROOT, check_config_file, check_exists, own_or
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet
 from ldm.pipeline.bundled import CLASSES_CONFIG
@@ -60,7 +60,7 @@ def main() -> None:
     args = parse_args()
     output = check_output(args.output)
     check_exists(own_or(args.checkpoint))
-    check_config(args.config)
+    check_config_file(args.config)
     from ldm.pipeline.classes import class_pictures, load_class_model  # takes seconds, with torch
 
     model = load_class_model(args.checkpoint, args.config, args.device)

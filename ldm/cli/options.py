@@ -6,6 +6,7 @@ Nothing here imports torch before `load_pipeline`, so that a wrong option is ans
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
@@ -109,9 +110,7 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
 def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> dict[str, Any]:
     """What a result's metadata say of how it was painted: settings, model, version. Raises
     UserError without a checkpoint."""
-    checkpoint = resolve_checkpoint(args.checkpoint, args.config)[0]
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file")
+    checkpoint, _ = model_files(args)
     return {
         **vars(settings),
         "steps": settings.number_of_steps,
@@ -155,14 +154,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
-    """The pipeline of parsed model options, on a GPU of its own where torchrun started several
-    processes. Raises UserError."""
+def model_files(args: argparse.Namespace) -> tuple[Path, Path]:
+    """(checkpoint file, config file) of parsed model options. Raises UserError where there is
+    none."""
     checkpoint, config = resolve_checkpoint(args.checkpoint, args.config)
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: no such file")
     if not own_or(config).is_file():
         raise UserError(f"config {config}: no such file")
+    return checkpoint, config
+
+
+def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
+    """The pipeline of parsed model options, on a GPU of its own where torchrun started several
+    processes. Raises UserError."""
+    model_files(args)
     import torch  # takes seconds
 
     from ldm.pipeline.pipeline import StyleTransferPipeline

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.files import check_config, check_exists
+from ldm.files import check_config_file, check_exists
 from ldm.program import ArgumentParser, arguments
 from ldm.training.published_flags import DEFAULT_SEED, TRAINER_FLAGS, translated
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the training command. Raises UserError for bad input before any work starts."""
     args = parse_args(argv)
     for path in args.base:
-        check_config(path)
+        check_config_file(path)
     if args.resume:
         check_exists(args.resume, "file or folder")
     from ldm.training.train import train  # takes seconds, with torch and Lightning

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm.files import check_config, check_exists, file_hash, own_or
+from ldm.files import check_config_file, check_exists, file_hash, own_or
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 
@@ -28,7 +28,7 @@ def main() -> int:
     args = parse_args()
     check_exists(args.file)
     if args.config is not None:
-        check_config(args.config)
+        check_config_file(args.config)
     from ldm.checkpoint import describe, read_state_dict  # takes seconds, with torch
     from ldm.checkpoint.fitting import forgive_missing_ema, mismatch_with, published_config
 
