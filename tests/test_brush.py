@@ -1,6 +1,6 @@
 """ldm.pipeline.brush and the fine look: what leads where, step by step, and what stays as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from ldm.pipeline.brush import Brush, Level, Order, Stopped, descend, enlarged, 
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.progress import Progress
 from ldm.pipeline.settings import LOOKS, Look, Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
@@ -40,7 +41,7 @@ def tensor(image: Image.Image) -> Tensor:
     return image_to_tensor(image)[None]
 
 
-def all_steps(level: Level) -> range:
+def all_steps(level: Level, picture: Callable[[], Tensor]) -> range:
     return range(level.steps)
 
 
@@ -116,7 +117,7 @@ def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
 def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:
     seen = []
 
-    def watch(level: Level) -> Iterator[int]:
+    def watch(level: Level, picture: Callable[[], Tensor]) -> Iterator[int]:
         for i in range(level.steps):
             seen.append((level.size, i))
             yield i
@@ -381,7 +382,7 @@ def test_stopping_gives_the_picture_as_far_as_it_came(
 
 
 def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Image) -> None:
-    def watch(level: Level) -> Iterator[int]:
+    def watch(level: Level, picture: Callable[[], Tensor]) -> Iterator[int]:
         raise KeyboardInterrupt
         yield
 
@@ -389,6 +390,42 @@ def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Im
     with pytest.raises(Stopped) as stopped:
         brush.finish(content, Order((240, 256), [[(painting, 1.0)]], content), LOOK, watch)
     assert stopped.value.picture.shape == (1, 3, 240, 256)
+
+
+def test_whoever_watches_sees_the_picture_come(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    """All of the work is counted, and the last preview is the result."""
+    shares, previews = [], []
+
+    def watch(progress: Progress) -> None:
+        shares.append(progress.done)
+        previews.extend(progress.preview())
+
+    painted = pipeline(photo, painting, **FINE, watch=watch)
+    gradient_steps = Settings(**FINE).effective_look.steps_at(64)
+    sampling_steps = 2  # small, then over it at the size
+    assert len(shares) == len(previews) == sampling_steps + gradient_steps
+    assert shares == sorted(shares) and 0 < shares[0] < 0.5 and shares[-1] == pytest.approx(1)
+    assert [preview.size for preview in previews] == [(36, 32)] + [(72, 64)] * (1 + gradient_steps)
+    assert previews[-1] == painted != previews[-2]
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_what_a_watcher_raises_ends_the_painting(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, after: int
+) -> None:
+    """While it samples, and while it is led to the brush work."""
+    calls = []
+
+    def watch(progress: Progress) -> None:
+        calls.append(progress.done)
+        if len(calls) == after:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        pipeline(photo, painting, **FINE, watch=watch)
+    assert len(calls) == after
 
 
 # Which VGG16 leads

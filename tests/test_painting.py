@@ -275,9 +275,29 @@ def test_less_strength_takes_fewer_steps(
     lengths = []
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
     tiny.painter.paint(
-        batch, Settings(look="fast", strength=strength), watch=lambda path: lengths.append(len(path)) or path
+        batch,
+        Settings(look="fast", strength=strength),
+        watch=lambda path, preview: lengths.append(len(path)) or path,
     )
     assert lengths == [expected]
+
+
+@pytest.mark.parametrize("sampler", SOLVERS)
+def test_a_preview_is_what_is_predicted_by_then(tiny: StyleTransferPipeline, sampler: str) -> None:
+    """With every sampler; the last one is the picture."""
+    previews: list[list[Image.Image]] = []
+    photos = [picture(40, 32, seed=1), picture(40, 32, seed=2)]
+    painted = tiny(
+        photos,
+        picture(32, 32, seed=3),
+        look="fast",
+        size=32,
+        sampler=sampler,
+        steps=3,
+        watch=lambda progress: previews.append(progress.preview()),
+    )
+    assert [len(pictures) for pictures in previews] == [2, 2, 2]
+    assert previews[-1] == painted and previews[0] != painted
 
 
 # Large pictures

@@ -13,6 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -170,11 +171,11 @@ class Brush:
         start: Tensor,
         order: Order,
         look: Look,
-        watch: Callable[[Level], Iterable[int]],
+        watch: Callable[[Level, Callable[[], Tensor]], Iterable[int]],
         only_last: bool = False,
     ) -> Tensor:
         """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size.
-        `watch` counts each level's steps.
+        `watch` counts each level's steps, and may look at the picture as it is by then.
 
         only_last: at the full size alone, for a `start` whose large forms are painted already.
         Raises Stopped on a KeyboardInterrupt.
@@ -187,14 +188,14 @@ class Brush:
                 descend(
                     self.energy(level, wide),
                     picture,
-                    watch(level),
+                    watch(level, partial(_seen, picture, wide.size)),
                     level.steps,
                     RATE,
                     self._free(level, wide),
                 )
             except KeyboardInterrupt:
-                raise Stopped(resized(picture, wide.size)[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]) from None
-        return picture[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
+                raise Stopped(_seen(picture, wide.size)) from None
+        return _seen(picture, wide.size)
 
     def _at(self, level: Level, picture: Tensor | None, start: Tensor, order: Order) -> Tensor:
         """What a level begins with: the start, or the level before, enlarged, with a share of the
@@ -255,6 +256,12 @@ class Brush:
                 self._grams.popitem(last=False)
         self._grams.move_to_end(key)
         return self._grams[key]
+
+
+def _seen(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A canvas at any level as the picture without its margin, which is taken from the full
+    (height, width)."""
+    return resized(picture, size)[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
 
 
 def bundled_vgg16() -> vgg16:

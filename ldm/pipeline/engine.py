@@ -45,7 +45,14 @@ SOLVERS: dict[str, Callable[[StartDenoiser, Tensor, Iterable[Step], float, Noise
     "ancestral": lambda denoise, x, path, eta, noise: sample_ddim(denoise, x, path, 1.0, noise),
 }
 
-Watch = Callable[[Sequence[Step]], Iterable[Step]]  # lets sampling steps through and may look at them
+Preview = Callable[[], Tensor]  # the pictures as predicted by now, (N, 3, H, W)
+# Lets sampling steps through, and may look at them and at what they came to.
+Watch = Callable[[Sequence[Step], Preview], Iterable[Step]]
+
+
+def unwatched(path: Sequence[Step], preview: Preview) -> Iterable[Step]:
+    """A Watch that does not look."""
+    return path
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ class Painter:
             return self.model.get_style_statistics(pictures).float()
 
     @torch.no_grad()
-    def paint(self, batch: Batch, settings: Settings, watch: Watch = iter) -> Tensor:
+    def paint(self, batch: Batch, settings: Settings, watch: Watch = unwatched) -> Tensor:
         """The painted pictures (N, 3, H, W), not clipped. `watch` sees the sampling steps go by.
 
         Raises UserError where the numbers overflow even in float32.
@@ -156,7 +163,7 @@ class Painter:
         painted = self._paint(batch, settings, watch)
         if not bool(painted.isfinite().all()) and self.precision != "fp32":
             log.warning("numbers overflowed in %s; painting these pictures again in fp32", self.precision)
-            painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, iter)
+            painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, unwatched)
         if not bool(painted.isfinite().all()):
             raise UserError("the numbers overflowed, so there is no picture; choose smaller scales")
         return painted
@@ -198,26 +205,32 @@ class Painter:
             return self._run(run, tensors, watch, source)
         key = run, self.precision
         painted = self.recorder(
-            lambda **own: self._run(run, Tensors(**own), iter, source), vars(tensors), key
+            lambda **own: self._run(run, Tensors(**own), unwatched, source), vars(tensors), key
         )
-        deque(watch(run.path), maxlen=0)  # all at once: nothing can be seen of a graph on its way
+        # all at once: nothing can be seen of a graph on its way
+        deque(watch(run.path, lambda: painted), maxlen=0)
         return painted
 
     def _run(self, run: Run, tensors: Tensors, watch: Watch, noise: NoiseSource) -> Tensor:
         """Encode, sample, decode. What is here can be recorded, unless the sampler draws more
         noise."""
         with autocast(self.model.device, self.precision):
-            content, regions = tensors.content, tensors.style.shape[1]
-            z = None if content is None else self.codec.encode(content)
-            denoise = self._denoiser(run, tensors, z)
-            x, path = self._begun(run, tensors, z), watch(run.path)
-            painted = SOLVERS[run.sampler](denoise, x, path, run.eta, noise)
-            if tensors.masks is not None:
-                painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
-            pictures = self.codec.decode(painted, run.size)
-            if content is None or z is None or run.detail == 0:
-                return pictures
-            return pictures + run.detail * (content - self.codec.decode(z, run.size))
+            z = None if tensors.content is None else self.codec.encode(tensors.content)
+            denoise = Remembering(self._denoiser(run, tensors, z), self._begun(run, tensors, z))
+            path = watch(run.path, lambda: self._pictures(run, tensors, z, denoise.latest))
+            painted = SOLVERS[run.sampler](denoise, denoise.latest, path, run.eta, noise)
+            return self._pictures(run, tensors, z, painted)
+
+    def _pictures(self, run: Run, tensors: Tensors, z: Tensor | None, painted: Tensor) -> Tensor:
+        """Of painted latents (N * R, C, h, w): regions cut together, decoded, with the photo's
+        detail."""
+        content, regions = tensors.content, tensors.style.shape[1]
+        if tensors.masks is not None:
+            painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
+        pictures = self.codec.decode(painted, run.size)
+        if content is None or z is None or run.detail == 0:
+            return pictures
+        return pictures + run.detail * (content - self.codec.decode(z, run.size))
 
     def _begun(self, run: Run, tensors: Tensors, z: Tensor | None) -> Tensor:
         """What sampling begins with: noise, or, part of the way down, noise over the photo or over
@@ -299,6 +312,18 @@ class Painter:
         """Side of the tiles' latents."""
         multiple = self.codec.multiple
         return max(1, (settings.tile or self.native_size) // multiple) * multiple // self.codec.factor
+
+
+class Remembering:
+    """A denoiser that keeps what it predicted last, before that the latents x to begin with."""
+
+    def __init__(self, denoise: StartDenoiser, x: Tensor):
+        self._denoise, self.latest = denoise, x
+
+    def __call__(self, x: Tensor, timestep: int) -> Tensor:
+        """As the denoiser's."""
+        self.latest = self._denoise(x, timestep)
+        return self.latest
 
 
 def centred(noise: Tensor) -> Tensor:

@@ -9,23 +9,21 @@
 Settings are those of `ldm.pipeline.settings.Settings`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
-from ldm.models.diffusion.samplers import Step
 from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.modules.diffusionmodules.util import sum_of
@@ -36,14 +34,13 @@ from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
+from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.pipeline.tiles import UNCUT
 
-SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
 # below, content guidance dissolves the photo; above, style guidance overshoots the painting's
 # colours
 MILD_SCALES = (1.0, 2.0)
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 class StyleTransferPipeline:
@@ -111,6 +108,7 @@ class StyleTransferPipeline:
         start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
+        watch: Watcher | None = None,
         **changes: Any,
     ) -> Image.Image | list[Image.Image]:
         """The content picture(s) painted in the style(s): one picture, or a list of them.
@@ -121,7 +119,9 @@ class StyleTransferPipeline:
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
-        before: only the steps of the last size are made. progress: show a bar.
+        before: only the steps of the last size are made. progress: show a bar. watch: called after
+        every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
+        then; what it raises ends the painting.
         Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as
         far as it came on Ctrl-C in the fine look.
         """
@@ -134,11 +134,11 @@ class StyleTransferPipeline:
         request = Request(content, style, keep, start)
         jobs = request.jobs(settings, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
-            results = self._paint_all(jobs, settings, batch_size, progress)
+            results = self._paint_all(jobs, settings, batch_size, progress, watch)
         return results[0] if request.is_single else results
 
     def _paint_all(
-        self, jobs: list[Job], settings: Settings, batch_size: int, progress: bool
+        self, jobs: list[Job], settings: Settings, batch_size: int, progress: bool, watch: Watcher | None
     ) -> list[Image.Image]:
         """Pictures of the same kind go through together, in the fine look each alone; the results
         keep the order."""
@@ -148,36 +148,35 @@ class StyleTransferPipeline:
         together = list(batches(jobs, 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
         total = sum(self._work(jobs[places[0]], settings) for places in together)
-        with tqdm(desc="painting", total=total, bar_format=BAR, disable=not progress) as bar:
+        with Meter(total, progress, watch) as meter:
             for places in together:
                 members = [jobs[i] for i in places]
                 batch = self._batch(members, statistics)
                 if settings.has_brush:
-                    painted = self._finely_painted(members[0], batch, settings, bar)
+                    painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
-                    painted = self._sampled(batch, settings, bar)
+                    painted = self._sampled(batch, settings, meter)
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
                 }
-            bar.n = bar.total  # whole, however its parts were rounded
+            meter.finish()
         return [results[i] for i in range(len(jobs))]
 
-    def _sampled(self, batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
-        return self.painter.paint(batch, settings, partial(_watched, bar))
+    def _sampled(self, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
+        return self.painter.paint(batch, settings, meter.sampling)
 
-    def _finely_painted(self, job: Job, batch: Batch, settings: Settings, bar: tqdm) -> Tensor:
+    def _finely_painted(self, job: Job, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
         """(1, 3, H, W), sampled, or as given to begin with, and led to the painting's brush
         work."""
         if job.start is None:
             smaller = batch.resized(self._start_size(batch.size, settings))
-            start = self._sampled(_mildly_guided(smaller), settings, bar)
+            start = self._sampled(_mildly_guided(smaller), settings, meter)
         else:
             start = image_to_tensor(job.start)[None].to(self.model.device)
         order = _order(job, batch, settings, self.painter.detail(settings))
-        watch = partial(_watched_level, bar)
         try:
             return self.brush.finish(
-                start, order, settings.effective_look, watch, only_last=job.start is not None
+                start, order, settings.effective_look, meter.brushing, only_last=job.start is not None
             )
         except Stopped as stopped:
             picture = tensor_to_image(stopped.picture[0])
@@ -255,19 +254,6 @@ def compile_networks(model: DualCondModel) -> None:
 
 def _stacked(arrays: Sequence[Any]) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays])
-
-
-def _watched(bar: tqdm, path: Sequence[Step]) -> Iterator[Step]:
-    """Lets sampling steps through and counts their work on the bar."""
-    for step in path:
-        yield step
-        bar.update(SAMPLING_WORK)
-
-
-def _watched_level(bar: tqdm, level: Level) -> Iterator[int]:
-    for i in range(level.steps):
-        yield i
-        bar.update(level.work / level.steps)
 
 
 def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:
