@@ -20,6 +20,7 @@ COMMANDS = {
         "ldm.cli.stylize", "scripts/stylize.py", "paint photos in the style of paintings", leave_at_once=True
     ),
     "video": Command("ldm.cli.video", "scripts/stylize_video.py", "paint a video or an animated picture"),
+    "web": Command("ldm.cli.web", None, "a page to paint on, in your browser"),
     "grid": Command(
         "ldm.cli.grid", "scripts/guidance_grid.py", "one photo at every pair of guidance scales, on a sheet"
     ),

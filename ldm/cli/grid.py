@@ -18,7 +18,7 @@ from ldm.cli.options import (
     settings_of,
 )
 from ldm.media.images import check_output, load_image, save_image
-from ldm.media.sheets import labelled_sheet, thumbnail
+from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
 
@@ -62,18 +62,6 @@ def main() -> None:
     width = len(args.style_scales)
     rows = [painted[i : i + width] for i in range(0, len(painted), width)]
     givens = [thumbnail(content, painted[0]), thumbnail(style, painted[0])]
-    save_image(sheet(givens, rows, args.content_scales, args.style_scales, args.cell), output)
+    sheet = guidance_sheet(givens, rows, args.content_scales, args.style_scales, args.cell)
+    save_image(sheet, output)
     print(output)
-
-
-def sheet(givens: list, rows: list[list], content_scales: list[float], style_scales: list[float], cell: int):
-    """The grid, with the photo and the painting in a column (or, for a single row, two columns)
-    before it."""
-    columns = [f"style {scale:g}" for scale in style_scales]
-    labels = [f"content {scale:g}" for scale in content_scales]
-    if len(rows) == 1:
-        return labelled_sheet([[*givens, *rows[0]]], ["photo", "painting", *columns], labels, cell)
-    givens += [None] * (len(rows) - 2)
-    return labelled_sheet(
-        [[given, *row] for given, row in zip(givens, rows)], ["photo, painting", *columns], labels, cell
-    )

@@ -43,6 +43,24 @@ def labelled_sheet(
     return canvas
 
 
+def guidance_sheet(
+    givens: Sequence[Image.Image],
+    rows: Sequence[Sequence[Image.Image]],
+    content_scales: Sequence[float],
+    style_scales: Sequence[float],
+    cell: int = 192,
+) -> Image.Image:
+    """Pictures at every pair of scales, a row for each content scale; before them `givens`, the photo
+    and the painting, in a column, or, for a single row, in two."""
+    columns = [f"style {scale:g}" for scale in style_scales]
+    labels = [f"content {scale:g}" for scale in content_scales]
+    if len(rows) == 1:
+        return labelled_sheet([[*givens, *rows[0]]], ["photo", "painting", *columns], labels, cell)
+    before = [*givens, *[None] * (len(rows) - len(givens))]
+    lines = [[given, *row] for given, row in zip(before, rows)]
+    return labelled_sheet(lines, ["photo, painting", *columns], labels, cell)
+
+
 def _cell_for(images: Sequence[Image.Image], limit: int) -> tuple[int, int]:
     """(width, height) of the smallest cell that holds every picture, scaled so that its longer side
     is `limit`."""

@@ -1,0 +1,107 @@
+"""The page's functions by their names, for programs; docs/web.md shows how they are called."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from ldm.web.page import ONE_AT_A_TIME, Door, Page, Shop
+
+KEPT_SECONDS, CLEANED_EVERY = 3600, 600  # of uploads and results
+REQUIRED = ("photo", "painting", "clip")
+
+
+def build(shop: Shop) -> gr.Blocks:
+    """The page, with its functions for programs."""
+    blocks = Door(title="ArtFusion", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS))
+    with blocks:
+        publish(Page(shop, blocks))
+    return blocks
+
+
+def publish(page: Page) -> None:
+    """Adds the functions to the page that is being built. Their parameters are its fields."""
+    api = Api(page)
+    with gr.Row(visible=False):
+        trigger = gr.Button()
+        picture, sheet = (gr.Image(type="filepath", label=label) for label in ("picture", "sheet"))
+        pictures, clip = gr.Files(label="pictures"), gr.Video(label="clip")
+    (second, second_weight), (third, third_weight) = page.others
+    fields = {
+        "photo": page.photo,
+        "painting": page.painting,
+        "second_painting": second,
+        "second_weight": second_weight,
+        "third_painting": third,
+        "third_weight": third_weight,
+        **page.fields,
+    }
+    of_clips = {"clip": page.clip, "painting": page.clip_painting, **page.clip_fields}
+    for function, inputs, output in (
+        (api.stylize, fields, picture),
+        (api.variants, fields, pictures),
+        (api.grid, fields, sheet),
+        (api.video, of_clips, clip),
+    ):
+        trigger.click(
+            named(function, inputs),
+            list(inputs.values()),
+            output,
+            api_name=function.__name__,
+            api_description=function.__doc__,
+            preprocess=False,
+            **ONE_AT_A_TIME,
+        )
+
+
+class Api:
+    """The functions. Each waits for its turn, and returns the path of a file, or several."""
+
+    def __init__(self, page: Page):
+        self.page = page
+
+    def stylize(self, request: gr.Request, *wished: Any) -> str:
+        """A photo painted in the style of one to three paintings: a PNG, which says how it was
+        made."""
+        *_, last = self.page.updates(self.page.easel.picture(self._order(wished)), request)
+        return str(last.result.path)
+
+    def variants(self, request: gr.Request, *wished: Any) -> list[str]:
+        """Four PNGs of the same photo and painting, which differ in their seeds."""
+        painted: list[Any] = []
+        for _ in self.page.updates(self.page.easel.variants(self._order(wished), painted), request):
+            pass
+        return [str(one.path) for one in painted]
+
+    def grid(self, request: gr.Request, *wished: Any) -> str:
+        """A sheet (PNG) of one photo and one painting at sixteen pairs of the two scales."""
+        *_, last = self.page.updates(self.page.easel.sheet(self._order(wished)), request)
+        return str(last.result)
+
+    def video(self, request: gr.Request, *wished: Any) -> str:
+        """A short clip painted in the style of a painting, with its sound (MP4)."""
+        *_, (_, _, path) = self.page.paint_clip(request, *wished)
+        return str(path)
+
+    def _order(self, wished: Any) -> Any:
+        """Programs draw nothing; the page's values have a drawing after the paintings."""
+        return self.page.order([*wished[:6], None, *wished[6:]])
+
+
+def named(function: Callable[..., Any], inputs: dict[str, Any]) -> Callable[..., Any]:
+    """The function with a parameter for each input; its default is what the page begins with."""
+
+    def call(request: gr.Request, *values: Any) -> Any:
+        return function(request, *values)
+
+    kind, no_default = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    parameters = [
+        inspect.Parameter(name, kind, default=no_default if name in REQUIRED else component.value)
+        for name, component in inputs.items()
+    ]
+    asked = inspect.Parameter("request", kind, annotation=gr.Request)
+    call.__signature__ = inspect.Signature([asked, *parameters])  # type: ignore[attr-defined]
+    call.__annotations__ = {"request": gr.Request}
+    call.__doc__, call.__name__ = function.__doc__, function.__name__
+    return call

@@ -1,0 +1,166 @@
+"""What is painted on the page: a picture, a sketch, variants, a sheet of the two dials, a clip; each
+a piece of work for the studio, and each result a file of the page's own that says how it was made."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.media.clips import Frame, open_clip, painted
+from ldm.media.images import save_image
+from ldm.media.motion import steadily_painted
+from ldm.media.sheets import guidance_sheet, thumbnail
+from ldm.media.video import can_keep_sound, write_video
+from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.inputs import StyleMix, StyleRegions, read_picture
+from ldm.pipeline.settings import Settings
+from ldm.web.orders import MAX_FILE_BYTES, Order, check_settings, first, receive
+from ldm.web.studio import Report, Work
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
+
+VARIANTS = 4
+# small pictures, in less than a second each; a sketch is to show where a dial leads
+SKETCH: dict[str, Any] = {"size": 192, "effort": 0.25, "steps": 6, "style_size": None}
+CELL: dict[str, Any] = {"size": 192, "effort": 0.5, "steps": None, "style_size": None}
+SHEET_SCALES = ([2.0, 1.0, 0.5, 0.25], [0.5, 1.0, 1.5, 2.0])  # of the content, of the style
+MAX_FRAMES = 300
+CLIP_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A result's file; the photo as large, to compare; the seed."""
+
+    path: Path
+    before: Path
+    seed: int
+
+
+class Easel:
+    """Makes pieces of work. folder: for all files. about: what a result's file says of settings and
+    precision. max_size: of results, their shorter side."""
+
+    def __init__(
+        self, folder: Path, about: Callable[[Settings, str], Mapping[str, Any]], max_size: int
+    ) -> None:
+        self.folder, self.about, self.max_size = folder, about, max_size
+
+    def picture(self, order: Order) -> Work:
+        """Paints an order; the result is a Painted."""
+        return lambda pipeline, report: self._paint(order, pipeline, report.watcher())
+
+    def variants(self, order: Order, done: list[Painted]) -> Work:
+        """Paints an order with several seeds, each put into `done` when it is there."""
+
+        def work(pipeline: "StyleTransferPipeline", report: Report) -> None:
+            for i in range(VARIANTS):
+                one = changed(order, seed=first(order.settings.seed) + i)
+                watch = report.watcher(f"Variant {i + 1} of {VARIANTS}", i / VARIANTS, 1 / VARIANTS)
+                done.append(self._paint(one, pipeline, watch))
+
+        return work
+
+    def sketch(self, order: Order) -> Work:
+        """Paints an order small; the result is a picture."""
+        small = small_one(order, SKETCH)
+        return lambda pipeline, report: pipeline(**small.arguments(), watch=lambda progress: report.check())
+
+    def sheet(self, order: Order) -> Work:
+        """Paints an order small at every pair of scales; the result is the sheet's file."""
+        small = small_one(order, CELL)
+        rows, columns = SHEET_SCALES
+
+        def work(pipeline: "StyleTransferPipeline", report: Report) -> Path:
+            pairs = [(content, style) for content in rows for style in columns]
+            pictures: list[Image.Image] = []
+            for i, (content, style) in enumerate(pairs):
+                one = changed(small, content_scale=content, style_scale=style)
+                watch = report.watcher(f"Picture {i + 1} of {len(pairs)}", i / len(pairs), 1 / len(pairs))
+                pictures.append(pipeline(**one.arguments(), watch=watch))  # type: ignore[arg-type]
+            lines = [pictures[i : i + len(columns)] for i in range(0, len(pictures), len(columns))]
+            givens = [thumbnail(given, pictures[0]) for given in (order.content, first_painting(order))]
+            return self.saved(guidance_sheet(givens, lines, rows, columns, CELL["size"]), "both_dials.png")
+
+        return work
+
+    def clip(self, path: str, painting: str, settings: Settings) -> Work:
+        """Paints a clip; the result is the new clip's file. Raises UserError."""
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"the clip has more than the limit of {MAX_FILE_BYTES >> 20} MB; cut it shorter")
+        check_settings(settings, self.max_size)
+        style = receive(painting, max(settings.short_side, 512))
+        clip = open_clip(path, None)
+        if (clip.count or 0) > MAX_FRAMES:
+            raise UserError(
+                f"the clip has some {clip.count} frames, more than the limit of {MAX_FRAMES}; cut it shorter"
+            )
+        target, count = self.place("painted.mp4"), clip.count or MAX_FRAMES
+
+        def work(pipeline: "StyleTransferPipeline", report: Report) -> Path:
+            def paint(pictures: Any, **changes: Any) -> Any:
+                return pipeline(
+                    pictures, style, settings=settings, watch=lambda progress: report.check(), **changes
+                )
+
+            def told(frames: Iterator[Frame]) -> Iterator[Frame]:
+                for done, frame in enumerate(frames, 1):
+                    yield frame
+                    report.tell(f"Frame {done} of {count}", min(done / count, 1), lambda: frame.picture)  # noqa: B023
+
+            frames = clip.frames(0, MAX_FRAMES)
+            if settings.has_brush:
+                results = steadily_painted(frames, paint, lambda name: None)
+            else:
+                results = painted(frames, paint, CLIP_BATCH)
+            write_video(target, told(results), clip, can_keep_sound(clip, target))
+            return target
+
+        return work
+
+    def before(self, order: Order, like: Image.Image) -> Path:
+        """The photo at the size of a picture, as a file."""
+        return self.saved(order.content.resize(like.size, Image.Resampling.LANCZOS), "photo.jpg")
+
+    def saved(self, picture: Image.Image, name: str) -> Path:
+        """A picture as a file."""
+        path = self.place(name)
+        save_image(picture, path)
+        return path
+
+    def place(self, name: str) -> Path:
+        """Where a new file of this name may be."""
+        return Path(tempfile.mkdtemp(dir=self.folder)) / name
+
+    def _paint(self, order: Order, pipeline: "StyleTransferPipeline", watch: Any) -> Painted:
+        picture = pipeline(**order.arguments(), watch=watch)
+        assert isinstance(picture, Image.Image)
+        said = {**order.about, **self.about(order.settings, pipeline.painter.precision)}
+        seed = first(order.settings.seed)
+        path = self.place(f"artfusion-{seed}.png")
+        save_image(picture, path, {"Software": "ArtFusion", METADATA_KEY: json.dumps(said, sort_keys=True)})
+        return Painted(path, self.before(order, picture), seed)
+
+
+def changed(order: Order, **settings: Any) -> Order:
+    """The order with other settings."""
+    return replace(order, settings=order.settings.but(**settings))
+
+
+def small_one(order: Order, settings: Mapping[str, Any]) -> Order:
+    """The order with settings for a small picture, as far as its look has them."""
+    size = min(settings["size"], order.settings.short_side)
+    effort = settings["effort"] if order.settings.has_brush else 1.0
+    return changed(order, **{**settings, "size": size, "effort": effort})
+
+
+def first_painting(order: Order) -> Image.Image:
+    """The first of an order's paintings."""
+    style = order.style
+    return read_picture(style.styles[0] if isinstance(style, StyleMix | StyleRegions) else style)

@@ -1,0 +1,70 @@
+"""The page's fields for the dials, under "More": words for who has never seen a setting's name."""
+
+from typing import Any
+
+import gradio as gr
+
+from ldm.pipeline.settings import DIALS, Settings
+from ldm.web.orders import MAX_EFFORT, first, usual_detail
+
+SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
+
+# setting -> (label, what it does), in the order in which they stand
+LABELS = {
+    "content_scale": ("Photo", "more keeps faces and small things"),
+    "style_scale": ("Painting", "more is more painterly"),
+    "size": ("Size", "shorter side of the result, in pixels; larger takes longer"),
+    "seed": ("Seed", "another one, another variant"),
+    "look": ("Look", "fine has the painting's brush work; fast only its colours and light, in a second"),
+    "effort": ("Effort", "of the fine look: more comes nearer to the painting, and takes longer"),
+    "strength": ("Strength", "below 1 paints over the photo, and keeps more of it and its colours"),
+    "detail": ("Detail", "how much of the photo's finest lines is put back"),
+    "preserve_color": ("Keep the photo's colours", "only light, shade and brush work are the painting's"),
+    "style_size": (
+        "Stroke size",
+        "pixels at which the painting is looked at: 800 makes larger strokes, 300 smaller ones",
+    ),
+    "sampler": ("Sampler", "how the picture comes out of noise"),
+    "steps": ("Steps", "of the sampler: more is slower, and hardly better"),
+}
+FIELDS = tuple(LABELS)
+
+
+def field(name: str, settings: Settings, max_size: int) -> Any:
+    """The field for a setting, at its value in these settings."""
+    value, (label, info) = first(getattr(settings, name)), LABELS[name]
+    given: dict[str, Any] = {"label": label, "info": info, "elem_id": f"field_{name}", "min_width": 150}
+    match name:
+        case "content_scale" | "style_scale":
+            return gr.Slider(0, max(4, value), value, step=0.05, buttons=[], **given)
+        case "strength":
+            return gr.Slider(0.05, 1, value, step=0.05, buttons=[], **given)
+        case "effort":
+            return gr.Slider(0.1, MAX_EFFORT, value, step=0.05, buttons=[], **given)
+        case "detail":
+            return gr.Slider(
+                0, 1, usual_detail(settings) if value is None else value, step=0.05, buttons=[], **given
+            )
+        case "size":
+            return gr.Radio(sizes(max_size, value), value=value, **given)
+        case "preserve_color":
+            return gr.Checkbox(value, **given)
+        case "look" | "sampler":
+            names: Any = vars(DIALS[name])["names"]
+            return gr.Dropdown(list(names), value=value, **given)
+        case "style_size" | "steps":
+            # Not a Number, which sends 0 where it is empty.
+            return gr.Textbox(
+                str(text_of(value)), max_lines=1, max_length=6, placeholder="by itself", **given
+            )
+    return gr.Number(value, precision=0, **given)
+
+
+def sizes(max_size: int, *others: int) -> list[int]:
+    """The sizes to choose from, and others that are chosen already."""
+    return sorted({*(size for size in SIZES if size <= max_size), *others})
+
+
+def text_of(value: Any) -> Any:
+    """A value as a field shows it: nothing for None."""
+    return "" if value is None else value

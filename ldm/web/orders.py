@@ -1,0 +1,229 @@
+"""What a visitor asks for, read and checked before it waits for its turn: pictures, drawn masks,
+dials.
+
+Nothing here imports torch or gradio.
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from ldm.errors import UserError
+from ldm.media.images import at_most, load_image, read_metadata
+from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
+from ldm.pipeline.settings import DIALS, LOOKS, Number, Settings, Size, as_list
+
+MAX_FILE_BYTES = 30 * 2**20
+MAX_UPLOAD_PIXELS = 50_000_000  # what the cameras of phones make; 150 MB as RGB
+MAX_DRAWING_BYTES = 2 * 2**20
+LONGEST = 3  # times as long as wide is what a photo of the page's may be
+MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
+
+# What stands on the three large buttons: how much of the photo against how much of the painting.
+BALANCES: dict[str, dict[str, float]] = {
+    "Faithful": {"content_scale": 2.0, "style_scale": 1.0},
+    "Balanced": {"content_scale": 1.0, "style_scale": 1.0},
+    "Free": {"content_scale": 0.5, "style_scale": 1.5},
+}
+PLACES = ("first", "second", "third")  # of paintings; the drawing's channels are keep, second, third
+
+
+@dataclass(frozen=True)
+class Order:
+    """A picture to paint. about: what its file is to say of it, besides settings and model."""
+
+    content: Image.Image
+    style: Style
+    settings: Settings
+    keep: Image.Image | None
+    about: Mapping[str, Any]
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        """For the pipeline, with some settings changed."""
+        return {
+            "content": self.content,
+            "style": self.style,
+            "settings": self.settings.but(**changes),
+            "keep": self.keep,
+        }
+
+
+def receive(path: str | Path, side: int) -> Image.Image:
+    """An uploaded picture as RGB, upright, its shorter side at most `side` pixels. Raises
+    UserError."""
+    path = Path(path)
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(
+            f"{path.name}: {path.stat().st_size >> 20} MB are more than the limit of {MAX_FILE_BYTES >> 20} MB"
+        )
+    try:
+        with path.open("rb") as file:
+            return at_most(load_image(_Named(file.read(), path.name), side, MAX_UPLOAD_PIXELS), side)
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path.name}: is no longer there; choose the picture again") from error
+
+
+class _Named(io.BytesIO):
+    """Bytes with the name that errors are to give: visitors need not learn where their file lies."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def order(
+    photo: str | None,
+    paintings: Sequence[tuple[str | None, float]],
+    drawing: str | None,
+    settings: Settings,
+    max_size: int,
+) -> Order:
+    """What is to be painted, of the path of a photo, (path, weight) of one to three paintings, and
+    a drawing (see `regions_of`). Raises UserError."""
+    check_settings(settings, max_size)
+    if photo is None:
+        raise UserError("choose a photo first")
+    if paintings[0][0] is None:
+        raise UserError("choose a painting first: upload one, or click one of those below it")
+    content = receive(photo, max_size)
+    width, height = content.size
+    if max(width, height) > LONGEST * min(width, height):
+        raise UserError(
+            f"a photo of {width}x{height} pixels is too long for this page; crop it to at most {LONGEST} times its other side"
+        )
+    keep, *parts = regions_of(drawing)
+    side = max(settings.short_side, settings.style_size or 0)
+    chosen = [
+        (place, receive(path, side), weight, parts[i - 1] if i else None)
+        for i, (place, (path, weight)) in enumerate(zip(PLACES, paintings))
+        if path is not None
+    ]
+    missing = [
+        place for place, (path, _), part in zip(PLACES[1:], paintings[1:], parts) if part and path is None
+    ]
+    if missing:
+        raise UserError(
+            f"a part is marked for the {missing[0]} painting, but there is none; choose one under 'More paintings'"
+        )
+    names = [Path(path).stem for path, _ in paintings if path is not None]
+    about = {"content": Path(photo).stem, "style": "+".join(names)}
+    return Order(content, style_of(chosen), settings, keep, about)
+
+
+def style_of(chosen: Sequence[tuple[str, Image.Image, float, Image.Image | None]]) -> Style:
+    """One style of (place, painting, weight, mask): by region where masks are drawn, else mixed.
+    Raises UserError."""
+    pictures = [picture for _, picture, _, _ in chosen]
+    masks = [mask for *_, mask in chosen[1:]]
+    if len(pictures) == 1:
+        return pictures[0]
+    if not any(masks):
+        return StyleMix(pictures, [weight for _, _, weight, _ in chosen])
+    for place, _, _, mask in chosen[1:]:
+        if mask is None:
+            raise UserError(
+                f"the {place} painting has no part of the photo; mark one for it, or take it away"
+            )
+    drawn = [mask for mask in masks if mask is not None]
+    rest = drawn[0]
+    for mask in drawn[1:]:
+        rest = ImageChops.lighter(rest, mask)
+    return StyleRegions(pictures, [ImageChops.invert(rest), *drawn])
+
+
+def regions_of(drawing: str | None) -> list[Image.Image | None]:
+    """What is drawn over a photo: for what stays, and for the second and the third painting, a grey
+    picture, or None where nothing is.
+
+    drawing: a PNG as a data URL; red is what stays, green the second painting's, blue the third's.
+    Raises UserError.
+    """
+    if not drawing:
+        return [None, None, None]
+    head, _, data = str(drawing).partition(",")
+    if head != "data:image/png;base64" or len(data) > MAX_DRAWING_BYTES:
+        raise UserError("the drawing cannot be read; clear it and draw again")
+    try:
+        content = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError("the drawing cannot be read; clear it and draw again") from error
+    channels = load_image(_Named(content, "the drawing"), max_pixels=MAX_UPLOAD_PIXELS).split()
+    return [channel if channel.getextrema()[1] else None for channel in channels]
+
+
+def check_settings(settings: Settings, max_size: int) -> None:
+    """Raises UserError for what would take the page's device for too long, or is no setting."""
+    settings.check()
+    limits = {
+        "size": (settings.short_side, max_size),
+        "style_size": (settings.style_size or 0, 2 * max_size),
+        "steps": (settings.number_of_steps, MAX_STEPS),
+        "effort": (settings.effort, MAX_EFFORT),
+    }
+    for name, (value, limit) in limits.items():
+        if value > limit:
+            raise UserError(f"{name} {value} is more than the {limit} that this page takes")
+    if settings.shape is not None:
+        raise UserError("this page takes a size as the shorter side, one number")
+
+
+def settings_of(values: Mapping[str, Any], base: Settings) -> Settings:
+    """Settings of the page's fields, empty ones as in `base`; forms give numbers as text, and whole
+    ones as 3.0. Raises UserError."""
+    given = {}
+    for name, value in values.items():
+        if value is None or value == "":
+            continue
+        dial = DIALS[name]
+        if isinstance(value, str) and isinstance(dial, Number | Size):
+            try:
+                value = float(value)
+            except ValueError as error:
+                raise UserError(f"{name} must be a number, got {value!r}") from error
+        is_whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+        given[name] = int(value) if is_whole and getattr(dial, "whole", isinstance(dial, Size)) else value
+    return base.but(**given)
+
+
+def usual_detail(settings: Settings) -> float:
+    """The detail of a look that has one of its own; of the other, the bundled model's."""
+    own = LOOKS[settings.look].detail
+    return 0.5 if own is None else own
+
+
+def settings_in(path: str | Path) -> Settings:
+    """The settings that a picture was painted with, as its PNG says. Raises UserError."""
+    name = Path(path).name
+    text = read_metadata(path).get(METADATA_KEY)
+    if text is None:
+        raise UserError(f"{name}: says nothing of how it was painted; only PNG pictures made here do")
+    try:
+        said = json.loads(text)
+        known = {field.name for field in fields(Settings)}
+        given = {key: _as_pair(value) for key, value in said.items() if key in known}
+        settings = Settings(**given)
+        settings.check()
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{name}: what it says of how it was painted cannot be read") from error
+    return settings
+
+
+def first(value: Any) -> Any:
+    """A setting's value for a single picture: the first of a list."""
+    return as_list(value)[0] if isinstance(value, (list, tuple)) else value
+
+
+def _as_pair(value: Any) -> Any:
+    """JSON has lists where settings have tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,170 @@
+"""Starts the page: its own temporary folder, the model in the background, a guarded server."""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.errors import UserError
+from ldm.pipeline.settings import Settings
+from ldm.web.easel import Easel
+from ldm.web.guard import Guard, is_loopback
+from ldm.web.orders import MAX_FILE_BYTES
+from ldm.web.studio import Studio
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
+
+PORTS = range(7860, 7960)
+WAITING = 40  # requests in the queue; the next are told to come back
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page is, and for whom. port: None is the first free one. accounts: (name, password)
+    pairs; None lets everybody in. opens: in a browser, too."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    share: bool = False
+    accounts: list[tuple[str, str]] | None = None
+    opens: bool = True
+    mcp: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this computer can reach it."""
+        return is_loopback(self.host) and not self.share
+
+
+def serve(
+    address: Address,
+    load: Callable[[], "StyleTransferPipeline"],
+    about: Callable[[Settings, str], dict[str, Any]],
+    settings: Settings,
+    max_size: int,
+) -> None:
+    """Serves the page until Ctrl-C; what `load` raises ends it. Raises UserError."""
+    check_packages(address.mcp)
+    port = free_port(address)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
+    with own_folder() as folder:
+        # gradio reads both when it is imported.
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+        from ldm.web.api import build
+        from ldm.web.page import CSS, THEME, Shop
+
+        studio = Studio(load)
+        page = build(Shop(studio, Easel(folder, about, max_size), settings))
+        from starlette.middleware import Middleware
+
+        guard = Middleware(
+            Guard, folder=folder, max_file=MAX_FILE_BYTES, is_local=address.is_local, mcp=address.mcp
+        )
+        page.queue(max_size=WAITING, default_concurrency_limit=8)
+        page.launch(
+            server_name=address.host,
+            server_port=port,
+            share=address.share,
+            auth=address.accounts,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=MAX_FILE_BYTES,
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            pwa=False,
+            mcp_server=address.mcp,
+            footer_links=[],
+            theme=THEME,
+            css=CSS,
+        )
+        local = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{port}"
+        print(f"ArtFusion paints at {page.share_url or local} (Ctrl-C ends it)", flush=True)
+        if address.opens and can_show_a_browser():
+            webbrowser.open(local)
+        try:
+            studio.pipeline  # noqa: B018  # whatever is wrong with the model ends the page at once
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
+
+
+def free_port(address: Address) -> int:
+    """The port to listen at. Raises UserError where it is taken."""
+    for port in PORTS if address.port is None else [address.port]:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            with socket.socket(family) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind((address.host, port))
+                return port
+        except OSError as error:
+            problem = error
+    if address.port is None:
+        raise UserError(f"no port from {PORTS[0]} to {PORTS[-1]} is free at {address.host}: {problem}")
+    raise UserError(
+        f"--port {address.port} at {address.host} cannot be used: {problem.strerror}; choose another"
+    )
+
+
+def check_packages(mcp: bool) -> None:
+    """Raises UserError without what the page is made with."""
+    if find_spec("gradio") is None:
+        raise UserError("the page needs the package gradio; install it with: pip install -e '.[web]'")
+    if mcp and find_spec("mcp") is None:
+        raise UserError("--mcp needs the package mcp; install it with: pip install 'gradio[mcp]'")
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A new folder for all files of the page's, deleted at the end; the process works in an empty
+    one within it, since gradio serves from where it works."""
+    folder, before = Path(tempfile.mkdtemp(prefix="artfusion-web-")).resolve(), Path.cwd()
+    (folder / "empty").mkdir()
+    os.chdir(folder / "empty")
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def can_show_a_browser() -> bool:
+    """Whether there is a screen; without one, a browser for terminals would take this one's."""
+    return (
+        os.name == "nt"
+        or os.uname().sysname == "Darwin"
+        or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    )
+
+
+def read_accounts(path: str | Path) -> list[tuple[str, str]]:
+    """The accounts of a file with a line NAME:PASSWORD for each. Raises UserError."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the accounts cannot be read ({error})") from error
+    accounts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, colon, password = line.strip().partition(":")
+        if not (name and colon and password):
+            raise UserError(f"{path}: line {number} is not NAME:PASSWORD")
+        accounts.append((name, password))
+    if not accounts:
+        raise UserError(f"{path}: no accounts in it; a line is NAME:PASSWORD")
+    return accounts

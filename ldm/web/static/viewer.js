@@ -1,0 +1,42 @@
+// The photo and what became of it, in one frame, with a slide between them.
+// Its value is {before, after, words, tag}: two files or data URLs; words describe the result.
+let shown = 100, dragging = false;
+const address = (file) => typeof file === 'string' ? file : file ? file.url : '';
+
+function place() {
+  const frame = element.querySelector('.af-viewer-frame');
+  frame.style.setProperty('--shown', `${shown}%`);
+  element.querySelector('input').value = shown;
+}
+
+function show() {
+  const value = props.value || {}, viewer = element.querySelector('.af-viewer');
+  const after = element.querySelector('.af-viewer-after'), before = element.querySelector('.af-viewer-before');
+  viewer.dataset.state = value.after ? (value.before ? 'both' : 'after') : 'empty';
+  viewer.dataset.tag = value.tag || '';
+  element.querySelector('.af-viewer-tag').textContent = value.tag || '';
+  if (!value.after) return;
+  if (after.src !== address(value.after)) after.src = address(value.after);
+  after.alt = value.words || 'The painted picture';
+  if (value.before && before.src !== address(value.before)) before.src = address(value.before);
+  place();
+}
+
+function follow(event) {
+  const box = element.querySelector('.af-viewer-frame').getBoundingClientRect();
+  shown = Math.min(100, Math.max(0, Math.round((event.clientX - box.left) / box.width * 100)));
+  place();
+}
+
+element.addEventListener('input', (event) => { shown = Number(event.target.value); place(); });
+element.addEventListener('pointerdown', (event) => {
+  if (!event.target.closest('.af-viewer-frame') || !(props.value || {}).before) return;
+  event.preventDefault();
+  dragging = true;
+  element.setPointerCapture(event.pointerId);
+  follow(event);
+});
+element.addEventListener('pointermove', (event) => { if (dragging) follow(event); });
+for (const end of ['pointerup', 'pointercancel']) element.addEventListener(end, () => { dragging = false; });
+watch('value', show);
+show();
