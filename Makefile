@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 QUICK := architecture golden config_factory training_config settings samplers ddim denoiser unet diffusion checkpoint images
 
-.PHONY: demo test quick lowest gpu clean
+.PHONY: demo web test quick lowest gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/artfusion demo --output outputs/demo.png
+
+web: $(VENV)/installed-web
+	$(BIN)/artfusion web
 
 test: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
@@ -38,6 +41,10 @@ $(VENV)/installed: pyproject.toml
 	@echo "Installing into $(VENV): PyTorch and its libraries are a few GB, which takes some minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install -qq --editable .
+	touch $@
+
+$(VENV)/installed-web: $(VENV)/installed
+	$(BIN)/python -m pip install -qq --editable '.[web]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

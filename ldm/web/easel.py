@@ -2,6 +2,7 @@
 a piece of work for the studio, and each result a file of the page's own that says how it was made."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ class Easel:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"the clip has more than the limit of {MAX_FILE_BYTES >> 20} MB; cut it shorter")
         check_settings(settings, self.max_size)
-        style = receive(painting, max(settings.short_side, 512))
+        style = receive(painting, self.max_size)
         clip = open_clip(path, None)
         if (clip.count or 0) > MAX_FRAMES:
             raise UserError(
@@ -133,6 +134,10 @@ class Easel:
         path = self.place(name)
         save_image(picture, path)
         return path
+
+    def copied(self, path: Path) -> Path:
+        """A copy of a file."""
+        return Path(shutil.copyfile(path, self.place(path.name)))
 
     def place(self, name: str) -> Path:
         """Where a new file of this name may be."""

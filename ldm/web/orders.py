@@ -103,9 +103,8 @@ def order(
             f"a photo of {width}x{height} pixels is too long for this page; crop it to at most {LONGEST} times its other side"
         )
     keep, *parts = regions_of(drawing)
-    side = max(settings.short_side, settings.style_size or 0)
     chosen = [
-        (place, receive(path, side), weight, parts[i - 1] if i else None)
+        (place, receive(path, max_size), weight, parts[i - 1] if i else None)
         for i, (place, (path, weight)) in enumerate(zip(PLACES, paintings))
         if path is not None
     ]
@@ -167,7 +166,7 @@ def check_settings(settings: Settings, max_size: int) -> None:
     settings.check()
     limits = {
         "size": (settings.short_side, max_size),
-        "style_size": (settings.style_size or 0, 2 * max_size),
+        "style_size": (settings.style_size or 0, max_size),
         "steps": (settings.number_of_steps, MAX_STEPS),
         "effort": (settings.effort, MAX_EFFORT),
     }

@@ -6,6 +6,7 @@ Thin over `ldm.web.orders` (what is asked for), `ldm.web.easel` (how it is paint
 
 import base64
 import io
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from PIL import Image
 from ldm.data.splits import find_pictures
 from ldm.errors import UserError
 from ldm.files import ROOT
-from ldm.media.images import at_most, load_image
+from ldm.media.images import at_most
 from ldm.pipeline.settings import Settings
 from ldm.web import orders, parts
 from ldm.web.easel import MAX_FRAMES, Easel, Painted, changed
@@ -28,12 +29,14 @@ from ldm.web.orders import BALANCES, PLACES, Order
 from ldm.web.parts import STATIC, path_of, seen, sent, status
 from ldm.web.studio import Stopped, Studio, Update
 
+log = logging.getLogger(__name__)
+
 PREVIEW_SIDE = 480  # longer side of what is sent while a picture is on its way
 CLIP_SIZES = (192, 256, 384, 512)
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 # Events get what was sent: files unopened, numbers unchecked. `ldm.web.orders` does both.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
 
 CSS = (STATIC / "page.css").read_text(encoding="utf-8")
 THEME = gr.themes.Soft(
@@ -72,10 +75,14 @@ class Door(gr.Blocks):
     that."""
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **named: Any) -> Any:
-        """As gradio's. Raises gradio's Error for an address."""
+        """As gradio's. Raises gradio's Error, in one line."""
         if any(_has_address(value) for value in inputs):
             raise gr.Error("give a file, not an address: this page fetches nothing", print_exception=False)
-        return await super().preprocess_data(block_fn, inputs, *more, **named)
+        try:
+            return await super().preprocess_data(block_fn, inputs, *more, **named)
+        except ValueError:  # what is no file, and what is none of the page's
+            line = "give files that were uploaded here; what was sent are none"
+            raise gr.Error(line, print_exception=False) from None
 
 
 def _has_address(value: Any) -> bool:
@@ -197,10 +204,14 @@ class Page:
                 buttons=[],
                 elem_id="gallery",
             )
-        with gr.Tab("Both dials on a sheet", id="sheet"):
-            sheet = gr.Button("Paint the sheet of the two dials", elem_id="grid")
+        with gr.Tab("Sheet", id="sheet"):
+            sheet = gr.Button(
+                "Paint a sheet: the photo keeps less downwards, the painting gives more to the right",
+                elem_id="grid",
+            )
             self.sheet = gr.Image(
-                label="More of the photo upwards, more of the painting to the right",
+                label="A sheet of the two dials",
+                show_label=False,
                 type="filepath",
                 interactive=False,
                 buttons=["download", "fullscreen"],
@@ -232,7 +243,7 @@ class Page:
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel_clip", min_width=100)
             with gr.Column(scale=6, min_width=300):
                 shown = gr.HTML(status(line="Choose a clip and a painting."), elem_id="clip_status")
-                frame = parts.viewer(elem_id="frame")
+                frame = parts.viewer(elem_id="frame", visible=False)
                 result = gr.Video(
                     label="The painted clip", interactive=False, elem_id="painted_clip", buttons=["download"]
                 )
@@ -280,6 +291,8 @@ class Page:
         started: list[Any] = [
             button.click(work, inputs, outputs, **how) for button, work, inputs, outputs in works
         ]
+        for each in started:
+            each.failure(lambda: status(line="Nothing was painted."), None, shown, **AT_ONCE)
         cancel.click(self.stop, None, shown, cancels=started, queue=False, **PRIVATE)
 
     def _dials(self, dice: gr.Button, load: gr.UploadButton) -> None:
@@ -428,9 +441,10 @@ class Page:
             )
             work = self.easel.clip(path, style, settings)
         for update in self.updates(work, request):
-            frame = gr.skip()
+            frame: Any = gr.update(visible=False) if update.is_last else gr.skip()
             if update.preview is not None:
-                frame = seen(data_url(update.preview), "The frame that was painted last", tag="on its way")
+                words = "The frame that was painted last"
+                frame = gr.update(value=seen(data_url(update.preview), words, tag="on its way"), visible=True)
             yield frame, _line(update, "Done."), str(update.result) if update.is_last else gr.skip()
 
     def stop(self, request: gr.Request) -> str:
@@ -479,6 +493,12 @@ def as_one_line() -> Iterator[None]:
         raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
     except Stopped:
         raise gr.Error("stopped", print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception:
+        log.exception("what went wrong for a visitor of the page:")
+        line = "something went wrong here; the terminal in which the page runs says what"
+        raise gr.Error(line, print_exception=False) from None
 
 
 def balance_of(settings: Settings) -> str | None:
@@ -489,7 +509,7 @@ def balance_of(settings: Settings) -> str | None:
 
 def shelf_of(styles: Path, easel: Easel) -> dict[str, Path]:
     """The bundled paintings by name, copied to the page's own folder, the only one that it serves."""
-    return {path.stem: easel.saved(load_image(path), path.name) for path in find_pictures(styles)}
+    return {path.stem: easel.copied(path) for path in find_pictures(styles)}
 
 
 def visitor(request: gr.Request) -> str:

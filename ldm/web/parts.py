@@ -34,9 +34,9 @@ def pad(content: float, style: float, elem_id: str) -> gr.HTML:
     return part("pad", {"content": content, "style": style}, elem_id=elem_id)
 
 
-def viewer(elem_id: str) -> gr.HTML:
+def viewer(elem_id: str, visible: bool = True) -> gr.HTML:
     """A picture, before and after. Its value is `seen`'s."""
-    return part("viewer", None, elem_id=elem_id)
+    return part("viewer", None, elem_id=elem_id, visible=visible)
 
 
 def drawing(elem_id: str) -> gr.HTML:

@@ -1,7 +1,6 @@
 """One model on one device for all who come: one painting at a time, each told how far it is, each
 to be stopped within a step."""
 
-import logging
 import threading
 import time
 from collections import defaultdict
@@ -13,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.errors import UserError
-
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
     from ldm.pipeline.progress import Progress, Watcher
-
-log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 0.7  # a preview has to be decoded, sent and drawn
 SECONDS_WITHOUT_A_LISTENER = 20  # then whoever asked has gone, and the device is for the next
@@ -186,8 +181,5 @@ class Studio:
             finally:
                 self._turn.release()
             mailbox.put(Update("Done", 1.0, 0.0, is_last=True, result=result))
-        except (UserError, Stopped) as expected:
-            mailbox.put(expected)
-        except BaseException as error:
-            log.exception("a painting failed")
+        except BaseException as error:  # for whoever waits
             mailbox.put(error)

@@ -17,6 +17,9 @@ function show() {
   element.querySelector('.af-viewer-tag').textContent = value.tag || '';
   if (!value.after) return;
   if (after.src !== address(value.after)) after.src = address(value.after);
+  after.onload = () => {
+    element.querySelector('.af-viewer-frame').style.setProperty('--aspect', after.naturalWidth / after.naturalHeight);
+  };
   after.alt = value.words || 'The painted picture';
   if (value.before && before.src !== address(value.before)) before.src = address(value.before);
   place();
