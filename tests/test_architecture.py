@@ -22,6 +22,7 @@ ROOMS = (
     "pipeline",
     "evaluation",
     "training",
+    "web",
     "cli",
 )
 # of a room, under a published name

@@ -471,9 +471,9 @@ def test_before_and_after(visit: Visit) -> None:
     visit.paint()
     before = visit.page.locator("#viewer .af-viewer-before")
     assert "100%" in before.evaluate("(image) => getComputedStyle(image).clipPath")
-    visit.drag("#viewer .af-viewer-frame", (0.9, 0.5), (0.25, 0.5))
+    visit.drag("#viewer .af-viewer-frame", (0.1, 0.5), (0.25, 0.5))
     assert visit.page.input_value("#viewer input[type=range]") == "25"
-    assert "25%" in before.evaluate("(image) => getComputedStyle(image).clipPath")
+    assert "75%" in before.evaluate("(image) => getComputedStyle(image).clipPath")
 
 
 @in_browser

@@ -45,6 +45,8 @@ THEME = gr.themes.Soft(
     font=["ui-sans-serif", "system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 ).set(
+    body_background_fill="*neutral_50",
+    block_border_width="1px",
     block_title_background_fill="none",
     block_title_text_color="*body_text_color",
     block_title_padding="0",

@@ -1,12 +1,12 @@
 // The photo and what became of it, in one frame, with a slide between them.
 // Its value is {before, after, words, tag}: two files or data URLs; words describe the result.
-let shown = 100, dragging = false;
+let photo = 0, dragging = false;  // percent of the width that shows the photo, from the left
 const address = (file) => typeof file === 'string' ? file : file ? file.url : '';
 
 function place() {
   const frame = element.querySelector('.af-viewer-frame');
-  frame.style.setProperty('--shown', `${shown}%`);
-  element.querySelector('input').value = shown;
+  frame.style.setProperty('--photo', `${photo}%`);
+  element.querySelector('input').value = photo;
 }
 
 function show() {
@@ -27,11 +27,11 @@ function show() {
 
 function follow(event) {
   const box = element.querySelector('.af-viewer-frame').getBoundingClientRect();
-  shown = Math.min(100, Math.max(0, Math.round((event.clientX - box.left) / box.width * 100)));
+  photo = Math.min(100, Math.max(0, Math.round((event.clientX - box.left) / box.width * 100)));
   place();
 }
 
-element.addEventListener('input', (event) => { shown = Number(event.target.value); place(); });
+element.addEventListener('input', (event) => { photo = Number(event.target.value); place(); });
 element.addEventListener('pointerdown', (event) => {
   if (!event.target.closest('.af-viewer-frame') || !(props.value || {}).before) return;
   event.preventDefault();
