@@ -6,23 +6,27 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.web.page import ONE_AT_A_TIME, Door, Page, Shop
+from ldm.pipeline.settings import Settings
+from ldm.web.easel import Easel
+from ldm.web.events import Events
+from ldm.web.page import ONE_AT_A_TIME, Door, Page
+from ldm.web.studio import Studio
 
 KEPT_SECONDS, CLEANED_EVERY = 3600, 600  # of uploads and results
 REQUIRED = ("photo", "painting", "clip")
 
 
-def build(shop: Shop) -> gr.Blocks:
-    """The page, with its functions for programs."""
+def build(studio: Studio, easel: Easel, settings: Settings) -> gr.Blocks:
+    """The page, which begins with these settings, with its functions for programs."""
     blocks = Door(title="ArtFusion", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS))
     with blocks:
-        publish(Page(shop, blocks))
+        publish(Page(blocks, studio, easel, settings))
     return blocks
 
 
 def publish(page: Page) -> None:
     """Adds the functions to the page that is being built. Their parameters are its fields."""
-    api = Api(page)
+    api = Api(page.events)
     with gr.Row(visible=False):
         trigger = gr.Button()
         picture, sheet = (gr.Image(type="filepath", label=label) for label in ("picture", "sheet"))
@@ -58,35 +62,35 @@ def publish(page: Page) -> None:
 class Api:
     """The functions. Each waits for its turn, and returns the path of a file, or several."""
 
-    def __init__(self, page: Page):
-        self.page = page
+    def __init__(self, events: Events):
+        self.events = events
 
     def stylize(self, request: gr.Request, *wished: Any) -> str:
         """A photo painted in the style of one to three paintings: a PNG, which says how it was
         made."""
-        *_, last = self.page.updates(self.page.easel.picture(self._order(wished)), request)
+        *_, last = self.events.updates(self.events.easel.picture(self._order(wished)), request)
         return str(last.result.path)
 
     def variants(self, request: gr.Request, *wished: Any) -> list[str]:
         """Four PNGs of the same photo and painting, which differ in their seeds."""
         painted: list[Any] = []
-        for _ in self.page.updates(self.page.easel.variants(self._order(wished), painted), request):
+        for _ in self.events.updates(self.events.easel.variants(self._order(wished), painted), request):
             pass
         return [str(one.path) for one in painted]
 
     def grid(self, request: gr.Request, *wished: Any) -> str:
         """A sheet (PNG) of one photo and one painting at sixteen pairs of the two scales."""
-        *_, last = self.page.updates(self.page.easel.sheet(self._order(wished)), request)
+        *_, last = self.events.updates(self.events.easel.sheet(self._order(wished)), request)
         return str(last.result)
 
     def video(self, request: gr.Request, *wished: Any) -> str:
         """A short clip painted in the style of a painting, with its sound (MP4)."""
-        *_, (_, _, path) = self.page.paint_clip(request, *wished)
+        *_, (_, _, path) = self.events.paint_clip(request, *wished)
         return str(path)
 
     def _order(self, wished: Any) -> Any:
         """Programs draw nothing; the page's values have a drawing after the paintings."""
-        return self.page.order([*wished[:6], None, *wished[6:]])
+        return self.events.order([*wished[:6], None, *wished[6:]])
 
 
 def named(function: Callable[..., Any], inputs: dict[str, Any]) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The page's fields for the dials, under "More": words for who has never seen a setting's name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -8,6 +9,9 @@ from ldm.pipeline.settings import DIALS, Settings
 from ldm.web.orders import MAX_EFFORT, first, usual_detail
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
+CLIP_SIZES = (192, 256, 384, 512)
+CLIP_SETTINGS = Settings(look="fast", size=256)  # fine takes seconds for every frame
+CLIP_FIELDS = ("size", "strength", "look", "seed")
 
 # setting -> (label, what it does), in the order in which they stand
 LABELS = {
@@ -30,8 +34,8 @@ LABELS = {
 FIELDS = tuple(LABELS)
 
 
-def field(name: str, settings: Settings, max_size: int) -> Any:
-    """The field for a setting, at its value in these settings."""
+def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SIZES) -> Any:
+    """The field for a setting, at its value in these settings. some: sizes to choose from."""
     value, (label, info) = first(getattr(settings, name)), LABELS[name]
     given: dict[str, Any] = {"label": label, "info": info, "elem_id": f"field_{name}", "min_width": 150}
     match name:
@@ -46,7 +50,7 @@ def field(name: str, settings: Settings, max_size: int) -> Any:
                 0, 1, usual_detail(settings) if value is None else value, step=0.05, buttons=[], **given
             )
         case "size":
-            return gr.Radio(sizes(max_size, value), value=value, **given)
+            return gr.Radio(sizes(max_size, value, some=some), value=value, **given)
         case "preserve_color":
             return gr.Checkbox(value, **given)
         case "look" | "sampler":
@@ -60,9 +64,9 @@ def field(name: str, settings: Settings, max_size: int) -> Any:
     return gr.Number(value, precision=0, **given)
 
 
-def sizes(max_size: int, *others: int) -> list[int]:
+def sizes(max_size: int, *others: int, some: Sequence[int] = SIZES) -> list[int]:
     """The sizes to choose from, and others that are chosen already."""
-    return sorted({*(size for size in SIZES if size <= max_size), *others})
+    return sorted({*(size for size in some if size <= max_size), *others})
 
 
 def text_of(value: Any) -> Any:

@@ -1,38 +1,23 @@
-"""The page: what stands where, and what happens when somebody touches it.
+"""The page: what stands where, and which of `ldm.web.events` happens when somebody touches it.
 
-Thin over `ldm.web.orders` (what is asked for), `ldm.web.easel` (how it is painted) and
-`ldm.web.studio` (whose turn it is). Its events are private; `ldm.web.api` has the public ones.
+Its events are private; `ldm.web.api` has the public ones.
 """
 
-import base64
-import io
-import logging
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ldm.data.splits import find_pictures
-from ldm.errors import UserError
 from ldm.files import ROOT
-from ldm.media.images import at_most
 from ldm.pipeline.settings import Settings
-from ldm.web import orders, parts
-from ldm.web.easel import MAX_FRAMES, Easel, Painted, changed
-from ldm.web.fields import FIELDS, field, sizes, text_of
-from ldm.web.orders import BALANCES, PLACES, Order
-from ldm.web.parts import STATIC, path_of, seen, sent, status
-from ldm.web.studio import Stopped, Studio, Update
+from ldm.web import parts
+from ldm.web.easel import MAX_FRAMES, Easel
+from ldm.web.events import Events, balance_of
+from ldm.web.fields import CLIP_FIELDS, CLIP_SETTINGS, CLIP_SIZES, FIELDS, field
+from ldm.web.orders import BALANCES, PLACES, first
+from ldm.web.parts import STATIC, status
+from ldm.web.studio import Studio
 
-log = logging.getLogger(__name__)
-
-PREVIEW_SIDE = 480  # longer side of what is sent while a picture is on its way
-CLIP_SIZES = (192, 256, 384, 512)
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
 # Events get what was sent: files unopened, numbers unchecked. `ldm.web.orders` does both.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
@@ -63,15 +48,6 @@ FROM_PAD = "(point) => [point.content, point.style, null]"
 FROM_SLIDERS = "(content, style) => [{content, style}, null]"
 
 
-@dataclass(frozen=True)
-class Shop:
-    """What a page is made for. settings: what it begins with."""
-
-    studio: Studio
-    easel: Easel
-    settings: Settings
-
-
 class Door(gr.Blocks):
     """Takes files that were uploaded here, and nothing by its address elsewhere: gradio would fetch
     that."""
@@ -95,11 +71,14 @@ def _has_address(value: Any) -> bool:
 
 
 class Page:
-    """The page's components, and what its events do."""
+    """The page's components, added to `blocks`, which are being built. settings: what it begins
+    with."""
 
-    def __init__(self, shop: Shop, blocks: gr.Blocks):
-        self.studio, self.easel, self.settings = shop.studio, shop.easel, shop.settings
-        self.shelf = shelf_of(ROOT / "data/styles", self.easel)
+    def __init__(self, blocks: gr.Blocks, studio: Studio, easel: Easel, settings: Settings):
+        self.settings, self.max_size = settings, easel.max_size
+        # copied, since the page's own folder is all that it serves
+        self.shelf = {path.stem: easel.copied(path) for path in find_pictures(ROOT / "data/styles")}
+        self.events = Events(studio, easel, settings, self.shelf)
         gr.HTML(
             "<h1>ArtFusion</h1><p>A photo, painted like a painting. Everything stays on this computer.</p>",
             elem_id="title",
@@ -108,7 +87,7 @@ class Page:
             self._photo_tab()
         with gr.Tab("Video"):
             self._video_tab()
-        blocks.unload(self.leave)
+        blocks.unload(self.events.leave)
 
     # What stands where
 
@@ -148,19 +127,29 @@ class Page:
             *self.fields.values(),
         ]
         self._received(self.photo, self.painting, *(picture for picture, _ in self.others))
-        self.photo.change(_to_draw, self.photo, self.drawing, **AT_ONCE)
+        self.photo.change(self.events.to_draw, self.photo, self.drawing, **AT_ONCE)
         self._dials(dice, load)
         shown = [self.viewer, self.status, self.download]
         self._started_by(
             cancel,
             self.status,
-            (paint, self.paint, self.wished, [self.results, *shown]),
-            (works["larger"], self.paint_larger, self.wished, [self.results, *shown, self.fields["size"]]),
-            (works["variants"], self.paint_variants, self.wished, [self.gallery, self.status, self.painted]),
-            (works["sheet"], self.paint_sheet, self.wished, [self.sheet, self.status]),
+            (paint, self.events.paint, self.wished, [self.results, *shown]),
+            (
+                works["larger"],
+                self.events.paint_larger,
+                self.wished,
+                [self.results, *shown, self.fields["size"]],
+            ),
+            (
+                works["variants"],
+                self.events.paint_variants,
+                self.wished,
+                [self.gallery, self.status, self.painted],
+            ),
+            (works["sheet"], self.events.paint_sheet, self.wished, [self.sheet, self.status]),
         )
         self.gallery.select(
-            self.pick,
+            self.events.pick,
             self.painted,
             [self.results, self.viewer, self.download, self.fields["seed"]],
             **AT_ONCE,
@@ -168,18 +157,16 @@ class Page:
 
     def _more(self) -> tuple[gr.Button, gr.UploadButton]:
         """The dials; buttons for another seed, and to load all."""
-        make = {name: (lambda name=name: field(name, self.settings, self.easel.max_size)) for name in FIELDS}
-        content, style = (float(orders.first(getattr(self.settings, name))) for name in FIELDS[:2])
+        content, style = (float(first(getattr(self.settings, name))) for name in FIELDS[:2])
         self.pad = parts.pad(content, style, elem_id="pad")
-        made = {}
+        self.fields = {}
         for pair in zip(FIELDS[::2], FIELDS[1::2], strict=True):
             with gr.Row():
                 for name in pair:
                     with gr.Column(min_width=150):
-                        made[name] = make[name]()
+                        self.fields[name] = field(name, self.settings, self.max_size)
                         if name == "seed":
                             dice = gr.Button("Another seed", size="sm", elem_id="dice")
-        self.fields = made
         load = gr.UploadButton(
             "Load settings from a picture made here (PNG)", file_types=[".png"], size="sm", elem_id="load"
         )
@@ -234,12 +221,10 @@ class Page:
                 )
                 self.clip_painting = parts.picture("Painting", height=240, elem_id="clip_painting")
                 self._shelf(self.clip_painting, "clip_shelf")
-                clips = Settings(look="fast", size=256)
                 with gr.Accordion("More: size, strength, look, seed", open=False), gr.Row():
                     self.clip_fields = {
-                        "size": gr.Radio(CLIP_SIZES, value=256, label="Size", info="shorter side, in pixels"),
-                        **{name: field(name, clips, self.easel.max_size) for name in ("strength", "look", "seed")},
-                    }  # fmt: skip
+                        name: field(name, CLIP_SETTINGS, self.max_size, CLIP_SIZES) for name in CLIP_FIELDS
+                    }
                 with gr.Row():
                     paint = gr.Button("Paint the clip", variant="primary", size="lg", elem_id="paint_clip")
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel_clip", min_width=100)
@@ -251,12 +236,12 @@ class Page:
                 )
         self._received(self.clip_painting)
         wished = [self.clip, self.clip_painting, *self.clip_fields.values()]
-        self._started_by(cancel, shown, (paint, self.paint_clip, wished, [frame, shown, result]))
+        self._started_by(cancel, shown, (paint, self.events.paint_clip, wished, [frame, shown, result]))
 
     def _shelf(self, painting: gr.Image, elem_id: str) -> None:
         """The bundled paintings, to click."""
         pictures = [(name, name.replace("_", " ").capitalize(), path) for name, path in self.shelf.items()]
-        parts.shelf(pictures, elem_id=elem_id).select(self.from_shelf, None, painting, **AT_ONCE)
+        parts.shelf(pictures, elem_id=elem_id).select(self.events.from_shelf, None, painting, **AT_ONCE)
 
     def _other(self, place: str) -> tuple[gr.Image, gr.Slider]:
         """A further painting, with its weight."""
@@ -282,7 +267,7 @@ class Page:
         """Every uploaded picture is read at once, and shown as it was read; what cannot be is taken
         away again."""
         for picture in pictures:
-            read = picture.upload(self.receive, picture, picture, **AT_ONCE)
+            read = picture.upload(self.events.receive, picture, picture, **AT_ONCE)
             read.failure(lambda: None, None, picture, **AT_ONCE)
 
     def _started_by(self, cancel: gr.Button, shown: gr.HTML, *works: tuple[Any, ...]) -> None:
@@ -295,254 +280,22 @@ class Page:
         ]
         for each in started:
             each.failure(lambda: status(line="Nothing was painted."), None, shown, **AT_ONCE)
-        cancel.click(self.stop, None, shown, cancels=started, queue=False, **PRIVATE)
+        cancel.click(self.events.stop, None, shown, cancels=started, queue=False, **PRIVATE)
 
     def _dials(self, dice: gr.Button, load: gr.UploadButton) -> None:
         """What moves a dial moves its other shapes, and paints a sketch."""
         content, style = (self.fields[name] for name in FIELDS[:2])
         self.pad.input(None, self.pad, [content, style, self.balance], js=FROM_PAD, **AT_ONCE)
-        self.balance.input(_from_balance, self.balance, [content, style, self.pad], **AT_ONCE)
+        self.balance.input(self.events.balanced, self.balance, [content, style, self.pad], **AT_ONCE)
         for slider in (content, style):
             slider.input(None, [content, style], [self.pad, self.balance], js=FROM_SLIDERS, **AT_ONCE)
-        dice.click(lambda: random.randrange(10**6), None, self.fields["seed"], **AT_ONCE)
-        load.upload(self.load, load, [*self.fields.values(), self.pad, self.balance], **AT_ONCE)
+        dice.click(self.events.another_seed, None, self.fields["seed"], **AT_ONCE)
+        load.upload(self.events.load, load, [*self.fields.values(), self.pad, self.balance], **AT_ONCE)
         how: dict[str, Any] = {
             "trigger_mode": "always_last", "show_progress": "hidden", "concurrency_id": "sketches", "concurrency_limit": 4, **PRIVATE,
         }  # fmt: skip
         shown = [self.viewer, self.status]
-        self.pad.input(self.sketch_of_pad, [self.pad, *self.wished], shown, **how)
-        self.balance.input(self.sketch_of_balance, [self.balance, *self.wished], shown, **how)
+        self.pad.input(self.events.sketch_of_pad, [self.pad, *self.wished], shown, **how)
+        self.balance.input(self.events.sketch_of_balance, [self.balance, *self.wished], shown, **how)
         for slider in (content, style):
-            slider.release(self.sketch, self.wished, shown, **how)
-
-    # What happens
-
-    def receive(self, uploaded: Any) -> str | None:
-        """An upload as the pipeline reads it, for the browser to show: any format, upright."""
-        with as_one_line():
-            path = path_of(uploaded)
-            if path is None:
-                return None
-            picture = orders.receive(path, self.easel.max_size)
-        return str(self.easel.saved(picture, f"{Path(path).stem[:60]}.png"))
-
-    def from_shelf(self, event: gr.EventData) -> str:
-        """The painting that was clicked."""
-        path = self.shelf.get(str(event.name))
-        if path is None:
-            raise gr.Error("there is no such painting on the shelf", print_exception=False)
-        return str(path)
-
-    def load(self, uploaded: Any) -> list[Any]:
-        """The dials as a picture made here says."""
-        with as_one_line():
-            path = path_of(uploaded)
-            if path is None:
-                return [gr.skip()] * (len(FIELDS) + 2)
-            settings = orders.settings_in(path)
-            settings = settings.but(size=min(settings.short_side, self.easel.max_size))
-            orders.check_settings(settings, self.easel.max_size)
-        values = {name: text_of(orders.first(getattr(settings, name))) for name in FIELDS}
-        values["size"] = self._size(settings.short_side)
-        pad = {"content": values["content_scale"], "style": values["style_scale"]}
-        return [*values.values(), pad, balance_of(settings)]
-
-    def paint(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """The picture, as it comes: which tab is in front, what is seen, how far it is, the
-        download."""
-        yield from self._painted(self.order(wished), request)
-
-    def paint_larger(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """The same at twice the size, or at the largest that there is; and the size."""
-        order = self.order(wished)
-        size = min(2 * order.settings.short_side, self.easel.max_size)
-        for shown in self._painted(self.order(wished, size=size), request):
-            yield (*shown, self._size(size))
-
-    def _painted(self, order: Order, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        tab: Any = gr.update(selected="picture")
-        before = self.easel.before(order, at_most(order.content, PREVIEW_SIDE))
-        for update in self.updates(self.easel.picture(order), request):
-            viewer, download = gr.skip(), gr.skip()
-            if update.is_last:
-                viewer = self._shown(update.result, words_of(order))
-                download = gr.update(value=str(update.result.path), interactive=True)
-            elif update.preview is not None:
-                viewer = seen(data_url(update.preview), words_of(order), before, "on its way")
-            yield tab, viewer, _line(update, "Done. Drag over the picture to see the photo."), download
-            tab = gr.skip()
-
-    def paint_variants(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """Pictures that differ in their seeds, as they come."""
-        painted: list[Painted] = []
-        for update in self.updates(self.easel.variants(self.order(wished), painted), request):
-            pictures = [(str(one.path), f"seed {one.seed}") for one in painted]
-            yield pictures, _line(update, "Click the one that you like."), list(painted)
-
-    def pick(self, event: gr.SelectData, painted: list[Painted]) -> tuple[Any, ...]:
-        """The variant that was clicked, to look at and to go on with."""
-        one = (
-            painted[event.index] if isinstance(event.index, int) and 0 <= event.index < len(painted) else None
-        )
-        if one is None or not one.path.is_file():
-            raise gr.Error("results are kept for an hour; paint the variants again", print_exception=False)
-        viewer = self._shown(one, f"Variant with seed {one.seed}")
-        return (
-            gr.update(selected="picture"),
-            viewer,
-            gr.update(value=str(one.path), interactive=True),
-            one.seed,
-        )
-
-    def paint_sheet(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """A small picture for every pair of the two scales."""
-        for update in self.updates(self.easel.sheet(self.order(wished)), request):
-            yield str(update.result) if update.is_last else gr.skip(), _line(update, "Done.")
-
-    def sketch_of_pad(self, request: gr.Request, pad: Any, *wished: Any) -> tuple[Any, ...]:
-        """A sketch at the point of the pad, which the sliders may not show yet."""
-        try:
-            scales = {"content_scale": float(pad["content"]), "style_scale": float(pad["style"])}
-        except (KeyError, TypeError, ValueError):
-            return gr.skip(), gr.skip()
-        return self._sketch(request, wished, scales)
-
-    def sketch_of_balance(self, request: gr.Request, balance: Any, *wished: Any) -> tuple[Any, ...]:
-        """A sketch at one of the three looks."""
-        return self._sketch(request, wished, BALANCES.get(balance, {}))
-
-    def sketch(self, request: gr.Request, *wished: Any) -> tuple[Any, ...]:
-        """A sketch at the dials as they are."""
-        return self._sketch(request, wished, {})
-
-    def _sketch(
-        self, request: gr.Request, wished: Sequence[Any], scales: dict[str, float]
-    ) -> tuple[Any, ...]:
-        """What the viewer and the status show, where photo and painting are there and the device is
-        free."""
-        if wished[0] is None or wished[1] is None:
-            return gr.skip(), gr.skip()
-        order = changed(self.order(wished), **scales)
-        with as_one_line():
-            picture = self.studio.paint_if_free(self.easel.sketch(order), visitor(request))
-        if picture is None:
-            return gr.skip(), gr.skip()
-        viewer = seen(data_url(picture), words_of(order), self.easel.before(order, picture), "sketch")
-        return viewer, status(line="A sketch at these dials. Paint makes the picture.")
-
-    def paint_clip(
-        self, request: gr.Request, clip: Any, painting: Any, *values: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        """The clip frame by frame, with its sound."""
-        with as_one_line():
-            path, style = path_of(clip), path_of(painting)
-            if path is None or style is None:
-                raise UserError("choose a clip and a painting first")
-            settings = orders.settings_of(
-                dict(zip(self.clip_fields, values, strict=True)), Settings(look="fast", size=256)
-            )
-            work = self.easel.clip(path, style, settings)
-        for update in self.updates(work, request):
-            frame: Any = gr.update(visible=False) if update.is_last else gr.skip()
-            if update.preview is not None:
-                words = "The frame that was painted last"
-                frame = gr.update(value=seen(data_url(update.preview), words, tag="on its way"), visible=True)
-            yield frame, _line(update, "Done."), str(update.result) if update.is_last else gr.skip()
-
-    def stop(self, request: gr.Request) -> str:
-        """Whatever is being painted for this visitor ends."""
-        self.studio.stop(visitor(request))
-        return status(line="Stopped.")
-
-    def leave(self, request: gr.Request) -> None:
-        """The same for one who has gone."""
-        self.studio.stop(visitor(request))
-
-    # Shared with the API
-
-    def order(self, wished: Sequence[Any], **changes: Any) -> Order:
-        """What is asked for by the values of `wished`, with some settings changed. Raises gradio's
-        Error."""
-        photo, first, second, second_weight, third, third_weight, drawing, *values = wished
-        drawn = drawing.get("drawing") if isinstance(drawing, dict) else None
-        with as_one_line():
-            given = dict(zip(FIELDS, values, strict=True)) | changes
-            weights = (1.0, second_weight, third_weight)
-            paintings = [
-                (path_of(one), weight) for one, weight in zip((first, second, third), weights, strict=True)
-            ]
-            settings = orders.settings_of(given, self.settings)
-            return orders.order(path_of(photo), paintings, drawn, settings, self.easel.max_size)
-
-    def updates(self, work: Any, request: gr.Request) -> Iterator[Update]:
-        """How far the work is, the last with its result. Raises gradio's Error."""
-        with as_one_line():
-            yield from self.studio.paint(work, visitor(request))
-
-    def _shown(self, painted: Painted, words: str) -> dict[str, Any]:
-        return seen(painted.path, words, painted.before)
-
-    def _size(self, size: int) -> Any:
-        return gr.update(choices=sizes(self.easel.max_size, size), value=size)
-
-
-@contextmanager
-def as_one_line() -> Iterator[None]:
-    """Makes of what is raised within it one line for the visitor."""
-    try:
-        yield
-    except UserError as error:
-        raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
-    except Stopped:
-        raise gr.Error("stopped", print_exception=False) from None
-    except gr.Error:
-        raise
-    except Exception:
-        log.exception("what went wrong for a visitor of the page:")
-        line = "something went wrong here; the terminal in which the page runs says what"
-        raise gr.Error(line, print_exception=False) from None
-
-
-def balance_of(settings: Settings) -> str | None:
-    """The look whose scales these are, if there is one."""
-    scales = {name: orders.first(getattr(settings, name)) for name in FIELDS[:2]}
-    return next((name for name, values in BALANCES.items() if values == scales), None)
-
-
-def shelf_of(styles: Path, easel: Easel) -> dict[str, Path]:
-    """The bundled paintings by name, copied to the page's own folder, the only one that it serves."""
-    return {path.stem: easel.copied(path) for path in find_pictures(styles)}
-
-
-def visitor(request: gr.Request) -> str:
-    """Who asks: one open page, or one client of the API."""
-    return str(request.session_hash)
-
-
-def data_url(picture: Image.Image) -> str:
-    """A picture as a small JPEG in a data URL."""
-    small = picture.copy()
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def words_of(order: Order) -> str:
-    """What a result is, for who cannot see it."""
-    return f"{order.about['content']} in the style of {order.about['style']}"
-
-
-def _from_balance(balance: str) -> tuple[float, float, dict[str, float]]:
-    scales = BALANCES[balance]
-    content, style = scales["content_scale"], scales["style_scale"]
-    return content, style, {"content": content, "style": style}
-
-
-def _to_draw(photo: Any) -> dict[str, Any] | None:
-    path = path_of(photo)
-    return None if path is None else {"photo": sent(Path(path)), "drawing": None}
-
-
-def _line(update: Update, at_the_end: str) -> str:
-    return status(line=at_the_end) if update.is_last else status(update)
+            slider.release(self.events.sketch, self.wished, shown, **how)

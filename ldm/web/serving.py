@@ -61,10 +61,10 @@ def serve(
         # gradio reads both when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
         from ldm.web.api import build
-        from ldm.web.page import CSS, THEME, Shop
+        from ldm.web.page import CSS, THEME
 
         studio = Studio(load)
-        page = build(Shop(studio, Easel(folder, about, max_size), settings))
+        page = build(studio, Easel(folder, about, max_size), settings)
         from starlette.middleware import Middleware
 
         guard = Middleware(

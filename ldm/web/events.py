@@ -1,0 +1,272 @@
+"""What happens on the page: functions of what its fields hold, as it was sent, that give what its
+parts are to show.
+
+Thin over `ldm.web.orders` (what is asked for), `ldm.web.easel` (how it is painted) and
+`ldm.web.studio` (whose turn it is).
+"""
+
+import base64
+import io
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.media.images import at_most
+from ldm.pipeline.settings import Settings
+from ldm.web import orders
+from ldm.web.easel import Easel, Painted, changed
+from ldm.web.fields import CLIP_FIELDS, CLIP_SETTINGS, FIELDS, sizes, text_of
+from ldm.web.orders import BALANCES, Order
+from ldm.web.parts import path_of, seen, sent, status
+from ldm.web.studio import Stopped, Studio, Update, Work
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SIDE = 480  # longer side of what is sent while a picture is on its way
+
+
+class Events:
+    """What happens when a part of the page is touched. settings: what the page begins with. shelf:
+    bundled paintings by name."""
+
+    def __init__(self, studio: Studio, easel: Easel, settings: Settings, shelf: Mapping[str, Path]):
+        self.studio, self.easel, self.settings, self.shelf = studio, easel, settings, shelf
+
+    # Small things
+
+    def receive(self, uploaded: Any) -> str | None:
+        """An upload as the pipeline reads it, for the browser to show: any format, upright."""
+        with as_one_line():
+            path = path_of(uploaded)
+            if path is None:
+                return None
+            picture = orders.receive(path, self.easel.max_size)
+        return str(self.easel.saved(picture, f"{Path(path).stem[:60]}.png"))
+
+    def from_shelf(self, event: gr.EventData) -> str:
+        """The painting that was clicked."""
+        path = self.shelf.get(str(event.name))
+        if path is None:
+            raise gr.Error("there is no such painting on the shelf", print_exception=False)
+        return str(path)
+
+    def load(self, uploaded: Any) -> list[Any]:
+        """The dials as a picture made here says."""
+        with as_one_line():
+            path = path_of(uploaded)
+            if path is None:
+                return [gr.skip()] * (len(FIELDS) + 2)
+            settings = orders.settings_in(path)
+            settings = settings.but(size=min(settings.short_side, self.easel.max_size))
+            orders.check_settings(settings, self.easel.max_size)
+        values = {name: text_of(orders.first(getattr(settings, name))) for name in FIELDS}
+        values["size"] = self._size(settings.short_side)
+        pad = {"content": values["content_scale"], "style": values["style_scale"]}
+        return [*values.values(), pad, balance_of(settings)]
+
+    def balanced(self, balance: Any) -> tuple[float, float, dict[str, float]]:
+        """The two dials, and the pad, of one of the three looks."""
+        scales = BALANCES.get(balance, BALANCES["Balanced"])
+        content, style = scales["content_scale"], scales["style_scale"]
+        return content, style, {"content": content, "style": style}
+
+    def another_seed(self) -> int:
+        """A number by chance."""
+        return random.randrange(10**6)
+
+    def to_draw(self, photo: Any) -> dict[str, Any] | None:
+        """A new photo to mark parts of."""
+        with as_one_line():
+            path = path_of(photo)
+        return None if path is None else {"photo": sent(Path(path)), "drawing": None}
+
+    def stop(self, request: gr.Request) -> str:
+        """Whatever is being painted for this visitor ends."""
+        self.studio.stop(visitor(request))
+        return status(line="Stopped.")
+
+    def leave(self, request: gr.Request) -> None:
+        """The same for one who has gone."""
+        self.studio.stop(visitor(request))
+
+    # What is painted
+
+    def paint(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
+        """The picture, as it comes: which tab is in front, what is seen, how far it is, the
+        download."""
+        yield from self._painted(self.order(wished), request)
+
+    def paint_larger(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
+        """The same at twice the size, or at the largest that there is; and the size."""
+        order = self.order(wished)
+        size = min(2 * order.settings.short_side, self.easel.max_size)
+        for shown in self._painted(self.order(wished, size=size), request):
+            yield (*shown, self._size(size))
+
+    def _painted(self, order: Order, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        tab: Any = gr.update(selected="picture")
+        before = self.easel.before(order, at_most(order.content, PREVIEW_SIDE))
+        for update in self.updates(self.easel.picture(order), request):
+            viewer, download = gr.skip(), gr.skip()
+            if update.is_last:
+                viewer = self._shown(update.result, words_of(order))
+                download = gr.update(value=str(update.result.path), interactive=True)
+            elif update.preview is not None:
+                viewer = seen(data_url(update.preview), words_of(order), before, "on its way")
+            yield tab, viewer, _line(update, "Done. Drag over the picture to see the photo."), download
+            tab = gr.skip()
+
+    def paint_variants(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
+        """Pictures that differ in their seeds, as they come."""
+        painted: list[Painted] = []
+        for update in self.updates(self.easel.variants(self.order(wished), painted), request):
+            pictures = [(str(one.path), f"seed {one.seed}") for one in painted]
+            yield pictures, _line(update, "Click the one that you like."), list(painted)
+
+    def pick(self, event: gr.SelectData, painted: list[Painted]) -> tuple[Any, ...]:
+        """The variant that was clicked, to look at and to go on with."""
+        one = (
+            painted[event.index] if isinstance(event.index, int) and 0 <= event.index < len(painted) else None
+        )
+        if one is None or not one.path.is_file():
+            raise gr.Error("results are kept for an hour; paint the variants again", print_exception=False)
+        viewer = self._shown(one, f"Variant with seed {one.seed}")
+        return (
+            gr.update(selected="picture"),
+            viewer,
+            gr.update(value=str(one.path), interactive=True),
+            one.seed,
+        )
+
+    def paint_sheet(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
+        """A small picture for every pair of the two scales."""
+        for update in self.updates(self.easel.sheet(self.order(wished)), request):
+            yield str(update.result) if update.is_last else gr.skip(), _line(update, "Done.")
+
+    def sketch_of_pad(self, request: gr.Request, pad: Any, *wished: Any) -> tuple[Any, ...]:
+        """A sketch at the point of the pad, which the sliders may not show yet."""
+        try:
+            scales = {"content_scale": float(pad["content"]), "style_scale": float(pad["style"])}
+        except (KeyError, TypeError, ValueError):
+            return gr.skip(), gr.skip()
+        return self._sketch(request, wished, scales)
+
+    def sketch_of_balance(self, request: gr.Request, balance: Any, *wished: Any) -> tuple[Any, ...]:
+        """A sketch at one of the three looks."""
+        return self._sketch(request, wished, BALANCES.get(balance, {}))
+
+    def sketch(self, request: gr.Request, *wished: Any) -> tuple[Any, ...]:
+        """A sketch at the dials as they are."""
+        return self._sketch(request, wished, {})
+
+    def _sketch(
+        self, request: gr.Request, wished: Sequence[Any], scales: dict[str, float]
+    ) -> tuple[Any, ...]:
+        """What the viewer and the status show, where photo and painting are there and the device is
+        free."""
+        if wished[0] is None or wished[1] is None:
+            return gr.skip(), gr.skip()
+        order = changed(self.order(wished), **scales)
+        with as_one_line():
+            picture = self.studio.paint_if_free(self.easel.sketch(order), visitor(request))
+        if picture is None:
+            return gr.skip(), gr.skip()
+        viewer = seen(data_url(picture), words_of(order), self.easel.before(order, picture), "sketch")
+        return viewer, status(line="A sketch at these dials. Paint makes the picture.")
+
+    def paint_clip(
+        self, request: gr.Request, clip: Any, painting: Any, *values: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        """The clip frame by frame, with its sound."""
+        with as_one_line():
+            path, style = path_of(clip), path_of(painting)
+            if path is None or style is None:
+                raise UserError("choose a clip and a painting first")
+            settings = orders.settings_of(dict(zip(CLIP_FIELDS, values, strict=True)), CLIP_SETTINGS)
+            work = self.easel.clip(path, style, settings)
+        for update in self.updates(work, request):
+            frame: Any = gr.update(visible=False) if update.is_last else gr.skip()
+            if update.preview is not None:
+                words = "The frame that was painted last"
+                frame = gr.update(value=seen(data_url(update.preview), words, tag="on its way"), visible=True)
+            yield frame, _line(update, "Done."), str(update.result) if update.is_last else gr.skip()
+
+    # Shared with the API
+
+    def order(self, wished: Sequence[Any], **changes: Any) -> Order:
+        """What is asked for by the values of `wished`, with some settings changed. Raises gradio's
+        Error."""
+        photo, first, second, second_weight, third, third_weight, drawing, *values = wished
+        drawn = drawing.get("drawing") if isinstance(drawing, dict) else None
+        with as_one_line():
+            given = dict(zip(FIELDS, values, strict=True)) | changes
+            weights = (1.0, second_weight, third_weight)
+            paintings = [
+                (path_of(one), weight) for one, weight in zip((first, second, third), weights, strict=True)
+            ]
+            settings = orders.settings_of(given, self.settings)
+            return orders.order(path_of(photo), paintings, drawn, settings, self.easel.max_size)
+
+    def updates(self, work: Work, request: gr.Request) -> Iterator[Update]:
+        """How far the work is, the last with its result. Raises gradio's Error."""
+        with as_one_line():
+            yield from self.studio.paint(work, visitor(request))
+
+    def _shown(self, painted: Painted, words: str) -> dict[str, Any]:
+        return seen(painted.path, words, painted.before)
+
+    def _size(self, size: int) -> Any:
+        return gr.update(choices=sizes(self.easel.max_size, size), value=size)
+
+
+@contextmanager
+def as_one_line() -> Iterator[None]:
+    """Makes of what is raised within it one line for the visitor."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
+    except Stopped:
+        raise gr.Error("stopped", print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception:
+        log.exception("what went wrong for a visitor of the page:")
+        line = "something went wrong here; the terminal in which the page runs says what"
+        raise gr.Error(line, print_exception=False) from None
+
+
+def balance_of(settings: Settings) -> str | None:
+    """The look whose scales these are, if there is one."""
+    scales = {name: orders.first(getattr(settings, name)) for name in FIELDS[:2]}
+    return next((name for name, values in BALANCES.items() if values == scales), None)
+
+
+def visitor(request: gr.Request) -> str:
+    """Who asks: one open page, or one client of the API."""
+    return str(request.session_hash)
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as a small JPEG in a data URL."""
+    small = picture.copy()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def words_of(order: Order) -> str:
+    """What a result is, for who cannot see it."""
+    return f"{order.about['content']} in the style of {order.about['style']}"
+
+
+def _line(update: Update, at_the_end: str) -> str:
+    return status(line=at_the_end) if update.is_last else status(update)
