@@ -12,13 +12,12 @@ from ldm.web.events import Events
 from ldm.web.page import ONE_AT_A_TIME, Door, Page
 from ldm.web.studio import Studio
 
-KEPT_SECONDS, CLEANED_EVERY = 3600, 600  # of uploads and results
 REQUIRED = ("photo", "painting", "clip")
 
 
 def build(studio: Studio, easel: Easel, settings: Settings) -> gr.Blocks:
     """The page, which begins with these settings, with its functions for programs."""
-    blocks = Door(title="ArtFusion", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS))
+    blocks = Door(title="ArtFusion", analytics_enabled=False)
     with blocks:
         publish(Page(blocks, studio, easel, settings))
     return blocks

@@ -4,7 +4,9 @@ a piece of work for the studio, and each result a file of the page's own that sa
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,7 @@ class Easel:
         self, folder: Path, about: Callable[[Settings, str], Mapping[str, Any]], max_size: int
     ) -> None:
         self.folder, self.about, self.max_size = folder, about, max_size
+        self._lasting: set[Path] = set()
 
     def picture(self, order: Order) -> Work:
         """Paints an order; the result is a Painted."""
@@ -136,8 +139,19 @@ class Easel:
         return path
 
     def copied(self, path: Path) -> Path:
-        """A copy of a file."""
-        return Path(shutil.copyfile(path, self.place(path.name)))
+        """A copy of a file of ours, which stays."""
+        copy = Path(shutil.copyfile(path, self.place(path.name)))
+        self._lasting.add(copy)
+        return copy
+
+    def forget(self, seconds: float) -> None:
+        """Deletes what has lain in the folder for that long, uploads and results alike."""
+        oldest = time.time() - seconds
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what is within a folder before it
+            with suppress(OSError):  # gone already, or a folder that is not empty
+                if path in self._lasting or path.stat().st_mtime > oldest:
+                    continue
+                path.rmdir() if path.is_dir() else path.unlink()
 
     def place(self, name: str) -> Path:
         """Where a new file of this name may be."""

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
-import threading
+import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
 PORTS = range(7860, 7960)
+KEPT_SECONDS, CLEANED_EVERY = 3600, 600  # of uploads and results
 WAITING = 40  # requests in the queue; the next are told to come back
 
 
@@ -63,8 +64,8 @@ def serve(
         from ldm.web.api import build
         from ldm.web.page import CSS, THEME
 
-        studio = Studio(load)
-        page = build(studio, Easel(folder, about, max_size), settings)
+        studio, easel = Studio(load), Easel(folder, about, max_size)
+        page = build(studio, easel, settings)
         from starlette.middleware import Middleware
 
         guard = Middleware(
@@ -96,7 +97,9 @@ def serve(
             webbrowser.open(local)
         try:
             studio.pipeline  # noqa: B018  # whatever is wrong with the model ends the page at once
-            threading.Event().wait()
+            while True:
+                time.sleep(CLEANED_EVERY)
+                easel.forget(KEPT_SECONDS)
         finally:
             page.close(verbose=False)
 
