@@ -15,6 +15,7 @@ from ldm.files import file_hash
 from ldm.media.images import load_image, read_metadata
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.progress import Meter
 
 ALL = {"a__s", "a__t", "b__s", "b__t", "c__s", "c__t"}
 
@@ -191,7 +192,7 @@ def stop_at_level(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes the gradient steps at the level of this number, counted over all pictures, stop as Ctrl-C does."""
 
     def arrange(number: int) -> None:
-        monkeypatch.setattr("ldm.pipeline.pipeline._watched_level", lambda bar, level: stopped(level, number))
+        monkeypatch.setattr(Meter, "brushing", lambda meter, level, picture: stopped(level, number))
 
     def stopped(level: Any, number: int) -> Iterator[int]:
         begun.append(level)
