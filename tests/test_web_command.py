@@ -131,6 +131,28 @@ def test_its_folder_is_new_and_gone_at_the_end(tmp_path: Path, monkeypatch: pyte
     assert Path.cwd() == tmp_path and not folder.exists()
 
 
+def test_what_a_killed_page_left_is_deleted_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    dead = tmp_path / "artfusion-web-dead"
+    (dead / "upload").mkdir(parents=True)
+    other = tmp_path / "artfusion"
+    other.mkdir()
+    with own_folder() as alive:
+        assert not dead.exists() and other.exists()
+        with own_folder():
+            assert alive.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artfusion"]
+
+
+def test_an_empty_host_is_not_all_hosts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_program(web.main, ["--host", ""], monkeypatch) == 2
+    assert "--host needs an address" in capsys.readouterr().err
+
+
 def test_no_browser_is_opened_without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "name", "posix")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(sysname="Linux"))

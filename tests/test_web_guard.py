@@ -104,6 +104,27 @@ def test_which_hosts_are_this_computer(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"origin": "http://127.0.0.1:7860"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null", "sec_fetch_site": "cross-site"}, 403),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"sec_fetch_site": "same-origin"}, 200),
+    ],
+)
+def test_other_web_pages_send_nothing_here(guard: Guard, headers: dict[str, str], status: int) -> None:
+    assert asked(guard, f"{API}/upload", "POST", content_length="10", **headers)[0] == status
+
+
+def test_behind_a_proxy_only_the_browser_tells_who_sends(tmp_path: Path) -> None:
+    guard = Guard(answering, tmp_path, 2**20, is_local=False)
+    own = {"origin": "https://studio.example", "host": "10.0.0.2:7860", "content_length": "10"}
+    assert asked(guard, f"{API}/upload", "POST", **own)[0] == 200
+    assert asked(guard, f"{API}/upload", "POST", **own, sec_fetch_site="cross-site")[0] == 403
+
+
 def test_too_much_is_refused_before_it_is_read(guard: Guard) -> None:
     large, small = str(100 * 2**20), str(29 * 2**20)
     status, _, body = asked(guard, f"{API}/upload", "POST", content_length=large)

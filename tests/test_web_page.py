@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -134,12 +133,22 @@ class Visit:
         self.page.click(f"button.label-wrap:has-text('{words}')")
 
     def paint(self, button: str = "#paint", shown: str = "#status") -> None:
-        self.begin(button, shown)
-        self.page.wait_for_selector(f"{shown} p:text-matches('^(Done|Click)')", timeout=PATIENCE)
+        """Until it is done; a small picture may come before anything was seen of it."""
+        old = f"() => document.querySelector('{shown} .af-status').setAttribute('data-old', '')"
+        self.page.evaluate(old)
+        self.page.click(button)
+        done = f"{shown} .af-status:not([data-old]) p:text-matches('^(Done|Click)')"
+        self.page.wait_for_selector(done, timeout=PATIENCE)
 
     def begin(self, button: str = "#paint", shown: str = "#status") -> None:
         self.page.click(button)
         self.page.wait_for_selector(f"{shown} progress", state="attached", timeout=PATIENCE)
+
+    def begin_something_long(self) -> None:
+        self.unfold("More: two dials")
+        self.page.click(f"#field_size label:has-text('{LARGEST}')")
+        self.page.fill("#field_effort input >> nth=0", "4")
+        self.begin()
 
     def result(self, folder: Path) -> Path:
         """The picture that Download gives."""
@@ -271,10 +280,7 @@ def test_dragging_on_the_pad_moves_the_dials_and_sketches(visit: Visit) -> None:
 @in_browser
 def test_cancel_in_mid_run_and_paint_again(visit: Visit) -> None:
     visit.give()
-    visit.unfold("More: two dials")
-    visit.page.click(f"#field_size label:has-text('{LARGEST}')")
-    visit.page.fill("#field_effort input >> nth=0", "4")
-    visit.begin()
+    visit.begin_something_long()
     visit.page.wait_for_selector("#viewer .af-viewer-tag:text('on its way')")
     visit.page.click("#cancel")
     visit.page.wait_for_selector("#status p:text-is('Stopped.')")
@@ -329,7 +335,7 @@ def test_four_variants_one_is_picked_and_painted_larger(visit: Visit, tmp_path: 
 @in_browser
 def test_a_sheet_of_both_dials(visit: Visit) -> None:
     visit.give()
-    visit.page.click("button[role=tab]:has-text('Sheet')")
+    visit.page.click("button[role=tab]:has-text('Compare')")
     visit.paint("#grid")
     visit.page.wait_for_selector("#sheet img[src*='both_dials.png']")
 
@@ -413,12 +419,52 @@ def test_two_pages_at_once(server: Server, browser: Any, visit: Visit) -> None:
 
 
 @in_browser
+def test_who_waits_sees_the_place(server: Server, browser: Any, visit: Visit) -> None:
+    with visiting(server, browser) as other:
+        visit.give()
+        other.give()
+        visit.begin_something_long()
+        other.page.click("#paint")
+        other.page.wait_for_selector("#status p:text-is('Waiting: 1 before you')")
+        other.page.click("#cancel")
+        other.page.wait_for_selector("#status p:text-is('Stopped.')")
+        other.page.click("#balance label >> nth=2")
+        other.page.wait_for_selector("#status p:text-is('No sketch now: the painter is busy.')")
+        other.page.click("#paint")
+        visit.page.click("#cancel")
+        other.page.wait_for_selector("#status p:text-matches('^Done')")
+        visit.page.wait_for_selector("#status p:text-is('Stopped.')")
+
+
+@in_browser
+def test_after_a_sketch_the_finished_picture_comes_back(visit: Visit) -> None:
+    visit.give()
+    assert visit.page.is_disabled("#download") and visit.page.is_disabled("#larger")
+    visit.paint()
+    finished = visit.page.get_attribute("#viewer .af-viewer-after", "src")
+    visit.page.click("#balance label >> nth=2")
+    visit.page.wait_for_selector("#viewer .af-viewer-tag:text('sketch')")
+    visit.page.click("#viewer .af-viewer-back")
+    assert visit.page.get_attribute("#viewer .af-viewer-after", "src") == finished
+    assert visit.page.text_content("#viewer .af-viewer-tag") == ""
+
+
+@in_browser
+def test_the_result_stays_in_sight_beside_the_dials(visit: Visit) -> None:
+    visit.give()
+    visit.paint()
+    for words in ("Keep a face", "More paintings", "More: two dials"):
+        visit.unfold(words)
+    visit.page.locator("#field_steps").scroll_into_view_if_needed()
+    assert visit.page.evaluate("() => scrollY") > 500
+    box = visit.page.locator("#viewer .af-viewer-frame").bounding_box()
+    assert 0 <= box["y"] and box["y"] + box["height"] <= 1000
+
+
+@in_browser
 def test_reloaded_in_mid_run_the_device_is_free_again(visit: Visit) -> None:
     visit.give()
-    visit.unfold("More: two dials")
-    visit.page.click(f"#field_size label:has-text('{LARGEST}')")
-    visit.page.fill("#field_effort input >> nth=0", "4")
-    visit.begin()
+    visit.begin_something_long()
     visit.page.goto("about:blank")
     visit.problems.clear()  # the page that is left tells its console that its connection ended
     visit.open()
@@ -565,14 +611,16 @@ def test_a_clip_by_name(client: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
+        ({"content_scale": 1e30}, "content_scale 1e\\+30 is more than the 4 that this page takes"),
+        ({"steps": "<img src=x>"}, "&lt;img src=x&gt;"),
         ({"size": 4096}, "size 4096 is more than the 512 that this page takes"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"sampler": "euler"}, "sampler 'euler' is not one of"),
         ({"steps": "many"}, "steps must be a number, got 'many'"),
         ({"preserve_color": "perhaps"}, "preserve_color must be True or False"),
         ({"strength": 0}, "strength must be above 0"),
-        ({"photo": "a.png"}, "give files that were uploaded here"),
-        ({"photo": {"path": "https://example.org/a.png", "meta": {"_type": "gradio.FileData"}}}, "give a file, not an address"),
+        ({"photo": "a.png"}, "what was sent does not fit what is asked for here"),
+        ({"photo": {"path": "https://example.org/a.png", "meta": {"_type": "gradio.FileData"}}}, "give files that were uploaded here"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_one_line(client: Any, given: dict[str, Any], line: str) -> None:
@@ -594,16 +642,60 @@ def answer(server: Server, path: str, body: Any = None) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc/passwd", str(ROOT / "README.md"), str(PHOTO), "/tmp", "/proc/self/environ"]
-)
-def test_nothing_outside_its_own_folder_is_served_or_read(server: Server, path: str) -> None:
+OUTSIDE = [
+    "/etc/passwd",
+    str(ROOT / "README.md"),
+    str(PHOTO),
+    "/proc/self/environ",
+    "https://example.org/a.png",
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+@pytest.mark.parametrize("meta", [{"meta": {"_type": "gradio.FileData"}}, {}], ids=["a file", "made up"])
+def test_nothing_outside_its_own_folder_is_served_or_read(
+    server: Server, tmp_path: Path, path: str, meta: dict[str, Any]
+) -> None:
+    """By no function of the page's, of which each may be asked for by its number."""
     assert answer(server, f"/gradio_api/file={path}")[0] in (403, 404)
-    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    config = json.loads(answer(server, "/config")[1])
+    of_files = {
+        each["id"]
+        for each in config["components"]
+        if each["type"] in ("image", "video", "html", "uploadbutton")
+    }
+    functions = [each for each in config["dependencies"] if of_files & set(each["inputs"])]
+    assert len(functions) > 15
+    session = f"{abs(hash((path, len(meta))))}"
+    for function in functions:
+        given = [{"path": path, **meta} for _ in function["inputs"]]
+        body = {"data": given, "fn_index": function["id"], "session_hash": session}
+        assert answer(server, "/gradio_api/queue/join", body)[0] == 200
+    with urllib.request.urlopen(
+        f"{server.url}/gradio_api/queue/data?session_hash={session}", timeout=60
+    ) as events:
+        told = [json.loads(line[6:]) for line in events if line.startswith(b"data: ")]
+    ended = [event for event in told if event["msg"] == "process_completed"]
+    assert len(ended) == len(functions) and not any(event["success"] for event in ended)
+    lines = {event["output"]["error"] for event in ended}
+    assert all("uploaded here" in line for line in lines)
+
+
+def test_a_folder_is_no_file(server: Server, client: Any) -> None:
+    painted = client.predict(**files(), size=64, api_name="/stylize")
+    config = json.loads(answer(server, "/config")[1])
+    own = next(
+        value["file"]["path"]
+        for component in config["components"]
+        for value in (
+            component["props"].get("value") if isinstance(component["props"].get("value"), list) else []
+        )
+        if isinstance(value, dict) and "file" in value
+    )
+    photo = {"path": str(Path(own).parent), "meta": {"_type": "gradio.FileData"}}
     status, text = answer(server, "/gradio_api/call/stylize", {"data": [photo, photo]})
-    assert status == 200
     status, text = answer(server, f"/gradio_api/call/stylize/{json.loads(text)['event_id']}")
-    assert status == 200 and "event: error" in text and "uploaded here" in text
+    assert "event: error" in text and Path(painted).is_file()
 
 
 def test_where_it_was_started_stays_empty(server: Server, client: Any) -> None:
@@ -634,4 +726,15 @@ def test_with_accounts_only_they_come_in(tmp_path: Path) -> None:
         client = Client(server.url, auth=("ann", "secret"), verbose=False, download_files=tmp_path)
         assert pixels(client.predict(**files(), size=64, api_name="/stylize")).size == (64, 64)
     assert server.process.returncode == 130
-    assert sys.platform == "win32" or not list(Path("/tmp").glob(f"artfusion-web-*/{tmp_path.name}"))
+
+
+def test_ended_by_the_system_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("empty", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    with serving(tmp_path / "empty") as server:
+        (folder,) = (tmp_path / "temporary").glob("artfusion-web-*")
+        assert (folder / "alive").exists()
+        server.process.terminate()
+        assert server.process.wait(60) == 143
+        assert not folder.exists()

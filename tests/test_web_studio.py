@@ -120,21 +120,63 @@ def test_one_paints_at_a_time(studio: Studio) -> None:
     assert most == [1] * 6
 
 
-def test_a_sketch_does_not_wait_for_a_painting(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    sketched: list[Any] = []
+def test_who_waits_is_told_how_many_are_before(studio: Studio) -> None:
+    begun, go = threading.Event(), threading.Event()
 
-    def work(pipeline: StyleTransferPipeline, report: Report) -> None:
-        real = studio._turn.acquire
-        monkeypatch.setattr(
-            studio, "_turn", type("Turn", (), {"acquire": lambda self, timeout: real(blocking=False)})()
-        )
-        sketched.append(studio.paint_if_free(painting, "ben"))
-        monkeypatch.undo()
+    def held(pipeline: StyleTransferPipeline, report: Report) -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
 
-    turn = studio._turn
-    list(studio.paint(work, "ann"))
-    assert sketched == [None] and studio._turn is turn
-    assert studio.paint_if_free(painting, "ben") is not None
+    holder = threading.Thread(target=lambda: list(studio.paint(held, "ann")))
+    holder.start()
+    assert begun.wait(PATIENCE)
+    second, third = studio.paint(painting, "ben"), studio.paint(painting, "cleo")
+    assert [next(second).words, next(third).words] == ["Beginning"] * 2
+    assert next(second) == Update("Waiting: 1 before you", done=None)
+    assert next(third) == Update("Waiting: 2 before you", done=None)
+    assert studio.paint_if_free(painting, "dora") is None  # a sketch does not wait
+    assert studio.is_painting_for("cleo") and not studio.is_painting_for("dora")
+    studio.stop("ben")
+    with pytest.raises(Stopped):
+        list(second)
+    assert next(third) == Update("Waiting: 1 before you", done=None)
+    go.set()
+    assert list(third)[-1].is_last
+    holder.join(PATIENCE)
+    assert not studio._line and studio.paint_if_free(painting, "dora") is not None
+
+
+def test_who_leaves_the_line_leaves_no_gap(studio: Studio) -> None:
+    def holding(pipeline: StyleTransferPipeline, report: Report) -> None:
+        while True:
+            report.check()
+
+    first, second = studio.paint(holding, "ann"), studio.paint(painting, "ben")
+    for each in (first, second):
+        next(each)
+    second.close()
+    third = studio.paint(painting, "cleo")
+    next(third)
+    first.close()
+    assert list(third)[-1].is_last and not studio._line
+
+
+def test_when_too_many_wait_the_next_are_told_to_come_back(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studios, "MOST_WAITING", 1)
+
+    def holding(pipeline: StyleTransferPipeline, report: Report) -> None:
+        while True:
+            report.check()
+
+    waiting = [studio.paint(holding, "ann"), studio.paint(holding, "ben")]
+    for each in waiting:
+        next(each)
+    with pytest.raises(UserError, match="1 paintings wait already; come back in some minutes"):
+        next(studio.paint(painting, "cleo"))
+    for each in waiting:
+        each.close()
 
 
 @pytest.mark.parametrize("error", [UserError("no such style"), RuntimeError("out of paint")])
@@ -144,7 +186,7 @@ def test_what_goes_wrong_reaches_who_asked_and_ends_there(studio: Studio, error:
 
     with pytest.raises(type(error), match=str(error)):
         list(studio.paint(work, "ann"))
-    assert list(studio.paint(painting, "ann"))[-1].is_last and not studio._stops
+    assert list(studio.paint(painting, "ann"))[-1].is_last and not studio._line
 
 
 def test_a_model_that_cannot_be_read_is_told_to_all() -> None:

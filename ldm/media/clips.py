@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 # Not .gif: that is a clip, not a frame.
 FRAME_EXTENSIONS = tuple(extension for extension in EXTENSIONS if extension != ".gif")
 READABLE = tuple(".mp4 .m4v .mov .mkv .webm .gif .avi .mpg .mpeg .ts .mts .m2ts .wmv .flv .3gp .ogv".split())
+# as FFmpeg calls the formats that those are in
+CONTAINERS = (
+    "mov mp4 m4a 3gp 3g2 mj2 matroska webm gif avi mpeg mpegvideo mpegts asf flv live_flv ogg".split()
+)
 DEFAULT_RATE = Fraction(25)  # of a folder of frames
 
 
@@ -183,10 +187,9 @@ def painted(
 def open_video(path: Path) -> "av.container.InputContainer":
     """A video file, to be closed by the caller. Raises FFmpeg's errors, and UserError without the
     package."""
-    # A playlist that passes for a video must not make FFmpeg fetch something.
-    container: av.container.InputContainer = av_package().open(
-        str(path), options={"protocol_whitelist": "file"}
-    )
+    # A playlist that passes for a video must not make FFmpeg fetch something, or open other files.
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(CONTAINERS)}
+    container: av.container.InputContainer = av_package().open(str(path), options=options)
     return container
 
 

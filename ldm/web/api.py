@@ -7,17 +7,17 @@ from typing import Any
 import gradio as gr
 
 from ldm.pipeline.settings import Settings
-from ldm.web.easel import Easel
+from ldm.web.easel import Easel, Painted
 from ldm.web.events import Events
-from ldm.web.page import ONE_AT_A_TIME, Door, Page
-from ldm.web.studio import Studio
+from ldm.web.page import Door, Page
+from ldm.web.studio import Studio, Work
 
 REQUIRED = ("photo", "painting", "clip")
 
 
 def build(studio: Studio, easel: Easel, settings: Settings) -> gr.Blocks:
     """The page, which begins with these settings, with its functions for programs."""
-    blocks = Door(title="ArtFusion", analytics_enabled=False)
+    blocks = Door(easel.folder, title="ArtFusion", analytics_enabled=False)
     with blocks:
         publish(Page(blocks, studio, easel, settings))
     return blocks
@@ -54,7 +54,7 @@ def publish(page: Page) -> None:
             api_name=function.__name__,
             api_description=function.__doc__,
             preprocess=False,
-            **ONE_AT_A_TIME,
+            concurrency_limit=None,
         )
 
 
@@ -67,25 +67,28 @@ class Api:
     def stylize(self, request: gr.Request, *wished: Any) -> str:
         """A photo painted in the style of one to three paintings: a PNG, which says how it was
         made."""
-        *_, last = self.events.updates(self.events.easel.picture(self._order(wished)), request)
-        return str(last.result.path)
+        return str(self._result(self.events.easel.picture(self._order(wished)), request).path)
 
     def variants(self, request: gr.Request, *wished: Any) -> list[str]:
         """Four PNGs of the same photo and painting, which differ in their seeds."""
-        painted: list[Any] = []
-        for _ in self.events.updates(self.events.easel.variants(self._order(wished), painted), request):
-            pass
+        painted: list[Painted] = []
+        self._result(self.events.easel.variants(self._order(wished), painted), request)
         return [str(one.path) for one in painted]
 
     def grid(self, request: gr.Request, *wished: Any) -> str:
         """A sheet (PNG) of one photo and one painting at sixteen pairs of the two scales."""
-        *_, last = self.events.updates(self.events.easel.sheet(self._order(wished)), request)
-        return str(last.result)
+        return str(self._result(self.events.easel.sheet(self._order(wished)), request))
 
     def video(self, request: gr.Request, *wished: Any) -> str:
         """A short clip painted in the style of a painting, with its sound (MP4)."""
-        *_, (_, _, path) = self.events.paint_clip(request, *wished)
-        return str(path)
+        return str(self._result(self.events.clip(*wished), request))
+
+    def _result(self, work: Work, request: gr.Request) -> Any:
+        """What the work returns. Raises gradio's Error."""
+        *_, last = self.events.updates(work, request)
+        if not last.is_last:
+            raise gr.Error("stopped", print_exception=False)
+        return last.result
 
     def _order(self, wished: Any) -> Any:
         """Programs draw nothing; the page's values have a drawing after the paintings."""

@@ -6,9 +6,11 @@ Thin over `ldm.web.orders` (what is asked for), `ldm.web.easel` (how it is paint
 """
 
 import base64
+import html
 import io
 import logging
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,8 @@ from ldm.web.studio import Stopped, Studio, Update, Work
 
 log = logging.getLogger(__name__)
 
+STOPPED = "Stopped."
+LONGEST_LINE = 300
 PREVIEW_SIDE = 480  # longer side of what is sent while a picture is on its way
 
 
@@ -43,7 +47,7 @@ class Events:
 
     def receive(self, uploaded: Any) -> str | None:
         """An upload as the pipeline reads it, for the browser to show: any format, upright."""
-        with as_one_line():
+        with self.one_line():
             path = path_of(uploaded)
             if path is None:
                 return None
@@ -52,14 +56,15 @@ class Events:
 
     def from_shelf(self, event: gr.EventData) -> str:
         """The painting that was clicked."""
-        path = self.shelf.get(str(event.name))
-        if path is None:
-            raise gr.Error("there is no such painting on the shelf", print_exception=False)
+        with self.one_line():
+            path = self.shelf.get(str(getattr(event, "name", None)))
+            if path is None:
+                raise UserError("there is no such painting on the shelf")
         return str(path)
 
     def load(self, uploaded: Any) -> list[Any]:
         """The dials as a picture made here says."""
-        with as_one_line():
+        with self.one_line():
             path = path_of(uploaded)
             if path is None:
                 return [gr.skip()] * (len(FIELDS) + 2)
@@ -68,12 +73,13 @@ class Events:
             orders.check_settings(settings, self.easel.max_size)
         values = {name: text_of(orders.first(getattr(settings, name))) for name in FIELDS}
         values["size"] = self._size(settings.short_side)
+        values["detail"] = values["detail"] if values["detail"] != "" else orders.usual_detail(settings)
         pad = {"content": values["content_scale"], "style": values["style_scale"]}
         return [*values.values(), pad, balance_of(settings)]
 
     def balanced(self, balance: Any) -> tuple[float, float, dict[str, float]]:
         """The two dials, and the pad, of one of the three looks."""
-        scales = BALANCES.get(balance, BALANCES["Balanced"])
+        scales = BALANCES[balance if balance in list(BALANCES) else "Balanced"]
         content, style = scales["content_scale"], scales["style_scale"]
         return content, style, {"content": content, "style": style}
 
@@ -83,14 +89,14 @@ class Events:
 
     def to_draw(self, photo: Any) -> dict[str, Any] | None:
         """A new photo to mark parts of."""
-        with as_one_line():
+        with self.one_line():
             path = path_of(photo)
         return None if path is None else {"photo": sent(Path(path)), "drawing": None}
 
     def stop(self, request: gr.Request) -> str:
         """Whatever is being painted for this visitor ends."""
         self.studio.stop(visitor(request))
-        return status(line="Stopped.")
+        return status(line=STOPPED)
 
     def leave(self, request: gr.Request) -> None:
         """The same for one who has gone."""
@@ -99,8 +105,8 @@ class Events:
     # What is painted
 
     def paint(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """The picture, as it comes: which tab is in front, what is seen, how far it is, the
-        download."""
+        """The picture, as it comes: which tab is in front, what is seen, how far it is, the buttons
+        for a finished one."""
         yield from self._painted(self.order(wished), request)
 
     def paint_larger(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
@@ -114,13 +120,14 @@ class Events:
         tab: Any = gr.update(selected="picture")
         before = self.easel.before(order, at_most(order.content, PREVIEW_SIDE))
         for update in self.updates(self.easel.picture(order), request):
-            viewer, download = gr.skip(), gr.skip()
+            viewer, buttons = gr.skip(), (gr.skip(), gr.skip())
             if update.is_last:
                 viewer = self._shown(update.result, words_of(order))
-                download = gr.update(value=str(update.result.path), interactive=True)
+                buttons = self._buttons(update.result)
             elif update.preview is not None:
                 viewer = seen(data_url(update.preview), words_of(order), before, "on its way")
-            yield tab, viewer, _line(update, "Done. Drag over the picture to see the photo."), download
+            line = _line(update, "Done. Drag over the picture to see the photo.")
+            yield tab, viewer, line, *buttons
             tab = gr.skip()
 
     def paint_variants(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
@@ -132,18 +139,13 @@ class Events:
 
     def pick(self, event: gr.SelectData, painted: list[Painted]) -> tuple[Any, ...]:
         """The variant that was clicked, to look at and to go on with."""
-        one = (
-            painted[event.index] if isinstance(event.index, int) and 0 <= event.index < len(painted) else None
-        )
-        if one is None or not one.path.is_file():
-            raise gr.Error("results are kept for an hour; paint the variants again", print_exception=False)
+        with self.one_line():
+            index = getattr(event, "index", None)
+            one = painted[index] if isinstance(index, int) and 0 <= index < len(painted) else None
+            if one is None or not one.path.is_file():
+                raise UserError("results are kept for an hour; paint the variants again")
         viewer = self._shown(one, f"Variant with seed {one.seed}")
-        return (
-            gr.update(selected="picture"),
-            viewer,
-            gr.update(value=str(one.path), interactive=True),
-            one.seed,
-        )
+        return gr.update(selected="picture"), viewer, *self._buttons(one), one.seed
 
     def paint_sheet(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
         """A small picture for every pair of the two scales."""
@@ -160,7 +162,7 @@ class Events:
 
     def sketch_of_balance(self, request: gr.Request, balance: Any, *wished: Any) -> tuple[Any, ...]:
         """A sketch at one of the three looks."""
-        return self._sketch(request, wished, BALANCES.get(balance, {}))
+        return self._sketch(request, wished, BALANCES[balance] if balance in list(BALANCES) else {})
 
     def sketch(self, request: gr.Request, *wished: Any) -> tuple[Any, ...]:
         """A sketch at the dials as they are."""
@@ -174,10 +176,11 @@ class Events:
         if wished[0] is None or wished[1] is None:
             return gr.skip(), gr.skip()
         order = changed(self.order(wished), **scales)
-        with as_one_line():
+        with self.one_line():
             picture = self.studio.paint_if_free(self.easel.sketch(order), visitor(request))
         if picture is None:
-            return gr.skip(), gr.skip()
+            is_own = self.studio.is_painting_for(visitor(request))
+            return gr.skip(), gr.skip() if is_own else status(line="No sketch now: the painter is busy.")
         viewer = seen(data_url(picture), words_of(order), self.easel.before(order, picture), "sketch")
         return viewer, status(line="A sketch at these dials. Paint makes the picture.")
 
@@ -185,13 +188,7 @@ class Events:
         self, request: gr.Request, clip: Any, painting: Any, *values: Any
     ) -> Iterator[tuple[Any, ...]]:
         """The clip frame by frame, with its sound."""
-        with as_one_line():
-            path, style = path_of(clip), path_of(painting)
-            if path is None or style is None:
-                raise UserError("choose a clip and a painting first")
-            settings = orders.settings_of(dict(zip(CLIP_FIELDS, values, strict=True)), CLIP_SETTINGS)
-            work = self.easel.clip(path, style, settings)
-        for update in self.updates(work, request):
+        for update in self.updates(self.clip(clip, painting, *values), request):
             frame: Any = gr.update(visible=False) if update.is_last else gr.skip()
             if update.preview is not None:
                 words = "The frame that was painted last"
@@ -200,12 +197,21 @@ class Events:
 
     # Shared with the API
 
+    def clip(self, clip: Any, painting: Any, *values: Any) -> Work:
+        """What paints a clip by the values of the fields. Raises gradio's Error."""
+        with self.one_line():
+            path, style = path_of(clip), path_of(painting)
+            if path is None or style is None:
+                raise UserError("choose a clip and a painting first")
+            settings = orders.settings_of(dict(zip(CLIP_FIELDS, values, strict=True)), CLIP_SETTINGS)
+            return self.easel.clip(path, style, settings)
+
     def order(self, wished: Sequence[Any], **changes: Any) -> Order:
         """What is asked for by the values of `wished`, with some settings changed. Raises gradio's
         Error."""
         photo, first, second, second_weight, third, third_weight, drawing, *values = wished
         drawn = drawing.get("drawing") if isinstance(drawing, dict) else None
-        with as_one_line():
+        with self.one_line():
             given = dict(zip(FIELDS, values, strict=True)) | changes
             weights = (1.0, second_weight, third_weight)
             paintings = [
@@ -215,32 +221,41 @@ class Events:
             return orders.order(path_of(photo), paintings, drawn, settings, self.easel.max_size)
 
     def updates(self, work: Work, request: gr.Request) -> Iterator[Update]:
-        """How far the work is, the last with its result. Raises gradio's Error."""
-        with as_one_line():
-            yield from self.studio.paint(work, visitor(request))
+        """How far the work is, the last with its result, unless it was stopped. Raises gradio's
+        Error."""
+        with self.one_line():
+            try:
+                yield from self.studio.paint(work, visitor(request))
+            except Stopped:
+                yield Update(STOPPED, done=None)
+
+    @contextmanager
+    def one_line(self) -> Iterator[None]:
+        """Makes of what is raised within it one line for the visitor: without the page's folder, and
+        as HTML, which is how the browser shows it."""
+        try:
+            yield
+        except UserError as error:
+            line = " ".join(str(error).split())
+            line = re.sub(re.escape(str(self.easel.folder)) + r"/[^/]*/", "", line)
+            line = line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + " …"
+            raise gr.Error(html.escape(line, quote=False), print_exception=False) from None
+        except gr.Error:
+            raise
+        except Exception:
+            log.exception("what went wrong for a visitor of the page:")
+            line = "something went wrong here; the terminal in which the page runs says what"
+            raise gr.Error(line, print_exception=False) from None
 
     def _shown(self, painted: Painted, words: str) -> dict[str, Any]:
         return seen(painted.path, words, painted.before)
 
+    def _buttons(self, painted: Painted) -> tuple[Any, Any]:
+        """To download a picture, and to paint it larger."""
+        return gr.update(value=str(painted.path), interactive=True), gr.update(interactive=True)
+
     def _size(self, size: int) -> Any:
         return gr.update(choices=sizes(self.easel.max_size, size), value=size)
-
-
-@contextmanager
-def as_one_line() -> Iterator[None]:
-    """Makes of what is raised within it one line for the visitor."""
-    try:
-        yield
-    except UserError as error:
-        raise gr.Error(" ".join(str(error).split()), print_exception=False) from None
-    except Stopped:
-        raise gr.Error("stopped", print_exception=False) from None
-    except gr.Error:
-        raise
-    except Exception:
-        log.exception("what went wrong for a visitor of the page:")
-        line = "something went wrong here; the terminal in which the page runs says what"
-        raise gr.Error(line, print_exception=False) from None
 
 
 def balance_of(settings: Settings) -> str | None:

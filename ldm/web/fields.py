@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ldm.pipeline.settings import DIALS, Settings
-from ldm.web.orders import MAX_EFFORT, first, usual_detail
+from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual_detail
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
 CLIP_SIZES = (192, 256, 384, 512)
@@ -15,8 +15,8 @@ CLIP_FIELDS = ("size", "strength", "look", "seed")
 
 # setting -> (label, what it does), in the order in which they stand
 LABELS = {
-    "content_scale": ("Photo", "more keeps faces and small things"),
-    "style_scale": ("Painting", "more is more painterly"),
+    "content_scale": ("More of the photo", "keeps faces and small things"),
+    "style_scale": ("More of the painting", "is more painterly"),
     "size": ("Size", "shorter side of the result, in pixels; larger takes longer"),
     "seed": ("Seed", "another one, another variant"),
     "look": ("Look", "fine has the painting's brush work; fast only its colours and light, in a second"),
@@ -40,7 +40,7 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
     given: dict[str, Any] = {"label": label, "info": info, "elem_id": f"field_{name}", "min_width": 150}
     match name:
         case "content_scale" | "style_scale":
-            return gr.Slider(0, max(4, value), value, step=0.05, buttons=[], **given)
+            return gr.Slider(0, MAX_SCALE, value, step=0.05, buttons=[], **given)
         case "strength":
             return gr.Slider(0.05, 1, value, step=0.05, buttons=[], **given)
         case "effort":
@@ -59,7 +59,7 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
         case "style_size" | "steps":
             # Not a Number, which sends 0 where it is empty.
             return gr.Textbox(
-                str(text_of(value)), max_lines=1, max_length=6, placeholder="by itself", **given
+                str(text_of(value)), max_lines=1, max_length=6, placeholder="automatic", **given
             )
     return gr.Number(value, precision=0, **given)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -78,7 +79,16 @@ class Guard:
         if method not in self._open or not self._open[method].fullmatch(path):
             return 404, "there is nothing here"
         if method in ("POST", "DELETE"):
-            return self._too_much(path, headers)
+            return self._from_elsewhere(headers) or self._too_much(path, headers)
+        return None
+
+    def _from_elsewhere(self, headers: dict[str, str]) -> tuple[int, str] | None:
+        """A refusal where another web page, open in a visitor's browser, sends something here."""
+        origin = urlsplit(headers.get("origin", "")).netloc
+        foreign = headers.get("sec-fetch-site") == "cross-site"
+        # Behind a proxy the page may have another name than here.
+        if foreign or (self.is_local and origin and origin != headers.get("host")):
+            return 403, "this page takes nothing from other web pages"
         return None
 
     def _too_much(self, path: str, headers: dict[str, str]) -> tuple[int, str] | None:

@@ -27,6 +27,8 @@ MAX_UPLOAD_PIXELS = 50_000_000  # what the cameras of phones make; 150 MB as RGB
 MAX_DRAWING_BYTES = 2 * 2**20
 LONGEST = 3  # times as long as wide is what a photo of the page's may be
 MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
+MAX_SCALE = 4  # beyond it a dial moves nothing any more
+MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
 
 # What stands on the three large buttons: how much of the photo against how much of the painting.
 BALANCES: dict[str, dict[str, float]] = {
@@ -169,6 +171,9 @@ def check_settings(settings: Settings, max_size: int) -> None:
         "style_size": (settings.style_size or 0, max_size),
         "steps": (settings.number_of_steps, MAX_STEPS),
         "effort": (settings.effort, MAX_EFFORT),
+        "content_scale": (first(settings.content_scale), MAX_SCALE),
+        "style_scale": (first(settings.style_scale), MAX_SCALE),
+        "seed": (abs(first(settings.seed)), MAX_SEED),
     }
     for name, (value, limit) in limits.items():
         if value > limit:

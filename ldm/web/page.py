@@ -3,6 +3,8 @@
 Its events are private; `ldm.web.api` has the public ones.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,7 +20,15 @@ from ldm.web.orders import BALANCES, PLACES, first
 from ldm.web.parts import STATIC, status
 from ldm.web.studio import Studio
 
-ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+TITLES = {
+    "cezanne_still_life_with_apples": "Cézanne, Still Life with Apples",
+    "gong_xian_landscape": "Gong Xian, Landscape",
+    "hashiguchi_ducks": "Hashiguchi, Ducks",
+    "klimt_mada_primavesi": "Klimt, Mäda Primavesi",
+    "seurat_study_for_la_grande_jatte": "Seurat, La Grande Jatte",
+    "turner_whalers": "Turner, Whalers",
+    "van_gogh_wheat_field_with_cypresses": "Van Gogh, Wheat Field with Cypresses",
+}
 # Events get what was sent: files unopened, numbers unchecked. `ldm.web.orders` does both.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
@@ -38,6 +48,7 @@ THEME = gr.themes.Soft(
     block_label_background_fill="*background_fill_primary",
     block_label_background_fill_dark="*background_fill_primary",
     block_label_text_color="*body_text_color",
+    button_primary_background_fill_hover="*primary_600",
     checkbox_border_color="*neutral_400",
     checkbox_label_border_width="1px",
     checkbox_label_border_color="*neutral_300",
@@ -45,29 +56,50 @@ THEME = gr.themes.Soft(
 
 # What the browser does by itself, to keep the shapes of the two dials together.
 FROM_PAD = "(point) => [point.content, point.style, null]"
+TO_THE_RESULT = """() => {
+    const results = [...document.querySelectorAll("#result, #clip_result")];
+    if (innerWidth < 900) results.find((each) => each.offsetParent)?.scrollIntoView({behavior: "smooth"});
+}"""
 FROM_SLIDERS = "(content, style) => [{content, style}, null]"
 
 
 class Door(gr.Blocks):
-    """Takes files that were uploaded here, and nothing by its address elsewhere: gradio would fetch
-    that."""
+    """Takes files that lie in the page's own folder, and no others: gradio itself looks at some
+    values only, and fetches what lies elsewhere."""
+
+    def __init__(self, folder: Path, **options: Any):
+        super().__init__(**options)
+        self._folder = folder.resolve()
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *more: Any, **named: Any) -> Any:
         """As gradio's. Raises gradio's Error, in one line."""
-        if any(_has_address(value) for value in inputs):
-            raise gr.Error("give a file, not an address: this page fetches nothing", print_exception=False)
+        if not all(self._is_ours(path) for path in paths_in(inputs)):
+            line = "give files that were uploaded here; what was sent are none"
+            raise gr.Error(line, print_exception=False)
         try:
             return await super().preprocess_data(block_fn, inputs, *more, **named)
-        except ValueError:  # what is no file, and what is none of the page's
-            line = "give files that were uploaded here; what was sent are none"
+        except ValueError:  # what is too little, or has not the form of a file
+            line = "what was sent does not fit what is asked for here"
             raise gr.Error(line, print_exception=False) from None
 
+    def _is_ours(self, path: Any) -> bool:
+        try:
+            place = Path(path).resolve()
+            return place.is_relative_to(self._folder) and place.is_file()
+        except (OSError, TypeError, ValueError):  # too long, no text, a null in it
+            return False
 
-def _has_address(value: Any) -> bool:
+
+def paths_in(value: Any) -> Iterator[Any]:
+    """Whatever is named a path, however deep in JSON."""
     if isinstance(value, dict):
-        path = value.get("path")
-        return (isinstance(path, str) and "://" in path) or any(map(_has_address, value.values()))
-    return isinstance(value, list) and any(map(_has_address, value))
+        if value.get("path") is not None:
+            yield value["path"]
+        for part in value.values():
+            yield from paths_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from paths_in(part)
 
 
 class Page:
@@ -92,8 +124,8 @@ class Page:
     # What stands where
 
     def _photo_tab(self) -> None:
-        with gr.Row():
-            with gr.Column(scale=5, min_width=300):
+        with gr.Row(elem_id="studio"):
+            with gr.Column(elem_id="bench"):
                 with gr.Row():
                     self.photo = parts.picture("Photo", height=240, elem_id="photo", min_width=130)
                     self.painting = parts.picture("Painting", height=240, elem_id="painting", min_width=130)
@@ -107,18 +139,19 @@ class Page:
                 with gr.Row():
                     paint = gr.Button("Paint", variant="primary", size="lg", elem_id="paint", min_width=140)
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel", min_width=100)
-                with gr.Accordion("More: two dials, size, seed, brush work, colours …", open=False):
-                    dice, load = self._more()
-                with gr.Accordion("Keep a face, or paint a part in another style", open=False):
-                    self.drawing = parts.drawing(elem_id="drawing")
-                with gr.Accordion("More paintings: mixed, or each in its part", open=False):
-                    self.others = [self._other(place) for place in PLACES[1:]]
-            with gr.Column(scale=6, min_width=300, elem_id="result"):
+            with gr.Column(elem_id="result"):
                 self.status = gr.HTML(
                     status(line="Choose a photo and a painting, then Paint."), elem_id="status"
                 )
                 with gr.Tabs() as self.results:
                     works = self._results()
+            with gr.Column(elem_id="more"):
+                with gr.Accordion("Keep a face, or paint a part in another style", open=False):
+                    self.drawing = parts.drawing(elem_id="drawing")
+                with gr.Accordion("More paintings: mixed, or each in its part", open=False):
+                    self.others = [self._other(place) for place in PLACES[1:]]
+                with gr.Accordion("More: two dials, size, seed, brush work, colours …", open=False):
+                    dice, load = self._more()
         self.wished = [
             self.photo,
             self.painting,
@@ -129,7 +162,7 @@ class Page:
         self._received(self.photo, self.painting, *(picture for picture, _ in self.others))
         self.photo.change(self.events.to_draw, self.photo, self.drawing, **AT_ONCE)
         self._dials(dice, load)
-        shown = [self.viewer, self.status, self.download]
+        shown = [self.viewer, self.status, self.download, works["larger"]]
         self._started_by(
             cancel,
             self.status,
@@ -151,7 +184,7 @@ class Page:
         self.gallery.select(
             self.events.pick,
             self.painted,
-            [self.results, self.viewer, self.download, self.fields["seed"]],
+            [self.results, self.viewer, self.download, works["larger"], self.fields["seed"]],
             **AT_ONCE,
         )
 
@@ -180,11 +213,13 @@ class Page:
                 self.download = gr.DownloadButton(
                     "Download PNG", interactive=False, elem_id="download", min_width=140
                 )
-                larger = gr.Button("Paint it larger", elem_id="larger", min_width=140)
+                larger = gr.Button("Paint it larger", interactive=False, elem_id="larger", min_width=140)
         with gr.Tab("Four variants", id="variants"):
             variants = gr.Button("Paint four variants", elem_id="variants")
+            gr.HTML("<p>Click one to look at it, and to go on with its seed.</p>")
             self.gallery = gr.Gallery(
-                label="Click one to look at it and to go on with its seed",
+                label="Four variants",
+                show_label=False,
                 columns=2,
                 object_fit="contain",
                 height="auto",
@@ -193,11 +228,9 @@ class Page:
                 buttons=[],
                 elem_id="gallery",
             )
-        with gr.Tab("Sheet", id="sheet"):
-            sheet = gr.Button(
-                "Paint a sheet: the photo keeps less downwards, the painting gives more to the right",
-                elem_id="grid",
-            )
+        with gr.Tab("Compare", id="sheet"):
+            sheet = gr.Button("Paint sixteen mixtures of both, small", elem_id="grid")
+            gr.HTML("<p>Upwards more of the photo, to the right more of the painting.</p>")
             self.sheet = gr.Image(
                 label="A sheet of the two dials",
                 show_label=False,
@@ -228,7 +261,7 @@ class Page:
                 with gr.Row():
                     paint = gr.Button("Paint the clip", variant="primary", size="lg", elem_id="paint_clip")
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel_clip", min_width=100)
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=6, min_width=300, elem_id="clip_result"):
                 shown = gr.HTML(status(line="Choose a clip and a painting."), elem_id="clip_status")
                 frame = parts.viewer(elem_id="frame", visible=False)
                 result = gr.Video(
@@ -240,7 +273,7 @@ class Page:
 
     def _shelf(self, painting: gr.Image, elem_id: str) -> None:
         """The bundled paintings, to click."""
-        pictures = [(name, name.replace("_", " ").capitalize(), path) for name, path in self.shelf.items()]
+        pictures = [(name, TITLES.get(name, name), path) for name, path in self.shelf.items()]
         parts.shelf(pictures, elem_id=elem_id).select(self.events.from_shelf, None, painting, **AT_ONCE)
 
     def _other(self, place: str) -> tuple[gr.Image, gr.Slider]:
@@ -273,14 +306,13 @@ class Page:
     def _started_by(self, cancel: gr.Button, shown: gr.HTML, *works: tuple[Any, ...]) -> None:
         """Work of (button, function, inputs, outputs), which `cancel` stops, and `shown` tells of."""
         how: dict[str, Any] = {
-            "trigger_mode": "once", "show_progress": "minimal", "show_progress_on": shown, **ONE_AT_A_TIME, **PRIVATE,
+            "trigger_mode": "once", **AT_ONCE,
         }  # fmt: skip
-        started: list[Any] = [
-            button.click(work, inputs, outputs, **how) for button, work, inputs, outputs in works
-        ]
-        for each in started:
-            each.failure(lambda: status(line="Nothing was painted."), None, shown, **AT_ONCE)
-        cancel.click(self.events.stop, None, shown, cancels=started, queue=False, **PRIVATE)
+        for button, work, inputs, outputs in works:
+            begun = button.click(work, inputs, outputs, **how)
+            begun.failure(lambda: status(line="Nothing was painted."), None, shown, **AT_ONCE)
+            button.click(None, None, None, js=TO_THE_RESULT, **AT_ONCE)
+        cancel.click(self.events.stop, None, shown, queue=False, **PRIVATE)
 
     def _dials(self, dice: gr.Button, load: gr.UploadButton) -> None:
         """What moves a dial moves its other shapes, and paints a sketch."""

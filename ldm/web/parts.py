@@ -65,8 +65,8 @@ def picture(label: str, **options: Any) -> gr.Image:
 
 
 def path_of(value: Any) -> str | None:
-    """The path of an uploaded file, which gradio has found to be within the page's own folder, as an
-    event gets it; None for none. Raises UserError."""
+    """The path of an uploaded file, which `ldm.web.page.Door` has found to be within the page's own
+    folder, as an event gets it; None for none. Raises UserError."""
     if value is None:
         return None
     if isinstance(value, dict) and isinstance(value.get("path"), str):
@@ -96,6 +96,8 @@ def status(update: Update | None = None, line: str = "") -> str:
     if update is None:
         return f'<div class="af-status" role="status"><p>{html.escape(line)}</p></div>'
     words = html.escape(update.words)
+    if update.done is None:
+        return status(line=update.words)
     if update.seconds_left is not None:
         words += f", {_time(update.seconds_left)} left"
     bar = f'<progress max="1" value="{update.done:.3f}" aria-label="How far it is"></progress>'

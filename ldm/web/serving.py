@@ -3,7 +3,9 @@
 import logging
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 import time
 import webbrowser
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from ldm.errors import UserError
 from ldm.pipeline.settings import Settings
@@ -26,7 +30,9 @@ if TYPE_CHECKING:
 
 PORTS = range(7860, 7960)
 KEPT_SECONDS, CLEANED_EVERY = 3600, 600  # of uploads and results
-WAITING = 40  # requests in the queue; the next are told to come back
+PREFIX, ALIVE = "artfusion-web-", "alive"  # of its folder; a file there that is locked while it is served
+# Paintings wait in a line of our own, where places are told; gradio's queue is for all requests.
+REQUESTS, THREADS = 400, 120
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,10 @@ def serve(
 ) -> None:
     """Serves the page until Ctrl-C; what `load` raises ends it. Raises UserError."""
     check_packages(address.mcp)
+    if not address.host:
+        raise UserError("--host needs an address, such as 0.0.0.0 for all of this computer's")
     port = free_port(address)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
     with own_folder() as folder:
         # gradio reads both when it is imported.
@@ -71,7 +80,7 @@ def serve(
         guard = Middleware(
             Guard, folder=folder, max_file=MAX_FILE_BYTES, is_local=address.is_local, mcp=address.mcp
         )
-        page.queue(max_size=WAITING, default_concurrency_limit=8)
+        page.queue(max_size=REQUESTS, default_concurrency_limit=None)
         page.launch(
             server_name=address.host,
             server_port=port,
@@ -80,6 +89,7 @@ def serve(
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
+            max_threads=THREADS,
             max_file_size=MAX_FILE_BYTES,
             app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
             ssr_mode=False,
@@ -132,15 +142,29 @@ def check_packages(mcp: bool) -> None:
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """A new folder for all files of the page's, deleted at the end; the process works in an empty
-    one within it, since gradio serves from where it works."""
-    folder, before = Path(tempfile.mkdtemp(prefix="artfusion-web-")).resolve(), Path.cwd()
+    """A new folder for all files of the page's, deleted at the end, or by the next page where this
+    one was killed; the process works in an empty one within it, since gradio serves from where it
+    works."""
+    sweep()
+    folder, before = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve(), Path.cwd()
     (folder / "empty").mkdir()
     os.chdir(folder / "empty")
     try:
-        yield folder
+        with FileLock(folder / ALIVE):
+            yield folder
     finally:
         os.chdir(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Deletes the folders of pages that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            with FileLock(folder / ALIVE, timeout=0):
+                pass
+        except (OSError, Timeout):  # somebody else's, or one that is served
+            continue
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,20 +3,22 @@ to be stopped within a step."""
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
     from ldm.pipeline.progress import Progress, Watcher
 
 SECONDS_BETWEEN_UPDATES = 0.7  # a preview has to be decoded, sent and drawn
+MOST_WAITING = 40
 SECONDS_WITHOUT_A_LISTENER = 20  # then whoever asked has gone, and the device is for the next
 
 
@@ -26,11 +28,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Update:
-    """How far a piece of work is. done: share of it, 0 to 1. seconds_left: None where it is not
-    known yet. result: at the end, what the work returned."""
+    """How far a piece of work is. done: share of it, 0 to 1; None for what is not at work.
+    seconds_left: None where it is not known yet. result: at the end, what the work returned."""
 
     words: str
-    done: float = 0.0
+    done: float | None = 0.0
     seconds_left: float | None = None
     preview: Image.Image | None = None
     is_last: bool = False
@@ -106,15 +108,14 @@ Work = Callable[["StyleTransferPipeline", Report], Any]
 
 
 class Studio:
-    """The model, and whose turn it is."""
+    """The model, and the line of those who wait for it, in the order in which they came."""
 
     def __init__(self, load: Callable[[], "StyleTransferPipeline"]):
         """load: reads the model, at once, in the background."""
         self._loader = ThreadPoolExecutor(1, "model")
         self._pipeline: Future[StyleTransferPipeline] = self._loader.submit(load)
-        self._turn = threading.Lock()
-        self._stops: dict[str, set[threading.Event]] = defaultdict(set)
-        self._visitors = threading.Lock()
+        self._line: list[Ticket] = []  # the first is at work
+        self._moved = threading.Condition()
 
     @property
     def pipeline(self) -> "StyleTransferPipeline":
@@ -122,17 +123,18 @@ class Studio:
         return self._pipeline.result()
 
     def paint(self, work: Work, visitor: str) -> Iterator[Update]:
-        """Runs a piece of work in a thread of its own when the device is free; its updates, the last
-        with its result. Closed before, or stopped by the visitor, the work ends within a step.
+        """Runs a piece of work in a thread of its own, when those before it are done; its updates,
+        the last with its result. Closed before, or stopped by the visitor, the work ends within a
+        step.
 
-        Raises UserError, and Stopped for what was stopped.
+        Raises UserError, also where too many wait, and Stopped for what was stopped.
         """
         mailbox = Mailbox()
-        with self._stoppable(visitor) as stop:
+        with self._in_line(visitor) as ticket:
             threading.Thread(
-                target=self._run, args=(work, mailbox, stop), name="painting", daemon=True
+                target=self._run, args=(work, mailbox, ticket), name="painting", daemon=True
             ).start()
-            yield Update("Waiting for the model" if not self._pipeline.done() else "Beginning")
+            yield Update("Beginning" if self._pipeline.done() else "Waiting for the model")
             update = None
             while update is None or not update.is_last:
                 update = mailbox.take()
@@ -141,45 +143,83 @@ class Studio:
     def paint_if_free(self, work: Work, visitor: str) -> Any:
         """The work's result if the device is free within a second; None if somebody else's painting
         is on it, or if the visitor stopped it."""
-        if not self._pipeline.done() or not self._turn.acquire(timeout=1):
-            return None
+        with self._moved:
+            if not self._pipeline.done() or not self._moved.wait_for(lambda: not self._line, timeout=1):
+                return None
+            ticket = Ticket(visitor, is_running=True)
+            self._line.append(ticket)
         try:
-            with self._stoppable(visitor) as stop:
-                return work(self.pipeline, Report(Mailbox(), stop))
+            return work(self.pipeline, Report(Mailbox(), ticket.stop))
         except Stopped:
             return None
         finally:
-            self._turn.release()
+            self._leave(ticket)
+
+    def is_painting_for(self, visitor: str) -> bool:
+        """Whether something of this visitor's is painted or waits."""
+        with self._moved:
+            return any(ticket.visitor == visitor for ticket in self._line)
 
     def stop(self, visitor: str) -> None:
-        """Whatever is being painted for this visitor ends at its next step."""
-        with self._visitors:
-            for stop in self._stops.get(visitor, ()):
-                stop.set()
+        """Whatever this visitor has asked for ends at its next step, or is no longer waited for."""
+        with self._moved:
+            for ticket in self._line:
+                if ticket.visitor == visitor:
+                    ticket.stop.set()
+            self._moved.notify_all()
 
     @contextmanager
-    def _stoppable(self, visitor: str) -> Iterator[threading.Event]:
-        stop = threading.Event()
-        with self._visitors:
-            self._stops[visitor].add(stop)
+    def _in_line(self, visitor: str) -> Iterator["Ticket"]:
+        """At the end of the line until left; then, at the latest, the work has to end."""
+        ticket = Ticket(visitor)
+        with self._moved:
+            if len(self._line) > MOST_WAITING:
+                raise UserError(f"{MOST_WAITING} paintings wait already; come back in some minutes")
+            self._line.append(ticket)
         try:
-            yield stop
+            yield ticket
         finally:
-            stop.set()
-            with self._visitors:
-                self._stops[visitor].discard(stop)
-                if not self._stops[visitor]:
-                    del self._stops[visitor]
+            with self._moved:
+                ticket.stop.set()
+                if not ticket.is_running:
+                    self._leave(ticket)
 
-    def _run(self, work: Work, mailbox: Mailbox, stop: threading.Event) -> None:
+    def _leave(self, ticket: "Ticket") -> None:
+        with self._moved:
+            if ticket in self._line:
+                self._line.remove(ticket)
+            self._moved.notify_all()
+
+    def _run(self, work: Work, mailbox: Mailbox, ticket: "Ticket") -> None:
         try:
             pipeline = self.pipeline
-            while not self._turn.acquire(timeout=0.2):
-                Report(mailbox, stop).check()
-            try:
-                result = work(pipeline, Report(mailbox, stop))
-            finally:
-                self._turn.release()
+            self._wait(mailbox, ticket)
+            result = work(pipeline, Report(mailbox, ticket.stop))
             mailbox.put(Update("Done", 1.0, 0.0, is_last=True, result=result))
         except BaseException as error:  # for whoever waits
             mailbox.put(error)
+        finally:
+            self._leave(ticket)
+
+    def _wait(self, mailbox: Mailbox, ticket: "Ticket") -> None:
+        """Until the ticket is the first of the line. Raises Stopped."""
+        report, told = Report(mailbox, ticket.stop), 0
+        with self._moved:
+            report.check()
+            while before := self._line.index(ticket):
+                if before != told:
+                    mailbox.put(Update(f"Waiting: {before} before you", done=None))
+                    told = before
+                self._moved.wait(timeout=1)
+                report.check()
+            ticket.is_running = True
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A place in the line. is_running: its work is on the device, which is free when that has
+    ended."""
+
+    visitor: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    is_running: bool = False

@@ -1,5 +1,6 @@
 // The photo and what became of it, in one frame, with a slide between them.
 // Its value is {before, after, words, tag}: two files or data URLs; words describe the result.
+let last = null;  // the finished picture, while sketches are in its place
 let photo = 0, dragging = false;  // percent of the width that shows the photo, from the left
 const address = (file) => typeof file === 'string' ? file : file ? file.url : '';
 
@@ -9,12 +10,15 @@ function place() {
   element.querySelector('input').value = photo;
 }
 
-function show() {
-  const value = props.value || {}, viewer = element.querySelector('.af-viewer');
+function show(value = props.value || {}) {
+  const viewer = element.querySelector('.af-viewer');
   const after = element.querySelector('.af-viewer-after'), before = element.querySelector('.af-viewer-before');
   viewer.dataset.state = value.after ? (value.before ? 'both' : 'after') : 'empty';
   viewer.dataset.tag = value.tag || '';
   element.querySelector('.af-viewer-tag').textContent = value.tag || '';
+  if (value.after && !value.tag) last = value;
+  viewer.toggleAttribute('data-back', last !== null);
+  if (value.tag && !dragging) photo = 0;
   if (!value.after) return;
   if (after.src !== address(value.after)) after.src = address(value.after);
   after.onload = () => {
@@ -33,7 +37,7 @@ function follow(event) {
 
 element.addEventListener('input', (event) => { photo = Number(event.target.value); place(); });
 element.addEventListener('pointerdown', (event) => {
-  if (!event.target.closest('.af-viewer-frame') || !(props.value || {}).before) return;
+  if (event.target.closest('button') || !event.target.closest('.af-viewer-frame') || !(props.value || {}).before) return;
   event.preventDefault();
   dragging = true;
   element.setPointerCapture(event.pointerId);
@@ -41,5 +45,6 @@ element.addEventListener('pointerdown', (event) => {
 });
 element.addEventListener('pointermove', (event) => { if (dragging) follow(event); });
 for (const end of ['pointerup', 'pointercancel']) element.addEventListener(end, () => { dragging = false; });
-watch('value', show);
+element.addEventListener('click', (event) => { if (event.target.closest('.af-viewer-back')) show(last); });
+watch('value', () => show());
 show();
