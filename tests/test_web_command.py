@@ -14,6 +14,7 @@ from ldm.cli import web
 from ldm.errors import UserError
 from ldm.pipeline.settings import Settings
 from ldm.web import serving
+from ldm.web.easel import Easel
 from ldm.web.serving import Address, can_show_a_browser, check_packages, free_port, own_folder, read_accounts
 
 
@@ -125,10 +126,13 @@ def test_its_folder_is_new_and_gone_at_the_end(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.txt").write_text("x")
     with pytest.raises(KeyboardInterrupt), own_folder() as folder:
-        assert folder in Path.cwd().parents and not os.listdir()
+        assert folder.parent == Path.cwd().parent and not os.listdir()
         (folder / "result.png").write_bytes(b"x")
+        # what is forgotten after an hour is not where it works, nor what says that it is served
+        Easel(folder, lambda settings, precision: {}, 64).forget(-60)
+        assert not os.listdir(folder) and not os.listdir() and (folder.parent / "alive").exists()
         raise KeyboardInterrupt
-    assert Path.cwd() == tmp_path and not folder.exists()
+    assert Path.cwd() == tmp_path and not folder.parent.exists()
 
 
 def test_what_a_killed_page_left_is_deleted_by_the_next(
@@ -144,6 +148,20 @@ def test_what_a_killed_page_left_is_deleted_by_the_next(
         with own_folder():
             assert alive.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artfusion"]
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("studio", "studio"),
+    ],
+)
+def test_where_it_is_reached(host: str, expected: str) -> None:
+    assert Address(host).reached_as == expected
 
 
 def test_an_empty_host_is_not_all_hosts(

@@ -734,7 +734,7 @@ def test_ended_by_the_system_it_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     with serving(tmp_path / "empty") as server:
         (folder,) = (tmp_path / "temporary").glob("artfusion-web-*")
-        assert (folder / "alive").exists()
+        assert sorted(path.name for path in folder.iterdir()) == ["alive", "empty", "files"]
         server.process.terminate()
         assert server.process.wait(60) == 143
         assert not folder.exists()

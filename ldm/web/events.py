@@ -113,7 +113,7 @@ class Events:
         """The same at twice the size, or at the largest that there is; and the size."""
         order = self.order(wished)
         size = min(2 * order.settings.short_side, self.easel.max_size)
-        for shown in self._painted(self.order(wished, size=size), request):
+        for shown in self._painted(changed(order, size=size), request):
             yield (*shown, self._size(size))
 
     def _painted(self, order: Order, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -133,9 +133,13 @@ class Events:
     def paint_variants(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
         """Pictures that differ in their seeds, as they come."""
         painted: list[Painted] = []
+        shown = 0
         for update in self.updates(self.easel.variants(self.order(wished), painted), request):
             pictures = [(str(one.path), f"seed {one.seed}") for one in painted]
-            yield pictures, _line(update, "Click the one that you like."), list(painted)
+            is_new = len(pictures) > shown
+            shown = len(pictures)
+            line = _line(update, "Click the one that you like.")
+            yield pictures if is_new else gr.skip(), line, list(painted)
 
     def pick(self, event: gr.SelectData, painted: list[Painted]) -> tuple[Any, ...]:
         """The variant that was clicked, to look at and to go on with."""
@@ -206,13 +210,12 @@ class Events:
             settings = orders.settings_of(dict(zip(CLIP_FIELDS, values, strict=True)), CLIP_SETTINGS)
             return self.easel.clip(path, style, settings)
 
-    def order(self, wished: Sequence[Any], **changes: Any) -> Order:
-        """What is asked for by the values of `wished`, with some settings changed. Raises gradio's
-        Error."""
+    def order(self, wished: Sequence[Any]) -> Order:
+        """What is asked for by the values of the page's `wished`. Raises gradio's Error."""
         photo, first, second, second_weight, third, third_weight, drawing, *values = wished
         drawn = drawing.get("drawing") if isinstance(drawing, dict) else None
         with self.one_line():
-            given = dict(zip(FIELDS, values, strict=True)) | changes
+            given = dict(zip(FIELDS, values, strict=True))
             weights = (1.0, second_weight, third_weight)
             paintings = [
                 (path_of(one), weight) for one, weight in zip((first, second, third), weights, strict=True)

@@ -52,6 +52,12 @@ class Address:
         """Whether only this computer can reach it."""
         return is_loopback(self.host) and not self.share
 
+    @property
+    def reached_as(self) -> str:
+        """The host in an address to open on this computer."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
+
 
 def serve(
     address: Address,
@@ -101,10 +107,10 @@ def serve(
             theme=THEME,
             css=CSS,
         )
-        local = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{port}"
-        print(f"ArtFusion paints at {page.share_url or local} (Ctrl-C ends it)", flush=True)
+        here = f"http://{address.reached_as}:{port}"
+        print(f"ArtFusion paints at {page.share_url or here} (Ctrl-C ends it)", flush=True)
         if address.opens and can_show_a_browser():
-            webbrowser.open(local)
+            webbrowser.open(here)
         try:
             studio.pipeline  # noqa: B018  # whatever is wrong with the model ends the page at once
             while True:
@@ -147,11 +153,13 @@ def own_folder() -> Iterator[Path]:
     works."""
     sweep()
     folder, before = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve(), Path.cwd()
-    (folder / "empty").mkdir()
-    os.chdir(folder / "empty")
+    files, empty = folder / "files", folder / "empty"
+    for each in (files, empty):
+        each.mkdir()
+    os.chdir(empty)
     try:
         with FileLock(folder / ALIVE):
-            yield folder
+            yield files
     finally:
         os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
