@@ -42,21 +42,22 @@ def report() -> Report:
 
 def test_a_picture_says_how_it_was_made(easel: Easel, order: Order, pipeline: StyleTransferPipeline) -> None:
     painted: Painted = easel.picture(order)(pipeline, report())
-    assert painted.path.name == "artfusion-5.png" and painted.seed == 5
+    assert painted.path.name == "artfusion-5.png" and painted.settings == SETTINGS
     said = json.loads(read_metadata(painted.path)[METADATA_KEY])
     assert (said["content"], said["style"], said["seed"], said["precision"]) == ("photo", "a+b", 5, "fp32")
     assert load_image(painted.path).tobytes() == pipeline(**order.arguments()).tobytes()
     assert load_image(painted.before).size == load_image(painted.path).size == (60, 40)
 
 
-def test_variants_differ_in_their_seeds_and_come_one_by_one(
+def test_variants_differ_in_their_seeds_and_strokes_and_come_one_by_one(
     easel: Easel, order: Order, pipeline: StyleTransferPipeline
 ) -> None:
     done: list[Painted] = []
     easel.variants(order, done)(pipeline, report())
-    assert [one.seed for one in done] == [5, 6, 7, 8]
+    assert [one.settings.seed for one in done] == [5, 6, 7, 8]
+    assert [one.settings.style_size for one in done] == [None, 32, 64, 64]  # 24 is too small, 100 too large
     assert len({load_image(one.path).tobytes() for one in done}) == 4
-    assert load_image(done[2].path).tobytes() == pipeline(**order.arguments(seed=7)).tobytes()
+    assert load_image(done[2].path).tobytes() == pipeline(**order.arguments(seed=7, style_size=64)).tobytes()
 
 
 def test_a_sheet_has_a_picture_for_every_pair_of_scales(

@@ -326,6 +326,9 @@ def test_four_variants_one_is_picked_and_painted_larger(visit: Visit, tmp_path: 
     assert [re.search(r"artfusion-(\d+)\.png", source)[1] for source in sources] == ["0", "1", "2", "3"]  # type: ignore[index]
     visit.page.click("#gallery .thumbnail-item >> nth=2")
     visit.page.wait_for_selector("#viewer .af-viewer-after[src*='artfusion-2.png']")
+    visit.unfold("More: two dials")
+    strokes = visit.page.input_value("#field_style_size input, #field_style_size textarea")
+    assert int(strokes) == round(1.6 * SIZE) and visit.page.input_value("#field_seed input") == "2"
     visit.paint("#larger")
     path = visit.result(tmp_path)
     assert pixels(path).size == (2 * SIZE, 2 * SIZE)

@@ -70,7 +70,7 @@ class Api:
         return str(self._result(self.events.easel.picture(self._order(wished)), request).path)
 
     def variants(self, request: gr.Request, *wished: Any) -> list[str]:
-        """Four PNGs of the same photo and painting, which differ in their seeds."""
+        """Four PNGs of the same photo and painting, which differ in their seeds and strokes."""
         painted: list[Painted] = []
         self._result(self.events.easel.variants(self._order(wished), painted), request)
         return [str(one.path) for one in painted]

@@ -21,14 +21,15 @@ from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.media.video import can_keep_sound, write_video
 from ldm.pipeline.folders import METADATA_KEY
 from ldm.pipeline.inputs import StyleMix, StyleRegions, read_picture
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.web.orders import MAX_FILE_BYTES, Order, check_settings, first, receive
 from ldm.web.studio import Report, Work
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
-VARIANTS = 4
+# times the stroke size, of variants: another seed alone moves single strokes in the fine look
+VARIANTS = {"your strokes": None, "smaller strokes": 0.6, "larger strokes": 1.6, "the largest strokes": 2.5}
 # small pictures, in less than a second each; a sketch is to show where a dial leads
 SKETCH: dict[str, Any] = {"size": 192, "effort": 0.25, "steps": 6, "style_size": None}
 CELL: dict[str, Any] = {"size": 192, "effort": 0.5, "steps": None, "style_size": None}
@@ -39,11 +40,11 @@ CLIP_BATCH = 4
 
 @dataclass(frozen=True)
 class Painted:
-    """A result's file; the photo as large, to compare; the seed."""
+    """A result's file; the photo as large, to compare; what it was painted with."""
 
     path: Path
     before: Path
-    seed: int
+    settings: Settings
 
 
 class Easel:
@@ -61,13 +62,18 @@ class Easel:
         return lambda pipeline, report: self._paint(order, pipeline, report.watcher())
 
     def variants(self, order: Order, done: list[Painted]) -> Work:
-        """Paints an order with several seeds, each put into `done` when it is there."""
+        """Paints an order with several seeds and sizes of strokes, each put into `done` when it is
+        there."""
+        settings, count = order.settings, len(VARIANTS)
+        strokes = settings.style_size or settings.short_side
 
         def work(pipeline: "StyleTransferPipeline", report: Report) -> None:
-            for i in range(VARIANTS):
-                one = changed(order, seed=first(order.settings.seed) + i)
-                watch = report.watcher(f"Variant {i + 1} of {VARIANTS}", i / VARIANTS, 1 / VARIANTS)
-                done.append(self._paint(one, pipeline, watch))
+            for i, factor in enumerate(VARIANTS.values()):
+                changes: dict[str, Any] = {"seed": first(settings.seed) + i}
+                if factor is not None:
+                    changes["style_size"] = min(max(MIN_SIDE, round(factor * strokes)), self.max_size)
+                watch = report.watcher(f"Variant {i + 1} of {count}", i / count, 1 / count)
+                done.append(self._paint(changed(order, **changes), pipeline, watch))
 
         return work
 
@@ -164,7 +170,7 @@ class Easel:
         seed = first(order.settings.seed)
         path = self.place(f"artfusion-{seed}.png")
         save_image(picture, path, {"Software": "ArtFusion", METADATA_KEY: json.dumps(said, sort_keys=True)})
-        return Painted(path, self.before(order, picture), seed)
+        return Painted(path, self.before(order, picture), order.settings)
 
 
 def changed(order: Order, **settings: Any) -> Order:

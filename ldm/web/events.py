@@ -23,7 +23,7 @@ from ldm.errors import UserError
 from ldm.media.images import at_most
 from ldm.pipeline.settings import Settings
 from ldm.web import orders
-from ldm.web.easel import Easel, Painted, changed
+from ldm.web.easel import VARIANTS, Easel, Painted, changed
 from ldm.web.fields import CLIP_FIELDS, CLIP_SETTINGS, FIELDS, sizes, text_of
 from ldm.web.orders import BALANCES, Order
 from ldm.web.parts import path_of, seen, sent, status
@@ -131,11 +131,11 @@ class Events:
             tab = gr.skip()
 
     def paint_variants(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
-        """Pictures that differ in their seeds, as they come."""
+        """Pictures that differ in their seeds and strokes, as they come."""
         painted: list[Painted] = []
         shown = 0
         for update in self.updates(self.easel.variants(self.order(wished), painted), request):
-            pictures = [(str(one.path), f"seed {one.seed}") for one in painted]
+            pictures = [(str(one.path), name) for one, name in zip(painted, VARIANTS)]
             is_new = len(pictures) > shown
             shown = len(pictures)
             line = _line(update, "Click the one that you like.")
@@ -145,11 +145,13 @@ class Events:
         """The variant that was clicked, to look at and to go on with."""
         with self.one_line():
             index = getattr(event, "index", None)
-            one = painted[index] if isinstance(index, int) and 0 <= index < len(painted) else None
-            if one is None or not one.path.is_file():
+            there = range(len(painted))
+            if not isinstance(index, int) or index not in there or not painted[index].path.is_file():
                 raise UserError("results are kept for an hour; paint the variants again")
-        viewer = self._shown(one, f"Variant with seed {one.seed}")
-        return gr.update(selected="picture"), viewer, *self._buttons(one), one.seed
+        one = painted[index]
+        viewer, settings = self._shown(one, list(VARIANTS)[index]), one.settings
+        fields = orders.first(settings.seed), text_of(settings.style_size)
+        return gr.update(selected="picture"), viewer, *self._buttons(one), *fields
 
     def paint_sheet(self, request: gr.Request, *wished: Any) -> Iterator[tuple[Any, ...]]:
         """A small picture for every pair of the two scales."""

@@ -184,7 +184,7 @@ class Page:
         self.gallery.select(
             self.events.pick,
             self.painted,
-            [self.results, self.viewer, self.download, works["larger"], self.fields["seed"]],
+            [self.results, *shown[:1], *shown[2:], self.fields["seed"], self.fields["style_size"]],
             **AT_ONCE,
         )
 
@@ -216,7 +216,7 @@ class Page:
                 larger = gr.Button("Paint it larger", interactive=False, elem_id="larger", min_width=140)
         with gr.Tab("Four variants", id="variants"):
             variants = gr.Button("Paint four variants", elem_id="variants")
-            gr.HTML("<p>Click one to look at it, and to go on with its seed.</p>")
+            gr.HTML("<p>Click one to look at it, and to go on with its strokes and seed.</p>")
             self.gallery = gr.Gallery(
                 label="Four variants",
                 show_label=False,
