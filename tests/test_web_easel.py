@@ -57,7 +57,10 @@ def test_variants_differ_in_their_seeds_and_strokes_and_come_one_by_one(
     assert [one.settings.seed for one in done] == [5, 6, 7, 8]
     assert [one.settings.style_size for one in done] == [None, 32, 64, 64]  # 24 is too small, 100 too large
     assert len({load_image(one.path).tobytes() for one in done}) == 4
-    assert load_image(done[2].path).tobytes() == pipeline(**order.arguments(seed=7, style_size=64)).tobytes()
+    assert (
+        load_image(done[2].path).tobytes()
+        == pipeline(**order.but(seed=7, style_size=64).arguments()).tobytes()
+    )
 
 
 def test_a_sheet_has_a_picture_for_every_pair_of_scales(

@@ -114,6 +114,13 @@ class Visit:
         self.page.goto(self.url)
         self.page.wait_for_selector("#paint")
 
+    def open_anew(self) -> None:
+        """What is under way then is left; the page tells its console that its connection ended."""
+        assert self.problems == []
+        self.page.goto("about:blank")
+        self.problems.clear()
+        self.open()
+
     def give(self, photo: Path = PHOTO, painting: str = PAINTING.stem) -> None:
         self.upload("#photo", photo)
         self.page.wait_for_selector(f"#photo img[src*='{photo.stem}.png']")  # as it was read
@@ -157,9 +164,9 @@ class Visit:
         download.value.save_as(path)
         return path
 
-    def seen(self) -> Image.Image:
-        """What the viewer shows."""
-        source = self.page.get_attribute("#viewer .af-viewer-after", "src")
+    def seen(self, shown: str = "#viewer .af-viewer-after") -> Image.Image:
+        """What the viewer shows, or another picture of the page."""
+        source = self.page.get_attribute(shown, "src")
         data = self.page.evaluate(
             "async (url) => Array.from(new Uint8Array(await (await fetch(url)).arrayBuffer()))", source
         )
@@ -340,6 +347,8 @@ def test_a_sheet_of_both_dials(visit: Visit) -> None:
     visit.page.click("button[role=tab]:has-text('Compare')")
     visit.paint("#grid")
     visit.page.wait_for_selector("#sheet img[src*='both_dials.png']")
+    sheet = visit.seen("#sheet img")  # the photo and the painting, and four by four beside them
+    assert sheet.width > 5 * 192 and 4 * 192 < sheet.height < 5 * 192
 
 
 @in_browser
@@ -351,7 +360,7 @@ def test_settings_are_loaded_from_a_picture_made_here(visit: Visit, tmp_path: Pa
     visit.page.click("#balance label >> nth=2")
     visit.paint()
     path = visit.result(tmp_path)
-    visit.open()
+    visit.open_anew()
     visit.unfold("More: two dials")
     visit.load(path)
     visit.page.wait_for_selector("#balance label.selected:has-text('Free')")
@@ -436,6 +445,7 @@ def test_who_waits_sees_the_place(server: Server, browser: Any, visit: Visit) ->
         visit.page.click("#cancel")
         other.page.wait_for_selector("#status p:text-matches('^Done')")
         visit.page.wait_for_selector("#status p:text-is('Stopped.')")
+        assert other.seen().size == (SIZE, SIZE) and visit.page.is_disabled("#download")
 
 
 @in_browser
@@ -467,9 +477,7 @@ def test_the_result_stays_in_sight_beside_the_dials(visit: Visit) -> None:
 def test_reloaded_in_mid_run_the_device_is_free_again(visit: Visit) -> None:
     visit.give()
     visit.begin_something_long()
-    visit.page.goto("about:blank")
-    visit.problems.clear()  # the page that is left tells its console that its connection ended
-    visit.open()
+    visit.open_anew()
     visit.give()
     visit.paint()
     assert visit.seen().size == (SIZE, SIZE)

@@ -110,11 +110,18 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
 def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> dict[str, Any]:
     """What a result's metadata say of how it was painted: settings, model, version. Raises
     UserError without a checkpoint."""
+    return {**painted_with(settings, precision), **painted_by(args)}
+
+
+def painted_with(settings: Settings, precision: str) -> dict[str, Any]:
+    """What of that differs from result to result."""
+    return {**vars(settings), "steps": settings.number_of_steps, "precision": precision}
+
+
+def painted_by(args: argparse.Namespace) -> dict[str, Any]:
+    """What of that is the model's. Reads the whole checkpoint. Raises UserError without one."""
     checkpoint, _ = model_files(args)
     return {
-        **vars(settings),
-        "steps": settings.number_of_steps,
-        "precision": precision,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": file_hash(checkpoint),
         "version": __version__,

@@ -18,7 +18,6 @@ the fine look goes on from them.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -33,7 +32,7 @@ from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip, 
 from ldm.media.images import load_image
 from ldm.media.motion import steadily_painted
 from ldm.media.video import can_keep_sound, check_target, finished_frames, is_video, write_frames, write_video
-from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
 
@@ -115,7 +114,7 @@ def description(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
     checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
     about = names | provenance(args, settings, args.precision)
-    return {"Software": "ArtFusion", METADATA_KEY: json.dumps(about, sort_keys=True)}
+    return metadata_saying(about)
 
 
 def stop_of(args: argparse.Namespace) -> int | None:

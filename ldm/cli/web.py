@@ -17,7 +17,7 @@ functions for programs.
 
 import argparse
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from ldm.cli.options import (
@@ -25,7 +25,8 @@ from ldm.cli.options import (
     add_settings_options,
     load_pipeline,
     model_files,
-    provenance,
+    painted_by,
+    painted_with,
     settings_of,
 )
 from ldm.errors import UserError
@@ -74,7 +75,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     settings = checked(args)
-    from ldm.web.serving import Address, check_packages, read_accounts, serve
+    from ldm.web.serving import Address, read_accounts, serve
 
     accounts = None if args.auth_file is None else read_accounts(args.auth_file)
     address = Address(args.host, args.port, args.share, accounts, args.opens, args.mcp)
@@ -86,8 +87,16 @@ def main() -> None:
     # the page works in an empty folder
     checkpoint, config = model_files(args)
     args.checkpoint, args.config = str(checkpoint.absolute()), str(Path(config).absolute())
-    check_packages(args.mcp)
-    serve(address, partial(load_pipeline, args), partial(provenance, args), settings, args.max_size)
+    model = cache(
+        lambda: painted_by(args)
+    )  # seconds for a large checkpoint: once, and not before the page is up
+    serve(
+        address,
+        partial(load_pipeline, args),
+        lambda settings, precision: {**painted_with(settings, precision), **model()},
+        settings,
+        args.max_size,
+    )
 
 
 def checked(args: argparse.Namespace) -> Settings:
@@ -97,5 +106,7 @@ def checked(args: argparse.Namespace) -> Settings:
     settings = settings_of(args)
     if args.port is not None and args.port > 65535:
         raise UserError(f"--port must be at most 65535, got {args.port}")
+    if not args.host:
+        raise UserError("--host needs an address, such as 0.0.0.0 for all of this computer's")
     check_settings(settings, args.max_size)
     return settings

@@ -7,7 +7,7 @@ import logging
 import os
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product, takewhile
@@ -259,18 +259,23 @@ def _hash_of(path: str, *state: int) -> str:
 
 def describe(task: Task, description: dict[str, Any]) -> str:
     """What a picture's file says of how it was made, as JSON. Raises OSError."""
+    return metadata_of(task, description)[METADATA_KEY]
+
+
+def metadata_of(task: Task, description: dict[str, Any]) -> dict[str, str]:
+    """What is written into a picture's file. Raises OSError."""
     made_from = {
         "content": task.content.name,
         "content_sha256": _hash(task.content),
         "style": task.style_name,
         "style_sha256": [_hash(path) for path in files_of(task.style)],
     }
-    return json.dumps({**made_from, **description}, sort_keys=True)
+    return metadata_saying({**made_from, **description})
 
 
-def metadata_of(task: Task, description: dict[str, Any]) -> dict[str, str]:
-    """What is written into a picture's file. Raises OSError."""
-    return {"Software": "ArtFusion", METADATA_KEY: describe(task, description)}
+def metadata_saying(said: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a picture's file that says how it was made."""
+    return {"Software": "ArtFusion", METADATA_KEY: json.dumps(said, sort_keys=True)}
 
 
 def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], list[str]]:

@@ -1,13 +1,12 @@
 """What is painted on the page: a picture, a sketch, variants, a sheet of the two dials, a clip; each
 a piece of work for the studio, and each result a file of the page's own that says how it was made."""
 
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from ldm.media.images import save_image
 from ldm.media.motion import steadily_painted
 from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.media.video import can_keep_sound, write_video
-from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.inputs import StyleMix, StyleRegions, read_picture
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.web.orders import MAX_FILE_BYTES, Order, check_settings, first, receive
@@ -73,7 +72,7 @@ class Easel:
                 if factor is not None:
                     changes["style_size"] = min(max(MIN_SIDE, round(factor * strokes)), self.max_size)
                 watch = report.watcher(f"Variant {i + 1} of {count}", i / count, 1 / count)
-                done.append(self._paint(changed(order, **changes), pipeline, watch))
+                done.append(self._paint(order.but(**changes), pipeline, watch))
 
         return work
 
@@ -91,7 +90,7 @@ class Easel:
             pairs = [(content, style) for content in rows for style in columns]
             pictures: list[Image.Image] = []
             for i, (content, style) in enumerate(pairs):
-                one = changed(small, content_scale=content, style_scale=style)
+                one = small.but(content_scale=content, style_scale=style)
                 watch = report.watcher(f"Picture {i + 1} of {len(pairs)}", i / len(pairs), 1 / len(pairs))
                 pictures.append(pipeline(**one.arguments(), watch=watch))  # type: ignore[arg-type]
             lines = [pictures[i : i + len(columns)] for i in range(0, len(pictures), len(columns))]
@@ -169,20 +168,15 @@ class Easel:
         said = {**order.about, **self.about(order.settings, pipeline.painter.precision)}
         seed = first(order.settings.seed)
         path = self.place(f"artfusion-{seed}.png")
-        save_image(picture, path, {"Software": "ArtFusion", METADATA_KEY: json.dumps(said, sort_keys=True)})
+        save_image(picture, path, metadata_saying(said))
         return Painted(path, self.before(order, picture), order.settings)
-
-
-def changed(order: Order, **settings: Any) -> Order:
-    """The order with other settings."""
-    return replace(order, settings=order.settings.but(**settings))
 
 
 def small_one(order: Order, settings: Mapping[str, Any]) -> Order:
     """The order with settings for a small picture, as far as its look has them."""
     size = min(settings["size"], order.settings.short_side)
     effort = settings["effort"] if order.settings.has_brush else 1.0
-    return changed(order, **{**settings, "size": size, "effort": effort})
+    return order.but(**{**settings, "size": size, "effort": effort})
 
 
 def first_painting(order: Order) -> Image.Image:

@@ -23,10 +23,10 @@ from ldm.errors import UserError
 from ldm.media.images import at_most
 from ldm.pipeline.settings import Settings
 from ldm.web import orders
-from ldm.web.easel import VARIANTS, Easel, Painted, changed
+from ldm.web.easel import VARIANTS, Easel, Painted
 from ldm.web.fields import CLIP_FIELDS, CLIP_SETTINGS, FIELDS, sizes, text_of
 from ldm.web.orders import BALANCES, Order
-from ldm.web.parts import path_of, seen, sent, status
+from ldm.web.parts import path_of, seen, sent, status, status_of
 from ldm.web.studio import Stopped, Studio, Update, Work
 
 log = logging.getLogger(__name__)
@@ -70,18 +70,13 @@ class Events:
                 return [gr.skip()] * (len(FIELDS) + 2)
             settings = orders.settings_in(path)
             settings = settings.but(size=min(settings.short_side, self.easel.max_size))
+            if settings.detail is None:
+                settings = settings.but(detail=orders.usual_detail(settings))
             orders.check_settings(settings, self.easel.max_size)
         values = {name: text_of(orders.first(getattr(settings, name))) for name in FIELDS}
         values["size"] = self._size(settings.short_side)
-        values["detail"] = values["detail"] if values["detail"] != "" else orders.usual_detail(settings)
         pad = {"content": values["content_scale"], "style": values["style_scale"]}
         return [*values.values(), pad, balance_of(settings)]
-
-    def balanced(self, balance: Any) -> tuple[float, float, dict[str, float]]:
-        """The two dials, and the pad, of one of the three looks."""
-        scales = BALANCES[balance if balance in list(BALANCES) else "Balanced"]
-        content, style = scales["content_scale"], scales["style_scale"]
-        return content, style, {"content": content, "style": style}
 
     def another_seed(self) -> int:
         """A number by chance."""
@@ -96,7 +91,7 @@ class Events:
     def stop(self, request: gr.Request) -> str:
         """Whatever is being painted for this visitor ends."""
         self.studio.stop(visitor(request))
-        return status(line=STOPPED)
+        return status(STOPPED)
 
     def leave(self, request: gr.Request) -> None:
         """The same for one who has gone."""
@@ -113,7 +108,7 @@ class Events:
         """The same at twice the size, or at the largest that there is; and the size."""
         order = self.order(wished)
         size = min(2 * order.settings.short_side, self.easel.max_size)
-        for shown in self._painted(changed(order, size=size), request):
+        for shown in self._painted(order.but(size=size), request):
             yield (*shown, self._size(size))
 
     def _painted(self, order: Order, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -168,7 +163,7 @@ class Events:
 
     def sketch_of_balance(self, request: gr.Request, balance: Any, *wished: Any) -> tuple[Any, ...]:
         """A sketch at one of the three looks."""
-        return self._sketch(request, wished, BALANCES[balance] if balance in list(BALANCES) else {})
+        return self._sketch(request, wished, scales_of(balance))
 
     def sketch(self, request: gr.Request, *wished: Any) -> tuple[Any, ...]:
         """A sketch at the dials as they are."""
@@ -181,14 +176,14 @@ class Events:
         free."""
         if wished[0] is None or wished[1] is None:
             return gr.skip(), gr.skip()
-        order = changed(self.order(wished), **scales)
+        order = self.order(wished).but(**scales)
         with self.one_line():
             picture = self.studio.paint_if_free(self.easel.sketch(order), visitor(request))
         if picture is None:
             is_own = self.studio.is_painting_for(visitor(request))
-            return gr.skip(), gr.skip() if is_own else status(line="No sketch now: the painter is busy.")
+            return gr.skip(), gr.skip() if is_own else status("No sketch now: the painter is busy.")
         viewer = seen(data_url(picture), words_of(order), self.easel.before(order, picture), "sketch")
-        return viewer, status(line="A sketch at these dials. Paint makes the picture.")
+        return viewer, status("A sketch at these dials. Paint makes the picture.")
 
     def paint_clip(
         self, request: gr.Request, clip: Any, painting: Any, *values: Any
@@ -269,6 +264,11 @@ def balance_of(settings: Settings) -> str | None:
     return next((name for name, values in BALANCES.items() if values == scales), None)
 
 
+def scales_of(balance: Any) -> dict[str, float]:
+    """The scales of one of the three looks; none for what is none."""
+    return BALANCES.get(balance, {}) if isinstance(balance, str) else {}
+
+
 def visitor(request: gr.Request) -> str:
     """Who asks: one open page, or one client of the API."""
     return str(request.session_hash)
@@ -289,4 +289,4 @@ def words_of(order: Order) -> str:
 
 
 def _line(update: Update, at_the_end: str) -> str:
-    return status(line=at_the_end) if update.is_last else status(update)
+    return status(at_the_end) if update.is_last else status_of(update)

@@ -10,7 +10,8 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,16 @@ class Order:
     keep: Image.Image | None
     about: Mapping[str, Any]
 
-    def arguments(self, **changes: Any) -> dict[str, Any]:
-        """For the pipeline, with some settings changed."""
+    def but(self, **changes: Any) -> "Order":
+        """The same with other values of these settings."""
+        return replace(self, settings=self.settings.but(**changes))
+
+    def arguments(self) -> dict[str, Any]:
+        """For the pipeline."""
         return {
             "content": self.content,
             "style": self.style,
-            "settings": self.settings.but(**changes),
+            "settings": self.settings,
             "keep": self.keep,
         }
 
@@ -71,8 +76,6 @@ def receive(path: str | Path, side: int) -> Image.Image:
         with path.open("rb") as file:
             return at_most(load_image(_Named(file.read(), path.name), side, MAX_UPLOAD_PIXELS), side)
     except OSError as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path.name}: is no longer there; choose the picture again") from error
 
 
@@ -105,18 +108,14 @@ def order(
             f"a photo of {width}x{height} pixels is too long for this page; crop it to at most {LONGEST} times its other side"
         )
     keep, *parts = regions_of(drawing)
-    chosen = [
-        (place, receive(path, max_size), weight, parts[i - 1] if i else None)
-        for i, (place, (path, weight)) in enumerate(zip(PLACES, paintings))
-        if path is not None
-    ]
-    missing = [
-        place for place, (path, _), part in zip(PLACES[1:], paintings[1:], parts) if part and path is None
-    ]
-    if missing:
-        raise UserError(
-            f"a part is marked for the {missing[0]} painting, but there is none; choose one under 'More paintings'"
-        )
+    chosen = []
+    for place, (path, weight), part in zip(PLACES, paintings, [None, *parts]):
+        if path is not None:
+            chosen.append((place, receive(path, max_size), weight, part))
+        elif part is not None:
+            raise UserError(
+                f"a part is marked for the {place} painting, but there is none; choose one under 'More paintings'"
+            )
     names = [Path(path).stem for path, _ in paintings if path is not None]
     about = {"content": Path(photo).stem, "style": "+".join(names)}
     return Order(content, style_of(chosen), settings, keep, about)
@@ -137,10 +136,7 @@ def style_of(chosen: Sequence[tuple[str, Image.Image, float, Image.Image | None]
                 f"the {place} painting has no part of the photo; mark one for it, or take it away"
             )
     drawn = [mask for mask in masks if mask is not None]
-    rest = drawn[0]
-    for mask in drawn[1:]:
-        rest = ImageChops.lighter(rest, mask)
-    return StyleRegions(pictures, [ImageChops.invert(rest), *drawn])
+    return StyleRegions(pictures, [ImageChops.invert(reduce(ImageChops.lighter, drawn)), *drawn])
 
 
 def regions_of(drawing: str | None) -> list[Image.Image | None]:
@@ -214,8 +210,7 @@ def settings_in(path: str | Path) -> Settings:
         raise UserError(f"{name}: says nothing of how it was painted; only PNG pictures made here do")
     try:
         said = json.loads(text)
-        known = {field.name for field in fields(Settings)}
-        given = {key: _as_pair(value) for key, value in said.items() if key in known}
+        given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
         settings = Settings(**given)
         settings.check()
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -225,7 +220,7 @@ def settings_in(path: str | Path) -> Settings:
 
 def first(value: Any) -> Any:
     """A setting's value for a single picture: the first of a list."""
-    return as_list(value)[0] if isinstance(value, (list, tuple)) else value
+    return as_list(value)[0]
 
 
 def _as_pair(value: Any) -> Any:

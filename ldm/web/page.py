@@ -3,6 +3,7 @@
 Its events are private; `ldm.web.api` has the public ones.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,16 @@ THEME = gr.themes.Soft(
 
 # What the browser does by itself, to keep the shapes of the two dials together.
 FROM_PAD = "(point) => [point.content, point.style, null]"
+FROM_BALANCE = f"""(name) => {{
+    const {{content_scale: content, style_scale: style}} = {json.dumps(BALANCES)}[name];
+    return [content, style, {{content, style}}];
+}}"""
+FROM_SLIDERS = "(content, style) => [{content, style}, null]"
+# And on a phone, where the result is below the button.
 TO_THE_RESULT = """() => {
     const results = [...document.querySelectorAll("#result, #clip_result")];
     if (innerWidth < 900) results.find((each) => each.offsetParent)?.scrollIntoView({behavior: "smooth"});
 }"""
-FROM_SLIDERS = "(content, style) => [{content, style}, null]"
 
 
 class Door(gr.Blocks):
@@ -140,9 +146,7 @@ class Page:
                     paint = gr.Button("Paint", variant="primary", size="lg", elem_id="paint", min_width=140)
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel", min_width=100)
             with gr.Column(elem_id="result"):
-                self.status = gr.HTML(
-                    status(line="Choose a photo and a painting, then Paint."), elem_id="status"
-                )
+                self.status = gr.HTML(status("Choose a photo and a painting, then Paint."), elem_id="status")
                 with gr.Tabs() as self.results:
                     works = self._results()
             with gr.Column(elem_id="more"):
@@ -162,7 +166,8 @@ class Page:
         self._received(self.photo, self.painting, *(picture for picture, _ in self.others))
         self.photo.change(self.events.to_draw, self.photo, self.drawing, **AT_ONCE)
         self._dials(dice, load)
-        shown = [self.viewer, self.status, self.download, works["larger"]]
+        finished = [self.download, works["larger"]]
+        shown = [self.viewer, self.status, *finished]
         self._started_by(
             cancel,
             self.status,
@@ -184,7 +189,7 @@ class Page:
         self.gallery.select(
             self.events.pick,
             self.painted,
-            [self.results, *shown[:1], *shown[2:], self.fields["seed"], self.fields["style_size"]],
+            [self.results, self.viewer, *finished, self.fields["seed"], self.fields["style_size"]],
             **AT_ONCE,
         )
 
@@ -262,7 +267,7 @@ class Page:
                     paint = gr.Button("Paint the clip", variant="primary", size="lg", elem_id="paint_clip")
                     cancel = gr.Button("Cancel", size="lg", elem_id="cancel_clip", min_width=100)
             with gr.Column(scale=6, min_width=300, elem_id="clip_result"):
-                shown = gr.HTML(status(line="Choose a clip and a painting."), elem_id="clip_status")
+                shown = gr.HTML(status("Choose a clip and a painting."), elem_id="clip_status")
                 frame = parts.viewer(elem_id="frame", visible=False)
                 result = gr.Video(
                     label="The painted clip", interactive=False, elem_id="painted_clip", buttons=["download"]
@@ -305,12 +310,9 @@ class Page:
 
     def _started_by(self, cancel: gr.Button, shown: gr.HTML, *works: tuple[Any, ...]) -> None:
         """Work of (button, function, inputs, outputs), which `cancel` stops, and `shown` tells of."""
-        how: dict[str, Any] = {
-            "trigger_mode": "once", **AT_ONCE,
-        }  # fmt: skip
         for button, work, inputs, outputs in works:
-            begun = button.click(work, inputs, outputs, **how)
-            begun.failure(lambda: status(line="Nothing was painted."), None, shown, **AT_ONCE)
+            begun = button.click(work, inputs, outputs, trigger_mode="once", **AT_ONCE)
+            begun.failure(lambda: status("Nothing was painted."), None, shown, **AT_ONCE)
             button.click(None, None, None, js=TO_THE_RESULT, **AT_ONCE)
         cancel.click(self.events.stop, None, shown, queue=False, **PRIVATE)
 
@@ -318,7 +320,7 @@ class Page:
         """What moves a dial moves its other shapes, and paints a sketch."""
         content, style = (self.fields[name] for name in FIELDS[:2])
         self.pad.input(None, self.pad, [content, style, self.balance], js=FROM_PAD, **AT_ONCE)
-        self.balance.input(self.events.balanced, self.balance, [content, style, self.pad], **AT_ONCE)
+        self.balance.input(None, self.balance, [content, style, self.pad], js=FROM_BALANCE, **AT_ONCE)
         for slider in (content, style):
             slider.input(None, [content, style], [self.pad, self.balance], js=FROM_SLIDERS, **AT_ONCE)
         dice.click(self.events.another_seed, None, self.fields["seed"], **AT_ONCE)

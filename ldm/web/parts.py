@@ -91,17 +91,18 @@ def seen(after: Path | str, words: str, before: Path | None = None, tag: str = "
     }
 
 
-def status(update: Update | None = None, line: str = "") -> str:
-    """How far the work is, or a line, as HTML."""
-    if update is None:
-        return f'<div class="af-status" role="status"><p>{html.escape(line)}</p></div>'
-    words = html.escape(update.words)
-    if update.done is None:
-        return status(line=update.words)
-    if update.seconds_left is not None:
-        words += f", {_time(update.seconds_left)} left"
-    bar = f'<progress max="1" value="{update.done:.3f}" aria-label="How far it is"></progress>'
-    return f'<div class="af-status" role="status"><p>{words}</p>{bar}</div>'
+def status(line: str, done: float | None = None) -> str:
+    """A line, and a bar where a share is done, as HTML."""
+    bar = (
+        "" if done is None else f'<progress max="1" value="{done:.3f}" aria-label="How far it is"></progress>'
+    )
+    return f'<div class="af-status" role="status"><p>{html.escape(line)}</p>{bar}</div>'
+
+
+def status_of(update: Update) -> str:
+    """How far the work is, as HTML."""
+    left = "" if update.seconds_left is None else f", {_time(update.seconds_left)} left"
+    return status(update.words + left, update.done)
 
 
 def _time(seconds: float) -> str:

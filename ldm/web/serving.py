@@ -68,8 +68,6 @@ def serve(
 ) -> None:
     """Serves the page until Ctrl-C; what `load` raises ends it. Raises UserError."""
     check_packages(address.mcp)
-    if not address.host:
-        raise UserError("--host needs an address, such as 0.0.0.0 for all of this computer's")
     port = free_port(address)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there

@@ -112,8 +112,7 @@ class Studio:
 
     def __init__(self, load: Callable[[], "StyleTransferPipeline"]):
         """load: reads the model, at once, in the background."""
-        self._loader = ThreadPoolExecutor(1, "model")
-        self._pipeline: Future[StyleTransferPipeline] = self._loader.submit(load)
+        self._pipeline: Future[StyleTransferPipeline] = ThreadPoolExecutor(1, "model").submit(load)
         self._line: list[Ticket] = []  # the first is at work
         self._moved = threading.Condition()
 

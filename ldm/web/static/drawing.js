@@ -48,14 +48,14 @@ function point(event) {
 }
 
 function stroke(event) {
-  const marks = MARKS_2D, [x, y] = point(event);
-  marks.strokeStyle = mark;
-  marks.lineCap = marks.lineJoin = 'round';
-  marks.lineWidth = Number(at('input').value) / 100 * Math.max(MARKS.width, MARKS.height);
-  marks.beginPath();
-  marks.moveTo(...(last || [x, y]));
-  marks.lineTo(x, y);
-  marks.stroke();
+  const [x, y] = point(event);
+  MARKS_2D.strokeStyle = mark;
+  MARKS_2D.lineCap = MARKS_2D.lineJoin = 'round';
+  MARKS_2D.lineWidth = Number(at('input').value) / 100 * Math.max(MARKS.width, MARKS.height);
+  MARKS_2D.beginPath();
+  MARKS_2D.moveTo(...(last || [x, y]));
+  MARKS_2D.lineTo(x, y);
+  MARKS_2D.stroke();
   last = [x, y];
   tint();
 }
@@ -68,7 +68,6 @@ element.addEventListener('pointerdown', (event) => {
   element.setPointerCapture(event.pointerId);
   last = null;
   stroke(event);
-  last = last || point(event);
 });
 element.addEventListener('pointermove', (event) => { if (last) stroke(event); });
 for (const end of ['pointerup', 'pointercancel']) element.addEventListener(end, () => {
