@@ -63,9 +63,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--phases",
         nargs="+",
-        default=["cross"],
+        default=["cross", "large"],
         metavar="PHASE",
-        help="for bundled: as of artfusion train-bundled (default: cross)",
+        help="for bundled: as of artfusion train-bundled (default: cross large)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--rehearse", action="store_true", help="everything in tiny sizes")

@@ -173,10 +173,10 @@ def settings(sitting: Sitting, phase: str) -> dict[str, Any]:
 def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) -> None:
     sitting, train_bundled = program
     assert train_bundled() == 0
-    assert sitting.runs == ["first", "decoder", "cache", "diffusion", "cross", "checkpoint convert"]
+    assert sitting.runs == ["first", "decoder", "cache", "diffusion", "cross", "large", "checkpoint convert"]
     last_of = {
         name: str(sitting.output / name / "checkpoints/last.ckpt")
-        for name in ("first", "decoder", "diffusion", "cross")
+        for name in ("first", "decoder", "diffusion", "cross", "large")
     }
     assert settings(sitting, "decoder")["model"]["params"]["ckpt_path"] == last_of["first"]
     cross = settings(sitting, "cross")
@@ -192,10 +192,11 @@ def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) ->
     hours = [
         settings(sitting, name)["lightning"]["callbacks"]["budget"]["params"]["hours"] for name in last_of
     ]
-    assert hours == pytest.approx([2, 0.5, 2.5, 5]) and settings(sitting, "first")["model"]["params"] == {
+    assert hours == pytest.approx([2, 0.5, 2.5, 3, 2]) and settings(sitting, "first")["model"]["params"] == {
         "scheduler_config": None
     }
-    result = [last_of["cross"], str(sitting.output / "model.safetensors")]
+    assert settings(sitting, "large")["model"]["params"]["ckpt_path"] == last_of["cross"]
+    result = [last_of["large"], str(sitting.output / "model.safetensors")]
     assert sitting.commands[-1] == ["checkpoint convert", *result, "--half", "--leave-out", "vgg.", "--force"]
 
 
@@ -210,7 +211,7 @@ def test_what_is_not_trained_comes_from_the_bundled_weights(program: Any) -> Non
     params = settings(sitting, "cross")["model"]["params"]
     assert (params["ckpt_path"], params["first_stage_config"]["params"]["ckpt_path"]) == (bundled, own)
     assert settings(sitting, "cross")["lightning"]["callbacks"]["budget"]["params"]["hours"] == pytest.approx(
-        10 * 0.5 / 0.55
+        10 * 0.3 / 0.35
     )
 
 
@@ -229,10 +230,11 @@ def test_a_gpu_gets_batches_of_its_own_size(program: Any, monkeypatch: pytest.Mo
         start="mini",
     )
     monkeypatch.setattr("ldm.device.choose_device", lambda name: torch.device("cuda"))
-    assert module.settings_of("cross", args)["data"]["params"] | {"train": None} == {
-        "train": None,
-        **module.PHASES["cross"].on_gpu,
-    }
+    given = module.settings_of("cross", args)
+    assert given.data.params.batch_size == 96 and given.data.params.train.params.variants == 4
+    assert {OmegaConf.select(given, key) for key in module.PHASES["cross"].on_gpu} == set(
+        module.PHASES["cross"].on_gpu.values()
+    )
 
 
 def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.CaptureFixture) -> None:
@@ -242,7 +244,7 @@ def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.Ca
     assert "stopped in the phase 'decoder'; the same command goes on from there" in capsys.readouterr().err
     sitting.stop_in = None
     assert train_bundled() == 0
-    assert sitting.runs[2:] == ["decoder again", "cache", "diffusion", "cross", "checkpoint convert"]
+    assert sitting.runs[2:] == ["decoder again", "cache", "diffusion", "cross", "large", "checkpoint convert"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ mymodel/model.safetensors:
   first      the first stage: a light autoencoder
   decoder    its decoder alone, for brush work
   diffusion  the model itself, on latents that are computed before it begins (minutes, which --hours does not count)
-  cross      the same on photos in the styles of paintings, judged by VGG16
+  cross      the same on photos in the styles of paintings, judged by VGG16; photos at half their size
+  large      the same at full size
 
 On a CPU of N cores, --processes N trains up to half as fast again as one process with N threads.
 """
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.data.splits import find_pictures
 from ldm.errors import UserError
@@ -39,19 +40,31 @@ from ldm.training import FINISHED
 
 @dataclass(frozen=True)
 class Phase:
-    """config: in configs/. share: of the time. on_gpu: options of its data there, where a batch of
-    the config's would leave it idle."""
+    """config: in configs/. share: of the time. on_gpu: what is different there, by dotted key."""
 
     config: str
     share: float
-    on_gpu: Mapping[str, int]
+    on_gpu: Mapping[str, float]
 
 
+def batches_of(size: int, workers: int = 12) -> dict[str, float]:
+    """What a GPU needs not to idle, which would go through the config's batches in no time."""
+    return {
+        "data.params.batch_size": size,
+        "data.params.num_workers": workers,
+        "lightning.last.every_n_train_steps": 1000,
+    }
+
+
+CROPS = {"data.params.train.params.variants": 4}  # of each picture; memory is what they cost
+
+# Rates grow with the root of the batch.
 PHASES = {
-    "first": Phase("mini_first_stage.yaml", 0.2, {"batch_size": 64, "num_workers": 8}),
-    "decoder": Phase("mini_decoder.yaml", 0.05, {"batch_size": 48, "num_workers": 8}),
-    "diffusion": Phase("mini_cached.yaml", 0.25, {"batch_size": 256}),
-    "cross": Phase("mini_cross.yaml", 0.5, {"batch_size": 32, "num_workers": 8}),
+    "first": Phase("mini_first_stage.yaml", 0.2, batches_of(64)),
+    "decoder": Phase("mini_decoder.yaml", 0.05, batches_of(48)),
+    "diffusion": Phase("mini_cached.yaml", 0.25, batches_of(256, workers=0)),
+    "cross": Phase("mini_cross.yaml", 0.3, {**batches_of(96), **CROPS, "model.learning_rate": 8e-4}),
+    "large": Phase("mini_large.yaml", 0.2, {**batches_of(32), **CROPS, "model.learning_rate": 4e-4}),
 }
 
 
@@ -105,7 +118,7 @@ def main() -> int:
         if not train(name, args):
             print(f"stopped in the phase {name!r}; the same command goes on from there", file=sys.stderr)
             return 130
-    if phases[-1] in ("diffusion", "cross"):
+    if phases[-1] not in ("first", "decoder"):
         result = args.output / "model.safetensors"
         call(
             [
@@ -142,7 +155,7 @@ def train(name: str, args: argparse.Namespace) -> bool:
         settings = args.output / f"{name}.yaml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(settings) as aside:
-            OmegaConf.save(OmegaConf.create(settings_of(name, args)), aside)
+            OmegaConf.save(settings_of(name, args), aside)
         options = [
             "--base",
             str(ROOT / "configs" / PHASES[name].config),
@@ -156,30 +169,42 @@ def train(name: str, args: argparse.Namespace) -> bool:
     return (folder / FINISHED).exists()
 
 
-def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def settings_of(name: str, args: argparse.Namespace) -> DictConfig:
     """What a phase's run has beyond its config file."""
     from ldm.device import choose_device  # torch with it: after the options have been checked
 
     hours = args.hours * PHASES[name].share / sum(PHASES[each].share for each in args.phases)
     budget = {"target": "ldm.training.budget.TimeBudget", "params": {"hours": hours}}
     photos, paintings = str(args.photos.resolve()), str(args.paintings.resolve())
-    data: Mapping[str, Any] = {
-        "diffusion": {"cache": str((args.output / "cache").resolve())},
-        "cross": {"style_root": paintings, "content_root": photos},
-    }.get(name, {"roots": [photos, paintings]})
+    data: Mapping[str, Any] = {"roots": [photos, paintings]}
     model: dict[str, Any] = {"scheduler_config": None}
     if name == "decoder":
         model["ckpt_path"] = weights_of("first", args)
-    if name in ("diffusion", "cross"):
+    if name == "diffusion":
+        data = {"cache": str((args.output / "cache").resolve())}
+    if name in ("cross", "large"):
+        data = {"style_root": paintings, "content_root": photos}
+        model["ckpt_path"] = started_from(name, args)
+    if name in ("diffusion", "cross", "large"):
         model["first_stage_config"] = {"params": {"ckpt_path": first_stage(args)}}
-    if name == "cross":
-        model["ckpt_path"] = weights_of("diffusion", args)
-    loader = PHASES[name].on_gpu if choose_device("auto").type == "cuda" else {}
-    return {
-        "model": {"params": model},
-        "data": {"params": {"train": {"params": data}, **loader}},
-        "lightning": {"trainer": {"max_steps": -1, "max_epochs": -1}, "callbacks": {"budget": budget}},
-    }
+    settings = OmegaConf.create(
+        {
+            "model": {"params": model},
+            "data": {"params": {"train": {"params": data}}},
+            "lightning": {"trainer": {"max_steps": -1, "max_epochs": -1}, "callbacks": {"budget": budget}},
+        }
+    )
+    if choose_device("auto").type == "cuda":
+        for key, value in PHASES[name].on_gpu.items():
+            OmegaConf.update(settings, key, value)
+    return settings
+
+
+def started_from(phase: str, args: argparse.Namespace) -> str:
+    """The file of the weights that a phase of the model itself goes on from: those of the last
+    phase before it that is trained here, or those to start from."""
+    earlier = [name for name in ("diffusion", "cross") if name in args.phases and name != phase]
+    return weights_of(earlier[-1] if earlier else "diffusion", args)
 
 
 def weights_of(phase: str, args: argparse.Namespace) -> str:

@@ -155,7 +155,7 @@ class CrossPairLDM(DualCondLDM):
         photos, paintings = self.encoded(batch)
         z, style = _single_pictures(photos, paintings)
         diffusion, parts = self(z, self.condition_of(self._flags(len(z)), z, style))
-        losses, (content_scale, style_scale) = self.cross_losses(photos, paintings)
+        losses, (content_scale, style_scale) = self.cross_losses(photos, paintings, (z, style))
         # A scale asks for its loss: it weighs what it is of both scales' mean.
         mean_scale = (content_scale + style_scale) / 2
         loss = (
@@ -165,7 +165,6 @@ class CrossPairLDM(DualCondLDM):
         )
         values = {name: value.mean() for name, value in losses.items()}
         if self.weights.identity_weight:
-            values["identity"] = self.identity_loss(z, style)
             loss = loss + self.weights.identity_weight * values["identity"]
         values["loss"] = loss
         prefix = "train" if self.training else "val"
@@ -182,22 +181,31 @@ class CrossPairLDM(DualCondLDM):
         return Encoded(photos, of_photos), Encoded(paintings, of_paintings)
 
     def cross_losses(
-        self, photos: Encoded, paintings: Encoded
+        self, photos: Encoded, paintings: Encoded, own: tuple[Tensor, Tensor]
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """(losses, scales) of every photo in the styles of `styles_per_content` different
-        paintings, one after the other."""
-        order, turns = torch.arange(len(photos.pictures)), range(self.styles_per_content)
+        paintings, one after the other.
+
+        own: (scaled latents, style statistics) of pictures to paint in their own styles, without
+        guidance, beside them: their squared error is the loss "identity".
+        """
+        order = torch.arange(len(photos.pictures), device=self.device)
+        turns = range(self.styles_per_content)
         contents, styles = order.repeat(len(turns)), torch.cat([order.roll(i) for i in turns])
         content = self.get_content_features(photos.made["latent"])[contents]
+        conditions = [self.condition(content, paintings.made["style"][styles])]
         scales = self.draw_scales(len(contents))
-        painted = self.paint(self.condition(content, paintings.made["style"][styles]), scales)
-        return self.judge(painted, photos.rows(contents), paintings.rows(styles)), scales
-
-    def identity_loss(self, z: Tensor, style: Tensor) -> Tensor:
-        """The squared error of latents z of pictures painted in their own styles."""
-        plain = z.new_ones(len(z))
-        own = self.paint(self.condition(self.get_content_features(z), style), (plain, plain))
-        return F.mse_loss(own, z)
+        painted_under: Sequence[Tensor] = scales
+        if self.weights.identity_weight:
+            z, style = own
+            conditions.append(self.condition(self.get_content_features(z), style))
+            painted_under = [torch.cat([scale, scale.new_ones(len(z))]) for scale in scales]
+        # All in one go: small networks are limited by the number of calls.
+        painted = self.paint(concatenate(conditions), painted_under)
+        losses = self.judge(painted[: len(contents)], photos.rows(contents), paintings.rows(styles))
+        if self.weights.identity_weight:
+            losses["identity"] = F.mse_loss(painted[len(contents) :], own[0])
+        return losses, scales
 
     @torch.no_grad()
     def of_photos(self, photos: Tensor) -> dict[str, Tensor]:
@@ -246,7 +254,7 @@ class CrossPairLDM(DualCondLDM):
     def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
         """(n,) content scales and style scales; both are 1 where a painting goes without
         guidance."""
-        is_guided = torch.rand(n, device=self.device) < self.estimates.guided
+        is_guided = torch.randperm(n, device=self.device) < round(self.estimates.guided * n)
         ranges = self.estimates.content_scales, self.estimates.style_scales
         drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in ranges)
         return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
@@ -256,32 +264,38 @@ class CrossPairLDM(DualCondLDM):
     ) -> Tensor:
         """The guided x_0. All predictions learn: what guidance adds is the difference between
         them."""
-        prediction = self.apply_model(x, t, condition).float()
-        rows = torch.nonzero((scales[0] != 1) | (scales[1] != 1))[:, 0]
+        rows = torch.nonzero(_is_guided(scales))[:, 0]
+        content, style = condition["c1"][rows], condition["c2"][rows]
+        conditions = concatenate(
+            [
+                condition,
+                self.condition(torch.zeros_like(content), style),
+                self.condition(content, self.null_style(len(rows))),
+            ]
+        )
+        # All in one go: small networks are limited by the number of calls.
+        every = torch.cat([torch.arange(len(x), device=x.device), rows, rows])
+        prediction, without = (
+            self.apply_model(x[every], t[every], conditions).float().split([len(x), 2 * len(rows)])
+        )
         if len(rows):
             guidance = Guidance((scales[0][rows], scales[1][rows]), needed=(True, True))
-            content, style = condition["c1"][rows], condition["c2"][rows]
-            nulls = concatenate(
-                [
-                    self.condition(torch.zeros_like(content), style),
-                    self.condition(content, self.null_style(len(rows))),
-                ]
-            )
-            without = self.apply_model(x[rows].repeat(2, 1, 1, 1), t[rows].repeat(2), nulls).float()
-            prediction = prediction.index_copy(
-                0, rows, guidance.combine(torch.cat([prediction[rows], without]))
-            )
+            guided = guidance.combine(torch.cat([prediction[rows], without]))
+            prediction = prediction.index_copy(0, rows, guided)
         return self.start_from(prediction, x, t)
 
     def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
-        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents: those
-        from pure noise first."""
+        """The network's guided estimates of paintings, (N, channels, h, w) scaled latents."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
         later, hops = int(self.estimates.later * len(x)), self.estimates.hops
+        # As many under guidance in every share of them, so that batches are always of the same
+        # sizes, for which GPUs have their plans ready.
+        rows = torch.randperm(len(x), device=x.device)
+        rows = rows[_is_guided(scales)[rows].argsort(stable=True)]
         for hop in range(hops if later else 0):
             # Fewer each time, so that every number of estimates on the way occurs.
-            rows = slice(len(x) - later * (hops - hop) // hops, None)
+            rows = _spread(rows, later * (hops - hop) // hops)
             given = {key: value[rows] for key, value in condition.items()}
             x[rows], t[rows] = self.go_on(x[rows], t[rows], given, [scale[rows] for scale in scales])
         return self.estimate(x, t, condition, scales)
@@ -353,6 +367,17 @@ class Kept:
             }
         samples = [self._rows[key] for key in keys]
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _is_guided(scales: Sequence[Tensor]) -> Tensor:
+    """(N,) of content scales and style scales."""
+    return (scales[0] != 1) | (scales[1] != 1)
+
+
+def _spread(rows: Tensor, count: int) -> Tensor:
+    """So many of the rows, evenly from all of them."""
+    places = (torch.arange(count, device=rows.device) + 0.5) * (len(rows) / max(count, 1))
+    return rows[places.long()]
 
 
 def _halved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -160,7 +160,7 @@ class StyleTransferLoss(nn.Module):
         """
         maps = self.features(painted)
         style = sum_of(
-            weight * gram_distance(as_vector(mean_gram(maps[name])), styles[name])
+            weight * gram_distance(mean_gram(maps[name]), as_matrices(styles[name]))
             for name, weight in self.layer_weights.items()
         )
         losses = [
@@ -177,9 +177,22 @@ def as_vector(grams: Tensor) -> Tensor:
     return grams[:, rows, columns] * torch.where(rows == columns, 1.0, 2**0.5)
 
 
+def as_matrices(vectors: Tensor) -> Tensor:
+    """The symmetric matrices (N, C, C), float32, of `as_vector`'s vectors.
+
+    A gradient by matrices is a sum; one by vectors would be scattered, which GPUs do slowly.
+    """
+    channels = int((2 * vectors.shape[1]) ** 0.5)
+    at = torch.arange(channels, device=vectors.device)
+    first, second = torch.minimum(at, at[:, None]), torch.maximum(at, at[:, None])
+    place = first * (2 * channels - first - 1) // 2 + second
+    return vectors[:, place].float() * torch.where(first == second, 1.0, 0.5**0.5)
+
+
 def gram_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) in [0, 1] for Gram matrices as vectors (N, ...)."""
-    return (a - b).square().sum(dim=1) / (a.square() + b.float().square()).sum(dim=1).clamp_min(_TINY)
+    """(N,) in [0, 1] for Gram matrices (N, C, C)."""
+    sums = [value.square().sum(dim=(1, 2)) for value in (a - b, a, b)]
+    return sums[0] / (sums[1] + sums[2]).clamp_min(_TINY)
 
 
 def share_of(distances: Tensor, untouched: Tensor) -> Tensor:
