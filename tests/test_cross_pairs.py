@@ -646,8 +646,17 @@ def test_variants_are_few_crops_that_are_always_the_same(roots: dict[str, str]) 
     # what is drawn for a crop does not repeat the draws outside it
     assert not torch.equal(before, torch.get_rng_state())
     assert "photo_row" not in CrossPairs(**roots, size=16, validation_share=0.0)[0]
-    with pytest.raises(ConfigError, match="variants must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match="variants must be a whole number from 0 on, got -1"):
         CrossPairs(**roots, variants=-1)
+
+
+def test_an_epoch_may_go_over_the_paintings_several_times(roots: dict[str, str]) -> None:
+    once = CrossPairs(**roots, size=16, split="all")
+    data = CrossPairs(**roots, size=16, split="all", passes=3)
+    assert len(data) == 3 * len(once) == 15
+    assert (data[7]["painting"] == once[2]["painting"]).all()
+    with pytest.raises(ConfigError, match="passes must be a whole number from 1 on, got 0"):
+        CrossPairs(**roots, passes=0)
 
 
 def test_pairs_for_validation_are_always_the_same(roots: dict[str, str]) -> None:

@@ -130,6 +130,73 @@ def test_what_needs_a_photo_is_refused_without_one(
         tiny(None, paintings[0], **FAST, **options)
 
 
+# The margin
+
+
+@pytest.fixture
+def with_margin(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> StyleTransferPipeline:
+    monkeypatch.setattr(tiny.model, "margin", 8)
+    return tiny
+
+
+def mirrored(photo: Image.Image, margin: int) -> Image.Image:
+    return Image.fromarray(np.pad(np.asarray(photo), ((margin,) * 2, (margin,) * 2, (0, 0)), mode="reflect"))
+
+
+def test_a_margin_is_painted_around_a_picture_and_cut_off(
+    with_margin: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, given = with_margin, picture(48, 32, seed=1)
+    statistics = tiny.encode_style(paintings[0], 32)
+    settings = Settings(look="fast", steps=2, detail=0.5, tile=64)
+    painted = tiny.painter.paint(batch_of(tiny, given, statistics), settings)
+    monkeypatch.setattr(tiny.model, "margin", 0)
+    whole = tiny.painter.paint(batch_of(tiny, mirrored(given, 8), statistics), settings)
+    assert painted.shape == (1, 3, 32, 48)
+    torch.testing.assert_close(painted, whole[:, :, 8:-8, 8:-8])
+    bare = tiny.painter.paint(batch_of(tiny, given, statistics), settings)
+    assert not torch.allclose(painted, bare, atol=1e-2)
+
+
+def test_regions_kept_parts_and_previews_lie_where_they_do_without_a_margin(
+    with_margin: StyleTransferPipeline, paintings: list
+) -> None:
+    tiny, given, seen = with_margin, picture(32, 32, seed=1), []
+    keep = Image.fromarray(np.kron(np.eye(2), np.full((16, 16), 255)).astype(np.uint8))
+
+    def watch(progress: Any) -> None:
+        seen.extend(progress.preview())
+
+    options = {"size": 32, "steps": 2, "look": "fast", "detail": 1.0}
+    result = tiny(given, paintings[0], keep=keep, watch=watch, **options)
+    kept = np.asarray(keep) > 0
+    assert (pixels(result)[kept] == pixels(given)[kept]).all() and all(each.size == (32, 32) for each in seen)
+    regions = StyleRegions(paintings, [left_half(32, 32)])
+    left, right = (tiny(given, painting, **options) for painting in paintings)
+    both = pixels(tiny(given, regions, **options)).astype(int)
+    for half, alone in ((slice(0, 8), left), (slice(24, 32), right)):
+        assert np.abs(both[:, half] - pixels(alone)[:, half]).mean() < 12
+
+
+@pytest.mark.parametrize("size", [(40, 100), (112, 80)])
+def test_large_pictures_have_the_margin_at_every_size(
+    with_margin: StyleTransferPipeline, paintings: list, size: tuple[int, int]
+) -> None:
+    """Painted small first, then larger over that, in tiles as large as before and the margin."""
+    tiny = with_margin
+    result = tiny(picture(*size, seed=1), paintings[0], size=size, steps=2, look="fast", tile=32)
+    assert result.size == size
+    assert tiny.painter._tile(Settings(tile=32), 8) > tiny.painter._tile(Settings(tile=32))
+
+
+def test_a_picture_smaller_than_the_margin_has_a_narrower_one(
+    with_margin: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_margin.model, "margin", 40)
+    given = batch_of(with_margin, picture(24, 24, seed=1), with_margin.encode_style(paintings[0], 32))
+    assert with_margin.painter.paint(given, Settings(look="fast", steps=1)).shape == (1, 3, 24, 24)
+
+
 # Mixtures
 
 

@@ -44,27 +44,33 @@ class Phase:
 
     config: str
     share: float
-    on_gpu: Mapping[str, float]
+    on_gpu: Mapping[str, Any]
 
 
-def batches_of(size: int, workers: int = 12) -> dict[str, float]:
+def batches_of(size: int, workers: int = 12) -> dict[str, Any]:
     """What a GPU needs not to idle, which would go through the config's batches in no time."""
     return {
         "data.params.batch_size": size,
         "data.params.num_workers": workers,
         "lightning.last.every_n_train_steps": 1000,
+        "lightning.trainer.val_check_interval": 1000,
+        "lightning.callbacks.images.params.increase_log_steps": False,
     }
 
 
-CROPS = {"data.params.train.params.variants": 4}  # of each picture; memory is what they cost
+def pairs_of(size: int, rate: float) -> dict[str, Any]:
+    """The same for pictures in other pictures' styles: each has so many crops, for memory is what
+    they cost, and rates grow with the root of the batch."""
+    train = "data.params.train.params"
+    return {**batches_of(size), f"{train}.variants": 4, f"{train}.passes": 100, "model.learning_rate": rate}
 
-# Rates grow with the root of the batch.
+
 PHASES = {
     "first": Phase("mini_first_stage.yaml", 0.2, batches_of(64)),
     "decoder": Phase("mini_decoder.yaml", 0.05, batches_of(48)),
     "diffusion": Phase("mini_cached.yaml", 0.25, batches_of(256, workers=0)),
-    "cross": Phase("mini_cross.yaml", 0.3, {**batches_of(96), **CROPS, "model.learning_rate": 8e-4}),
-    "large": Phase("mini_large.yaml", 0.2, {**batches_of(32), **CROPS, "model.learning_rate": 4e-4}),
+    "cross": Phase("mini_cross.yaml", 0.3, pairs_of(128, rate=8e-4)),
+    "large": Phase("mini_large.yaml", 0.2, pairs_of(40, rate=4e-4)),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
-from ldm.checks import check_fractions
+from ldm.checks import check_count, check_fractions
 from ldm.data.order import Indexed, mixed_seed
 from ldm.data.pictures import PictureFolder, randint
 from ldm.errors import ConfigError
@@ -147,7 +147,8 @@ class CrossPairs(TwoKinds):
     Paintings are (size, size, 3); photos too, or with `photo_size` the same part of them at that
     size. With `variants` every picture has only that many crops, some of them mirrored, and samples
     tell which of all ("painting_row", "photo_row"), so that what is computed of them can be kept;
-    0, the default, crops anew each time. Options as in PictureFolder.
+    0, the default, crops anew each time. An epoch goes over the paintings `passes` times: where
+    one pass takes seconds, beginning the next would take as long. Options as in PictureFolder.
     """
 
     def __init__(
@@ -162,9 +163,10 @@ class CrossPairs(TwoKinds):
         validation_share: float = 0.02,
         seed: int = 0,
         in_memory: bool = False,
+        passes: int = 1,
     ):
-        if variants < 0:
-            raise ConfigError(f"CrossPairs: variants must be at least 0, got {variants}")
+        check_count("CrossPairs: variants", variants, least=0)
+        check_count("CrossPairs: passes", passes)
         options: dict[str, Any] = {
             "split": split,
             "validation_share": validation_share,
@@ -174,9 +176,13 @@ class CrossPairs(TwoKinds):
         photo_size, short_side = photo_size or size, short_side or size
         photos = PictureFolder(content_root, photo_size, round(short_side * photo_size / size), **options)
         super().__init__(PictureFolder(style_root, size, short_side, **options), photos)
-        self.fixed, self.variants, self.seed = split != "train", variants, seed
+        self.fixed, self.variants, self.seed, self.passes = split != "train", variants, seed, passes
+
+    def __len__(self) -> int:
+        return self.passes * len(self.paintings)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        index %= len(self.paintings)
         photo = index % len(self.photos) if self.fixed else randint(len(self.photos))
         samples = {"painting": self._sample(self.paintings, index), "photo": self._sample(self.photos, photo)}
         unreadable = "\n".join(sample["unreadable"] for sample in samples.values() if sample["unreadable"])

@@ -26,6 +26,7 @@ from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
 from ldm.pipeline.settings import Look
+from ldm.pipeline.tiles import mirrored_out
 
 SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
@@ -59,11 +60,6 @@ def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
 def canvas(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) with the margin round a picture of this size."""
     return size[0] + 2 * MARGIN, size[1] + 2 * MARGIN
-
-
-def mirrored_out(x: Tensor, margin: int = MARGIN) -> Tensor:
-    """Pictures or masks (N, C, H, W) with a margin in which they are mirrored."""
-    return F.pad(x, (margin,) * 4, mode="reflect")
 
 
 def resized(pictures: Tensor, size: Sequence[int]) -> Tensor:
@@ -150,9 +146,9 @@ class Order:
         return replace(
             self,
             size=canvas(self.size),
-            content=None if self.content is None else mirrored_out(self.content),
-            masks=None if self.masks is None else mirrored_out(self.masks[None])[0],
-            keep=None if self.keep is None else mirrored_out(self.keep),
+            content=None if self.content is None else mirrored_out(self.content, MARGIN),
+            masks=None if self.masks is None else mirrored_out(self.masks[None], MARGIN)[0],
+            keep=None if self.keep is None else mirrored_out(self.keep, MARGIN),
         )
 
 

@@ -32,7 +32,7 @@ from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
-from ldm.pipeline.tiles import Tiling
+from ldm.pipeline.tiles import Tiling, mirrored_out
 
 log = logging.getLogger(__name__)
 
@@ -99,29 +99,48 @@ class Batch:
             self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep)
         )
 
+    def widened(self, margin: int) -> "Batch":
+        """The same with a mirrored margin."""
+        if margin == 0:
+            return self
+
+        def wide(x: Tensor | None) -> Tensor | None:
+            return None if x is None else mirrored_out(x, margin)
+
+        size = self.size[0] + 2 * margin, self.size[1] + 2 * margin
+        return replace(
+            self, size=size, content=wide(self.content), masks=wide(self.masks), keep=wide(self.keep)
+        )
+
 
 @dataclass(frozen=True)
 class Run:
     """One sampling run, all but its tensors: equal runs do the same with tensors of equal shapes.
 
-    size: (height, width) of the pictures. tile: side of the latents that the network sees at once.
-    needed, interval: Guidance's.
+    size: (height, width) of the pictures, margin: pixels around them that are painted, too. tile:
+    side of the latents that the network sees at once. needed, interval: Guidance's.
     """
 
     sampler: str
     eta: float
     path: tuple[Step, ...]
     size: tuple[int, int]
+    margin: int
     tile: int
     detail: float
     needed: tuple[bool, bool]
     interval: tuple[float, float]
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) with the margin."""
+        return self.size[0] + 2 * self.margin, self.size[1] + 2 * self.margin
+
 
 @dataclass(frozen=True)
 class Tensors:
     """What a run works on. noise: (N * R, C, h, w); scales: (N * R,). smaller: the pictures as
-    painted at a smaller size; the others are Batch's."""
+    painted at a smaller size, without a margin; the others are Batch's, with it."""
 
     noise: Tensor
     content_scales: Tensor
@@ -177,6 +196,9 @@ class Painter:
 
     def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, watch: Watch) -> Tensor:
         """The batch at its size, over the picture painted at a smaller one, if there is one."""
+        # mirrored, it cannot be as wide as the picture
+        margin = min(self.model.margin, *(side - 1 for side in batch.size))
+        wide = batch.widened(margin)
         scales = batch.for_regions(batch.content_scales), batch.for_regions(batch.style_scales)
         guidance = Guidance.of(*scales, settings.guidance_interval, batch.style.device)
         run = Run(
@@ -184,7 +206,8 @@ class Painter:
             settings.eta,
             tuple(self._path(settings, over_smaller=smaller is not None)),
             batch.size,
-            self._tile(settings),
+            margin,
+            self._tile(settings, margin),
             self.detail(settings),
             guidance.needed,
             guidance.interval,
@@ -192,13 +215,13 @@ class Painter:
         source = PerPictureNoise([seed for seed in batch.seeds for _ in range(batch.regions)])
         content_scales, style_scales = map(torch.as_tensor, guidance.scales)
         tensors = Tensors(
-            noise=centred(source(self._empty_latents(batch))),
+            noise=centred(source(self._empty_latents(wide))),
             content_scales=content_scales,
             style_scales=style_scales,
-            style=batch.style,
-            content=batch.content,
-            masks=batch.masks,
-            keep=batch.keep,
+            style=wide.style,
+            content=wide.content,
+            masks=wide.masks,
+            keep=wide.keep,
             smaller=smaller,
         )
         if self.recorder is None or settings.is_stochastic:
@@ -223,14 +246,15 @@ class Painter:
 
     def _pictures(self, run: Run, tensors: Tensors, z: Tensor | None, painted: Tensor) -> Tensor:
         """Of painted latents (N * R, C, h, w): regions cut together, decoded, with the photo's
-        detail."""
+        detail, without the margin."""
         content, regions = tensors.content, tensors.style.shape[1]
         if tensors.masks is not None:
             painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
-        pictures = self.codec.decode(painted, run.size)
-        if content is None or z is None or run.detail == 0:
-            return pictures
-        return pictures + run.detail * (content - self.codec.decode(z, run.size))
+        pictures = self.codec.decode(painted, run.canvas)
+        if content is not None and z is not None and run.detail:
+            pictures = pictures + run.detail * (content - self.codec.decode(z, run.canvas))
+        rows, columns = (slice(run.margin, run.margin + side) for side in run.size)
+        return pictures[..., rows, columns]
 
     def _begun(self, run: Run, tensors: Tensors, z: Tensor | None) -> Tensor:
         """What sampling begins with: noise, or, part of the way down, noise over the photo or over
@@ -238,7 +262,8 @@ class Painter:
         start, first = z, run.path[0]
         if tensors.smaller is not None:
             smaller = tensors.smaller.clamp(-1, 1)
-            start = self.codec.encode(F.interpolate(smaller, run.size, mode="bicubic", align_corners=False))
+            larger = F.interpolate(smaller, run.size, mode="bicubic", align_corners=False)
+            start = self.codec.encode(mirrored_out(larger, run.margin))
         if start is None or first.timestep == self.model.num_timesteps - 1:
             return tensors.noise
         start = start.repeat_interleave(tensors.style.shape[1], dim=0)
@@ -308,10 +333,11 @@ class Painter:
         spacing = SAMPLERS[settings.sampler].spacing
         return sampling_path(self.alphas, settings.number_of_steps, strength, spacing)
 
-    def _tile(self, settings: Settings) -> int:
-        """Side of the tiles' latents."""
+    def _tile(self, settings: Settings, margin: int = 0) -> int:
+        """Side of the tiles' latents, with what a margin adds to it."""
         multiple = self.codec.multiple
-        return max(1, (settings.tile or self.native_size) // multiple) * multiple // self.codec.factor
+        side = max(1, (settings.tile or self.native_size) // multiple) - (-2 * margin // multiple)
+        return side * multiple // self.codec.factor
 
 
 class Remembering:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 OVERLAP = 0.25  # of a tile's side
@@ -39,6 +40,12 @@ def _spans(length: int, size: int) -> list[slice]:
     count = -(-(length - size) // stride) + 1
     starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
     return [slice(start, start + size) for start in starts]
+
+
+def mirrored_out(x: Tensor, margin: int) -> Tensor:
+    """Pictures or masks (N, C, H, W) with a margin in which they are mirrored, narrower than the
+    picture."""
+    return F.pad(x, (margin,) * 4, mode="reflect")
 
 
 def cut(x: Tensor, tiles: Sequence[Tile]) -> Tensor:

@@ -108,7 +108,8 @@ class CrossPairLDM(DualCondLDM):
     lead from the photo to the painting, not past it.
 
     The judge is the bundled VGG16, whatever file of the style network `vgg_ckpt_path` names. What
-    is judged has the photo's details put back (`detail`), as finished pictures have.
+    is judged has the photo's details put back (`detail`) and its `margin` cut off, as finished
+    pictures have.
 
     Nothing in these losses says which parts of a picture get which of the painting's colours. What
     does is a picture in its own style, whose right answer is known: itself (the identity loss of
@@ -215,7 +216,7 @@ class CrossPairLDM(DualCondLDM):
         lost = (
             photos - self.decode_first_stage(z).float() if self.detail else photos.new_zeros(len(photos), 1)
         )
-        large = {"lost": lost, **self.loss.content_of(photos)}
+        large = {"lost": lost, **self.loss.content_of(self.within(photos))}
         return {"latent": z, "style": self.get_style_statistics(photos).float(), **_halved(large)}
 
     @torch.no_grad()
@@ -236,12 +237,18 @@ class CrossPairLDM(DualCondLDM):
         pictures = self.decode_first_stage(painted).float()
         if self.detail:
             pictures = pictures + self.detail * photos.made["lost"]
+        pictures, originals = self.within(pictures), self.within(photos.pictures)
         with torch.no_grad():
-            untouched = palette_distance(photos.pictures, paintings.pictures)
+            untouched = palette_distance(originals, paintings.pictures)
         palette = share_of(palette_distance(pictures, paintings.pictures), untouched)
         content, style = self.loss(pictures, photos.of(CONTENT_LAYERS), paintings.of(STYLE_LAYERS))
-        pattern = pattern_loss(pictures, photos.pictures, paintings.pictures)
+        pattern = pattern_loss(pictures, originals, paintings.pictures)
         return {"content": content, "style": style, "palette": palette, "pattern": pattern}
+
+    def within(self, pictures: Tensor) -> Tensor:
+        """Painted pictures, or their photos, without the margin."""
+        rows, columns = (slice(self.margin, side - self.margin) for side in pictures.shape[2:])
+        return pictures[..., rows, columns]
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
@@ -360,9 +367,10 @@ class Kept:
         keys = rows.tolist()
         new = [place for place, key in enumerate(keys) if key not in self._rows]
         if new:
-            computed = compute(new)
+            # Views: all rows of what was computed are kept.
+            computed = {name: value.unbind() for name, value in compute(new).items()}
             self._rows |= {
-                keys[place]: {name: value[i].clone() for name, value in computed.items()}
+                keys[place]: {name: values[i] for name, values in computed.items()}
                 for i, place in enumerate(new)
             }
         samples = [self._rows[key] for key in keys]

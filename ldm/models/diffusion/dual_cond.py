@@ -57,6 +57,9 @@ class DualCondModel(LatentDiffusionModel):
     detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put
         back into the pictures painted of it; `ldm.pipeline.settings.Settings` may say otherwise. 0,
         the default, is the published way.
+    margin: pixels around a picture, mirrored there, that are painted with it and cut off again. At
+        the edges the network sees zeros, and paints a frame of its own. 0, the default, is the
+        published way.
     """
 
     what = "a style transfer model (DualCondLDM)"
@@ -72,11 +75,13 @@ class DualCondModel(LatentDiffusionModel):
         vgg_channels: Sequence[int] = VGG_CHANNELS,
         vgg_ckpt_path: str | None = None,
         detail: float = 0.0,
+        margin: int = 0,
         *,
         scale: PerChannel,
         **options: Any,
     ):
         check_fractions(detail=detail)
+        check_count("DualCondLDM: margin", margin, least=0)
         if cond_stage_key != "content_and_std_mean":
             raise ConfigError(
                 f"DualCondLDM: cond_stage_key must be content_and_std_mean, got {cond_stage_key!r}"
@@ -95,7 +100,7 @@ class DualCondModel(LatentDiffusionModel):
         nn.init.normal_(self.null_style_vector.weight, std=0.02)
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
-        self.vgg_ckpt_path, self.detail = vgg_ckpt_path, detail
+        self.vgg_ckpt_path, self.detail, self.margin = vgg_ckpt_path, detail, margin
 
     # Style network
 
