@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ldm.cli.options import option_name, told
-from ldm.pipeline.settings import DIALS, Settings
+from ldm.pipeline.settings import DIALS, Settings, looks_table
 from ldm.text import markdown_table
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -11,7 +11,14 @@ INTRODUCTION = """# Settings
 
 Every dial of painting: as an option of `artfusion stylize`, `interpolate` and `video`, or by its name in Python,
 `pipeline(photo, painting, style_scale=2.0)`. `artfusion grid` and `styles` take those that they do not vary themselves.
-This table is made by `docs/settings_table.py`.
+These tables are made by `docs/settings_table.py`.
+
+"""
+LOOKS = """
+## Looks
+
+A look is a set of settings with a name, `--look free`; whatever is given besides has its own value. `artfusion info looks` shows this
+table, too.
 
 """
 
@@ -26,6 +33,9 @@ def page() -> str:
     return (
         INTRODUCTION
         + markdown_table(["setting", "option", "default", "possible", "what it does"], rows, 5)
+        + "\n"
+        + LOOKS
+        + markdown_table(looks_table()[0], looks_table()[1:], 6)
         + "\n"
     )
 

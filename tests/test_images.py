@@ -1,19 +1,22 @@
 """ldm.media.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
 
 import os
+import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
 from ldm.media.images import (
     check_output,
     contact_sheet,
+    exif_of,
     load_image,
     read_metadata,
     resize_short_side,
@@ -21,6 +24,7 @@ from ldm.media.images import (
     save_image,
     to_rgb,
     with_colors_of,
+    without_alpha,
 )
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 
@@ -50,6 +54,120 @@ def test_transparency_is_laid_on_white(tmp_path: Path, mode: str, colour: tuple,
     path = saved(Image.new(mode, (4, 4), (*colour, alpha)), tmp_path / "a.png")
     on_white = [round((value * alpha + 255 * (255 - alpha)) / 255) for value in (colour * 3)[:3]]
     assert np.abs(pixels(load_image(path)) - on_white).max() <= 1
+
+
+@pytest.mark.parametrize("extension", [".png", ".webp", ".tif", ".avif"])
+def test_transparency_is_kept_where_it_is_wanted(tmp_path: Path, extension: str) -> None:
+    image = picture(24, 16)
+    assert load_image(saved(image, tmp_path / f"whole{extension}"), keep_alpha=True).mode == "RGB"
+    image.putalpha(Image.linear_gradient("L").resize((24, 16)))
+    path = saved(image, tmp_path / f"a{extension}", **({"lossless": True} if extension == ".webp" else {}))
+    read = load_image(path, keep_alpha=True)
+    assert read.mode == "RGBA"
+    assert np.abs(np.asarray(read.getchannel("A"), int) - np.asarray(image.getchannel("A"))).max() <= 8
+    opaque = picture(24, 16)
+    opaque.putalpha(255)
+    assert load_image(saved(opaque, tmp_path / f"opaque{extension}"), keep_alpha=True).mode == "RGB"
+
+
+def test_what_is_transparent_takes_the_mean_colour_of_what_is_not() -> None:
+    image = Image.new("RGBA", (4, 2), (*RED, 255))
+    image.paste((0, 100, 200, 0), (0, 0, 2, 2))
+    image.paste((100, 0, 0, 255), (2, 0, 3, 2))
+    rgb, alpha = without_alpha(image)
+    assert pixels(rgb)[:, :2].reshape(-1, 3).tolist() == [[178, 0, 0]] * 4
+    assert np.array_equal(np.asarray(alpha), np.asarray(image.getchannel("A")))
+    assert pixels(rgb)[0, 3].tolist() == list(RED)
+    assert without_alpha(picture(4, 4))[1] is None
+    assert without_alpha(Image.new("RGBA", (4, 4), (9, 9, 9, 0)))[0].getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_formats_without_transparency_get_it_on_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (16, 16), (*RED, 0))
+    for extension in (".jpg", ".bmp", ".ppm"):
+        save_image(image, tmp_path / f"a{extension}")
+        assert np.abs(pixels(load_image(tmp_path / f"a{extension}")).astype(int) - 255).max() <= 1
+    save_image(image, tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png", keep_alpha=True).mode == "RGBA"
+
+
+# Colours, and what cameras write
+
+
+def rgb_profile(gamma: float) -> bytes:
+    """An ICC profile of sRGB's primaries and a tone curve of this gamma."""
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ " + bytes(4) + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    text = b"A gamma of its own\0"
+    description = b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78)
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    tags = {
+        b"desc": description,
+        b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"rXYZ": xyz(0.4361, 0.2225, 0.0139),
+        b"gXYZ": xyz(0.3851, 0.7169, 0.0971),
+        b"bXYZ": xyz(0.1431, 0.0606, 0.7141),
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"cprt": b"text" + bytes(4) + b"none\0",
+    }
+    place, table, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">II", place + len(data), len(value))
+        data += value
+    size = place + len(data)
+    head = struct.pack(">I4sI4s4s4s", size, bytes(4), 0x02400000, b"mntr", b"RGB ", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_read_by_the_profile_that_comes_with_them(tmp_path: Path, mode: str) -> None:
+    grey = Image.new("RGB", (8, 8), (128, 128, 128)).convert(mode)
+    linear = load_image(saved(grey, tmp_path / "a.png", icc_profile=rgb_profile(1.0)))
+    # light of a half is 188 in sRGB
+    assert np.abs(pixels(linear).astype(int) - 188).max() <= 1
+    for profile in (None, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"nonsense"):
+        same = load_image(saved(grey, tmp_path / "b.png", icc_profile=profile))
+        assert (pixels(same) == 128).all()
+
+
+def exif() -> bytes:
+    data = Image.Exif()
+    data[0x0112], data[0x010F] = 6, "A camera"  # to be turned; its maker
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_what_the_camera_wrote_can_be_kept_but_for_the_turn(tmp_path: Path, extension: str) -> None:
+    photo = saved(picture(24, 16), tmp_path / "photo.jpg", exif=exif())
+    assert load_image(photo).size == (16, 24)
+    save_image(load_image(photo), tmp_path / f"a{extension}", {"artfusion": "x"}, exif_of(photo))
+    with Image.open(tmp_path / f"a{extension}") as result:
+        assert result.getexif().get(0x010F) == "A camera" and 0x0112 not in result.getexif()
+    assert load_image(tmp_path / f"a{extension}").size == (16, 24)
+
+
+def test_a_picture_without_such_data_has_none_to_keep(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    for path in (saved(picture(8, 8), tmp_path / "a.png"), tmp_path / "text.jpg", tmp_path / "missing.jpg"):
+        assert exif_of(path) is None
+
+
+def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    path = saved(picture(64, 48), tmp_path / "a.heic", quality=95)
+    assert np.abs(pixels(load_image(path)).astype(int) - pixels(picture(64, 48))).mean() < 25
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(UserError, match=r"a.heic: HEIC pictures need pip install 'artfusion\[heic\]'"):
+        load_image(path)
 
 
 def test_a_palettes_transparent_colour_becomes_white(tmp_path: Path) -> None:

@@ -496,7 +496,7 @@ def test_tasks_are_painted_batch_by_batch(tasks: list[Task]) -> None:
 def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(
-        "ldm.pipeline.folders.read_picture", lambda path: read.append(path) or load_image(path)
+        "ldm.pipeline.folders.read_content", lambda path: read.append(path) or load_image(path)
     )
     styles = {name: "single.png" for name in "stuv"}
     painter = ManyPainter(Inverter(), styles, VALUES, 3)
@@ -562,7 +562,7 @@ def test_a_batch_with_no_readable_picture_is_passed_over(tasks: list[Task]) -> N
 def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(
     tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(image: Image.Image, path: Path, metadata: dict) -> None:
+    def save(image: Image.Image, path: Path, metadata: dict, exif: bytes | None) -> None:
         if path.stem.startswith("2"):
             raise UserError("No space left on device")
         save_image(image, path, metadata)

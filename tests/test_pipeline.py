@@ -22,6 +22,7 @@ from ldm.checkpoint import save_safetensors
 from ldm.config.factory import instantiate_from_config, load_config
 from ldm.device import choose_device, choose_precision
 from ldm.errors import CheckpointError, ConfigError, UserError
+from ldm.media.images import resize_short_side, without_alpha
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import sampling_path
 from ldm.modules.losses import lpips
@@ -94,6 +95,32 @@ def test_pictures_of_any_mode_are_taken(
 ) -> None:
     given = Image.new("I;16", (32, 32), 30000) if mode == "I;16" else picture(32, 32).convert(mode)
     assert pipeline(given, painting, **FAST).mode == "RGB"
+
+
+def test_a_photos_transparency_is_the_results(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
+    logo = picture(64, 48, 1)
+    logo.putalpha(Image.linear_gradient("L").resize((64, 48)))
+    result = pipeline(logo, painting, **FAST)
+    assert result.mode == "RGBA"
+    wanted = logo.resize(result.size, Image.Resampling.LANCZOS).getchannel("A")
+    assert np.abs(np.asarray(result.getchannel("A"), int) - np.asarray(wanted)).max() <= 1
+    ground, _ = without_alpha(resize_short_side(logo, 32))
+    assert result.convert("RGB") == pipeline(ground, painting, **FAST)
+    # in company of others, and where it is kept, too
+    first, second = pipeline([logo, logo.convert("RGB")], painting, **FAST)
+    assert (first.mode, second.mode) == ("RGBA", "RGB")
+
+
+def test_a_look_is_the_dials_that_it_stands_for(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    options = {"size": 32, "steps": 1, "effort": 0.1}
+    free = pipeline(photo, painting, look="free", **options)
+    assert free == pipeline(photo, painting, look="fine", content_scale=0.5, style_scale=1.5, **options)
+    assert pipeline(photo, painting, look="balanced", **options) == pipeline(photo, painting, **options)
+    assert pipeline(photo, painting, look="free", content_scale=1, style_scale=1, **options) == pipeline(
+        photo, painting, **options
+    )
 
 
 def test_lists_of_the_same_length_pair_up(pipeline: StyleTransferPipeline) -> None:

@@ -7,16 +7,42 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipeline_builders import ROOT
+from pipeline_builders import ROOT, run_program
 
+from ldm.cli import info
 from ldm.errors import UserError
-from ldm.pipeline.settings import DIALS, MAX_RESULT_PIXELS, SAMPLERS, Settings
+from ldm.pipeline.settings import DIALS, LOOKS, MAX_RESULT_PIXELS, SAMPLERS, Settings, looks_table
 
 WHOLE_OR_NONE = "must be a whole number or None"
 
 
 def test_the_defaults_are_good() -> None:
     Settings().check()
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_has_settings_and_any_dial_overrides_it(look: str) -> None:
+    assert Settings(look=look).each("content_scale", 2) == [LOOKS[look].content_scale] * 2
+    assert Settings(look=look, content_scale=0).value("content_scale") == 0
+    assert Settings(look=look, style_scale=[3, 4]).each("style_scale", 2) == [3, 4]
+    assert Settings(look=look).value("detail") == LOOKS[look].detail
+    assert Settings(look=look).but(look="free").value("style_scale") == LOOKS["free"].style_scale
+    Settings(look=look).check()
+
+
+def test_looks_lead_from_the_photo_to_the_painting() -> None:
+    ways = [LOOKS[name].content_scale / LOOKS[name].style_scale for name in ("faithful", "balanced", "free")]
+    assert (
+        ways == sorted(ways, reverse=True) and LOOKS["balanced"].content_scale == LOOKS["fine"].content_scale
+    )
+    head, *rows = looks_table()
+    assert [row[0] for row in rows] == list(LOOKS) and all(len(row) == len(head) for row in rows)
+
+
+def test_info_shows_the_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert run_program(info.main, ["looks"], monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(LOOKS) and "| free | 0.5 | 1.5 |" in lines[5]
 
 
 @pytest.mark.parametrize(
@@ -69,8 +95,8 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"content_scale": float("nan")}, "content_scale must be a finite number, got nan"),
         ({"style_scale": float("-inf")}, "style_scale must be a finite number, got -inf"),
         ({"style_scale": [1.0, float("nan")]}, "style_scale must be a finite number, got nan"),
-        ({"style_scale": "2"}, "style_scale must be a number, or a list of them, got '2'"),
-        ({"style_scale": None}, "style_scale must be a number, or a list of them, got None"),
+        ({"style_scale": "2"}, "style_scale must be a number, or a list of them or None, got '2'"),
+        ({"style_scale": [None]}, "style_scale must be a number, or a list of them or None, got [None]"),
         ({"content_scale": [1.0, "2"]}, "content_scale must be a number, or a list of them"),
         ({"content_scale": 1j}, "content_scale must be a number"),
         ({"content_scale": 10**400}, "content_scale must be a finite number"),
@@ -89,8 +115,8 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"sampler": "euler"}, "sampler 'euler' is not one of dpm-solver++, ddim, ancestral"),
         ({"sampler": "DDIM"}, "sampler 'DDIM' is not one of"),
         ({"sampler": None}, "sampler None is not one of"),
-        ({"look": "finest"}, "look 'finest' is not one of fast, fine"),
-        ({"look": None}, "look None is not one of fast, fine"),
+        ({"look": "finest"}, "look 'finest' is not one of fine, faithful, balanced, free, fast"),
+        ({"look": None}, "look None is not one of fine, faithful, balanced, free, fast"),
         ({"effort": 0}, "effort must be above 0 and at most 100, got 0"),
         ({"effort": -1.0}, "effort must be above 0 and at most 100, got -1.0"),
         ({"effort": 101}, "effort must be above 0 and at most 100, got 101"),

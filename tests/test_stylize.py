@@ -111,6 +111,33 @@ def test_every_content_is_painted_in_every_style(
     assert load_image("out/c__t.png").size == (32, 40)
 
 
+def test_transparency_and_what_the_camera_wrote_reach_the_result(stylize: Callable) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    logo = picture(40, 32, 5)
+    logo.putalpha(Image.linear_gradient("L").resize((40, 32)))
+    logo.save("logo.png", exif=exif)
+    for options in ("--keep-exif", ""):
+        assert stylize(options, content="logo.png", style="styles/s.png", output="one.png") == 0
+        assert stylize(f"{options} --overwrite", content="logo.png", style="styles") == 0
+        for path in ("one.png", "out/logo__s.png", "out/logo__t.png"):
+            with Image.open(path) as result:
+                assert result.mode == "RGBA" and (0x010F in result.getexif()) == bool(options)
+
+
+def test_metadata_and_names_tell_the_scales_that_a_look_has(stylize: Callable) -> None:
+    assert (
+        stylize(
+            "--look free --effort 0.1",
+            content="photos/a.png",
+            style="styles/s.png",
+            output="{content_scale}_{style_scale}.png",
+        )
+        == 0
+    )
+    assert told("0.5_1.5.png")["content_scale"] == 0.5 and told("0.5_1.5.png")["style_scale"] == 1.5
+
+
 def test_each_result_shows_its_own_content_and_style(stylize: Callable, pipeline: Callable) -> None:
     assert stylize("--seed 4 --style-scale 2") == 0
     for content in ("a", "deep/c"):

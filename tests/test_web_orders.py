@@ -185,10 +185,16 @@ def test_a_field_that_is_no_number_is_one_line(given: dict[str, Any]) -> None:
 
 
 def test_settings_are_read_back_from_a_picture(tmp_path: Path) -> None:
-    settings = Settings(style_scale=2, guidance_interval=(0.1, 0.9), seed=8, sampler="ddim", size=96)
+    settings = Settings(
+        content_scale=1, style_scale=2, guidance_interval=(0.1, 0.9), seed=8, sampler="ddim", size=96
+    )
     said = json.dumps({**vars(settings), "checkpoint": "model.safetensors", "content": "photo"})
     save_image(picture(20, 20, seed=1), tmp_path / "result.png", {"artfusion": said})
     assert settings_in(tmp_path / "result.png") == settings
+    # the page has the scales of a look on its dials, and no such look
+    said = json.dumps(vars(Settings(look="free")))
+    save_image(picture(20, 20, seed=1), tmp_path / "free.png", {"artfusion": said})
+    assert settings_in(tmp_path / "free.png") == Settings(look="fine", content_scale=0.5, style_scale=1.5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
     artfusion info
 
-Paste it below what went wrong.
+Paste it below what went wrong. What the names of `--look` stand for:
+
+    artfusion info looks
 """
 
 import platform
@@ -11,13 +13,20 @@ from importlib import metadata
 from ldm import __version__
 from ldm.files import ROOT
 from ldm.pipeline.bundled import resolve_checkpoint
+from ldm.pipeline.settings import looks_table
 from ldm.program import ArgumentParser
+from ldm.text import markdown_table
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "pillow", "safetensors")
 
 
 def main() -> None:
-    ArgumentParser(__doc__).parse_args()
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("what", nargs="?", choices=["looks"], help="looks: the table of the looks")
+    if parser.parse_args().what == "looks":
+        head, *rows = looks_table()
+        print(markdown_table(head, rows, 6))
+        return
     import torch  # takes seconds
 
     from ldm.device import choose_device, choose_precision

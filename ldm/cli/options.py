@@ -115,7 +115,8 @@ def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> 
 
 def painted_with(settings: Settings, precision: str) -> dict[str, Any]:
     """What of that differs from result to result."""
-    return {**vars(settings), "steps": settings.number_of_steps, "precision": precision}
+    values = {name: settings.value(name) for name in DIALS}
+    return {**values, "steps": settings.number_of_steps, "precision": precision}
 
 
 def painted_by(args: argparse.Namespace) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.images import load_image, save_image
+from ldm.media.images import exif_of, save_image
 from ldm.pipeline.folders import (
     ManyPainter,
     Task,
@@ -49,7 +49,7 @@ from ldm.pipeline.folders import (
     read_styles,
     share_of,
 )
-from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, read_content
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
@@ -109,6 +109,11 @@ def parse_args() -> argparse.Namespace:
         default=8,
         metavar="N",
         help="pictures of the fast look painted together (default: 8); fewer take less memory",
+    )
+    parser.add_argument(
+        "--keep-exif",
+        action="store_true",
+        help="write the photo's EXIF data (camera, date, place) into the result",
     )
     add_settings_options(parser)
     add_model_options(parser)
@@ -196,7 +201,7 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -
     """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept
     as far as it came."""
     for task in tasks:  # none in all but the first of several processes
-        content = load_image(task.content)
+        content = read_content(task.content)
         PictureReader().style(task.style)
         pipeline = load_pipeline(args)
         about = description(args, settings, pipeline)
@@ -204,7 +209,8 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -
             picture = pipeline(content, task.style, settings=settings, keep=args.keep, progress=True)
         except PaintingStopped as stopped:
             picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
-        save_image(picture, task.output, metadata_of(task, about))
+        exif = exif_of(task.content) if args.keep_exif else None
+        save_image(picture, task.output, metadata_of(task, about), exif)
         if "stopped" in about:
             print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
             return 130
@@ -220,7 +226,9 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings) 
     styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size))
     # Fine pictures are painted one by one, so each is written before the next is begun.
     batch_size = 1 if settings.has_brush else args.batch_size
-    painter = ManyPainter(pipeline, styles, about, batch_size, settings=settings, keep=args.keep)
+    painter = ManyPainter(
+        pipeline, styles, about, batch_size, args.keep_exif, settings=settings, keep=args.keep
+    )
     doable = [task for task in todo if task.style_name in styles]
     try:
         painter.paint(doable)

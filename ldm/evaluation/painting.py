@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def set_name(settings: Settings) -> str:
     """What tables call a set painted with these scales."""
-    return f"content {settings.content_scale:g}, style {settings.style_scale:g}"
+    return f"content {settings.value('content_scale'):g}, style {settings.value('style_scale'):g}"
 
 
 def folder_name(name: str) -> str:
@@ -47,8 +47,8 @@ class PairPainter:
                 set_name(one),
                 pairs,
                 self._painter(one, set_name(one), several),
-                one.content_scale,  # type: ignore[arg-type]  # one scale for all pairs, no list
-                one.style_scale,  # type: ignore[arg-type]
+                one.value("content_scale"),
+                one.value("style_scale"),
             )
             for one in settings
         ]

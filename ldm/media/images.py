@@ -1,14 +1,16 @@
 """Pictures in and out: any readable file becomes correct RGB, and nothing half-written is ever left
 behind."""
 
+import importlib
+import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import UserError
@@ -16,14 +18,24 @@ from ldm.files import check_folder, written_whole
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+HEIF_EXTENSIONS = (".heic", ".heif")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2", ".avif", *HEIF_EXTENSIONS,
+)  # fmt: skip
+WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".avif")
+WITH_EXIF = (".jpg", ".jpeg", *WITH_ALPHA)
+_ORIENTATION = 0x0112  # in EXIF data
 
 
 def load_image(
-    source: str | Path | BinaryIO, draft_size: int | None = None, max_pixels: int = MAX_PIXELS
+    source: str | Path | BinaryIO,
+    draft_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    keep_alpha: bool = False,
 ) -> Image.Image:
-    """The picture in a file as RGB, upright by its EXIF rotation, transparency laid on white.
+    """The picture in a file as sRGB, upright by its EXIF rotation, transparency laid on white, or
+    with `keep_alpha`, where there is any, as RGBA.
 
     `source` is the file's path, or the file open for reading bytes, whose `name` the errors then
     give; it stays open. `draft_size` lets the JPEG decoder work at a reduced scale whose sides are
@@ -32,14 +44,16 @@ def load_image(
     """
     source = Path(source) if isinstance(source, (str, Path)) else source
     name = _checked_name(source)
+    if Path(name).suffix.lower() in HEIF_EXTENSIONS:
+        _read_heif(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is lower
-            with Image.open(source, formats=FORMATS) as image:
+            with Image.open(source, formats=_formats()) as image:
                 _check_pixels(name, image.size, max_pixels)
                 if draft_size is not None:
                     image.draft("RGB", (draft_size, draft_size))
-                return to_rgb(ImageOps.exif_transpose(image))
+                return to_rgb(ImageOps.exif_transpose(image), keep_alpha)
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: too many pixels to open safely ({error})") from error
     except UnidentifiedImageError as error:
@@ -81,16 +95,80 @@ def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
         )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: 16-bit scaled to 8, transparency over white, CMYK and palettes
-    converted."""
+def _formats() -> list[str]:
+    """What of FORMATS this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _read_heif(name: str) -> None:
+    """Have Pillow read what iPhones write. Raises UserError without the package for it."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError as error:
+        raise UserError(f"{name}: HEIC pictures need pip install 'artfusion[heic]'") from error
+    pillow_heif.register_heif_opener()
+
+
+def to_rgb(image: Image.Image, keep_alpha: bool = False) -> Image.Image:
+    """Any Pillow mode as sRGB: colours by the profile that comes with them, 16-bit scaled to 8,
+    CMYK and palettes converted, transparency over white, or with `keep_alpha` as RGBA, where there
+    is any."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_grey(image)
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        if image.mode not in ("LA", "La"):  # the profile of a grey picture is for grey
+            rgba = _in_srgb(rgba.convert("RGB"), image.info)
+            rgba.putalpha(alpha)
+        if keep_alpha and np.asarray(alpha).min() < 255:
+            return rgba
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "P":
+        image = image.convert("RGB")
+    return _in_srgb(image, image.info)
+
+
+def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
+    """The picture as sRGB by the colour profile in its info; one that cannot be understood does not
+    count."""
+    profile = info.get("icc_profile")
+    if isinstance(profile, bytes):
+        try:
+            given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(given):
+                srgb = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            pass
     return image.convert("RGB")
+
+
+def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB, the transparency of an RGBA picture). What is transparent takes the mean colour of what
+    is not, so that nothing foreign is painted at its edges."""
+    if image.mode != "RGBA":
+        return image, None
+    alpha = image.getchannel("A")
+    shares = np.asarray(alpha, dtype=np.float64)[..., None]
+    colours = np.asarray(image.convert("RGB"), dtype=np.float64)
+    mean = (colours * shares).sum(axis=(0, 1)) / max(shares.sum(), 1.0)
+    ground = Image.new("RGBA", image.size, tuple(round(value) for value in mean))
+    return Image.alpha_composite(ground, image).convert("RGB"), alpha
+
+
+def exif_of(path: str | Path) -> bytes | None:
+    """The EXIF data of a picture file (camera, date, place ...) for a result of it, which is
+    upright already; None where there are none that can be read."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            exif = image.getexif()
+            exif.pop(_ORIENTATION, None)
+            return exif.tobytes() if len(exif) else None
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError):
+        return None
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
@@ -123,23 +201,34 @@ def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
     return Image.merge("YCbCr", (luma, cb, cr)).convert("RGB")
 
 
-def save_image(image: Image.Image, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+def save_image(
+    image: Image.Image,
+    path: str | Path,
+    metadata: dict[str, str] | None = None,
+    exif: bytes | None = None,
+) -> None:
     """Write a picture so that `path` holds the old content or the whole new one, never a part.
 
-    The format follows the extension; `metadata` is stored as PNG text. Raises UserError when it
-    cannot be written.
+    The format follows the extension; one without transparency gets it over white. `metadata` is
+    stored as PNG text, `exif` (see `exif_of`) where the format has a place for it. Raises UserError
+    when it cannot be written.
     """
     path = check_output(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(image, path, metadata)
+        _write(image, path, metadata, exif)
     except (OSError, ValueError) as error:  # Pillow has both for what a format cannot hold
         raise UserError(f"{path}: could not be written ({error})") from error
 
 
-def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None) -> None:
-    options: dict[str, Any] = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-    if metadata and path.suffix.lower() == ".png":
+def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None, exif: bytes | None) -> None:
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp", ".avif") else {}
+    if exif and suffix in WITH_EXIF:
+        options["exif"] = exif
+    if image.mode == "RGBA" and suffix not in WITH_ALPHA:
+        image = to_rgb(image)
+    if metadata and suffix == ".png":
         options["pnginfo"] = info = PngInfo()
         for key, value in metadata.items():
             info.add_text(key, value)

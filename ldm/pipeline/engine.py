@@ -31,7 +31,7 @@ from ldm.models.diffusion.samplers import (
 from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
-from ldm.pipeline.settings import LOOKS, SAMPLERS, Settings
+from ldm.pipeline.settings import SAMPLERS, Settings
 from ldm.pipeline.tiles import Tiling, mirrored_out
 
 log = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ class Painter:
     def detail(self, settings: Settings) -> float:
         """How much of the photo's detail is put back: by the settings, else by their look, else by
         the model's config."""
-        given = LOOKS[settings.look].detail if settings.detail is None else settings.detail
+        given = settings.value("detail")
         return self.model.detail if given is None else given
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:

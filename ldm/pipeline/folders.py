@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ldm.data.splits import find_pictures
 from ldm.errors import UserError, did_you_mean
 from ldm.files import file_hash
-from ldm.media.images import at_most, check_output, read_metadata, save_image
-from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_picture
-from ldm.pipeline.settings import Settings
+from ldm.media.images import at_most, check_output, exif_of, read_metadata, save_image
+from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, read_picture
+from ldm.pipeline.settings import DIALS, Settings
 from ldm.ranks import rank_and_world
 
 if TYPE_CHECKING:
@@ -186,8 +186,9 @@ def plan(
             "or a name with {content} and {style}"
         )
     template, tasks = _as_template(output), []
+    values = {name: settings.value(name) for name in DIALS}
     for (content_name, content), (name, style) in product(zip(distinct_names(contents), contents), styles):
-        path = check_output(_filled(template, {**vars(settings), "content": content_name, "style": name}))
+        path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
         tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
     check_inputs_survive(
@@ -304,8 +305,8 @@ def _read_painting(picture: Picture, size: int) -> Image.Image:
 class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
-    `styles` are those of the tasks by name, read; `description` goes into the files, `options` to
-    the pipeline's call. `failures` has a line for each picture that cannot be read and each task
+    `styles` are those of the tasks by name, read; `description` goes into the files, with
+    `keep_exif` beside the photos' EXIF data, and `options` to the pipeline's call. `failures` has a line for each picture that cannot be read and each task
     that could not be done; `done` and `failed` count tasks.
     """
 
@@ -315,10 +316,11 @@ class ManyPainter:
         styles: dict[str, Style],
         description: dict[str, Any],
         batch_size: int,
+        keep_exif: bool = False,
         **options: Any,
     ):
         self.pipeline, self.styles, self.description = pipeline, styles, description
-        self.batch_size, self.options = batch_size, options
+        self.batch_size, self.keep_exif, self.options = batch_size, keep_exif, options
         self.failures: list[str] = []
         self.done = self.failed = 0
         self._last: tuple[Path, Image.Image | UserError] | None = None
@@ -357,11 +359,8 @@ class ManyPainter:
             )
             assert isinstance(painted, list)  # as several were asked for
             for (task, _), picture in zip(pairs, painted):
-                save_image(
-                    picture,
-                    task.output,
-                    metadata_of(task, self.description),
-                )
+                exif = exif_of(task.content) if self.keep_exif else None
+                save_image(picture, task.output, metadata_of(task, self.description), exif)
         except (UserError, OSError) as error:
             return str(error)
         return None
@@ -371,7 +370,7 @@ class ManyPainter:
         the next."""
         if self._last is None or self._last[0] != task.content:
             try:
-                self._last = task.content, read_picture(task.content)
+                self._last = task.content, read_content(task.content)
             except UserError as error:
                 self._last = task.content, error
                 self.failures.append(str(error))  # once, however many styles it was to be painted in

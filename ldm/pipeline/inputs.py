@@ -105,6 +105,11 @@ class PictureReader:
         """The picture as RGB, upright. Raises UserError."""
         return self._once("rgb", picture, read_picture)
 
+    def content(self, picture: Picture) -> Image.Image:
+        """The picture as RGB, upright, or as RGBA where some of it is transparent. Raises
+        UserError."""
+        return self._once("content", picture, read_content)
+
     def mask(self, picture: Picture) -> Image.Image:
         """The picture in grey, upright. Raises UserError."""
         return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
@@ -137,17 +142,22 @@ class PictureReader:
         return ReadStyle([[(self._painting(style), 1.0)]])
 
 
-def read_picture(picture: Picture) -> Image.Image:
+def read_content(picture: Picture) -> Image.Image:
+    """As `read_picture`, but RGBA where some of it is transparent. Raises UserError."""
+    return read_picture(picture, keep_alpha=True)
+
+
+def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     """A picture as RGB, upright; one that was only opened is read from its file now. Raises
     UserError."""
     if isinstance(picture, (str, Path)):
-        return load_image(picture)
+        return load_image(picture, keep_alpha=keep_alpha)
     if not isinstance(picture, Image.Image):
         raise UserError(
             f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
         )
     try:
-        return to_rgb(ImageOps.exif_transpose(picture))
+        return to_rgb(ImageOps.exif_transpose(picture), keep_alpha)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})"

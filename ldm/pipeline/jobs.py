@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from ldm.errors import UserError
-from ldm.media.images import resize_short_side, with_colors_of
+from ldm.media.images import resize_short_side, with_colors_of, without_alpha
 from ldm.pipeline.inputs import Picture, PictureReader, ReadStyle, Style, mask_array, same_aspect
 from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
 
@@ -16,7 +16,7 @@ from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
 @dataclass(frozen=True)
 class Job:
     """One picture to paint. `content` has the result's size; None shows the style alone. start:
-    what to begin with, of that size too."""
+    what to begin with, of that size too. alpha: what the result is to have, None for none."""
 
     content: Image.Image | None
     style: ReadStyle
@@ -26,6 +26,7 @@ class Job:
     style_scale: float
     keep: Image.Image | None
     start: Image.Image | None
+    alpha: Image.Image | None = None
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -40,12 +41,15 @@ class Job:
 
     def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
         """What is done to the pixels at the end: the photo's colours, the kept part of the photo
-        itself."""
+        itself, its transparency."""
         if self.content is not None and settings.preserve_color:
             painted = with_colors_of(self.content, painted)
         if self.content is not None and self.keep is not None:
             mask = self.keep.resize(painted.size, Image.Resampling.BILINEAR)
             painted = Image.composite(self.content, painted, mask)
+        if self.alpha is not None:
+            painted = painted.copy()
+            painted.putalpha(self.alpha)
         return painted
 
 
@@ -76,7 +80,9 @@ class Request:
         style_side = settings.style_side(native_size)
         read = PictureReader(style_side)
         contents = (
-            [None] if self.content is None else [_sized(read(c), settings) for c in _listed(self.content)]
+            [None]
+            if self.content is None
+            else [_sized(read.content(c), settings) for c in _listed(self.content)]
         )
         styles = [read.style(s) for s in _listed(self.style)]
         self._check(settings)
@@ -92,9 +98,9 @@ class Request:
         for content, style, start, seed, content_scale, style_scale in zip(contents, styles, starts, *each):
             size = square if content is None else content.size
             begun = None if start is None else _fitted(start, size)
-            jobs.append(
-                Job(content, style, size, int(seed), float(content_scale), float(style_scale), keep, begun)
-            )
+            content, alpha = (None, None) if content is None else without_alpha(content)
+            scales = float(content_scale), float(style_scale)
+            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha))
         for job in jobs:
             _check_job(job, style_side)
         return jobs

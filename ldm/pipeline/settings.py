@@ -40,26 +40,62 @@ SAMPLERS = {
 
 @dataclass(frozen=True)
 class Look:
-    """What a look sets.
+    """A named set of settings: what those are that nobody gives.
 
-    step_share: of the sampler's default number of steps. gradient_steps: towards the
-    painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to twice
-    as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
+    about: in a line. step_share: of the sampler's default number of steps. gradient_steps: towards
+    the painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to
+    twice as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
     """
 
+    about: str
     step_share: float
     gradient_steps: int
     detail: float | None
+    content_scale: float = 1.0
+    style_scale: float = 1.0
 
     def steps_at(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
         return max(2, round(self.gradient_steps * 256 / max(side, 128))) if self.gradient_steps else 0
 
 
+_FINE = Look("the photo's layout in the painting's own brush work", 0.5, gradient_steps=21, detail=0.35)
 LOOKS = {
-    "fast": Look(step_share=1.0, gradient_steps=0, detail=None),
-    "fine": Look(step_share=0.5, gradient_steps=21, detail=0.35),
+    "fine": _FINE,
+    "faithful": replace(
+        _FINE, about="fine, nearer to the photo: faces and small things hold", content_scale=2.0
+    ),
+    "balanced": replace(_FINE, about="fine by another name"),
+    "free": replace(
+        _FINE, about="fine, nearer to the painting: forms dissolve", content_scale=0.5, style_scale=1.5
+    ),
+    "fast": Look(
+        "the painting's colours and light as sampled, without gradients, in a fraction of the time",
+        1.0,
+        gradient_steps=0,
+        detail=None,
+    ),
 }
+
+
+def looks_table() -> list[list[str]]:
+    """A row for each look, the head first: what `artfusion info looks` and docs/settings.md show."""
+    head = ["look", "content_scale", "style_scale", "detail", "gradient steps at 256 px", "what it is"]
+    rows = []
+    for name, look in LOOKS.items():
+        detail = "the model's" if look.detail is None else f"{look.detail:g}"
+        scales = [f"{scale:g}" for scale in (look.content_scale, look.style_scale)]
+        rows.append([name, *scales, detail, str(look.gradient_steps), look.about])
+    return [head, *rows]
+
+
+def _by_look(name: str) -> str:
+    """What the help says of the default of a setting that looks set."""
+    usual = getattr(_FINE, name)
+    others = {each: getattr(look, name) for each, look in LOOKS.items()}
+    return "".join(
+        [f"{usual:g}", *(f"; for {each} {value:g}" for each, value in others.items() if value != usual)]
+    )
 
 
 @dataclass(frozen=True)
@@ -162,7 +198,7 @@ class Number(Dial):
             return
         values = as_list(value) if self.each else [value]
         if not all(isinstance(one, Integral if self.whole else Real) for one in values):
-            more = " or None" if self.optional else ", or a list of them" if self.each else ""
+            more = ", or a list of them" * self.each + " or None" * self.optional
             raise UserError(f"{name} must be a {'whole ' * self.whole}number{more}, got {value!r}")
         for one in values:
             if one not in self.range:
@@ -223,14 +259,16 @@ class Settings:
     """
 
     look: str = _is("fine", Choice(
-        "fine: after sampling led to the painting's own brush work by gradients; fast: as sampled, in a fraction of the time", names=tuple(LOOKS)))
+        "a named set of settings, any of which may be given, too: " + "; ".join(f"{name}: {look.about}" for name, look in LOOKS.items()), names=tuple(LOOKS)))
     effort: float = _is(1.0, Number(
         "for fine: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
     # A scale is a guidance scale of the sampling, and weighs a term of the fine look's energy.
-    content_scale: float | Sequence[float] = _is(1.0, Number(
-        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it, less (for fast only) leads away", metavar="S", each=True))
-    style_scale: float | Sequence[float] = _is(1.0, Number(
-        "guidance by the style: more is more painterly, 0 ignores it, less (for fast only) leads away", metavar="S", each=True))
+    content_scale: float | Sequence[float] | None = _is(None, Number(
+        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it, less (for fast only) leads away",
+        _by_look("content_scale"), "S", each=True, optional=True))
+    style_scale: float | Sequence[float] | None = _is(None, Number(
+        "guidance by the style: more is more painterly, 0 ignores it, less (for fast only) leads away",
+        _by_look("style_scale"), "S", each=True, optional=True))
     detail: float | None = _is(None, Number(
         "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
         "0.35; for fast 0.5, with the published model 0", "D", _SHARE, optional=True))
@@ -273,7 +311,7 @@ class Settings:
         if self.effort != 1 and not self.has_brush:
             raise UserError(f"effort is for the look fine; the look {self.look} makes no gradient steps")
         for name in ("content_scale", "style_scale"):
-            for scale in as_list(getattr(self, name)):
+            for scale in as_list(self.value(name)):
                 if scale < 0 and self.has_brush:
                     raise UserError(
                         f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0"
@@ -286,10 +324,15 @@ class Settings:
                 raise UserError(f"there is no setting {name!r}{did_you_mean(name, DIALS)}")
         return replace(self, **changes)
 
+    def value(self, name: str) -> Any:
+        """A setting as given, else as the look has it, if it has it."""
+        given = getattr(self, name)
+        return getattr(LOOKS[self.look], name, None) if given is None else given
+
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for
         a list of another length."""
-        value = getattr(self, name)
+        value = self.value(name)
         values = [value] * count if isinstance(value, Real) else list(value)
         if len(values) != count:
             raise UserError(f"{len(values)} values of {name} for {count} pictures")

@@ -260,7 +260,7 @@ class Events:
 
 def balance_of(settings: Settings) -> str | None:
     """The look whose scales these are, if there is one."""
-    scales = {name: orders.first(getattr(settings, name)) for name in FIELDS[:2]}
+    scales = {name: orders.first(settings.value(name)) for name in FIELDS[:2]}
     return next((name for name, values in BALANCES.items() if values == scales), None)
 
 

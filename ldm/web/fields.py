@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.pipeline.settings import DIALS, Settings
+from ldm.pipeline.settings import SAMPLERS, Settings
 from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual_detail
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
@@ -36,7 +36,7 @@ FIELDS = tuple(LABELS)
 
 def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SIZES) -> Any:
     """The field for a setting, at its value in these settings. some: sizes to choose from."""
-    value, (label, info) = first(getattr(settings, name)), LABELS[name]
+    value, (label, info) = first(settings.value(name)), LABELS[name]
     given: dict[str, Any] = {"label": label, "info": info, "elem_id": f"field_{name}", "min_width": 150}
     match name:
         case "content_scale" | "style_scale":
@@ -53,9 +53,10 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
             return gr.Radio(sizes(max_size, value, some=some), value=value, **given)
         case "preserve_color":
             return gr.Checkbox(value, **given)
-        case "look" | "sampler":
-            names: Any = vars(DIALS[name])["names"]
-            return gr.Dropdown(list(names), value=value, **given)
+        case "look":  # the others differ in their scales, which have sliders
+            return gr.Dropdown(["fine", "fast"], value=value, **given)
+        case "sampler":
+            return gr.Dropdown(list(SAMPLERS), value=value, **given)
         case "style_size" | "steps":
             # Not a Number, which sends 0 where it is empty.
             return gr.Textbox(

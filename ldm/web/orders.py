@@ -31,11 +31,10 @@ MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
 MAX_SCALE = 4  # beyond it a dial moves nothing any more
 MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
 
-# What stands on the three large buttons: how much of the photo against how much of the painting.
-BALANCES: dict[str, dict[str, float]] = {
-    "Faithful": {"content_scale": 2.0, "style_scale": 1.0},
-    "Balanced": {"content_scale": 1.0, "style_scale": 1.0},
-    "Free": {"content_scale": 0.5, "style_scale": 1.5},
+# The looks on the three large buttons, whose scales the two dials then show.
+BALANCES = {
+    name.capitalize(): {scale: getattr(LOOKS[name], scale) for scale in ("content_scale", "style_scale")}
+    for name in ("faithful", "balanced", "free")
 }
 PLACES = ("first", "second", "third")  # of paintings; the drawing's channels are keep, second, third
 
@@ -167,8 +166,8 @@ def check_settings(settings: Settings, max_size: int) -> None:
         "style_size": (settings.style_size or 0, max_size),
         "steps": (settings.number_of_steps, MAX_STEPS),
         "effort": (settings.effort, MAX_EFFORT),
-        "content_scale": (first(settings.content_scale), MAX_SCALE),
-        "style_scale": (first(settings.style_scale), MAX_SCALE),
+        "content_scale": (first(settings.value("content_scale")), MAX_SCALE),
+        "style_scale": (first(settings.value("style_scale")), MAX_SCALE),
         "seed": (abs(first(settings.seed)), MAX_SEED),
     }
     for name, (value, limit) in limits.items():
@@ -213,6 +212,9 @@ def settings_in(path: str | Path) -> Settings:
         given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
         settings = Settings(**given)
         settings.check()
+        # The page's dials show what the look gives; what is left of it is whether it has a brush.
+        scales = {name: first(settings.value(name)) for name in ("content_scale", "style_scale")}
+        settings = settings.but(look="fine" if settings.has_brush else "fast", **scales)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: what it says of how it was painted cannot be read") from error
     return settings
