@@ -1,6 +1,8 @@
 """scripts/stylize.py with folders, mixtures and masks; tests/test_cli.py has the rest of the single picture."""
 
+import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image
 from pipeline_builders import SMALL, largest_difference, picture, pixels, run_program, script
 
+from ldm.cli.reports import spoken
 from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.media.images import load_image, read_metadata
@@ -585,3 +588,103 @@ def test_what_cannot_work_is_refused_before_the_model_is_read(
 def test_width_and_height_crop_the_photo(stylize: Callable) -> None:
     assert stylize("--size 64x48") == 0
     assert {load_image(path).size for path in Path("out").iterdir()} == {(64, 48)}
+
+
+# For scripts
+
+
+def said(capsys: pytest.CaptureFixture) -> list[dict[str, Any]]:
+    """The lines of JSON on standard output, which has nothing else."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_each_result_is_a_line_of_json(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    Path("photos/b.png").write_text("no picture")
+    assert stylize("--json") == 1
+    lines = said(capsys)
+    assert len(lines) == 6 and {line["output"] for line in lines} == {
+        f"out/{content}__{style}.png" for content in "abc" for style in "st"
+    }
+    for line in lines:
+        assert set(line) >= {"status", "content", "style", "output", "seconds"} and line["seconds"] >= 0
+        assert line["status"] == ("failed" if line["content"] == "photos/b.png" else "painted")
+        assert ("error" in line) == (line["status"] == "failed") == (not Path(line["output"]).exists())
+    assert stylize("--json", content="photos/a.png") == 0
+    assert [line["status"] for line in said(capsys)] == ["there", "there"]
+    assert stylize("--json", content="photos/a.png", style="styles/s.png", output="one.png") == 0
+    assert [(line["status"], line["output"]) for line in said(capsys)] == [("painted", "one.png")]
+
+
+def test_quiet_says_nothing_but_errors(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    assert stylize("--quiet") == stylize("--quiet", "photos/a.png", "styles/s.png", "one.png") == 0
+    assert capsys.readouterr() == ("", "") and Path("one.png").exists()
+    Path("photos/b.png").write_text("no picture")
+    assert stylize("--quiet --overwrite") == 1
+    out, err = capsys.readouterr()
+    assert not out and all(line.startswith("failed: ") for line in err.splitlines()) and "b.png" in err
+
+
+def test_a_dry_run_paints_nothing_and_tells_what_and_how_long(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    assert stylize("", "photos/a.png", "styles/s.png", "out/") == 0
+    before = written()
+    capsys.readouterr()
+    assert stylize("--dry-run") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert written() == before and len(lines) == 5
+    assert all(re.fullmatch(r"out/\w__\w\.png: \d+x\d+, about \d+ s", line) for line in lines)
+    assert re.fullmatch(r"5 to paint, 1 there already; about \d+ s in all", last)
+    assert "out/c__t.png: 32x40, " in "\n".join(lines)
+    assert stylize("--dry-run --json") == 0
+    assert [line["status"] for line in said(capsys)] == ["there"] + 5 * ["would be painted"]
+
+
+class Pipe:
+    """Standard input or output, as bytes."""
+
+    def __init__(self, content: bytes = b""):
+        self.buffer = io.BytesIO(content)
+
+
+def test_pictures_come_from_and_go_to_pipes(
+    stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert stylize("", "photos/a.png", "styles/s.png", "one.png") == 0
+    expected, given = load_image("one.png"), {"content": "photos/a.png", "style": "styles/s.png"}
+    for kind in given:
+        monkeypatch.setattr("sys.stdin", Pipe(Path(given[kind]).read_bytes()))
+        monkeypatch.setattr("sys.stdout", out := Pipe())
+        assert stylize("--quiet", **(given | {kind: "-"}), output="-") == 0
+        out.buffer.name = "result"
+        assert largest_difference(load_image(out.buffer), expected) == 0
+
+
+@pytest.mark.parametrize(
+    "options, given, problem",
+    [
+        ("", {"content": "-", "style": "-"}, "only one picture can come from standard input"),
+        ("--json", {"output": "-"}, "leave out --json and --dry-run"),
+        ("--dry-run", {"output": "-"}, "leave out --json and --dry-run"),
+        ("", {"output": "-"}, "--output - takes a single result, not 6"),
+    ],
+)
+def test_pipes_that_cannot_be(
+    stylize: Callable, capsys: pytest.CaptureFixture, options: str, given: dict, problem: str
+) -> None:
+    assert stylize(options, **given) == 2 and problem in capsys.readouterr().err
+
+
+def test_nothing_on_a_pipe_is_no_picture(
+    stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.stdin", Pipe())
+    assert stylize("", "-", "styles/s.png", "one.png") == 2
+    assert "standard input: the file is empty" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "seconds, words", [(0.4, "0 s"), (99, "99 s"), (600, "10 minutes"), (9000, "2.5 hours")]
+)
+def test_spans_of_time_are_said_in_words(seconds: float, words: str) -> None:
+    assert spoken(seconds) == words

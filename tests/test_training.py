@@ -1,8 +1,10 @@
 """main.py: the three recipes of the bundled model run from folders of pictures to a checkpoint that the pipeline loads."""
 
+import logging
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -452,17 +454,24 @@ def test_pictures_stand_side_by_side(first_stage: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options, expected",
+    "device, options, expected",
     [
-        ({"batch_frequency": 5}, [1, 2, 4, 5, 10]),
-        ({"batch_frequency": 5, "increase_log_steps": False}, [5, 10]),
-        ({"batch_frequency": 11, "frequency_base": 3, "nrow": 1}, [1, 3, 9, 11]),
-        ({"batch_frequency": 5, "disabled": True}, []),
+        ("cuda", {"batch_frequency": 5}, [1, 2, 4, 5, 10]),
+        ("cpu", {"batch_frequency": 5}, [5, 10]),
+        ("cpu", {"batch_frequency": 5, "increase_log_steps": True}, [1, 2, 4, 5, 10]),
+        ("cuda", {"batch_frequency": 5, "increase_log_steps": False}, [5, 10]),
+        ("cuda", {"batch_frequency": 11, "frequency_base": 3, "nrow": 1}, [1, 3, 9, 11]),
+        ("cuda", {"batch_frequency": 5, "disabled": True}, []),
     ],
 )
-def test_pictures_come_often_at_first(
-    options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+def test_pictures_come_often_at_first_where_they_take_no_minutes(
+    device: str,
+    options: dict[str, Any],
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     from main import ImageLogger
 
     class Trainer:
@@ -473,8 +482,11 @@ def test_pictures_come_often_at_first(
     callback = ImageLogger(**options)
     for index in range(11):
         trainer.fit_loop.total_batch_idx = index
-        callback.on_train_batch_end(trainer, None, None, None, index)
+        callback.on_train_batch_end(trainer, SimpleNamespace(device=torch.device(device)), None, None, index)
     assert written == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        f"after {done} batches: drawing sample pictures" for done in expected
+    ]
 
 
 # What cannot be trained

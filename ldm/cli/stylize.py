@@ -21,6 +21,13 @@ left as it is:
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
 
+In scripts: a line of JSON for each result; from and to pipes; what would be painted, and about how
+long it would take:
+
+    artfusion stylize --content photos/ --style klimt.jpg --output results/ --json
+    curl -s https://example.org/photo.jpg | artfusion stylize - painting.jpg - --quiet > result.png
+    artfusion stylize --content photos/ --style paintings/ --output results/ --dry-run
+
 Ctrl-C leaves a single picture as far as it came, and of several all that are done.
 
 Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see
@@ -29,13 +36,15 @@ the message; 130, stopped.
 
 import argparse
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
+from ldm.cli.reports import STREAM, Report, Streams, spoken
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.images import exif_of, save_image
+from ldm.media.images import exif_of, resize_short_side, save_image, short_side_at, upright_size
 from ldm.pipeline.folders import (
     ManyPainter,
     Task,
@@ -56,6 +65,9 @@ from ldm.program import ArgumentParser, at_least
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
+
+
+TRIAL_SIDE = 128  # of the picture that tells how long others will take
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,6 +123,17 @@ def parse_args() -> argparse.Namespace:
         help="pictures of the fast look painted together (default: 8); fewer take less memory",
     )
     parser.add_argument(
+        "--json",
+        action="store_true",
+        help="on standard output a line of JSON for each result: status (painted, there, failed, stopped), content, style, output, seconds, error",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary; errors only")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="paint nothing; say what would be painted and, by painting a small picture in memory, about how long it would take",
+    )
+    parser.add_argument(
         "--keep-exif",
         action="store_true",
         help="write the photo's EXIF data (camera, date, place) into the result",
@@ -142,19 +165,27 @@ def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
         )
     content, style, *result = args.pictures
     args.content, args.style = [content], [style]
-    args.output = result[0] if result else args.output or f"{Path(content).stem}__{Path(style).stem}.png"
+    piped = STREAM if STREAM in (content, style) else f"{Path(content).stem}__{Path(style).stem}.png"
+    args.output = result[0] if result else args.output or piped
 
 
 def main() -> int:
     args = parse_args()
-    settings = settings_of(args)
-    contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
-    tasks = plan(contents, styles, args.output, settings)
-    check_masks(args, tasks)
-    share = share_of(tasks)
-    if len(tasks) == 1:
-        return paint_one(share, args, settings)
-    return paint_many(share, args, settings)
+    with Streams(args) as streams:
+        settings = settings_of(args)
+        contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
+        streams.check(len(contents) * len(styles))
+        tasks = plan(contents, styles, args.output, settings)
+        check_masks(args, tasks)
+        share = share_of(tasks)
+        report = Report(args.json, args.quiet or streams.writes)
+        if args.dry_run:
+            return foretell(share, args, settings, report)
+        if len(tasks) > 1:
+            return paint_many(share, args, settings, report)
+        code = paint_one(share, args, settings, report)
+        streams.write()
+        return code
 
 
 def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
@@ -197,7 +228,7 @@ def description(
     }
 
 
-def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -> int:
+def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
     """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept
     as far as it came."""
     for task in tasks:  # none in all but the first of several processes
@@ -205,31 +236,48 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings) -
         PictureReader().style(task.style)
         pipeline = load_pipeline(args)
         about = description(args, settings, pipeline)
+        report.begin()
         try:
-            picture = pipeline(content, task.style, settings=settings, keep=args.keep, progress=True)
+            picture = pipeline(
+                content, task.style, settings=settings, keep=args.keep, progress=not args.quiet
+            )
         except PaintingStopped as stopped:
             picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
         exif = exif_of(task.content) if args.keep_exif else None
         save_image(picture, task.output, metadata_of(task, about), exif)
         if "stopped" in about:
+            report.result(task, "stopped")
             print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
             return 130
-        print(task.output)
+        report.result(task, "painted")
+        report.say(str(task.output))
     return 0
 
 
-def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings) -> int:
+def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
     """Every task that is not done yet; what fails is listed at the end."""
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
-    todo = tasks if args.overwrite else [task for task in tasks if not is_finished(task, about)]
+    todo = [task for task in tasks if not _is_there(task, about, args, report)]
     styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size))
     # Fine pictures are painted one by one, so each is written before the next is begun.
     batch_size = 1 if settings.has_brush else args.batch_size
+    report.begin()
     painter = ManyPainter(
-        pipeline, styles, about, batch_size, args.keep_exif, settings=settings, keep=args.keep
+        pipeline,
+        styles,
+        about,
+        batch_size,
+        keep_exif=args.keep_exif,
+        tell=lambda task, problem: report.result(task, "failed" if problem else "painted", problem),
+        bar=not args.quiet,
+        settings=settings,
+        keep=args.keep,
     )
     doable = [task for task in todo if task.style_name in styles]
+    for task in todo:
+        if task.style_name not in styles:
+            report.result(task, "failed", "the style cannot be read")
     try:
         painter.paint(doable)
     except KeyboardInterrupt:
@@ -238,7 +286,44 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings) 
         )
         return 130
     failed = len(todo) - len(doable) + painter.failed
-    print(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
+    report.say(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
     for line in (*problems, *painter.failures):
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _is_there(task: Task, about: dict[str, Any], args: argparse.Namespace, report: Report) -> bool:
+    there = not args.overwrite and is_finished(task, about)
+    if there:
+        report.result(task, "there")
+    return there
+
+
+def foretell(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
+    """What would be painted, and about how long that would take, by painting a small picture."""
+    pipeline = load_pipeline(args)
+    about = description(args, settings, pipeline)
+    todo = [task for task in tasks if not _is_there(task, about, args, report)]
+    if not todo:
+        report.say(f"nothing to paint; {len(tasks)} there already")
+        return 0
+    contents = dict.fromkeys(task.content for task in todo)
+    sizes = {
+        path: settings.shape or short_side_at(upright_size(path), settings.short_side) for path in contents
+    }
+    works = [pipeline.work_at(sizes[task.content], settings) for task in todo]
+    first, trial = todo[0], settings.but(size=TRIAL_SIDE)
+    content = resize_short_side(read_content(first.content), TRIAL_SIDE)
+    for _ in range(2):  # the first has much to begin with
+        began = time.perf_counter()
+        result = pipeline(content, first.style, settings=trial)
+        seconds = time.perf_counter() - began
+    assert not isinstance(result, list)  # as one was asked for
+    rate = seconds / pipeline.work_at(result.size, trial)
+    for task, work in zip(todo, works, strict=True):
+        width, height = sizes[task.content]
+        report.result(task, "would be painted", seconds=work * rate)
+        report.say(f"{task.output}: {width}x{height}, about {work * rate:.0f} s")
+    there = len(tasks) - len(todo)
+    report.say(f"{len(todo)} to paint, {there} there already; about {spoken(sum(works) * rate)} in all")
+    return 0

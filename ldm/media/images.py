@@ -146,6 +146,16 @@ def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     return image.convert("RGB")
 
 
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of a picture file as it is shown, by its head alone. Raises UserError."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            return image.size[::-1] if turned else image.size
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a picture that can be read") from error
+
+
 def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """(RGB, the transparency of an RGBA picture). What is transparent takes the mean colour of what
     is not, so that nothing foreign is painted at its edges."""
@@ -181,10 +191,15 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(scaled, mode="L").convert("RGB")
 
 
+def short_side_at(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) scaled so that the shorter one is `side`, aspect kept."""
+    scale = side / min(size)
+    return max(side, round(size[0] * scale)), max(side, round(size[1] * scale))
+
+
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
     """The picture scaled so that its shorter side is `size` pixels, aspect kept."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    width, height = short_side_at(image.size, size)
     return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.LANCZOS)
 
 

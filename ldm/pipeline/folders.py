@@ -7,7 +7,7 @@ import logging
 import os
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product, takewhile
@@ -306,8 +306,10 @@ class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
     `styles` are those of the tasks by name, read; `description` goes into the files, with
-    `keep_exif` beside the photos' EXIF data, and `options` to the pipeline's call. `failures` has a line for each picture that cannot be read and each task
-    that could not be done; `done` and `failed` count tasks.
+    `keep_exif` beside the photos' EXIF data, and `options` to the pipeline's call. `tell` is called
+    with each task that is over and what went wrong, if anything did. `failures` has a line for each
+    picture that cannot be read and each task that could not be done; `done` and `failed` count
+    tasks.
     """
 
     def __init__(
@@ -317,19 +319,23 @@ class ManyPainter:
         description: dict[str, Any],
         batch_size: int,
         keep_exif: bool = False,
+        tell: Callable[[Task, str | None], None] = lambda task, problem: None,
+        bar: bool = True,
         **options: Any,
     ):
         self.pipeline, self.styles, self.description = pipeline, styles, description
         self.batch_size, self.keep_exif, self.options = batch_size, keep_exif, options
+        self.tell, self.bar = tell, bar
         self.failures: list[str] = []
         self.done = self.failed = 0
         self._last: tuple[Path, Image.Image | UserError] | None = None
 
     def paint(self, tasks: Sequence[Task]) -> None:
-        """Paint the tasks, with a progress bar; what goes wrong is in `failures`."""
+        """Paint the tasks, with a progress bar unless `bar` says no; what goes wrong is in
+        `failures`."""
         if not tasks:
             return
-        with tqdm(total=len(tasks), unit="picture", smoothing=0.1) as bar:
+        with tqdm(total=len(tasks), unit="picture", smoothing=0.1, disable=not self.bar) as bar:
             for start in range(0, len(tasks), self.batch_size):
                 batch = tasks[start : start + self.batch_size]
                 self._paint_batch(batch)
@@ -338,14 +344,21 @@ class ManyPainter:
     def _paint_batch(self, batch: Sequence[Task]) -> None:
         readable = [(task, content) for task in batch if (content := self._content(task)) is not None]
         if not readable or self._try(readable) is None:
-            self.done += len(readable)
+            for task, _ in readable:
+                self._over(task, None)
             return
         for pair in readable:  # one picture's trouble is not the others'; and alone they need less memory
-            if (problem := self._try([pair])) is None:
-                self.done += 1
-            else:
+            problem = self._try([pair])
+            if problem is not None:
                 self.failures.append(f"{pair[0].output}: {problem}")
-                self.failed += 1
+            self._over(pair[0], problem)
+
+    def _over(self, task: Task, problem: str | None) -> None:
+        if problem is None:
+            self.done += 1
+        else:
+            self.failed += 1
+        self.tell(task, problem)
 
     def _try(self, pairs: Sequence[tuple[Task, Image.Image]]) -> str | None:
         """Paint these together and write them. Returns what went wrong, as text: an error would
@@ -375,6 +388,6 @@ class ManyPainter:
                 self._last = task.content, error
                 self.failures.append(str(error))  # once, however many styles it was to be painted in
         if isinstance(self._last[1], UserError):
-            self.failed += 1
+            self._over(task, str(self._last[1]))
             return None
         return self._last[1]

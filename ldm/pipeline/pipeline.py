@@ -147,7 +147,8 @@ class StyleTransferPipeline:
         # picture.
         together = list(batches(jobs, 1 if settings.has_brush else batch_size))
         results: dict[int, Image.Image] = {}
-        total = sum(self._work(jobs[places[0]], settings) for places in together)
+        firsts = [jobs[places[0]] for places in together]
+        total = sum(self.work_at(job.size, settings, job.start is not None) for job in firsts)
         with Meter(total, progress, watch) as meter:
             for places in together:
                 members = [jobs[i] for i in places]
@@ -188,15 +189,16 @@ class StyleTransferPipeline:
         sizes = [tuple(round(side / 2**i) for side in size) for i in range(len(_levels(size, settings)))]
         return next((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), sizes[-1])
 
-    def _work(self, job: Job, settings: Settings) -> float:
-        """What a batch with this job costs, in gradient steps of 256 x 256 pixels."""
-        size = job.size[::-1]
+    def work_at(self, size: tuple[int, int], settings: Settings, begun: bool = False) -> float:
+        """What a picture of this (width, height) costs, in gradient steps of 256 x 256 pixels.
+        begun: with a `start`."""
+        upright = size[::-1]
         if not settings.has_brush:
-            return SAMPLING_WORK * self.painter.count_steps(size, settings)
-        path = _levels(size, settings)
-        if job.start is not None:
+            return SAMPLING_WORK * self.painter.count_steps(upright, settings)
+        path = _levels(upright, settings)
+        if begun:
             return path[-1].work
-        sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(size, settings), settings)
+        sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(upright, settings), settings)
         return sampling + sum(level.work for level in path)
 
     def _statistics(self, jobs: list[Job], settings: Settings) -> dict[int, Tensor]:

@@ -30,7 +30,8 @@ PUBLISHED_OPTIONS = set(inspect.signature(PublishedPictures.log_images).paramete
 class ImageLogger(pl.Callback):
     """Every `batch_frequency` batches (and, with `increase_log_steps`, after 1, 2, 4, ..., the
     powers of `frequency_base`, before that) save the pictures that the model draws of the batch, as
-    PNG and to TensorBoard.
+    PNG and to TensorBoard. By default the early ones are drawn on GPUs only: a CPU would work on
+    them for minutes before its first steps.
 
     The pictures draw their randomness aside, so they do not change the training. Only the first
     process makes them; the others wait at their next exchange of gradients. `nrow` pictures stand
@@ -43,7 +44,7 @@ class ImageLogger(pl.Callback):
         self,
         batch_frequency: int = 1000,
         max_images: int = 4,
-        increase_log_steps: bool = True,
+        increase_log_steps: bool | None = None,
         log_images_kwargs: dict[str, Any] | None = None,
         disabled: bool = False,
         frequency_base: int = 2,
@@ -58,11 +59,8 @@ class ImageLogger(pl.Callback):
         check_count("ImageLogger: batch_frequency", batch_frequency)
         self.batch_frequency, self.max_images, self.disabled = batch_frequency, max_images, disabled
         check_count("ImageLogger: frequency_base", frequency_base, least=2)
-        self.first_batches = (
-            {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency}
-            if increase_log_steps
-            else set()
-        )
+        self.increase_log_steps = increase_log_steps
+        self.first_batches = {frequency_base**n for n in range(20) if frequency_base**n < batch_frequency}
         self.nrow = nrow
         if not isinstance(log_images_kwargs, Mapping | None):
             raise ConfigError(
@@ -101,7 +99,11 @@ class ImageLogger(pl.Callback):
         done = trainer.fit_loop.total_batch_idx + 1
         if self.disabled or not trainer.is_global_zero:
             return
-        if done in self.first_batches or done % self.batch_frequency == 0:
+        is_early = self.increase_log_steps
+        if is_early is None:
+            is_early = module.device.type != "cpu"
+        if (is_early and done in self.first_batches) or done % self.batch_frequency == 0:
+            log.info("after %d batches: drawing sample pictures", done)
             self.write(trainer, module, batch, done)
 
     @torch.no_grad()
