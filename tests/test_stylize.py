@@ -590,6 +590,39 @@ def test_width_and_height_crop_the_photo(stylize: Callable) -> None:
     assert {load_image(path).size for path in Path("out").iterdir()} == {(64, 48)}
 
 
+# Pairs
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("--pair zip", ["a__s", "b__t"]),
+        ("--pair random --group-by photos", ["a__s", "b__s"]),
+    ],
+)
+def test_photos_and_styles_are_paired(stylize: Callable, options: str, expected: list[str]) -> None:
+    assert stylize(options, content="photos/a.png photos/b.png") == 0
+    names = sorted(written())
+    assert names == expected or (options != "--pair zip" and names == ["a__t", "b__t"])
+    assert stylize(options, content="photos/a.png photos/b.png") == 0 and sorted(written()) == names
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ("--pair zip", "3 photos and 2 styles do not pair up"),
+        ("--pair random --per-content 3", "there are only 2 styles"),
+        ("--per-content 2", "--per-content is for --pair random"),
+        ("--pair zip --group-by a", "--group-by is for --pair random"),
+        ("--pair random --group-by [", "no regular expression"),
+    ],
+)
+def test_pairs_that_cannot_be(
+    stylize: Callable, capsys: pytest.CaptureFixture, options: str, problem: str
+) -> None:
+    assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
+
+
 # For scripts
 
 

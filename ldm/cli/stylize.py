@@ -21,6 +21,11 @@ left as it is:
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
 
+Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
+
+    artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --per-content 2
+    artfusion stylize --content frames/ --style paintings/ --output results/ --pair random --group-by '([a-z]+)_[0-9]+'
+
 In scripts: a line of JSON for each result; from and to pipes; what would be painted, and about how
 long it would take:
 
@@ -60,6 +65,7 @@ from ldm.pipeline.folders import (
 )
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, read_content
 from ldm.pipeline.jobs import PaintingStopped
+from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
 
@@ -92,6 +98,23 @@ def parse_args() -> argparse.Namespace:
         "--output",
         metavar="PATH",
         help="a file (.png, .jpg, ...), a folder, or a name with {content} and {style} in it",
+    )
+    parser.add_argument(
+        "--pair",
+        choices=KINDS,
+        default="all",
+        help="all: every content in every style (default); zip: the first in the first, the second in the second, and so on; random: every content in some styles of its own, the same for the same --seed",
+    )
+    parser.add_argument(
+        "--per-content",
+        type=at_least(1),
+        metavar="K",
+        help="for --pair random: so many styles for each content (default: 1)",
+    )
+    parser.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="for --pair random: contents in whose paths it finds the same have the same styles: '(.*)_frame' of frames",
     )
     parser.add_argument(
         "--style-weights",
@@ -141,6 +164,9 @@ def parse_args() -> argparse.Namespace:
     add_settings_options(parser)
     add_model_options(parser)
     args = parser.parse_args()
+    for name in ("per_content", "group_by"):
+        if getattr(args, name) is not None and args.pair != "random":
+            parser.error(f"--{name.replace('_', '-')} is for --pair random")
     if args.pictures:
         _take_pictures(args, parser)
     lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
@@ -175,7 +201,7 @@ def main() -> int:
         settings = settings_of(args)
         contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
         streams.check(len(contents) * len(styles))
-        tasks = plan(contents, styles, args.output, settings)
+        tasks = plan(contents, styles, args.output, settings, pairing_of(args, settings))
         check_masks(args, tasks)
         share = share_of(tasks)
         report = Report(args.json, args.quiet or streams.writes)
@@ -186,6 +212,13 @@ def main() -> int:
         code = paint_one(share, args, settings, report)
         streams.write()
         return code
+
+
+def pairing_of(args: argparse.Namespace, settings: Settings) -> Pairing:
+    """Raises UserError."""
+    pairing = Pairing(args.pair, args.per_content or 1, args.group_by, settings.each("seed", 1)[0])
+    pairing.check()
+    return pairing
 
 
 def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:

@@ -1,5 +1,5 @@
-"""Many pictures at once: every content in every style, finished ones skipped, broken ones reported
-at the end."""
+"""Many pictures at once: contents in styles, finished ones skipped, broken ones reported at the
+end."""
 
 import glob
 import json
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.files import file_hash
 from ldm.media.images import at_most, check_output, exif_of, read_metadata, save_image
 from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, read_picture
+from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.settings import DIALS, Settings
 from ldm.ranks import rank_and_world
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METADATA_KEY = "artfusion"
+EVERY_PAIR = Pairing()
 DEFAULT_TEMPLATE = "{content}__{style}.png"
 FIELDS = ("content", "style", "seed", "content_scale", "style_scale")
 
@@ -170,16 +172,21 @@ def folder_of_results(output: str) -> str:
 
 
 def plan(
-    contents: Sequence[Path], styles: Sequence[tuple[str, Style]], output: str, settings: Settings
+    contents: Sequence[Path],
+    styles: Sequence[tuple[str, Style]],
+    output: str,
+    settings: Settings,
+    pairing: Pairing = EVERY_PAIR,
 ) -> list[Task]:
-    """A task for every content in every (named) style. Raises UserError if two would write the same
-    file, or one cannot.
+    """A task for every content in every (named) style, or as `pairing` has it. Raises UserError if
+    two would write the same file, or one cannot.
 
     output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png,
     or, for a single picture, a file. settings: values of the fields besides content and style.
     """
     check_template(output)
-    count = len(contents) * len(styles)
+    pairs = list(pairing.pairs(list(zip(distinct_names(contents), contents)), styles))
+    count = len(pairs)
     if count > 1 and not _has_fields(output) and not _is_folder(output):
         raise UserError(
             f"--output {output}: {count} pictures do not fit into one file; give a folder, with / at its end, "
@@ -187,7 +194,7 @@ def plan(
         )
     template, tasks = _as_template(output), []
     values = {name: settings.value(name) for name in DIALS}
-    for (content_name, content), (name, style) in product(zip(distinct_names(contents), contents), styles):
+    for (content_name, content), (name, style) in pairs:
         path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
         tasks.append(Task(content, style, name, path))
     _check_distinct(tasks)
