@@ -590,6 +590,32 @@ def test_width_and_height_crop_the_photo(stylize: Callable) -> None:
     assert {load_image(path).size for path in Path("out").iterdir()} == {(64, 48)}
 
 
+# Colours
+
+
+def test_a_palette_is_told_and_makes_another_picture(stylize: Callable) -> None:
+    given = {"content": "photos/a.png", "style": "styles/s.png"}
+    for output in ("one.png", "many/"):
+        assert stylize("--palette-from styles/t.png", output=output, **given) == 0
+    assert told("one.png")["palette_from"] == "styles/t.png"
+    assert told("one.png")["palette_from_sha256"] == file_hash("styles/t.png")
+    assert stylize("", output="plain.png", **given) == 0
+    assert largest_difference(load_image("one.png"), load_image("plain.png")) > 1
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ("--palette-from styles/t.png --preserve-color", "both say whose colours"),
+        ("--palette-from missing.png", "missing.png: no such file"),
+    ],
+)
+def test_palettes_that_cannot_be(
+    stylize: Callable, capsys: pytest.CaptureFixture, options: str, problem: str
+) -> None:
+    assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
+
+
 # Pairs
 
 

@@ -15,11 +15,12 @@ missing:
     artfusion stylize --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
 
 Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo
-left as it is:
+left as it is; the brush work of one painting in the colours of another:
 
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
+    artfusion stylize --content photo.jpg --style a.jpg --palette-from b.jpg --output in_other_colours.png
 
 Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
 
@@ -134,6 +135,11 @@ def parse_args() -> argparse.Namespace:
         "--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is"
     )
     parser.add_argument(
+        "--palette-from",
+        metavar="FILE",
+        help="the styles' brush work in the colours of this picture",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="paint pictures again that are there already, made the same way",
@@ -202,7 +208,7 @@ def main() -> int:
         contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
         streams.check(len(contents) * len(styles))
         tasks = plan(contents, styles, args.output, settings, pairing_of(args, settings))
-        check_masks(args, tasks)
+        check_others(args, tasks)
         share = share_of(tasks)
         report = Report(args.json, args.quiet or streams.writes)
         if args.dry_run:
@@ -239,22 +245,26 @@ def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
     return list(zip(distinct_names(paths), paths))
 
 
-def check_masks(args: argparse.Namespace, tasks: list[Task]) -> None:
-    """Raises UserError, before the model is read, for a mask that cannot be, or that a result would
-    replace."""
-    masks = [*(args.mask or ()), *([args.keep] if args.keep is not None else ())]
+def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
+    """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
+    result would replace."""
+    given = [*(args.mask or ()), *(path for path in (args.keep, args.palette_from) if path is not None)]
     read = PictureReader()
-    for path in masks:
-        read.mask(path)
-    check_inputs_survive([task.output for task in tasks], masks)
+    for path in given:
+        read(path)
+    if args.palette_from is not None and args.preserve_color:
+        raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
+    check_inputs_survive([task.output for task in tasks], given)
 
 
 def description(
     args: argparse.Namespace, settings: Settings, pipeline: "StyleTransferPipeline"
 ) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
-    kept = None if args.keep is None else file_hash(args.keep)
-    extra = {"style_weights": args.style_weights, "mask": args.mask, "keep": args.keep, "keep_sha256": kept}
+    extra = {"style_weights": args.style_weights, "mask": args.mask}
+    for name in ("keep", "palette_from"):
+        path = getattr(args, name)
+        extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
     settings = settings.but(detail=pipeline.painter.detail(settings))
     return provenance(args, settings, pipeline.painter.precision) | {
         name: value for name, value in extra.items() if value is not None
@@ -272,7 +282,12 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, r
         report.begin()
         try:
             picture = pipeline(
-                content, task.style, settings=settings, keep=args.keep, progress=not args.quiet
+                content,
+                task.style,
+                settings=settings,
+                keep=args.keep,
+                palette=args.palette_from,
+                progress=not args.quiet,
             )
         except PaintingStopped as stopped:
             picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
@@ -306,6 +321,7 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, 
         bar=not args.quiet,
         settings=settings,
         keep=args.keep,
+        palette=args.palette_from,
     )
     doable = [task for task in todo if task.style_name in styles]
     for task in todo:

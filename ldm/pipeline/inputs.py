@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ldm.errors import UserError
+from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.images import at_most, load_image, to_rgb
 from ldm.pipeline.settings import Range
 
@@ -76,6 +77,11 @@ class ReadStyle:
         """All paintings, of all regions."""
         return [picture for region in self.regions for picture, _ in region]
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether all its paintings are black and white."""
+        return all(is_grey(picture) for picture in self.pictures)
+
     def shares(self, size: tuple[int, int]) -> NDArray[np.float32] | None:
         """(R, H, W) shares of the regions at every pixel of a picture of this (width, height),
         summing to 1. Raises UserError."""
@@ -95,10 +101,10 @@ class ReadStyle:
 
 class PictureReader:
     """Reads every picture once, however often it is named; those of styles no larger than
-    `style_side` (shorter side)."""
+    `style_side` (shorter side), and in the colours of a `palette`, if there is one."""
 
-    def __init__(self, style_side: int | None = None) -> None:
-        self.style_side = style_side
+    def __init__(self, style_side: int | None = None, palette: Picture | None = None) -> None:
+        self.style_side, self.palette = style_side, palette
         self._read: dict[Any, Image.Image] = {}
 
     def __call__(self, picture: Picture) -> Image.Image:
@@ -115,13 +121,13 @@ class PictureReader:
         return self._once("mask", picture, lambda given: read_picture(given).convert("L"))
 
     def _painting(self, picture: Picture) -> Image.Image:
+        return self._once("style", picture, self._read_painting)
+
+    def _read_painting(self, picture: Picture) -> Image.Image:
         # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has
         # shrunk it already.
-        return self._once(
-            "style",
-            picture,
-            lambda given: self(given) if self.style_side is None else at_most(self(given), self.style_side),
-        )
+        painting = self(picture) if self.style_side is None else at_most(self(picture), self.style_side)
+        return painting if self.palette is None else with_palette_of(painting, self(self.palette))
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
         key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))

@@ -40,8 +40,10 @@ class Job:
         )
 
     def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
-        """What is done to the pixels at the end: the photo's colours, the kept part of the photo
-        itself, its transparency."""
+        """What is done to the pixels at the end: the photo's colours, or none for paintings without,
+        the kept part of the photo itself, its transparency."""
+        if self.style.is_grey:
+            painted = painted.convert("L").convert("RGB")
         if self.content is not None and settings.preserve_color:
             painted = with_colors_of(self.content, painted)
         if self.content is not None and self.keep is not None:
@@ -69,6 +71,7 @@ class Request:
     style: Style | Sequence[Style]
     keep: Picture | None = None
     start: Picture | Sequence[Picture] | None = None
+    palette: Picture | None = None
 
     @property
     def is_single(self) -> bool:
@@ -78,7 +81,7 @@ class Request:
     def jobs(self, settings: Settings, native_size: int) -> list[Job]:
         """The pictures to paint, for a model trained at `native_size`. Raises UserError."""
         style_side = settings.style_side(native_size)
-        read = PictureReader(style_side)
+        read = PictureReader(style_side, self.palette)
         contents = (
             [None]
             if self.content is None
@@ -110,6 +113,8 @@ class Request:
             self.keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
         ):
             raise UserError("keep, detail, strength and preserve_color need a content picture")
+        if self.palette is not None and settings.preserve_color:
+            raise UserError("palette and preserve_color both say whose colours; give one of them")
         if self.start is not None and not settings.has_brush:
             raise UserError("start is for the look fine; the fast look begins with noise")
 

@@ -105,6 +105,7 @@ class StyleTransferPipeline:
         *,
         settings: Settings = Settings(),
         keep: Picture | None = None,
+        palette: Picture | None = None,
         start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
@@ -118,6 +119,8 @@ class StyleTransferPipeline:
         length pair up, a single one goes with all. settings, changes: see
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
+        palette: a picture whose colours the styles take first: their brush work in its colours.
+        Where all paintings of a result are black and white, so is the result.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
         before: only the steps of the last size are made. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
@@ -131,7 +134,7 @@ class StyleTransferPipeline:
         settings.check(self.model.num_timesteps)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        request = Request(content, style, keep, start)
+        request = Request(content, style, keep, start, palette)
         jobs = request.jobs(settings, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
