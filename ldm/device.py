@@ -1,13 +1,20 @@
 """Which device and number format to compute with."""
 
+import logging
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_WORTHWHILE = 0.7  # of the time: what fewer threads must come below to be chosen
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,6 +55,46 @@ def has_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_free_threads(seconds: Callable[[int], float] | None = None) -> int:
+    """Have torch compute with as many threads as are fastest now; how many that are.
+
+    Where other programs keep the processors busy, threads wait for each other at every step, and
+    two may take ten times as long as one. Tries the present number and its halves, a few
+    milliseconds each on a quiet machine; one that is hardly faster does not count. The environment
+    variable OMP_NUM_THREADS overrules it. seconds: measures a number of threads.
+    """
+    usual = torch.get_num_threads()
+    if usual == 1 or "OMP_NUM_THREADS" in os.environ:
+        return usual
+    measure = seconds or _seconds_with
+    numbers = [usual]
+    while numbers[-1] > 1:
+        numbers.append(numbers[-1] // 2)
+    measure(usual)  # the first has much to begin with
+    times = {number: sorted(measure(number) for _ in range(3))[1] for number in numbers}
+    best = min(numbers, key=lambda number: times[number])
+    if times[best] > _WORTHWHILE * times[usual]:
+        best = usual
+    torch.set_num_threads(best)
+    if best < usual:
+        log.info(
+            "other programs keep the processors busy: computing with %d of %d threads, which is faster now",
+            best,
+            usual,
+        )
+    return best
+
+
+def _seconds_with(threads: int) -> float:
+    """What a little of a network's work takes."""
+    torch.set_num_threads(threads)
+    x, weight = torch.ones(1, 64, 64, 64), torch.ones(64, 64, 3, 3)
+    began = time.perf_counter()
+    for _ in range(2):
+        torch.relu(torch.conv2d(x, weight, padding=1))
+    return time.perf_counter() - began
 
 
 def peak_memory(device: torch.device, children: bool = False) -> int:

@@ -3,9 +3,11 @@
 What lasts for the whole session is never changed by a test, unless by `monkeypatch`.
 """
 
+import os
 from collections.abc import Callable
 
 import pytest
+import torch
 from builders import STEPS, class_ldm, tiny_ldm
 from PIL import Image
 from pipeline_builders import forbid_network, narrow_vgg16, picture, tiny_model, write_model
@@ -14,6 +16,9 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.pipeline import StyleTransferPipeline
+
+# Else programs would choose their number of threads by how busy the machine is, and pictures differ by it.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -57,7 +57,9 @@ def test_black_and_white_paintings_give_black_and_white_results(tiny: StyleTrans
     keep = Image.new("L", (32, 32))
     keep.paste(255, (0, 0, 16, 32))
     kept = pixels(tiny(photo, ink, keep=keep, **FAST))
-    assert (kept[:, :16] == pixels(photo)[:, :16]).all() and is_grey(Image.fromarray(kept[:, 16:].astype(np.uint8)))
+    assert (kept[:, :16] == pixels(photo)[:, :16]).all() and is_grey(
+        Image.fromarray(kept[:, 16:].astype(np.uint8))
+    )
 
 
 def test_a_style_takes_the_colours_of_a_palette_first(tiny: StyleTransferPipeline) -> None:

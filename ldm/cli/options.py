@@ -173,13 +173,21 @@ def model_files(args: argparse.Namespace) -> tuple[Path, Path]:
     return checkpoint, config
 
 
-def load_pipeline(args: argparse.Namespace) -> "StyleTransferPipeline":
+def load_pipeline(args: argparse.Namespace, settle_threads: bool = True) -> "StyleTransferPipeline":
     """The pipeline of parsed model options, on a GPU of its own where torchrun started several
-    processes. Raises UserError."""
+    processes. Raises UserError.
+
+    settle_threads: on a CPU, see how many threads are fastest now, which is for a process that
+    paints at once and ends.
+    """
     model_files(args)
     import torch  # takes seconds
 
+    from ldm.device import choose_device, use_free_threads
     from ldm.pipeline.pipeline import StyleTransferPipeline
+
+    if settle_threads and choose_device(args.device).type == "cpu":
+        use_free_threads()
 
     device, rank = args.device, local_rank()
     if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():

@@ -41,6 +41,7 @@ the message; 130, stopped.
 """
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -203,6 +204,8 @@ def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
 
 def main() -> int:
     args = parse_args()
+    if args.quiet:
+        logging.getLogger().setLevel(logging.WARNING)
     with Streams(args) as streams:
         settings = settings_of(args)
         contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)

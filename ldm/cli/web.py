@@ -92,7 +92,7 @@ def main() -> None:
     )  # seconds for a large checkpoint: once, and not before the page is up
     serve(
         address,
-        partial(load_pipeline, args),
+        partial(load_pipeline, args, settle_threads=False),
         lambda settings, precision: {**painted_with(settings, precision), **model()},
         settings,
         args.max_size,

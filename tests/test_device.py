@@ -1,0 +1,62 @@
+"""ldm.device: how many threads compute."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ldm.cli.options import add_model_options, load_pipeline
+from ldm.device import _seconds_with, use_free_threads
+
+
+@pytest.fixture
+def eight_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        ({8: 1.0, 4: 1.6, 2: 3.0, 1: 6.0}, 8),  # a quiet machine
+        ({8: 9.0, 4: 5.0, 2: 2.0, 1: 3.0}, 2),  # six of the processors are busy
+        ({8: 46.0, 4: 40.0, 2: 30.0, 1: 3.0}, 1),  # all are
+        ({8: 1.0, 4: 0.8, 2: 0.9, 1: 1.2}, 8),  # hardly faster, or by chance
+    ],
+)
+def test_as_many_threads_compute_as_are_fastest_now(
+    eight_threads: None, caplog: pytest.LogCaptureFixture, times: dict[int, float], expected: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert use_free_threads(times.__getitem__) == torch.get_num_threads() == expected
+    line = f"computing with {expected} of 8 threads, which is faster now"
+    assert (line in caplog.text) == (expected < 8)
+
+
+def test_who_says_how_many_is_obeyed(eight_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert use_free_threads(lambda number: float(number)) == torch.get_num_threads() == 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    assert use_free_threads(lambda number: pytest.fail("nothing to measure")) == 1
+
+
+def test_a_measure_takes_little_and_leaves_that_number(eight_threads: None) -> None:
+    assert _seconds_with(2) > 0 and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("settle", [True, False])
+def test_programs_that_paint_at_once_look_and_servers_do_not(
+    monkeypatch: pytest.MonkeyPatch, model_files: list[str], settle: bool
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    looked: list[bool] = []
+    monkeypatch.setattr("ldm.device.use_free_threads", lambda: looked.append(True))
+    load_pipeline(parser.parse_args([*model_files, "--device", "cpu"]), settle_threads=settle)
+    assert looked == [True] * settle
