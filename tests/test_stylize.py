@@ -616,6 +616,41 @@ def test_palettes_that_cannot_be(
     assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
 
 
+# A part of the paintings
+
+
+def test_a_part_of_a_painting_is_a_style(stylize: Callable) -> None:
+    with Image.open("styles/s.png") as painting:
+        wide = picture(90, 60, 9)
+        wide.paste(painting, (48, 16))
+        box = f"48,16,{painting.width},{painting.height}"
+    Path("wide").mkdir()
+    wide.save("wide/s.png")
+    for content in ("photos/a.png", "photos"):
+        assert stylize("", content, "styles/s.png", "whole/") == 0
+        assert stylize(f"--style-region {box}", content, "wide/s.png", "part/") == 0
+    for name in "abc":
+        whole, part = (f"{folder}/{name}__s.png" for folder in ("whole", "part"))
+        assert largest_difference(load_image(whole), load_image(part)) <= 1
+    assert told("part/a__s.png")["style_region"] == [int(side) for side in box.split(",")]
+
+
+@pytest.mark.parametrize(
+    "region, problem",
+    [
+        ("0,0,32", "expected left, top, width and height"),
+        ("0,0,31,40", "the last two at least 32"),
+        ("-1,0,32,32", "expected left, top, width and height"),
+        ("0,0,4000,32", "pixels have no part of 4000x32 at 0,0"),
+    ],
+)
+def test_parts_that_cannot_be(
+    stylize: Callable, capsys: pytest.CaptureFixture, region: str, problem: str
+) -> None:
+    assert stylize(f"--style-region={region}", "photos/a.png", "styles/s.png", "one.png") == 2
+    assert problem in capsys.readouterr().err and not Path("one.png").exists()
+
+
 # Pairs
 
 

@@ -53,6 +53,7 @@ from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.media.images import exif_of, resize_short_side, save_image, short_side_at, upright_size
 from ldm.pipeline.folders import (
+    Box,
     ManyPainter,
     Task,
     check_inputs_survive,
@@ -61,14 +62,16 @@ from ldm.pipeline.folders import (
     folder_of_results,
     is_finished,
     metadata_of,
+    part_of,
     plan,
     read_styles,
     share_of,
+    with_paintings,
 )
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, read_content
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.pairing import KINDS, Pairing
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
 
 if TYPE_CHECKING:
@@ -136,6 +139,12 @@ def parse_args() -> argparse.Namespace:
         "--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is"
     )
     parser.add_argument(
+        "--style-region",
+        type=parse_region,
+        metavar="X,Y,W,H",
+        help="look at this part of the paintings alone: left, top, width and height in their pixels",
+    )
+    parser.add_argument(
         "--palette-from",
         metavar="FILE",
         help="the styles' brush work in the colours of this picture",
@@ -182,6 +191,19 @@ def parse_args() -> argparse.Namespace:
             f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
         )
     return args
+
+
+def parse_region(text: str) -> Box:
+    """Four numbers."""
+    try:
+        left, top, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        left = top = width = height = -1
+    if min(left, top) < 0 or min(width, height) < MIN_SIDE:
+        raise argparse.ArgumentTypeError(
+            f"expected left, top, width and height, the last two at least {MIN_SIDE}, such as 100,50,400,300, got {text!r}"
+        )
+    return left, top, width, height
 
 
 def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
@@ -264,7 +286,7 @@ def description(
     args: argparse.Namespace, settings: Settings, pipeline: "StyleTransferPipeline"
 ) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
-    extra = {"style_weights": args.style_weights, "mask": args.mask}
+    extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
     for name in ("keep", "palette_from"):
         path = getattr(args, name)
         extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
@@ -279,14 +301,15 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, r
     as far as it came."""
     for task in tasks:  # none in all but the first of several processes
         content = read_content(task.content)
-        PictureReader().style(task.style)
+        style = with_paintings(task.style, lambda picture: part_of(picture, args.style_region))
+        PictureReader().style(style)
         pipeline = load_pipeline(args)
         about = description(args, settings, pipeline)
         report.begin()
         try:
             picture = pipeline(
                 content,
-                task.style,
+                style,
                 settings=settings,
                 keep=args.keep,
                 palette=args.palette_from,
@@ -310,7 +333,8 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, 
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
     todo = [task for task in tasks if not _is_there(task, about, args, report)]
-    styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size))
+    style_side = settings.style_side(pipeline.painter.native_size)
+    styles, problems = read_styles(todo, style_side, args.style_region)
     # Fine pictures are painted one by one, so each is written before the next is begun.
     batch_size = 1 if settings.has_brush else args.batch_size
     report.begin()
@@ -366,9 +390,10 @@ def foretell(tasks: list[Task], args: argparse.Namespace, settings: Settings, re
     works = [pipeline.work_at(sizes[task.content], settings) for task in todo]
     first, trial = todo[0], settings.but(size=TRIAL_SIDE)
     content = resize_short_side(read_content(first.content), TRIAL_SIDE)
+    style = with_paintings(first.style, lambda picture: part_of(picture, args.style_region))
     for _ in range(2):  # the first has much to begin with
         began = time.perf_counter()
-        result = pipeline(content, first.style, settings=trial)
+        result = pipeline(content, style, settings=trial)
         seconds = time.perf_counter() - began
     assert not isinstance(result, list)  # as one was asked for
     rate = seconds / pipeline.work_at(result.size, trial)

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 METADATA_KEY = "artfusion"
 EVERY_PAIR = Pairing()
+Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
 DEFAULT_TEMPLATE = "{content}__{style}.png"
 FIELDS = ("content", "style", "seed", "content_scale", "style_scale")
 
@@ -286,27 +287,43 @@ def metadata_saying(said: Mapping[str, Any]) -> dict[str, str]:
     return {"Software": "ArtFusion", METADATA_KEY: json.dumps(said, sort_keys=True)}
 
 
-def read_styles(tasks: Sequence[Task], size: int) -> tuple[dict[str, Style], list[str]]:
-    """(the tasks' styles by name, pictures read and as small as the pipeline takes them; a line for
-    each that cannot be read)."""
+def read_styles(
+    tasks: Sequence[Task], size: int, part: Box | None = None
+) -> tuple[dict[str, Style], list[str]]:
+    """(the tasks' styles by name, pictures read, cut to `part` (left, top, width, height) and as
+    small as the pipeline takes them; a line for each that cannot be)."""
     ready, failures = {}, []
     for name, style in {task.style_name: task.style for task in tasks}.items():
         try:
-            ready[name] = _read_style(style, size)
+            ready[name] = _read_style(style, size, part)
         except UserError as error:
             failures.append(str(error))
     return ready, failures
 
 
-def _read_style(style: Style, size: int) -> Style:
-    if isinstance(style, (StyleMix, StyleRegions)):
-        return replace(style, styles=[_read_painting(part, size) for part in style.styles])
-    return _read_painting(style, size)
-
-
-def _read_painting(picture: Picture, size: int) -> Image.Image:
+def _read_style(style: Style, size: int, part: Box | None) -> Style:
     # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
-    return at_most(read_picture(picture), size)
+    return with_paintings(style, lambda picture: at_most(part_of(picture, part), size))
+
+
+def with_paintings(style: Style, changed: Callable[[Picture], Image.Image]) -> Style:
+    """The style with others in place of its pictures."""
+    if isinstance(style, (StyleMix, StyleRegions)):
+        return replace(style, styles=[changed(picture) for picture in style.styles])
+    return changed(style)
+
+
+def part_of(picture: Picture, part: Box | None) -> Image.Image:
+    """A picture as RGB, cut to a part of it, if one is given. Raises UserError."""
+    whole = read_picture(picture)
+    if part is None:
+        return whole
+    left, top, width, height = part
+    if left + width > whole.width or top + height > whole.height:
+        raise UserError(
+            f"{picture}: {whole.width}x{whole.height} pixels have no part of {width}x{height} at {left},{top}"
+        )
+    return whole.crop((left, top, left + width, top + height))
 
 
 class ManyPainter:
