@@ -101,6 +101,9 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main() or 0
+    except BrokenPipeError:  # who listened, `head` say, has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, no network
         print("error: " + _one_line(str(error)), file=sys.stderr)
         code = 2

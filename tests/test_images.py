@@ -1,6 +1,7 @@
 """ldm.media.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
 
 import os
+import shutil
 import struct
 import sys
 import zlib
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
@@ -23,6 +24,7 @@ from ldm.media.images import (
     save_animation,
     save_image,
     to_rgb,
+    upright_size,
     with_colors_of,
     without_alpha,
 )
@@ -136,26 +138,57 @@ def test_colours_are_read_by_the_profile_that_comes_with_them(tmp_path: Path, mo
         assert (pixels(same) == 128).all()
 
 
-def exif() -> bytes:
+def exif() -> Image.Exif:
+    """As a phone writes it: to be turned, camera, size, exposure and place."""
     data = Image.Exif()
-    data[0x0112], data[0x010F] = 6, "A camera"  # to be turned; its maker
-    return data.tobytes()
+    data[ExifTags.Base.Orientation], data[ExifTags.Base.Make] = 6, "A camera"
+    data[ExifTags.Base.ImageWidth], data[ExifTags.Base.ImageLength] = 24, 16
+    data[ExifTags.IFD.Exif] = {ExifTags.Base.ExposureTime: 0.5, ExifTags.Base.ExifImageWidth: 24}
+    data[ExifTags.IFD.GPSInfo] = {ExifTags.GPS.GPSLatitude: (48.0, 8.0, 30.0)}
+    return data
 
 
+@pytest.mark.parametrize("source", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize("extension", [".jpg", ".png", ".webp", ".tif", ".avif"])
-def test_what_the_camera_wrote_can_be_kept_but_for_the_turn(tmp_path: Path, extension: str) -> None:
-    photo = saved(picture(24, 16), tmp_path / "photo.jpg", exif=exif())
-    assert load_image(photo).size == (16, 24)
-    save_image(load_image(photo), tmp_path / f"a{extension}", {"artfusion": "x"}, exif_of(photo))
+def test_what_the_camera_wrote_can_be_kept_but_for_what_was_its_files_own(
+    tmp_path: Path, source: str, extension: str
+) -> None:
+    photo = saved(picture(24, 16), tmp_path / f"photo{source}", exif=exif().tobytes())
+    upright = load_image(photo)
+    assert upright.size == upright_size(photo) == (16, 24)
+    save_image(upright, tmp_path / f"a{extension}", {"artfusion": "x"}, exif_of(photo))
     with Image.open(tmp_path / f"a{extension}") as result:
-        assert result.getexif().get(0x010F) == "A camera" and 0x0112 not in result.getexif()
-    assert load_image(tmp_path / f"a{extension}").size == (16, 24)
+        kept = result.getexif()
+        assert kept[ExifTags.Base.Make] == "A camera" and kept.get(ExifTags.Base.Orientation, 1) == 1
+        assert float(kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExposureTime]) == 0.5
+        assert ExifTags.Base.ExifImageWidth not in kept.get_ifd(ExifTags.IFD.Exif)
+        assert kept.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS.GPSLatitude] == (48.0, 8.0, 30.0)
+        assert kept.get(ExifTags.Base.ImageWidth, 16) == 16
+    read = load_image(tmp_path / f"a{extension}")
+    assert read.size == (16, 24) and np.abs(pixels(read).astype(int) - pixels(upright)).mean() < 40
 
 
 def test_a_picture_without_such_data_has_none_to_keep(tmp_path: Path) -> None:
+    assert exif_of(saved(picture(8, 8), tmp_path / "a.png")) is None
     (tmp_path / "text.jpg").write_text("no picture")
-    for path in (saved(picture(8, 8), tmp_path / "a.png"), tmp_path / "text.jpg", tmp_path / "missing.jpg"):
-        assert exif_of(path) is None
+    for path in (tmp_path / "text.jpg", tmp_path / "missing.jpg"):
+        with pytest.raises(UserError, match="not a picture|no such file"):
+            exif_of(path)
+
+
+def test_what_cannot_be_kept_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = exif()
+    data[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: b"x" * 70_000}
+    photo = saved(picture(24, 16), tmp_path / "a.png", exif=data)
+    assert exif_of(photo) is None and "a.png: its EXIF data cannot be kept (70" in caplog.text
+    assert load_image(photo).size == (16, 24)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(40)])
+def test_a_turn_that_cannot_be_understood_is_none(tmp_path: Path, exif: bytes) -> None:
+    photo = saved(picture(24, 16), tmp_path / "a.jpg", exif=exif)
+    assert load_image(photo).size == upright_size(photo) == (24, 16)
+    exif_of(photo)  # None, or what can be kept
 
 
 def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
@@ -164,10 +197,15 @@ def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     path = saved(picture(64, 48), tmp_path / "a.heic", quality=95)
-    assert np.abs(pixels(load_image(path)).astype(int) - pixels(picture(64, 48))).mean() < 25
+    named_wrongly = Path(shutil.copy(path, tmp_path / "a.jpg"))
+    for source in (path, named_wrongly):
+        assert np.abs(pixels(load_image(source)).astype(int) - pixels(picture(64, 48))).mean() < 25
+    with path.open("rb") as file:
+        assert load_image(file).size == upright_size(path) == (64, 48)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(UserError, match=r"a.heic: HEIC pictures need pip install 'artfusion\[heic\]'"):
-        load_image(path)
+    for source in (path, named_wrongly):
+        with pytest.raises(UserError, match=r"HEIC pictures need pip install 'artfusion\[heic\]'"):
+            load_image(source)
 
 
 def test_a_palettes_transparent_colour_becomes_white(tmp_path: Path) -> None:

@@ -728,10 +728,46 @@ def test_a_dry_run_paints_nothing_and_tells_what_and_how_long(
     *lines, last = capsys.readouterr().out.splitlines()
     assert written() == before and len(lines) == 5
     assert all(re.fullmatch(r"out/\w__\w\.png: \d+x\d+, about \d+ s", line) for line in lines)
-    assert re.fullmatch(r"5 to paint, 1 there already; about \d+ s in all", last)
+    assert re.fullmatch(r"5 to paint, 1 there already, 0 would fail; about \d+ s in all", last)
     assert "out/c__t.png: 32x40, " in "\n".join(lines)
     assert stylize("--dry-run --json") == 0
     assert [line["status"] for line in said(capsys)] == ["there"] + 5 * ["would be painted"]
+
+
+def test_a_dry_run_tells_what_would_fail_and_goes_on(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    Path("photos/b.png").write_text("no picture")
+    picture(4000, 32, 5).save("photos/deep/c.png")
+    assert stylize("--dry-run --size 1000 --look fast --steps 1") == 1 and not written()
+    out, err = capsys.readouterr()
+    assert "2 to paint, 0 there already, 4 would fail" in out
+    assert "would fail: photos/b.png: not a picture" in err and "4000x32 pixels cannot be scaled" in err
+    assert stylize("--dry-run --json") == 1
+    lines = said(capsys)
+    assert [line["status"] for line in lines].count("failed") == 2 and "photos/b.png" in lines[2]["error"]
+    for mask in ("--keep", "--mask"):
+        style = "styles/s.png styles/t.png"
+        options = f"--dry-run {mask} photos/deep/c.png"
+        assert stylize(options, "photos/a.png", style if mask == "--mask" else "styles/s.png", "x.png") == 1
+        assert "does not have the picture's aspect" in capsys.readouterr().err
+
+
+def test_a_single_picture_is_always_painted_so_a_dry_run_says_so(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    for options in ("", "--dry-run"):
+        assert stylize(options, "photos/a.png", "styles/s.png", "one.png") == 0
+    assert "1 to paint, 0 there already" in capsys.readouterr().out
+
+
+def test_exif_data_are_added_to_what_was_painted_without(stylize: Callable) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "A camera"
+    picture(48, 32, 1).save("photos/a.png", exif=exif)
+    assert stylize() == stylize("--keep-exif") == 0
+    with Image.open("out/a__s.png") as result:
+        assert result.getexif()[0x010F] == "A camera"
 
 
 class Pipe:
@@ -749,7 +785,8 @@ def test_pictures_come_from_and_go_to_pipes(
     for kind in given:
         monkeypatch.setattr("sys.stdin", Pipe(Path(given[kind]).read_bytes()))
         monkeypatch.setattr("sys.stdout", out := Pipe())
-        assert stylize("--quiet", **(given | {kind: "-"}), output="-") == 0
+        options = "--quiet --pair random"  # one result, of however many
+        assert stylize(options, **(given | {kind: "-"}), output="-") == 0
         out.buffer.name = "result"
         assert largest_difference(load_image(out.buffer), expected) == 0
 
@@ -761,11 +798,18 @@ def test_pictures_come_from_and_go_to_pipes(
         ("--json", {"output": "-"}, "leave out --json and --dry-run"),
         ("--dry-run", {"output": "-"}, "leave out --json and --dry-run"),
         ("", {"output": "-"}, "--output - takes a single result, not 6"),
+        ("", {"content": "-"}, "standard input or output is closed"),
     ],
 )
 def test_pipes_that_cannot_be(
-    stylize: Callable, capsys: pytest.CaptureFixture, options: str, given: dict, problem: str
+    stylize: Callable,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: str,
+    given: dict,
+    problem: str,
 ) -> None:
+    monkeypatch.setattr("sys.stdin", None)
     assert stylize(options, **given) == 2 and problem in capsys.readouterr().err
 
 

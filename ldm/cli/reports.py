@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,36 +16,40 @@ STREAM = "-"  # in place of a file: standard input or output
 
 
 class Report:
-    """Tells how a run goes: in words, or as a line of JSON for each result; errors are not its
-    business."""
+    """Tells how a run goes: in words, or as a line of JSON for each result.
 
-    def __init__(self, as_json: bool, quiet: bool):
-        self.as_json, self.quiet = as_json, quiet
-        self.begin()
+    names: what files are called in place of their paths.
+    """
 
-    def begin(self) -> None:
-        """From now on time counts for the next result."""
-        self._since = time.monotonic()
+    def __init__(self, as_json: bool, quiet: bool, names: Mapping[str, str]):
+        self.as_json, self.quiet, self.names = as_json, quiet, names
 
     def say(self, line: str) -> None:
         """A line for people; none where scripts listen or nobody does."""
         if not (self.as_json or self.quiet):
-            print(line, flush=True)
+            print(self.named(line), flush=True)
 
-    def result(self, task: Task, status: str, error: str | None = None, seconds: float | None = None) -> None:
-        """A result that is over. seconds: since the last one, where not given."""
-        now = time.monotonic()
-        taken = now - self._since if seconds is None else seconds
-        self._since = now
+    def warn(self, line: str) -> None:
+        """What went wrong, on standard error."""
+        print(self.named(line), file=sys.stderr, flush=True)
+
+    def result(self, task: Task, status: str, seconds: float = 0.0, error: str | None = None) -> None:
+        """A result that is over, or would be painted."""
         if self.as_json:
             said = {
                 "status": status,
-                "content": str(task.content),
+                "content": self.named(str(task.content)),
                 "style": task.style_name,
-                "output": str(task.output),
-                "seconds": 0.0 if status == "there" else round(taken, 2),
+                "output": self.named(str(task.output)),
+                "seconds": round(seconds, 2),
             }
-            print(json.dumps(said | ({"error": error} if error else {})), flush=True)
+            print(json.dumps(said | ({"error": self.named(error)} if error else {})), flush=True)
+
+    def named(self, line: str) -> str:
+        """The line, with files called as they are to be."""
+        for path, name in self.names.items():
+            line = line.replace(path, name)
+        return line
 
 
 class Streams:
@@ -60,24 +64,32 @@ class Streams:
         if self.writes and (args.json or args.dry_run):
             raise UserError("--output - has standard output for the picture; leave out --json and --dry-run")
         self._args, self._stack = args, ExitStack()
+        self.names: dict[str, str] = {}  # of the files that stand for streams
 
     def __enter__(self) -> "Streams":
+        if (self.reads and sys.stdin is None) or (self.writes and sys.stdout is None):
+            raise UserError("standard input or output is closed; give a file in place of -")
         if self.reads or self.writes:
             self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="artfusion-")))
         if self.reads:
-            self._received = self._folder / "stdin"
-            self._received.write_bytes(sys.stdin.buffer.read())
+            received = self._folder / "stdin"
+            received.write_bytes(sys.stdin.buffer.read())
+            self.names[str(received)] = "standard input"
             for name in ("content", "style"):
                 given = getattr(self._args, name)
-                setattr(self._args, name, [str(self._received) if one == STREAM else one for one in given])
+                setattr(self._args, name, [str(received) if one == STREAM else one for one in given])
         if self.writes:
             self._args.output = str(self._folder / "stdout.png")
+            self.names[self._args.output] = "standard output"
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._stack.close()
-        if isinstance(error, UserError) and self.reads:
-            raise UserError(str(error).replace(str(self._received), "standard input")) from error
+        if isinstance(error, UserError):
+            line = str(error)
+            for path, name in self.names.items():
+                line = line.replace(path, name)
+            raise UserError(line) from error
 
     def check(self, results: int) -> None:
         """Raises UserError for so many results where standard output takes one."""

@@ -25,7 +25,7 @@ left as it is; the brush work of one painting in the colours of another:
 Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
 
     artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --per-content 2
-    artfusion stylize --content frames/ --style paintings/ --output results/ --pair random --group-by '([a-z]+)_[0-9]+'
+    artfusion stylize --content frames/ --style paintings/ --output results/ --pair random --group-by '([^/]*)_[0-9]+'
 
 In scripts: a line of JSON for each result; from and to pipes; what would be painted, and about how
 long it would take:
@@ -42,7 +42,6 @@ the message; 130, stopped.
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ from ldm.cli.options import add_model_options, add_settings_options, load_pipeli
 from ldm.cli.reports import STREAM, Report, Streams, spoken
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.images import exif_of, resize_short_side, save_image, short_side_at, upright_size
+from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.pipeline.folders import (
     Box,
     ManyPainter,
@@ -68,8 +67,8 @@ from ldm.pipeline.folders import (
     share_of,
     with_paintings,
 )
-from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, read_content
-from ldm.pipeline.jobs import PaintingStopped
+from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, check_mask, read_content
+from ldm.pipeline.jobs import PaintingStopped, check_scaled
 from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
@@ -119,7 +118,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--group-by",
         metavar="REGEX",
-        help="for --pair random: contents in whose paths it finds the same have the same styles: '(.*)_frame' of frames",
+        help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames",
     )
     parser.add_argument(
         "--style-weights",
@@ -164,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="on standard output a line of JSON for each result: status (painted, there, failed, stopped), content, style, output, seconds, error",
+        help="on standard output a line of JSON for each result: status (painted, there, failed, stopped, would be painted), content, style, output, seconds, error",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary; errors only")
     parser.add_argument(
@@ -231,13 +230,15 @@ def main() -> int:
     with Streams(args) as streams:
         settings = settings_of(args)
         contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
-        streams.check(len(contents) * len(styles))
-        tasks = plan(contents, styles, args.output, settings, pairing_of(args, settings))
+        pairing = pairing_of(args, settings)
+        if streams.writes:
+            streams.check(len(list(pairing.pairs([(path.name, path) for path in contents], styles))))
+        tasks = plan(contents, styles, args.output, settings, pairing)
         check_others(args, tasks)
         share = share_of(tasks)
-        report = Report(args.json, args.quiet or streams.writes)
+        report = Report(args.json, args.quiet or streams.writes, streams.names)
         if args.dry_run:
-            return foretell(share, args, settings, report)
+            return foretell(share, args, settings, report, always=len(tasks) == 1)
         if len(tasks) > 1:
             return paint_many(share, args, settings, report)
         code = paint_one(share, args, settings, report)
@@ -287,6 +288,7 @@ def description(
 ) -> dict[str, Any]:
     """What a result's metadata say, besides its own content and style."""
     extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
+    extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
     for name in ("keep", "palette_from"):
         path = getattr(args, name)
         extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
@@ -305,7 +307,7 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, r
         PictureReader().style(style)
         pipeline = load_pipeline(args)
         about = description(args, settings, pipeline)
-        report.begin()
+        began = time.monotonic()
         try:
             picture = pipeline(
                 content,
@@ -320,10 +322,10 @@ def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, r
         exif = exif_of(task.content) if args.keep_exif else None
         save_image(picture, task.output, metadata_of(task, about), exif)
         if "stopped" in about:
-            report.result(task, "stopped")
-            print(f"stopped: {task.output} is as far as it came", file=sys.stderr)
+            report.result(task, "stopped", time.monotonic() - began)
+            report.warn(f"stopped: {task.output} is as far as it came")
             return 130
-        report.result(task, "painted")
+        report.result(task, "painted", time.monotonic() - began)
         report.say(str(task.output))
     return 0
 
@@ -337,14 +339,15 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, 
     styles, problems = read_styles(todo, style_side, args.style_region)
     # Fine pictures are painted one by one, so each is written before the next is begun.
     batch_size = 1 if settings.has_brush else args.batch_size
-    report.begin()
     painter = ManyPainter(
         pipeline,
         styles,
         about,
         batch_size,
         keep_exif=args.keep_exif,
-        tell=lambda task, problem: report.result(task, "failed" if problem else "painted", problem),
+        tell=lambda task, problem, seconds: report.result(
+            task, "failed" if problem else "painted", seconds, problem
+        ),
         bar=not args.quiet,
         settings=settings,
         keep=args.keep,
@@ -353,18 +356,16 @@ def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, 
     doable = [task for task in todo if task.style_name in styles]
     for task in todo:
         if task.style_name not in styles:
-            report.result(task, "failed", "the style cannot be read")
+            report.result(task, "failed", error="; ".join(problems))
     try:
         painter.paint(doable)
     except KeyboardInterrupt:
-        print(
-            f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest", file=sys.stderr
-        )
+        report.warn(f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest")
         return 130
     failed = len(todo) - len(doable) + painter.failed
     report.say(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
     for line in (*problems, *painter.failures):
-        print(f"failed: {line}", file=sys.stderr)
+        report.warn(f"failed: {line}")
     return 1 if failed else 0
 
 
@@ -375,32 +376,62 @@ def _is_there(task: Task, about: dict[str, Any], args: argparse.Namespace, repor
     return there
 
 
-def foretell(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
-    """What would be painted, and about how long that would take, by painting a small picture."""
+def foretell(
+    tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report, always: bool
+) -> int:
+    """What would be painted, and about how long that would take, by painting a small picture.
+    always: also what is there already."""
     pipeline = load_pipeline(args)
     about = description(args, settings, pipeline)
-    todo = [task for task in tasks if not _is_there(task, about, args, report)]
-    if not todo:
-        report.say(f"nothing to paint; {len(tasks)} there already")
-        return 0
-    contents = dict.fromkeys(task.content for task in todo)
-    sizes = {
-        path: settings.shape or short_side_at(upright_size(path), settings.short_side) for path in contents
-    }
-    works = [pipeline.work_at(sizes[task.content], settings) for task in todo]
-    first, trial = todo[0], settings.but(size=TRIAL_SIDE)
-    content = resize_short_side(read_content(first.content), TRIAL_SIDE)
-    style = with_paintings(first.style, lambda picture: part_of(picture, args.style_region))
+    todo = [task for task in tasks if always or not _is_there(task, about, args, report)]
+    styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size), args.style_region)
+    sizes: dict[Path, tuple[int, int]] = {}
+    for path in dict.fromkeys(task.content for task in todo):
+        try:
+            sizes[path] = result_size(path, args, settings)
+        except UserError as error:
+            problems.append(str(error))
+    doable = [task for task in todo if task.content in sizes and task.style_name in styles]
+    rate = seconds_of_work(pipeline, doable[0], styles, settings) if doable else 0.0
+    total = 0.0
+    for task in todo:
+        if task not in doable:
+            report.result(task, "failed", error="; ".join(problems))
+            continue
+        seconds = rate * pipeline.work_at(sizes[task.content], settings)
+        total += seconds
+        width, height = sizes[task.content]
+        report.result(task, "would be painted", seconds)
+        report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
+    there, failed = len(tasks) - len(todo), len(todo) - len(doable)
+    report.say(
+        f"{len(doable)} to paint, {there} there already, {failed} would fail; about {spoken(total)} in all"
+    )
+    for line in problems:
+        report.warn(f"would fail: {line}")
+    return 1 if failed else 0
+
+
+def result_size(path: Path, args: argparse.Namespace, settings: Settings) -> tuple[int, int]:
+    """(width, height) of the result of a photo, of whose file only the head is read. Raises UserError
+    where there cannot be one."""
+    given = upright_size(path)
+    check_scaled(given, settings.short_side)
+    size = settings.shape or short_side_at(given, settings.short_side)
+    for mask in (*(args.mask or ()), *([args.keep] if args.keep is not None else ())):
+        check_mask(upright_size(mask), size)
+    return size
+
+
+def seconds_of_work(
+    pipeline: "StyleTransferPipeline", task: Task, styles: dict[str, Style], settings: Settings
+) -> float:
+    """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory."""
+    content, style = read_content(task.content), styles[task.style_name]
+    trial = settings.but(size=TRIAL_SIDE)
     for _ in range(2):  # the first has much to begin with
         began = time.perf_counter()
         result = pipeline(content, style, settings=trial)
         seconds = time.perf_counter() - began
     assert not isinstance(result, list)  # as one was asked for
-    rate = seconds / pipeline.work_at(result.size, trial)
-    for task, work in zip(todo, works, strict=True):
-        width, height = sizes[task.content]
-        report.result(task, "would be painted", seconds=work * rate)
-        report.say(f"{task.output}: {width}x{height}, about {work * rate:.0f} s")
-    there = len(tasks) - len(todo)
-    report.say(f"{len(todo)} to paint, {there} there already; about {spoken(sum(works) * rate)} in all")
-    return 0
+    return seconds / pipeline.work_at(result.size, trial)

@@ -4,8 +4,10 @@ behind."""
 import importlib
 import io
 import os
+import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
+from ldm.media.exif import is_turned, kept_of, upright
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
@@ -25,7 +28,9 @@ EXTENSIONS = (
 )  # fmt: skip
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".avif")
 WITH_EXIF = (".jpg", ".jpeg", *WITH_ALPHA)
-_ORIENTATION = 0x0112  # in EXIF data
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# What sRGB's profiles call themselves.
+_SRGB = ("sRGB IEC61966-2", "sRGB built-in", "sRGB2014", "c2")
 
 
 def load_image(
@@ -42,23 +47,30 @@ def load_image(
     still at least that many pixels. Raises UserError for a missing file, one that is no picture, a
     broken one, or one of more than `max_pixels`.
     """
-    source = Path(source) if isinstance(source, (str, Path)) else source
+    with _opened(Path(source) if isinstance(source, (str, Path)) else source) as image:
+        _check_pixels(_name_of(source), image.size, max_pixels)
+        if draft_size is not None:
+            image.draft("RGB", (draft_size, draft_size))
+        return to_rgb(upright(image), keep_alpha)
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    """The picture in a file, of which only the head is read by then. Raises UserError, also for what
+    is found to be broken within."""
     name = _checked_name(source)
-    if Path(name).suffix.lower() in HEIF_EXTENSIONS:
-        _read_heif(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit, below, is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+            _have_plugins(source, name)
             with Image.open(source, formats=_formats()) as image:
-                _check_pixels(name, image.size, max_pixels)
-                if draft_size is not None:
-                    image.draft("RGB", (draft_size, draft_size))
-                return to_rgb(ImageOps.exif_transpose(image), keep_alpha)
+                yield image
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: too many pixels to open safely ({error})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not a picture that can be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -72,6 +84,10 @@ def load_square(path: str | Path, size: int) -> Image.Image:
     return ImageOps.fit(load_image(path), (size, size))
 
 
+def _name_of(source: str | Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, (str, Path)) else source.name
+
+
 def _checked_name(source: Path | BinaryIO) -> str:
     """What errors call the file. Raises UserError where there is none, or nothing in it."""
     if isinstance(source, Path):
@@ -79,13 +95,13 @@ def _checked_name(source: Path | BinaryIO) -> str:
             raise UserError(
                 f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}"
             )
-        name, length = str(source), source.stat().st_size
+        length = source.stat().st_size
     else:
-        name, length = source.name, source.seek(0, os.SEEK_END)
+        length = source.seek(0, os.SEEK_END)
         source.seek(0)
     if length == 0:
-        raise UserError(f"{name}: the file is empty (0 bytes)")
-    return name
+        raise UserError(f"{_name_of(source)}: the file is empty (0 bytes)")
+    return _name_of(source)
 
 
 def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
@@ -101,8 +117,17 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _read_heif(name: str) -> None:
-    """Have Pillow read what iPhones write. Raises UserError without the package for it."""
+def _have_plugins(source: Path | BinaryIO, name: str) -> None:
+    """Have Pillow read what iPhones write, if the file is that. Raises UserError without the package
+    for it."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(12)
+    else:
+        head = source.read(12)
+        source.seek(0)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
+        return
     try:
         pillow_heif = importlib.import_module("pillow_heif")
     except ImportError as error:
@@ -138,7 +163,7 @@ def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     if isinstance(profile, bytes):
         try:
             given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in ImageCms.getProfileDescription(given):
+            if not ImageCms.getProfileDescription(given).startswith(_SRGB):
                 srgb = ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
         except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
@@ -147,13 +172,12 @@ def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of a picture file as it is shown, by its head alone. Raises UserError."""
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a picture that can be read") from error
+    """(width, height) of a picture file as it is shown, by its head alone where that will do. Raises
+    UserError."""
+    with _opened(Path(path)) as image:
+        if image.format == "TIFF":  # Pillow turns these by itself, some versions as late as on loading
+            return upright(image).size
+        return image.size[::-1] if is_turned(image) else image.size
 
 
 def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -170,15 +194,10 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def exif_of(path: str | Path) -> bytes | None:
-    """The EXIF data of a picture file (camera, date, place ...) for a result of it, which is
-    upright already; None where there are none that can be read."""
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            exif = image.getexif()
-            exif.pop(_ORIENTATION, None)
-            return exif.tobytes() if len(exif) else None
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError):
-        return None
+    """What may be kept of a picture file's EXIF data (camera, date, place ...) for a result of it;
+    None for none. Raises UserError for what is no picture."""
+    with _opened(Path(path)) as image:
+        return kept_of(image, str(path))
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:

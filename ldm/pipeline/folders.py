@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import string
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -331,7 +332,7 @@ class ManyPainter:
 
     `styles` are those of the tasks by name, read; `description` goes into the files, with
     `keep_exif` beside the photos' EXIF data, and `options` to the pipeline's call. `tell` is called
-    with each task that is over and what went wrong, if anything did. `failures` has a line for each
+    with each task that is over, what went wrong, if anything did, and its seconds. `failures` has a line for each
     picture that cannot be read and each task that could not be done; `done` and `failed` count
     tasks.
     """
@@ -343,7 +344,7 @@ class ManyPainter:
         description: dict[str, Any],
         batch_size: int,
         keep_exif: bool = False,
-        tell: Callable[[Task, str | None], None] = lambda task, problem: None,
+        tell: Callable[[Task, str | None, float], None] = lambda task, problem, seconds: None,
         bar: bool = True,
         **options: Any,
     ):
@@ -366,23 +367,30 @@ class ManyPainter:
                 bar.update(len(batch))
 
     def _paint_batch(self, batch: Sequence[Task]) -> None:
+        began = time.monotonic()
         readable = [(task, content) for task in batch if (content := self._content(task)) is not None]
-        if not readable or self._try(readable) is None:
+        if not readable:
+            return
+        if self._try(readable) is None:
+            seconds = (time.monotonic() - began) / len(readable)
             for task, _ in readable:
-                self._over(task, None)
+                self._over(task, None, seconds)
             return
         for pair in readable:  # one picture's trouble is not the others'; and alone they need less memory
+            began = time.monotonic()
             problem = self._try([pair])
             if problem is not None:
-                self.failures.append(f"{pair[0].output}: {problem}")
-            self._over(pair[0], problem)
+                self.failures.append(
+                    problem if str(pair[0].output) in problem else f"{pair[0].output}: {problem}"
+                )
+            self._over(pair[0], problem, time.monotonic() - began)
 
-    def _over(self, task: Task, problem: str | None) -> None:
+    def _over(self, task: Task, problem: str | None, seconds: float) -> None:
         if problem is None:
             self.done += 1
         else:
             self.failed += 1
-        self.tell(task, problem)
+        self.tell(task, problem, seconds)
 
     def _try(self, pairs: Sequence[tuple[Task, Image.Image]]) -> str | None:
         """Paint these together and write them. Returns what went wrong, as text: an error would
@@ -412,6 +420,6 @@ class ManyPainter:
                 self._last = task.content, error
                 self.failures.append(str(error))  # once, however many styles it was to be painted in
         if isinstance(self._last[1], UserError):
-            self._over(task, str(self._last[1]))
+            self._over(task, str(self._last[1]), 0.0)
             return None
         return self._last[1]

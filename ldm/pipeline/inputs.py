@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ldm.errors import UserError
 from ldm.media.colours import is_grey, with_palette_of
+from ldm.media.exif import upright
 from ldm.media.images import at_most, load_image, to_rgb
 from ldm.pipeline.settings import Range
 
@@ -163,7 +164,7 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
             f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
         )
     try:
-        return to_rgb(ImageOps.exif_transpose(picture), keep_alpha)
+        return to_rgb(upright(picture), keep_alpha)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})"
@@ -173,13 +174,18 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for
     another aspect."""
-    if not same_aspect(mask.size, size):
-        raise UserError(
-            f"a mask of {mask.width}x{mask.height} pixels does not have the picture's aspect, {size[0]}x{size[1]}"
-        )
+    check_mask(mask.size, size)
     scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
     array: NDArray[np.float32] = np.asarray(scaled, dtype=np.float32) / np.float32(255)
     return array
+
+
+def check_mask(mask: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raises UserError for a mask of another aspect than a picture's, both (width, height)."""
+    if not same_aspect(mask, size):
+        raise UserError(
+            f"a mask of {mask[0]}x{mask[1]} pixels does not have the picture's aspect, {size[0]}x{size[1]}"
+        )
 
 
 def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:

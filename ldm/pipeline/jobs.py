@@ -134,7 +134,7 @@ def _check_job(job: Job, style_side: int) -> None:
     if job.keep is not None:
         mask_array(job.keep, job.size)
     for picture in job.style.pictures:
-        _check_scaled(picture, style_side)
+        check_scaled(picture.size, style_side)
 
 
 def _listed(one_or_more: Any) -> list[Any]:
@@ -157,7 +157,7 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
 
 def _sized(image: Image.Image, settings: Settings) -> Image.Image:
     """The content picture at the result's size."""
-    _check_scaled(image, settings.short_side)
+    check_scaled(image.size, settings.short_side)
     if settings.shape is None:
         return resize_short_side(image, settings.short_side)
     return ImageOps.fit(image, settings.shape, Image.Resampling.LANCZOS)
@@ -172,9 +172,10 @@ def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
     return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
 
 
-def _check_scaled(image: Image.Image, size: int) -> None:
-    if min(image.size) < 1 or size**2 * max(image.size) > MAX_RESULT_PIXELS * min(image.size):
+def check_scaled(size: tuple[int, int], side: int) -> None:
+    """Raises UserError for a picture of this (width, height) that cannot have that shorter side."""
+    if min(size) < 1 or side**2 * max(size) > MAX_RESULT_PIXELS * min(size):
         raise UserError(
-            f"a picture of {image.width}x{image.height} pixels cannot be scaled to a shorter side of {size}: the result "
+            f"a picture of {size[0]}x{size[1]} pixels cannot be scaled to a shorter side of {side}: the result "
             f"would be empty or have more than {MAX_RESULT_PIXELS} pixels"
         )

@@ -1,5 +1,6 @@
 """Which photo is painted in which styles, of many of both."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ class Pairing:
     kind: all, every photo in every style; zip, the first in the first, the second in the second,
     and so on; random, every photo in `per_content` styles of its own. What is drawn depends on the
     seed, the photo's file name and the styles alone, so that shares of a folder agree on it.
-    group_by: photos of whose paths this regular expression finds the same (its first group, if it
-    has one) have the same styles: frames of a clip, views of a thing.
+    group_by: photos in whose whole paths this regular expression finds the same (its first group, if
+    it has one) have the same styles: frames of a clip, views of a thing. What it finds counts, so
+    it should find nothing of the folders above.
     """
 
     kind: str = "all"
@@ -64,7 +66,7 @@ class Pairing:
     def _group(self, content: Path) -> str:
         if self.group_by is None:
             return content.name
-        found = re.search(self.group_by, content.as_posix())
+        found = re.search(self.group_by, Path(os.path.abspath(content)).as_posix())
         if found is None:
             raise UserError(f"--group-by {self.group_by}: finds nothing in {content}")
-        return found[1] if found.re.groups else found[0]
+        return (found[1] if found.re.groups else None) or found[0]

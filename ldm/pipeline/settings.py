@@ -198,7 +198,11 @@ class Number(Dial):
             return
         values = as_list(value) if self.each else [value]
         if not all(isinstance(one, Integral if self.whole else Real) for one in values):
-            more = ", or a list of them" * self.each + " or None" * self.optional
+            more = (
+                ", or a list of them" * self.each
+                + "," * (self.each and self.optional)
+                + " or None" * self.optional
+            )
             raise UserError(f"{name} must be a {'whole ' * self.whole}number{more}, got {value!r}")
         for one in values:
             if one not in self.range:
@@ -327,7 +331,7 @@ class Settings:
     def value(self, name: str) -> Any:
         """A setting as given, else as the look has it, if it has it."""
         given = getattr(self, name)
-        return getattr(LOOKS[self.look], name, None) if given is None else given
+        return getattr(LOOKS.get(self.look), name, None) if given is None else given
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for

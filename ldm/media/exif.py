@@ -1,0 +1,69 @@
+"""What cameras write into a picture's file: which way is up, and what may be kept of the rest."""
+
+import logging
+
+from PIL import ExifTags, Image, ImageOps
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 60_000  # JPEG has place for 65,533
+_ORIENTATION = ExifTags.Base.Orientation
+# All else in the first directory says how the pixels of that very file lie in it.
+_KEPT = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+)
+# Of what cameras tell about the shot, what is no longer true of a result, or makes no sense there.
+_LEFT_OUT: tuple[int, ...] = (
+    ExifTags.Base.ColorSpace,
+    ExifTags.Base.ExifImageWidth,
+    ExifTags.Base.ExifImageHeight,
+    ExifTags.Base.ExifInteroperabilityOffset,
+    ExifTags.Base.MakerNote,
+    ExifTags.IFD.Interop,
+)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as it is to be shown; as it is where that cannot be understood. Raises
+    Pillow's errors for a picture that is broken itself."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever is written there: the pixels are right
+        return image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether width and height of the opened picture change places when it is upright."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception:
+        return False
+
+
+def kept_of(image: Image.Image, name: str) -> bytes | None:
+    """Camera, date, place, author and the like of an opened picture, for a result of it; None where
+    there are none. `name` is for the warning when they cannot be kept."""
+    try:
+        given, kept = image.getexif(), Image.Exif()
+        for tag in _KEPT:
+            if isinstance(given.get(tag), str):
+                kept[tag] = given[tag]
+        for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            values = {tag: value for tag, value in given.get_ifd(directory).items() if tag not in _LEFT_OUT}
+            if values:
+                kept[directory] = values
+        if not len(kept):
+            return None
+        data = kept.tobytes()
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"{len(data)} bytes, more than files have place for")
+        return data
+    except Exception as error:  # Pillow has many for what cameras write
+        log.warning("%s: its EXIF data cannot be kept (%s)", name, " ".join(str(error).split()))
+        return None
