@@ -27,6 +27,12 @@ Every photo in two of the styles, drawn by the seed; all frames of a clip in the
     artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --per-content 2
     artfusion stylize --content frames/ --style paintings/ --output results/ --pair random --group-by '([^/]*)_[0-9]+'
 
+A table that says which photo in which painting, with settings of its own in each row; and one of what
+is to be painted:
+
+    artfusion stylize --manifest pictures.csv --output results/
+    artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --write-manifest pictures.csv --dry-run
+
 In scripts: a line of JSON for each result; from and to pipes; what would be painted, and about how
 long it would take:
 
@@ -42,42 +48,27 @@ the message; 130, stopped.
 
 import argparse
 import logging
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
-from ldm.cli.reports import STREAM, Report, Streams, spoken
+from ldm.cli.manifest import read_manifest, write_manifest
+from ldm.cli.options import add_model_options, add_settings_options, settings_of
+from ldm.cli.painting import Painting, Work
+from ldm.cli.reports import STREAM, Report, Streams
 from ldm.errors import UserError
-from ldm.files import file_hash
-from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.pipeline.folders import (
     Box,
-    ManyPainter,
     Task,
     check_inputs_survive,
     distinct_names,
     expand,
     folder_of_results,
-    is_finished,
-    metadata_of,
-    part_of,
     plan,
-    read_styles,
     share_of,
-    with_paintings,
 )
-from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions, check_mask, read_content
-from ldm.pipeline.jobs import PaintingStopped, check_scaled
+from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
-
-if TYPE_CHECKING:
-    from ldm.pipeline.pipeline import StyleTransferPipeline
-
-
-TRIAL_SIDE = 128  # of the picture that tells how long others will take
 
 
 def parse_args() -> argparse.Namespace:
@@ -119,6 +110,18 @@ def parse_args() -> argparse.Namespace:
         "--group-by",
         metavar="REGEX",
         help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames",
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="CSV",
+        help="in place of --content and --style: a row for each picture, with the columns content and style, and if you like output and the names of settings",
+    )
+    parser.add_argument(
+        "--write-manifest",
+        type=Path,
+        metavar="CSV",
+        help="write what is to be painted as such a file, before anything is",
     )
     parser.add_argument(
         "--style-weights",
@@ -184,12 +187,33 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is for --pair random")
     if args.pictures:
         _take_pictures(args, parser)
+    if args.manifest is not None:
+        _check_manifest(args, parser)
+        return args
     lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
     if lacking:
         parser.error(
             f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
         )
     return args
+
+
+def _check_manifest(args: argparse.Namespace, parser: ArgumentParser) -> None:
+    """What a manifest says, options cannot."""
+    given = {
+        "photos": args.pictures,
+        "--content": args.content,
+        "--style": args.style,
+        "--style-weights": args.style_weights,
+        "--mask": args.mask,
+        "--pair": args.pair != "all",
+    }
+    for name, value in given.items():
+        if value:
+            parser.error(f"--manifest says which photos go with which paintings; leave out {name}")
+    if args.output == STREAM:
+        parser.error("--manifest takes a folder or a name with {content} and {style} as --output")
+    args.content, args.style = [], []
 
 
 def parse_region(text: str) -> Box:
@@ -228,22 +252,34 @@ def main() -> int:
     if args.quiet:
         logging.getLogger().setLevel(logging.WARNING)
     with Streams(args) as streams:
-        settings = settings_of(args)
-        contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
-        pairing = pairing_of(args, settings)
-        if streams.writes:
-            streams.check(len(list(pairing.pairs([(path.name, path) for path in contents], styles))))
-        tasks = plan(contents, styles, args.output, settings, pairing)
+        works = works_of(args, streams)
+        tasks = [task for work in works for task in work.tasks]
         check_others(args, tasks)
-        share = share_of(tasks)
-        report = Report(args.json, args.quiet or streams.writes, streams.names)
+        if args.write_manifest is not None:
+            write_manifest(args.write_manifest, works)
+        # This process's share, where torchrun started several.
+        share = set(map(id, share_of(tasks)))
+        works = [Work(one.settings, [task for task in one.tasks if id(task) in share]) for one in works]
+        painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names))
         if args.dry_run:
-            return foretell(share, args, settings, report, always=len(tasks) == 1)
+            return painting.foretell(works)
         if len(tasks) > 1:
-            return paint_many(share, args, settings, report)
-        code = paint_one(share, args, settings, report)
+            return painting.many(works)
+        codes = [painting.one(task, work.settings) for work in works for task in work.tasks]
         streams.write()
-        return code
+        return max(codes, default=0)
+
+
+def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:
+    """What is to be painted, by settings. Raises UserError."""
+    settings = settings_of(args)
+    if args.manifest is not None:
+        return read_manifest(args.manifest, settings, args.output)
+    contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
+    pairing = pairing_of(args, settings)
+    if streams.writes:
+        streams.check(len(list(pairing.pairs([(path.name, path) for path in contents], styles))))
+    return [Work(settings, plan(contents, styles, args.output, settings, pairing))]
 
 
 def pairing_of(args: argparse.Namespace, settings: Settings) -> Pairing:
@@ -281,157 +317,3 @@ def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
     if args.palette_from is not None and args.preserve_color:
         raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
     check_inputs_survive([task.output for task in tasks], given)
-
-
-def description(
-    args: argparse.Namespace, settings: Settings, pipeline: "StyleTransferPipeline"
-) -> dict[str, Any]:
-    """What a result's metadata say, besides its own content and style."""
-    extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
-    extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
-    for name in ("keep", "palette_from"):
-        path = getattr(args, name)
-        extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
-    settings = settings.but(detail=pipeline.painter.detail(settings))
-    return provenance(args, settings, pipeline.painter.precision) | {
-        name: value for name, value in extra.items() if value is not None
-    }
-
-
-def paint_one(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
-    """A single picture is always painted, and whatever is wrong is an error; a stopped one is kept
-    as far as it came."""
-    for task in tasks:  # none in all but the first of several processes
-        content = read_content(task.content)
-        style = with_paintings(task.style, lambda picture: part_of(picture, args.style_region))
-        PictureReader().style(style)
-        pipeline = load_pipeline(args)
-        about = description(args, settings, pipeline)
-        began = time.monotonic()
-        try:
-            picture = pipeline(
-                content,
-                style,
-                settings=settings,
-                keep=args.keep,
-                palette=args.palette_from,
-                progress=not args.quiet,
-            )
-        except PaintingStopped as stopped:
-            picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
-        exif = exif_of(task.content) if args.keep_exif else None
-        save_image(picture, task.output, metadata_of(task, about), exif)
-        if "stopped" in about:
-            report.result(task, "stopped", time.monotonic() - began)
-            report.warn(f"stopped: {task.output} is as far as it came")
-            return 130
-        report.result(task, "painted", time.monotonic() - began)
-        report.say(str(task.output))
-    return 0
-
-
-def paint_many(tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report) -> int:
-    """Every task that is not done yet; what fails is listed at the end."""
-    pipeline = load_pipeline(args)
-    about = description(args, settings, pipeline)
-    todo = [task for task in tasks if not _is_there(task, about, args, report)]
-    style_side = settings.style_side(pipeline.painter.native_size)
-    styles, problems = read_styles(todo, style_side, args.style_region)
-    # Fine pictures are painted one by one, so each is written before the next is begun.
-    batch_size = 1 if settings.has_brush else args.batch_size
-    painter = ManyPainter(
-        pipeline,
-        styles,
-        about,
-        batch_size,
-        keep_exif=args.keep_exif,
-        tell=lambda task, problem, seconds: report.result(
-            task, "failed" if problem else "painted", seconds, problem
-        ),
-        bar=not args.quiet,
-        settings=settings,
-        keep=args.keep,
-        palette=args.palette_from,
-    )
-    doable = [task for task in todo if task.style_name in styles]
-    for task in todo:
-        if task.style_name not in styles:
-            report.result(task, "failed", error="; ".join(problems))
-    try:
-        painter.paint(doable)
-    except KeyboardInterrupt:
-        report.warn(f"stopped: {painter.done} of {len(todo)} painted; the same command does the rest")
-        return 130
-    failed = len(todo) - len(doable) + painter.failed
-    report.say(f"{len(todo) - failed} painted, {len(tasks) - len(todo)} there already, {failed} failed")
-    for line in (*problems, *painter.failures):
-        report.warn(f"failed: {line}")
-    return 1 if failed else 0
-
-
-def _is_there(task: Task, about: dict[str, Any], args: argparse.Namespace, report: Report) -> bool:
-    there = not args.overwrite and is_finished(task, about)
-    if there:
-        report.result(task, "there")
-    return there
-
-
-def foretell(
-    tasks: list[Task], args: argparse.Namespace, settings: Settings, report: Report, always: bool
-) -> int:
-    """What would be painted, and about how long that would take, by painting a small picture.
-    always: also what is there already."""
-    pipeline = load_pipeline(args)
-    about = description(args, settings, pipeline)
-    todo = [task for task in tasks if always or not _is_there(task, about, args, report)]
-    styles, problems = read_styles(todo, settings.style_side(pipeline.painter.native_size), args.style_region)
-    sizes: dict[Path, tuple[int, int]] = {}
-    for path in dict.fromkeys(task.content for task in todo):
-        try:
-            sizes[path] = result_size(path, args, settings)
-        except UserError as error:
-            problems.append(str(error))
-    doable = [task for task in todo if task.content in sizes and task.style_name in styles]
-    rate = seconds_of_work(pipeline, doable[0], styles, settings) if doable else 0.0
-    total = 0.0
-    for task in todo:
-        if task not in doable:
-            report.result(task, "failed", error="; ".join(problems))
-            continue
-        seconds = rate * pipeline.work_at(sizes[task.content], settings)
-        total += seconds
-        width, height = sizes[task.content]
-        report.result(task, "would be painted", seconds)
-        report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
-    there, failed = len(tasks) - len(todo), len(todo) - len(doable)
-    report.say(
-        f"{len(doable)} to paint, {there} there already, {failed} would fail; about {spoken(total)} in all"
-    )
-    for line in problems:
-        report.warn(f"would fail: {line}")
-    return 1 if failed else 0
-
-
-def result_size(path: Path, args: argparse.Namespace, settings: Settings) -> tuple[int, int]:
-    """(width, height) of the result of a photo, of whose file only the head is read. Raises UserError
-    where there cannot be one."""
-    given = upright_size(path)
-    check_scaled(given, settings.short_side)
-    size = settings.shape or short_side_at(given, settings.short_side)
-    for mask in (*(args.mask or ()), *([args.keep] if args.keep is not None else ())):
-        check_mask(upright_size(mask), size)
-    return size
-
-
-def seconds_of_work(
-    pipeline: "StyleTransferPipeline", task: Task, styles: dict[str, Style], settings: Settings
-) -> float:
-    """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory."""
-    content, style = read_content(task.content), styles[task.style_name]
-    trial = settings.but(size=TRIAL_SIDE)
-    for _ in range(2):  # the first has much to begin with
-        began = time.perf_counter()
-        result = pipeline(content, style, settings=trial)
-        seconds = time.perf_counter() - began
-    assert not isinstance(result, list)  # as one was asked for
-    return seconds / pipeline.work_at(result.size, trial)

@@ -188,23 +188,30 @@ def plan(
     """
     check_template(output)
     pairs = list(pairing.pairs(list(zip(distinct_names(contents), contents)), styles))
-    count = len(pairs)
-    if count > 1 and not _has_fields(output) and not _is_folder(output):
+    if len(pairs) > 1 and not _has_fields(output) and not _is_folder(output):
         raise UserError(
-            f"--output {output}: {count} pictures do not fit into one file; give a folder, with / at its end, "
+            f"--output {output}: {len(pairs)} pictures do not fit into one file; give a folder, with / at its end, "
             "or a name with {content} and {style}"
         )
-    template, tasks = _as_template(output), []
-    values = {name: settings.value(name) for name in DIALS}
-    for (content_name, content), (name, style) in pairs:
-        path = check_output(_filled(template, {**values, "content": content_name, "style": name}))
-        tasks.append(Task(content, style, name, path))
-    _check_distinct(tasks)
-    check_inputs_survive(
-        [task.output for task in tasks],
-        {*contents, *(path for _, style in styles for path in files_of(style))},
-    )
+    tasks = [task_of(content, style, output, settings) for content, style in pairs]
+    check_tasks(tasks)
     return tasks
+
+
+def task_of(content: tuple[str, Path], style: tuple[str, Style], output: str, settings: Settings) -> Task:
+    """A named content in a named style. output: as in `plan`. Raises UserError where the result
+    cannot be written."""
+    values = {name: settings.value(name) for name in DIALS}
+    named = {**values, "content": content[0], "style": style[0]}
+    return Task(content[1], style[1], style[0], check_output(_filled(_as_template(output), named)))
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Raises UserError if two tasks would write the same file, or one a picture that another is made
+    from."""
+    _check_distinct(tasks)
+    inputs = {path for task in tasks for path in (task.content, *files_of(task.style))}
+    check_inputs_survive([task.output for task in tasks], inputs)
 
 
 def _check_distinct(tasks: Sequence[Task]) -> None:

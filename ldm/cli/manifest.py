@@ -1,0 +1,144 @@
+"""Tables of pictures to paint: CSV files with a row for each, its photo, its painting, its settings."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ldm.cli.options import dial_value
+from ldm.cli.painting import Work
+from ldm.errors import UserError, did_you_mean
+from ldm.files import check_folder, written_whole
+from ldm.pipeline.folders import Task, check_tasks, check_template, distinct_names, task_of
+from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
+
+PICTURES = ("content", "style", "output")
+_YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
+
+
+def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Work]:
+    """The work that a table asks for, rows of the same settings together. Raises UserError, with the
+    row's number.
+
+    Columns: content and style, paths from the table's folder; output, a path from the folder
+    `output`, where it is not to be named as usual; settings, by their names; what is empty is as
+    in `settings`.
+    """
+    rows = _rows(path)
+    output = output or "."
+    check_template(output)
+    contents, styles = ([path.parent / row[name] for _, row in rows] for name in PICTURES[:2])
+    names = [_names(contents), _names(styles)]
+    works: dict[Any, tuple[Settings, list[Task]]] = {}
+    for (number, row), content, style in zip(rows, contents, styles, strict=True):
+        try:
+            own = settings.but(**_settings(row))
+            own.check()
+            for picture in (content, style):
+                if not picture.is_file():
+                    raise UserError(f"{picture}: no such file")
+            place = str(Path(output, row["output"])) if row.get("output") else output
+            task = task_of((names[0][content], content), (names[1][style], style), place, own)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+        works.setdefault(str(own), (own, []))[1].append(task)
+    check_tasks([task for _, tasks in works.values() for task in tasks])
+    return [Work(own, tasks) for own, tasks in works.values()]
+
+
+def write_manifest(path: Path, works: Sequence[Work]) -> None:
+    """A table of this work, which `read_manifest` reads. Raises UserError for styles of several
+    pictures, which have no place in it."""
+    tasks = [(work.settings, task) for work in works for task in work.tasks]
+    for _, task in tasks:
+        if not isinstance(task.style, (str, Path)):
+            raise UserError("--write-manifest: a row has one painting; leave out --style-weights and --mask")
+    usual = Settings()
+    given = [
+        one.name
+        for one in fields(Settings)
+        if any(getattr(work.settings, one.name) != getattr(usual, one.name) for work in works)
+    ]
+    check_folder(path.parent, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow([*PICTURES, *given])
+        for settings, task in tasks:
+            pictures = [str(Path(each).resolve()) for each in (task.content, task.style, task.output)]
+            table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, values by column) of every row. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, strict=True)
+            head = [name.strip() for name in table.fieldnames or ()]
+            _check_head(path, head)
+            table.fieldnames = head
+            rows = [(table.line_num, row) for row in table]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: no table of comma-separated values in UTF-8 ({error})") from error
+    if not rows:
+        raise UserError(f"{path}: no rows in it")
+    for number, row in rows:
+        if None in row or None in row.values():
+            raise UserError(f"{path}:{number}: not as many values as columns ({len(head)})")
+        for name in PICTURES[:2]:
+            if not row[name].strip():
+                raise UserError(f"{path}:{number}: no {name}")
+    return [(number, {name: value.strip() for name, value in row.items()}) for number, row in rows]
+
+
+def _check_head(path: Path, head: Sequence[str]) -> None:
+    for name in PICTURES[:2]:
+        if name not in head:
+            raise UserError(f"{path}: no column {name!r}; the first line names the columns")
+    for name in head:
+        if name not in (*PICTURES, *DIALS):
+            raise UserError(
+                f"{path}: there is no column {name!r}{did_you_mean(name, [*PICTURES, *DIALS])}; columns are {', '.join(PICTURES)} "
+                "and the settings of docs/settings.md"
+            )
+        if head.count(name) > 1:
+            raise UserError(f"{path}: the column {name!r} is there twice")
+
+
+def _names(paths: Iterable[Path]) -> dict[Path, str]:
+    """By path, what results are called after it."""
+    once = list(dict.fromkeys(paths))
+    return dict(zip(once, distinct_names(once), strict=True))
+
+
+def _settings(row: Mapping[str, str]) -> dict[str, Any]:
+    """Those of a row. Raises UserError for text that is none."""
+    return {name: _value(name, text) for name, text in row.items() if name in DIALS and text}
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        match DIALS[name]:
+            case Flag():
+                if text.lower() not in (*_YES, *_NO):
+                    raise ValueError
+                return text.lower() in _YES
+            case Interval():
+                return tuple(float(part) for part in text.split())
+        return dial_value(name, text)
+    except Exception as error:  # argparse has one of its own for what its types refuse
+        raise UserError(f"{name} {text!r} is not {DIALS[name].range_help}") from error
+
+
+def _text(value: Any) -> str:
+    """A setting's value as `_value` reads it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ("x" if all(isinstance(part, int) for part in value) else " ").join(map(str, value))
+    return str(value)

@@ -1,0 +1,209 @@
+"""What `artfusion stylize` does with tasks: paint one, paint many, or foretell."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.cli.options import load_pipeline, provenance
+from ldm.cli.reports import Report, spoken
+from ldm.errors import UserError
+from ldm.files import file_hash
+from ldm.media.images import exif_of, save_image, short_side_at, upright_size
+from ldm.pipeline.folders import (
+    ManyPainter,
+    Task,
+    is_finished,
+    metadata_of,
+    part_of,
+    read_styles,
+    with_paintings,
+)
+from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content
+from ldm.pipeline.jobs import PaintingStopped, check_scaled
+from ldm.pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from ldm.pipeline.pipeline import StyleTransferPipeline
+
+TRIAL_SIDE = 128  # of the picture that tells how long others will take
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tasks with the same settings."""
+
+    settings: Settings
+    tasks: Sequence[Task]
+
+
+class Painting:
+    """Does work by the program's options, and tells the report of it. The model is read when it is
+    needed."""
+
+    def __init__(self, args: argparse.Namespace, report: Report):
+        self.args, self.report = args, report
+
+    @cached_property
+    def pipeline(self) -> "StyleTransferPipeline":
+        """Raises UserError where there is none."""
+        return load_pipeline(self.args)
+
+    def description(self, settings: Settings) -> dict[str, Any]:
+        """What a result's metadata say, besides its own content and style."""
+        args = self.args
+        extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
+        extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
+        for name in ("keep", "palette_from"):
+            path = getattr(args, name)
+            extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
+        settings = settings.but(detail=self.pipeline.painter.detail(settings))
+        return provenance(args, settings, self.pipeline.painter.precision) | {
+            name: value for name, value in extra.items() if value is not None
+        }
+
+    def one(self, task: Task, settings: Settings) -> int:
+        """A single picture is always painted, and whatever is wrong is an error; a stopped one is
+        kept as far as it came."""
+        args, report = self.args, self.report
+        content = read_content(task.content)
+        style = with_paintings(task.style, lambda picture: part_of(picture, args.style_region))
+        PictureReader().style(style)
+        about, began = self.description(settings), time.monotonic()
+        try:
+            picture = self.pipeline(
+                content,
+                style,
+                settings=settings,
+                keep=args.keep,
+                palette=args.palette_from,
+                progress=not args.quiet,
+            )
+        except PaintingStopped as stopped:
+            picture, about = stopped.picture, about | {"stopped": True}  # so that it never counts as finished
+        exif = exif_of(task.content) if args.keep_exif else None
+        save_image(picture, task.output, metadata_of(task, about), exif)
+        seconds = time.monotonic() - began
+        if "stopped" in about:
+            report.result(task, "stopped", seconds)
+            report.warn(f"stopped: {task.output} is as far as it came")
+            return 130
+        report.result(task, "painted", seconds)
+        report.say(str(task.output))
+        return 0
+
+    def many(self, works: Sequence[Work]) -> int:
+        """Every task that is not done yet; what fails is listed at the end."""
+        report, failures = self.report, list[str]()
+        planned = sum(len(work.tasks) for work in works)
+        asked = painted = 0
+        for work in works:
+            about, todo = self._todo(work)
+            asked += len(todo)
+            styles, problems = self._styles(todo, work.settings)
+            painter = self._painter(styles, about, work.settings)
+            for task in todo:
+                if task.style_name not in styles:
+                    report.result(task, "failed", error="; ".join(problems))
+            try:
+                painter.paint([task for task in todo if task.style_name in styles])
+            except KeyboardInterrupt:
+                done = painted + painter.done
+                report.warn(f"stopped: {done} of {asked} painted; the same command does the rest")
+                return 130
+            painted += painter.done
+            failures += [*problems, *painter.failures]
+        report.say(f"{painted} painted, {planned - asked} there already, {asked - painted} failed")
+        for line in failures:
+            report.warn(f"failed: {line}")
+        return 1 if painted < asked else 0
+
+    def _painter(self, styles: dict[str, Style], about: dict[str, Any], settings: Settings) -> ManyPainter:
+        args = self.args
+        return ManyPainter(
+            self.pipeline,
+            styles,
+            about,
+            # Fine pictures are painted one by one, so each is written before the next is begun.
+            1 if settings.has_brush else args.batch_size,
+            keep_exif=args.keep_exif,
+            tell=lambda task, problem, seconds: self.report.result(
+                task, "failed" if problem else "painted", seconds, problem
+            ),
+            bar=not args.quiet,
+            settings=settings,
+            keep=args.keep,
+            palette=args.palette_from,
+        )
+
+    def foretell(self, works: Sequence[Work]) -> int:
+        """What would be painted, and about how long that would take, by painting small pictures."""
+        report, failures = self.report, list[str]()
+        planned = sum(len(work.tasks) for work in works)
+        asked, doable, total = 0, 0, 0.0
+        for work in works:
+            _, todo = self._todo(work, always=planned == 1)
+            asked += len(todo)
+            styles, problems = self._styles(todo, work.settings)
+            sizes: dict[Path, tuple[int, int]] = {}
+            for path in dict.fromkeys(task.content for task in todo):
+                try:
+                    sizes[path] = self._result_size(path, work.settings)
+                except UserError as error:
+                    problems.append(str(error))
+            rate: float | None = None
+            for task in todo:
+                if task.content not in sizes or task.style_name not in styles:
+                    report.result(task, "failed", error="; ".join(problems))
+                    continue
+                if rate is None:
+                    rate = self._seconds_of_work(task, styles[task.style_name], work.settings)
+                seconds = rate * self.pipeline.work_at(sizes[task.content], work.settings)
+                doable, total = doable + 1, total + seconds
+                width, height = sizes[task.content]
+                report.result(task, "would be painted", seconds)
+                report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
+            failures += problems
+        report.say(
+            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all"
+        )
+        for line in failures:
+            report.warn(f"would fail: {line}")
+        return 1 if doable < asked else 0
+
+    def _todo(self, work: Work, always: bool = False) -> tuple[dict[str, Any], list[Task]]:
+        """(what their metadata say, tasks that are not done yet). always: nor those that are."""
+        about, todo = self.description(work.settings), []
+        for task in work.tasks:
+            if not (always or self.args.overwrite) and is_finished(task, about):
+                self.report.result(task, "there")
+            else:
+                todo.append(task)
+        return about, todo
+
+    def _styles(self, tasks: Sequence[Task], settings: Settings) -> tuple[dict[str, Style], list[str]]:
+        side = settings.style_side(self.pipeline.painter.native_size)
+        return read_styles(tasks, side, self.args.style_region)
+
+    def _result_size(self, path: Path, settings: Settings) -> tuple[int, int]:
+        """(width, height) of the result of a photo, of whose file only the head is read. Raises
+        UserError where there cannot be one."""
+        given = upright_size(path)
+        check_scaled(given, settings.short_side)
+        size = settings.shape or short_side_at(given, settings.short_side)
+        for mask in (*(self.args.mask or ()), *([self.args.keep] if self.args.keep is not None else ())):
+            check_mask(upright_size(mask), size)
+        return size
+
+    def _seconds_of_work(self, task: Task, style: Style, settings: Settings) -> float:
+        """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory."""
+        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE)
+        for _ in range(2):  # the first has much to begin with
+            began = time.perf_counter()
+            result = self.pipeline(content, style, settings=trial)
+            seconds = time.perf_counter() - began
+        assert not isinstance(result, list)  # as one was asked for
+        return seconds / self.pipeline.work_at(result.size, trial)

@@ -1,0 +1,174 @@
+"""Tables of pictures to paint: artfusion stylize --manifest, --write-manifest."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_builders import SMALL, largest_difference, picture, run_program, script
+
+from ldm.cli.manifest import read_manifest, write_manifest
+from ldm.cli.painting import Work
+from ldm.errors import UserError
+from ldm.media.images import load_image, read_metadata
+from ldm.pipeline.folders import plan
+from ldm.pipeline.inputs import StyleMix
+from ldm.pipeline.settings import DIALS, Settings
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a folder `data` with two photos and two paintings."""
+    (tmp_path / "data").mkdir()
+    for i, name in enumerate(["a", "b", "s", "t"]):
+        picture(48, 32, i).save(tmp_path / f"data/{name}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def stylize(folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    main = script("stylize").main
+    return lambda *options: run_program(main, [*model_files, *SMALL, *options], monkeypatch)
+
+
+def table(*lines: str) -> Path:
+    Path("data/table.csv").write_text("\n".join(lines))
+    return Path("data/table.csv")
+
+
+def told(path: str) -> dict[str, Any]:
+    return json.loads(read_metadata(path)["artfusion"])
+
+
+def test_each_row_is_painted_with_its_own_settings(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    path = table(
+        "content, style, seed, style_scale, output",
+        "a.png,s.png,,,",
+        "b.png,t.png,3,2,own/name.png",
+        "a.png,t.png,3,2,",
+    )
+    assert stylize("--manifest", path, "--output", "out/", "--seed", "1") == 0
+    assert capsys.readouterr().out.endswith("3 painted, 0 there already, 0 failed\n")
+    for name, seed, scale in (("a__s", 1, 1), ("own/name", 3, 2), ("a__t", 3, 2)):
+        said = told(f"out/{name}.png")
+        assert (said["seed"], said["style_scale"]) == (seed, scale)
+    assert stylize("data/a.png", "data/t.png", "one.png", "--seed", "3", "--style-scale", "2") == 0
+    assert largest_difference(load_image("one.png"), load_image("out/a__t.png")) <= 1
+    assert stylize("--manifest", path, "--output", "out/", "--seed", "1", "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line["status"] for line in lines] == ["there"] * 3
+    assert stylize("--manifest", path, "--output", "out/", "--seed", "1", "--dry-run") == 0
+    assert "0 to paint, 3 there already" in capsys.readouterr().out
+
+
+def test_what_is_to_be_painted_is_written_and_read_again(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--pair", "zip", "--seed", "4", "--look", "free", "--effort", "0.1"]
+    pictures = ["--content", "data/a.png", "data/b.png", "--style", "data/s.png", "data/t.png"]
+    plan = ["--write-manifest", "plans/plan.csv"]
+    assert stylize(*pictures, *options, *plan, "--output", "out/", "--dry-run") == 0
+    assert not Path("out").exists()
+    with open("plans/plan.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["output"]).name for row in rows] == ["a__s.png", "b__t.png"]
+    assert all((row["look"], row["seed"]) == ("free", "4") for row in rows)
+    assert stylize("--manifest", "plans/plan.csv") == 0
+    assert told("out/b__t.png")["content_scale"] == 0.5
+    assert stylize(*pictures, *options, "--output", "out/", "--json") == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [json.loads(line)["status"] for line in lines] == ["there"] * 2
+
+
+VALUES = {
+    "look": "fast",
+    "content_scale": 1.25,
+    "style_scale": -0.5,
+    "detail": 0.0,
+    "strength": 0.7,
+    "preserve_color": True,
+    "size": (320, 200),
+    "style_size": 300,
+    "tile": 96,
+    "refine": 0.25,
+    "sampler": "ddim",
+    "steps": 7,
+    "eta": 0.5,
+    "guidance_interval": (0.1, 0.9),
+    "seed": 2**64 - 1,
+}
+
+
+def test_every_setting_comes_back_as_it_was(folder: Path) -> None:
+    assert {*VALUES, "effort"} == {*DIALS}
+    for settings in (Settings(**VALUES), Settings(effort=2.5, size=64), Settings()):
+        tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], "out/", settings)
+        write_manifest(Path("plan.csv"), [Work(settings, tasks)])
+        [work] = read_manifest(Path("plan.csv"), Settings(), None)
+        assert work.settings == settings and work.tasks[0].output == Path("out/a__s.png").resolve()
+    mixed = plan([Path("data/a.png")], [("m", StyleMix(["data/s.png", "data/t.png"]))], "out/", Settings())
+    with pytest.raises(UserError, match="a row has one painting"):
+        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)])
+    assert not Path("mixed.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "lines, problem",
+    [
+        (["content,style"], "table.csv: no rows in it"),
+        ([], "table.csv: no column 'content'"),
+        (["photo,style", "a.png,s.png"], "table.csv: no column 'content'"),
+        (["content,style,sede", "a.png,s.png,1"], "there is no column 'sede'; did you mean seed?"),
+        (["content,style,seed,seed", "a.png,s.png,1,2"], "the column 'seed' is there twice"),
+        (["content,style", "a.png"], "table.csv:2: not as many values as columns (2)"),
+        (["content,style", "a.png,s.png,x"], "table.csv:2: not as many values as columns (2)"),
+        (["content,style", "a.png,s.png", "a.png,"], "table.csv:3: no style"),
+        (["content,style", "a.png,x.png"], "table.csv:2: data/x.png: no such file"),
+        (["content,style,seed", "a.png,s.png,one"], "table.csv:2: seed 'one' is not between"),
+        (["content,style,size", "a.png,s.png,9"], "table.csv:2: size must be at least 32 pixels, got 9"),
+        (["content,style,preserve_color", "a.png,s.png,maybe"], "preserve_color 'maybe' is not yes or no"),
+        (["content,style,look", "a.png,s.png,finest"], "look 'finest' is not one of"),
+        (["content,style,output", "a.png,s.png,x.xyz"], "unknown picture format '.xyz'"),
+        (["content,style", "a.png,s.png", "a.png,s.png"], "would be written for both"),
+        (["content,style,output", "a.png,s.png,data/s.png"], "would be lost"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused_before_the_model_is_read(
+    stylize: Callable,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+    problem: str,
+) -> None:
+    monkeypatch.setattr("ldm.cli.painting.load_pipeline", lambda args: pytest.fail("too late"))
+    assert stylize("--manifest", table(*lines)) == 2
+    assert problem in capsys.readouterr().err and {*Path().iterdir()} == {Path("data")}
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--content", "data/a.png"], "leave out --content"),
+        (["data/a.png", "data/s.png"], "leave out photos"),
+        (["--mask", "data/a.png"], "leave out --mask"),
+        (["--pair", "zip"], "leave out --pair"),
+        (["--output", "-"], "--manifest takes a folder"),
+    ],
+)
+def test_what_a_table_says_options_cannot(
+    stylize: Callable, capsys: pytest.CaptureFixture, options: list[str], problem: str
+) -> None:
+    path = table("content,style", "a.png,s.png")
+    assert stylize("--manifest", path, *options) == 2 and problem in capsys.readouterr().err
+
+
+def test_a_table_that_is_none(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    assert (
+        stylize("--manifest", "missing.csv") == 2 and "missing.csv: no such file" in capsys.readouterr().err
+    )
+    Path("picture.csv").write_bytes(Path("data/a.png").read_bytes())
+    assert stylize("--manifest", "picture.csv") == 2
+    assert "picture.csv: no table of comma-separated values" in capsys.readouterr().err
