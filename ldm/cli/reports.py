@@ -100,9 +100,8 @@ class Streams:
 
     def write(self) -> None:
         """The result to standard output, if that is where it goes."""
-        result = self._folder / "stdout.png" if self.writes else None
-        if result is not None and result.exists():
-            sys.stdout.buffer.write(result.read_bytes())
+        if self.writes:
+            sys.stdout.buffer.write(Path(self._args.output).read_bytes())
             sys.stdout.buffer.flush()
 
 

@@ -22,9 +22,8 @@ from ldm.media.exif import is_turned, kept_of, upright
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
-HEIF_EXTENSIONS = (".heic", ".heif")
 EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2", ".avif", *HEIF_EXTENSIONS,
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".jp2", ".avif", ".heic", ".heif",
 )  # fmt: skip
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".avif")
 WITH_EXIF = (".jpg", ".jpeg", *WITH_ALPHA)
@@ -185,12 +184,11 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     is not, so that nothing foreign is painted at its edges."""
     if image.mode != "RGBA":
         return image, None
-    alpha = image.getchannel("A")
-    shares = np.asarray(alpha, dtype=np.float64)[..., None]
-    colours = np.asarray(image.convert("RGB"), dtype=np.float64)
+    small = np.asarray(at_most(image, 256), dtype=np.float64)  # large ones would take gigabytes
+    colours, shares = small[..., :3], small[..., 3:]
     mean = (colours * shares).sum(axis=(0, 1)) / max(shares.sum(), 1.0)
     ground = Image.new("RGBA", image.size, tuple(round(value) for value in mean))
-    return Image.alpha_composite(ground, image).convert("RGB"), alpha
+    return Image.alpha_composite(ground, image).convert("RGB"), image.getchannel("A")
 
 
 def exif_of(path: str | Path) -> bytes | None:
