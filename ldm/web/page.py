@@ -195,7 +195,7 @@ class Page:
 
     def _more(self) -> tuple[gr.Button, gr.UploadButton]:
         """The dials; buttons for another seed, and to load all."""
-        content, style = (float(first(getattr(self.settings, name))) for name in FIELDS[:2])
+        content, style = (float(first(self.settings.value(name))) for name in FIELDS[:2])
         self.pad = parts.pad(content, style, elem_id="pad")
         self.fields = {}
         for pair in zip(FIELDS[::2], FIELDS[1::2], strict=True):
