@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 
@@ -61,13 +62,13 @@ def use_free_threads(seconds: Callable[[int], float] | None = None) -> int:
     """Have torch compute with as many threads as are fastest now; how many that are.
 
     Where other programs keep the processors busy, threads wait for each other at every step, and
-    two may take ten times as long as one. Tries the present number and its halves, a few
+    two may take ten times as long as one. Tries the usual number and its halves, a few
     milliseconds each on a quiet machine; one that is hardly faster does not count. The environment
     variable OMP_NUM_THREADS overrules it. seconds: measures a number of threads.
     """
-    usual = torch.get_num_threads()
+    now, usual = torch.get_num_threads(), _usual_threads()
     if usual == 1 or "OMP_NUM_THREADS" in os.environ:
-        return usual
+        return now
     measure = seconds or _seconds_with
     numbers = [usual]
     while numbers[-1] > 1:
@@ -78,13 +79,15 @@ def use_free_threads(seconds: Callable[[int], float] | None = None) -> int:
     if times[best] > _WORTHWHILE * times[usual]:
         best = usual
     torch.set_num_threads(best)
-    if best < usual:
-        log.info(
-            "other programs keep the processors busy: computing with %d of %d threads, which is faster now",
-            best,
-            usual,
-        )
+    if best != now:
+        log.info("other programs share the processors: computing with %d of %d threads now", best, usual)
     return best
+
+
+@cache
+def _usual_threads() -> int:
+    """torch's number before anything here changed it."""
+    return torch.get_num_threads()
 
 
 def _seconds_with(threads: int) -> float:

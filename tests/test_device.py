@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pipeline_builders import picture
 
 from ldm.cli.options import add_model_options, load_pipeline
-from ldm.device import _seconds_with, use_free_threads
+from ldm.device import _seconds_with, _usual_threads, use_free_threads
 
 
 @pytest.fixture
@@ -16,8 +17,10 @@ def eight_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(8)
+    _usual_threads.cache_clear()
     yield
     torch.set_num_threads(before)
+    _usual_threads.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -34,8 +37,10 @@ def test_as_many_threads_compute_as_are_fastest_now(
 ) -> None:
     caplog.set_level(logging.INFO)
     assert use_free_threads(times.__getitem__) == torch.get_num_threads() == expected
-    line = f"computing with {expected} of 8 threads, which is faster now"
+    line = f"computing with {expected} of 8 threads now"
     assert (line in caplog.text) == (expected < 8)
+    # and as many as ever when the machine is quiet again
+    assert use_free_threads(lambda number: 1 / number) == torch.get_num_threads() == 8
 
 
 def test_who_says_how_many_is_obeyed(eight_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +48,7 @@ def test_who_says_how_many_is_obeyed(eight_threads: None, monkeypatch: pytest.Mo
     assert use_free_threads(lambda number: float(number)) == torch.get_num_threads() == 8
     monkeypatch.delenv("OMP_NUM_THREADS")
     torch.set_num_threads(1)
+    _usual_threads.cache_clear()
     assert use_free_threads(lambda number: pytest.fail("nothing to measure")) == 1
 
 
@@ -51,12 +57,15 @@ def test_a_measure_takes_little_and_leaves_that_number(eight_threads: None) -> N
 
 
 @pytest.mark.parametrize("settle", [True, False])
-def test_programs_that_paint_at_once_look_and_servers_do_not(
+def test_programs_look_before_each_picture_and_servers_do_not(
     monkeypatch: pytest.MonkeyPatch, model_files: list[str], settle: bool
 ) -> None:
     parser = argparse.ArgumentParser()
     add_model_options(parser)
     looked: list[bool] = []
     monkeypatch.setattr("ldm.device.use_free_threads", lambda: looked.append(True))
-    load_pipeline(parser.parse_args([*model_files, "--device", "cpu"]), settle_threads=settle)
-    assert looked == [True] * settle
+    args = parser.parse_args([*model_files, "--device", "cpu"])
+    pipeline = load_pipeline(args, settle_threads=settle)
+    photos = [picture(32, 32, i) for i in range(3)]
+    pipeline(photos, photos[0], look="fast", size=32, steps=1, batch_size=2)
+    assert looked == [True, True] * settle

@@ -177,21 +177,21 @@ def load_pipeline(args: argparse.Namespace, settle_threads: bool = True) -> "Sty
     """The pipeline of parsed model options, on a GPU of its own where torchrun started several
     processes. Raises UserError.
 
-    settle_threads: on a CPU, see how many threads are fastest now, which is for a process that
-    paints at once and ends.
+    settle_threads: on a CPU, see before each picture how many threads are fastest now, which is for
+    a process that does nothing else.
     """
     model_files(args)
     import torch  # takes seconds
 
-    from ldm.device import choose_device, use_free_threads
+    from ldm.device import use_free_threads
     from ldm.pipeline.pipeline import StyleTransferPipeline
-
-    if settle_threads and choose_device(args.device).type == "cpu":
-        use_free_threads()
 
     device, rank = args.device, local_rank()
     if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{rank % torch.cuda.device_count()}"
-    return StyleTransferPipeline.from_pretrained(
+    pipeline = StyleTransferPipeline.from_pretrained(
         args.checkpoint, args.config, device, args.precision, args.allow_target, args.compile
     )
+    if settle_threads and pipeline.model.device.type == "cpu":
+        pipeline.before_each = use_free_threads
+    return pipeline

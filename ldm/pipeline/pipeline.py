@@ -9,7 +9,7 @@
 Settings are those of `ldm.pipeline.settings.Settings`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +55,7 @@ class StyleTransferPipeline:
     ):
         """brush_network: the VGG16 that leads the fine look; None is the model's own, else the
         bundled one."""
+        self.before_each: Callable[[], object] = lambda: None  # called before pictures are painted
         self.model = make_fast(model.eval())
         if not isinstance(model.model.diffusion_model, StyleUNetModel):
             raise ConfigError(
@@ -154,6 +155,7 @@ class StyleTransferPipeline:
         total = sum(self.work_at(job.size, settings, job.start is not None) for job in firsts)
         with Meter(total, progress, watch) as meter:
             for places in together:
+                self.before_each()
                 members = [jobs[i] for i in places]
                 batch = self._batch(members, statistics)
                 if settings.has_brush:
