@@ -98,6 +98,8 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
     leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded.
     For programs that start no processes.
     """
+    if sys.stderr is None:  # closed by who started this; nobody listens
+        sys.stderr = open(os.devnull, "w")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         code = main() or 0
@@ -111,8 +113,9 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
         print("stopped", file=sys.stderr)
         code = 130
     if leave_at_once:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

@@ -168,6 +168,15 @@ def test_what_the_camera_wrote_can_be_kept_but_for_what_was_its_files_own(
     assert read.size == (16, 24) and np.abs(pixels(read).astype(int) - pixels(upright)).mean() < 40
 
 
+def test_text_of_any_script_is_kept_as_it_was_written(tmp_path: Path) -> None:
+    data = Image.Exif()
+    data[ExifTags.Base.Copyright] = "© Jürgen 写真".encode()
+    photo = saved(picture(24, 16), tmp_path / "a.jpg", exif=data.tobytes())
+    save_image(picture(24, 16), tmp_path / "b.jpg", exif=exif_of(photo))
+    with Image.open(tmp_path / "b.jpg") as result:
+        assert result.getexif()[ExifTags.Base.Copyright].encode("latin-1").decode() == "© Jürgen 写真"
+
+
 def test_a_picture_without_such_data_has_none_to_keep(tmp_path: Path) -> None:
     assert exif_of(saved(picture(8, 8), tmp_path / "a.png")) is None
     (tmp_path / "text.jpg").write_text("no picture")

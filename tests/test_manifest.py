@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,12 +108,12 @@ def test_every_setting_comes_back_as_it_was(folder: Path) -> None:
     assert {*VALUES, "effort"} == {*DIALS}
     for settings in (Settings(**VALUES), Settings(effort=2.5, size=64), Settings()):
         tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], "out/", settings)
-        write_manifest(Path("plan.csv"), [Work(settings, tasks)])
+        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [])
         [work] = read_manifest(Path("plan.csv"), Settings(), None)
         assert work.settings == settings and work.tasks[0].output == Path("out/a__s.png").resolve()
     mixed = plan([Path("data/a.png")], [("m", StyleMix(["data/s.png", "data/t.png"]))], "out/", Settings())
     with pytest.raises(UserError, match="a row has one painting"):
-        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)])
+        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)], [])
     assert not Path("mixed.csv").exists()
 
 
@@ -134,6 +136,9 @@ def test_every_setting_comes_back_as_it_was(folder: Path) -> None:
         (["content,style,output", "a.png,s.png,x.xyz"], "unknown picture format '.xyz'"),
         (["content,style", "a.png,s.png", "a.png,s.png"], "would be written for both"),
         (["content,style,output", "a.png,s.png,data/s.png"], "would be lost"),
+        (["content,style,output", "a.png,s.png,x\0.png"], "table.csv:2: "),
+        (["content;style", "a.png;s.png"], "separate values by commas"),
+        (["content,style", "data,s.png"], "table.csv:2: data/data: no such file"),
     ],
 )
 def test_tables_that_cannot_be_are_refused_before_the_model_is_read(
@@ -171,4 +176,47 @@ def test_a_table_that_is_none(stylize: Callable, capsys: pytest.CaptureFixture) 
     )
     Path("picture.csv").write_bytes(Path("data/a.png").read_bytes())
     assert stylize("--manifest", "picture.csv") == 2
-    assert "picture.csv: no table of comma-separated values" in capsys.readouterr().err
+    assert "picture.csv: no column 'content'" in capsys.readouterr().err
+    assert stylize("--manifest", "data") == 2 and "data: is a folder" in capsys.readouterr().err
+
+
+def test_a_table_takes_the_place_of_no_picture(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    before = Path("data/a.png").read_bytes()
+    given = ["data/a.png", "data/s.png", "out.png", "--dry-run", "--write-manifest"]
+    for name in ("data/a.png", "data", "-"):
+        assert stylize(*given, name) == 2 and "ends with .csv" in capsys.readouterr().err
+    shutil.copy("data/s.png", "data/s.csv")
+    assert stylize("data/a.png", "data/s.csv", *given[2:], "data/s.csv") == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert Path("data/a.png").read_bytes() == before and len({*Path().iterdir()}) == 1
+
+
+def test_names_may_be_of_any_kind(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    odd = ["we{ird}, 'q'.png", " sp .png", "ü.png", os.fsdecode(b"l\xf6.png")]
+    for name in odd:
+        shutil.copy("data/a.png", f"data/{name}")
+    pictures = ["--content", *(f"data/{name}" for name in odd), "--style", "data/s.png"]
+    assert stylize(*pictures, "--output", "out/", "--write-manifest", "plan.csv", "--dry-run") == 0
+    assert stylize("--manifest", "plan.csv") == 0
+    assert {path.name for path in Path("out").iterdir()} == {f"{name[:-4]}__s.png" for name in odd}
+    # the same file by several paths is one
+    path = table(
+        "content,style", "a.png,s.png", f"{Path('data/a.png').resolve()},t.png", "../data/a.png,ü.png"
+    )
+    assert stylize("--manifest", path, "--output", "more/", "--json") == 0
+    assert {path.name for path in Path("more").iterdir()} == {"a__s.png", "a__t.png", "a__ü.png"}
+
+
+def test_an_error_is_told_of_the_row_that_has_it(stylize: Callable, capsys: pytest.CaptureFixture) -> None:
+    for name in ("x", "y"):
+        Path(f"data/{name}.png").write_text("no picture")
+    path = table("content,style,seed", "a.png,x.png,1", "a.png,y.png,1", "y.png,s.png,2", "a.png,s.png,3")
+    for options in ([], ["--dry-run"]):
+        assert stylize("--manifest", path, "--output", "out/", "--json", *options) == 1
+        out, err = capsys.readouterr()
+        lines = [json.loads(line) for line in out.splitlines()]
+        by = {(Path(line["content"]).stem, line["style"]): line.get("error", "") for line in lines}
+        assert "x.png" in by["a", "x"] and "y.png" not in by["a", "x"] and "y.png" in by["a", "y"]
+        assert "y.png" in by["y", "s"] and not by["a", "s"]
+        # a picture that is broken in two rows is told once at the end
+        assert err.count("y.png: not a picture") == 1

@@ -737,15 +737,19 @@ def test_a_dry_run_paints_nothing_and_tells_what_and_how_long(
 def test_a_dry_run_tells_what_would_fail_and_goes_on(
     stylize: Callable, capsys: pytest.CaptureFixture
 ) -> None:
+    whole = Path("photos/a.png").read_bytes()
+    Path("photos/0.png").write_bytes(whole[: len(whole) // 2])  # its head is good
     Path("photos/b.png").write_text("no picture")
     picture(4000, 32, 5).save("photos/deep/c.png")
     assert stylize("--dry-run --size 1000 --look fast --steps 1") == 1 and not written()
     out, err = capsys.readouterr()
-    assert "2 to paint, 0 there already, 4 would fail" in out
+    assert "2 to paint, 0 there already, 6 would fail" in out
+    assert "would fail: photos/0.png: the picture is broken or cut short" in err
     assert "would fail: photos/b.png: not a picture" in err and "4000x32 pixels cannot be scaled" in err
     assert stylize("--dry-run --json") == 1
     lines = said(capsys)
-    assert [line["status"] for line in lines].count("failed") == 2 and "photos/b.png" in lines[2]["error"]
+    failed = {line["content"]: line["error"] for line in lines if line["status"] == "failed"}
+    assert all(path in error for path, error in failed.items()) and "photos/b.png" in failed
     for mask in ("--keep", "--mask"):
         style = "styles/s.png styles/t.png"
         options = f"--dry-run {mask} photos/deep/c.png"

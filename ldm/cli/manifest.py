@@ -1,8 +1,9 @@
 """Tables of pictures to paint: CSV files with a row for each, its photo, its painting, its settings."""
 
 import csv
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,21 @@ from ldm.cli.options import dial_value
 from ldm.cli.painting import Work
 from ldm.errors import UserError, did_you_mean
 from ldm.files import check_folder, written_whole
-from ldm.pipeline.folders import Task, check_tasks, check_template, distinct_names, task_of
+from ldm.media.images import check_output
+from ldm.pipeline.folders import (
+    Task,
+    check_inputs_survive,
+    check_tasks,
+    check_template,
+    distinct_names,
+    folder_of_results,
+    task_of,
+)
 from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
 
 PICTURES = ("content", "style", "output")
+# File names may be of any bytes.
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
@@ -21,9 +33,9 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     """The work that a table asks for, rows of the same settings together. Raises UserError, with the
     row's number.
 
-    Columns: content and style, paths from the table's folder; output, a path from the folder
-    `output`, where it is not to be named as usual; settings, by their names; what is empty is as
-    in `settings`.
+    Columns: content and style, paths from the table's folder; output, a path from the folder of
+    `output`, where it is not to be named as usual; settings, by their names; what is empty is as in
+    `settings`.
     """
     rows = _rows(path)
     output = output or "."
@@ -33,27 +45,34 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     works: dict[Any, tuple[Settings, list[Task]]] = {}
     for (number, row), content, style in zip(rows, contents, styles, strict=True):
         try:
+            if "\0" in "".join(row.values()):
+                raise UserError("no name or number has a zero byte in it")
             own = settings.but(**_settings(row))
             own.check()
             for picture in (content, style):
                 if not picture.is_file():
-                    raise UserError(f"{picture}: no such file")
-            place = str(Path(output, row["output"])) if row.get("output") else output
-            task = task_of((names[0][content], content), (names[1][style], style), place, own)
-        except UserError as error:
+                    raise UserError(f"{picture}: {'is a folder' if picture.is_dir() else 'no such file'}")
+            named = [(known[_key(each)], each) for known, each in zip(names, (content, style), strict=True)]
+            task = task_of(*named, output, own)
+            if row.get("output"):
+                task = replace(task, output=check_output(Path(folder_of_results(output), row["output"])))
+        except (UserError, OSError, ValueError) as error:  # the last two of names that cannot be
             raise UserError(f"{path}:{number}: {error}") from error
         works.setdefault(str(own), (own, []))[1].append(task)
     check_tasks([task for _, tasks in works.values() for task in tasks])
     return [Work(own, tasks) for own, tasks in works.values()]
 
 
-def write_manifest(path: Path, works: Sequence[Work]) -> None:
+def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Path]) -> None:
     """A table of this work, which `read_manifest` reads. Raises UserError for styles of several
-    pictures, which have no place in it."""
+    pictures, which have no place in it, and for a file that is one of the `inputs`."""
     tasks = [(work.settings, task) for work in works for task in work.tasks]
     for _, task in tasks:
         if not isinstance(task.style, (str, Path)):
             raise UserError("--write-manifest: a row has one painting; leave out --style-weights and --mask")
+    if path.suffix.lower() != ".csv":
+        raise UserError(f"--write-manifest {path}: give a file name that ends with .csv")
+    check_inputs_survive([path], inputs)
     usual = Settings()
     given = [
         one.name
@@ -62,27 +81,27 @@ def write_manifest(path: Path, works: Sequence[Work]) -> None:
     ]
     check_folder(path.parent, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as aside, aside.open("w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
         for settings, task in tasks:
-            pictures = [str(Path(each).resolve()) for each in (task.content, task.style, task.output)]
+            pictures = [os.path.abspath(str(each)) for each in (task.content, task.style, task.output)]
             table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, values by column) of every row. Raises UserError."""
+    """(line number, values by column) of every row that has any. Raises UserError."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", **{**_TEXT, "encoding": "utf-8-sig"}) as file:
             table = csv.DictReader(file, strict=True)
             head = [name.strip() for name in table.fieldnames or ()]
             _check_head(path, head)
             table.fieldnames = head
-            rows = [(table.line_num, row) for row in table]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: no table of comma-separated values in UTF-8 ({error})") from error
+            rows = [(table.line_num, row) for row in table if any(row.values())]
+    except csv.Error as error:
+        raise UserError(f"{path}: no table of comma-separated values ({error})") from error
     if not rows:
         raise UserError(f"{path}: no rows in it")
     for number, row in rows:
@@ -91,13 +110,14 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         for name in PICTURES[:2]:
             if not row[name].strip():
                 raise UserError(f"{path}:{number}: no {name}")
-    return [(number, {name: value.strip() for name, value in row.items()}) for number, row in rows]
+    return rows
 
 
 def _check_head(path: Path, head: Sequence[str]) -> None:
     for name in PICTURES[:2]:
         if name not in head:
-            raise UserError(f"{path}: no column {name!r}; the first line names the columns")
+            hint = "; separate values by commas, not by semicolons" if ";" in "".join(head) else ""
+            raise UserError(f"{path}: no column {name!r}; the first line names the columns{hint}")
     for name in head:
         if name not in (*PICTURES, *DIALS):
             raise UserError(
@@ -108,15 +128,20 @@ def _check_head(path: Path, head: Sequence[str]) -> None:
             raise UserError(f"{path}: the column {name!r} is there twice")
 
 
-def _names(paths: Iterable[Path]) -> dict[Path, str]:
-    """By path, what results are called after it."""
-    once = list(dict.fromkeys(paths))
-    return dict(zip(once, distinct_names(once), strict=True))
+def _names(paths: Iterable[Path]) -> dict[str, str]:
+    """By file, what results are called after it."""
+    once = {_key(path): path for path in paths}
+    return dict(zip(once, distinct_names(list(once.values())), strict=True))
+
+
+def _key(path: Path) -> str:
+    """The same for all paths of a file."""
+    return os.path.abspath(path)
 
 
 def _settings(row: Mapping[str, str]) -> dict[str, Any]:
     """Those of a row. Raises UserError for text that is none."""
-    return {name: _value(name, text) for name, text in row.items() if name in DIALS and text}
+    return {name: _value(name, text.strip()) for name, text in row.items() if name in DIALS and text.strip()}
 
 
 def _value(name: str, text: str) -> Any:

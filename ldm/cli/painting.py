@@ -19,6 +19,7 @@ from ldm.pipeline.folders import (
     is_finished,
     metadata_of,
     part_of,
+    progress_bar,
     read_styles,
     with_paintings,
 )
@@ -27,6 +28,8 @@ from ldm.pipeline.jobs import PaintingStopped, check_scaled
 from ldm.pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
 TRIAL_SIDE = 128  # of the picture that tells how long others will take
@@ -46,6 +49,7 @@ class Painting:
 
     def __init__(self, args: argparse.Namespace, report: Report):
         self.args, self.report = args, report
+        self._rates: dict[Any, float] = {}
 
     @cached_property
     def pipeline(self) -> "StyleTransferPipeline":
@@ -97,31 +101,33 @@ class Painting:
 
     def many(self, works: Sequence[Work]) -> int:
         """Every task that is not done yet; what fails is listed at the end."""
-        report, failures = self.report, list[str]()
-        planned = sum(len(work.tasks) for work in works)
-        asked = painted = 0
-        for work in works:
-            about, todo = self._todo(work)
-            asked += len(todo)
-            styles, problems = self._styles(todo, work.settings)
-            painter = self._painter(styles, about, work.settings)
-            for task in todo:
-                if task.style_name not in styles:
-                    report.result(task, "failed", error="; ".join(problems))
-            try:
-                painter.paint([task for task in todo if task.style_name in styles])
-            except KeyboardInterrupt:
-                done = painted + painter.done
-                report.warn(f"stopped: {done} of {asked} painted; the same command does the rest")
-                return 130
-            painted += painter.done
-            failures += [*problems, *painter.failures]
+        report, failures, painted = self.report, dict[str, None](), 0
+        todos = [(work.settings, *self._todo(work)) for work in works]
+        planned, asked = sum(len(work.tasks) for work in works), sum(len(todo) for *_, todo in todos)
+        with progress_bar(asked, disable=self.args.quiet or not asked) as bar:
+            for settings, about, todo in todos:
+                styles, problems = self._styles(todo, settings)
+                painter = self._painter(styles, about, settings, bar)
+                for task in todo:
+                    if task.style_name in problems:
+                        report.result(task, "failed", error=problems[task.style_name])
+                try:
+                    painter.paint([task for task in todo if task.style_name in styles])
+                except KeyboardInterrupt:
+                    bar.close()
+                    done = painted + painter.done
+                    report.warn(f"stopped: {done} of {asked} painted; the same command does the rest")
+                    return 130
+                painted += painter.done
+                failures |= dict.fromkeys([*problems.values(), *painter.failures])
         report.say(f"{painted} painted, {planned - asked} there already, {asked - painted} failed")
         for line in failures:
             report.warn(f"failed: {line}")
         return 1 if painted < asked else 0
 
-    def _painter(self, styles: dict[str, Style], about: dict[str, Any], settings: Settings) -> ManyPainter:
+    def _painter(
+        self, styles: dict[str, Style], about: dict[str, Any], settings: Settings, bar: "tqdm[Any]"
+    ) -> ManyPainter:
         args = self.args
         return ManyPainter(
             self.pipeline,
@@ -133,7 +139,7 @@ class Painting:
             tell=lambda task, problem, seconds: self.report.result(
                 task, "failed" if problem else "painted", seconds, problem
             ),
-            bar=not args.quiet,
+            bar=bar,
             settings=settings,
             keep=args.keep,
             palette=args.palette_from,
@@ -141,32 +147,27 @@ class Painting:
 
     def foretell(self, works: Sequence[Work]) -> int:
         """What would be painted, and about how long that would take, by painting small pictures."""
-        report, failures = self.report, list[str]()
+        report, failures = self.report, dict[str, None]()
         planned = sum(len(work.tasks) for work in works)
         asked, doable, total = 0, 0, 0.0
         for work in works:
             _, todo = self._todo(work, always=planned == 1)
             asked += len(todo)
             styles, problems = self._styles(todo, work.settings)
-            sizes: dict[Path, tuple[int, int]] = {}
-            for path in dict.fromkeys(task.content for task in todo):
-                try:
-                    sizes[path] = self._result_size(path, work.settings)
-                except UserError as error:
-                    problems.append(str(error))
-            rate: float | None = None
             for task in todo:
-                if task.content not in sizes or task.style_name not in styles:
-                    report.result(task, "failed", error="; ".join(problems))
-                    continue
-                if rate is None:
+                try:
+                    if task.style_name in problems:
+                        raise UserError(problems[task.style_name])
+                    width, height = self._result_size(task.content, work.settings)
                     rate = self._seconds_of_work(task, styles[task.style_name], work.settings)
-                seconds = rate * self.pipeline.work_at(sizes[task.content], work.settings)
+                except UserError as error:
+                    failures[str(error)] = None
+                    report.result(task, "failed", error=str(error))
+                    continue
+                seconds = rate * self.pipeline.work_at((width, height), work.settings)
                 doable, total = doable + 1, total + seconds
-                width, height = sizes[task.content]
                 report.result(task, "would be painted", seconds)
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
-            failures += problems
         report.say(
             f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all"
         )
@@ -184,7 +185,7 @@ class Painting:
                 todo.append(task)
         return about, todo
 
-    def _styles(self, tasks: Sequence[Task], settings: Settings) -> tuple[dict[str, Style], list[str]]:
+    def _styles(self, tasks: Sequence[Task], settings: Settings) -> tuple[dict[str, Style], dict[str, str]]:
         side = settings.style_side(self.pipeline.painter.native_size)
         return read_styles(tasks, side, self.args.style_region)
 
@@ -199,7 +200,17 @@ class Painting:
         return size
 
     def _seconds_of_work(self, task: Task, style: Style, settings: Settings) -> float:
-        """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory."""
+        """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory, once
+        for all settings that take as long. Raises UserError for a photo that cannot be read."""
+        key = settings.has_brush, settings.sampler, self._guidance(settings)
+        if key not in self._rates:
+            self._rates[key] = self._measured(task, style, settings)
+        return self._rates[key]
+
+    def _guidance(self, settings: Settings) -> tuple[bool, ...]:
+        return tuple(settings.value(name) == 1 for name in ("content_scale", "style_scale"))
+
+    def _measured(self, task: Task, style: Style, settings: Settings) -> float:
         content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE)
         for _ in range(2):  # the first has much to begin with
             began = time.perf_counter()

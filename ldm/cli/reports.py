@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 from ldm.errors import UserError
 from ldm.pipeline.folders import Task
@@ -27,11 +27,11 @@ class Report:
     def say(self, line: str) -> None:
         """A line for people; none where scripts listen or nobody does."""
         if not (self.as_json or self.quiet):
-            print(self.named(line), flush=True)
+            _print(self.named(line), sys.stdout)
 
     def warn(self, line: str) -> None:
         """What went wrong, on standard error."""
-        print(self.named(line), file=sys.stderr, flush=True)
+        _print(self.named(line), sys.stderr)
 
     def result(self, task: Task, status: str, seconds: float = 0.0, error: str | None = None) -> None:
         """A result that is over, or would be painted."""
@@ -43,7 +43,7 @@ class Report:
                 "output": self.named(str(task.output)),
                 "seconds": round(seconds, 2),
             }
-            print(json.dumps(said | ({"error": self.named(error)} if error else {})), flush=True)
+            _print(json.dumps(said | ({"error": self.named(error)} if error else {})), sys.stdout)
 
     def named(self, line: str) -> str:
         """The line, with files called as they are to be."""
@@ -103,6 +103,13 @@ class Streams:
         if self.writes:
             sys.stdout.buffer.write(Path(self._args.output).read_bytes())
             sys.stdout.buffer.flush()
+
+
+def _print(line: str, stream: TextIO | None) -> None:
+    """A line with names of whatever bytes, which not every terminal can show."""
+    if stream is not None:  # closed by who started this
+        encoding = stream.encoding or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def spoken(seconds: float) -> str:

@@ -48,6 +48,7 @@ the message; 130, stopped.
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.manifest import read_manifest, write_manifest
@@ -61,6 +62,7 @@ from ldm.pipeline.folders import (
     check_inputs_survive,
     distinct_names,
     expand,
+    files_of,
     folder_of_results,
     plan,
     share_of,
@@ -115,13 +117,13 @@ def parse_args() -> argparse.Namespace:
         "--manifest",
         type=Path,
         metavar="CSV",
-        help="in place of --content and --style: a row for each picture, with the columns content and style, and if you like output and the names of settings",
+        help="in place of --content and --style: a row for each picture, with the columns content and style (paths from the table's folder), and if you like output (from the folder --output) and the names of settings; what is empty is as the options say",
     )
     parser.add_argument(
         "--write-manifest",
         type=Path,
         metavar="CSV",
-        help="write what is to be painted as such a file, before anything is",
+        help="write what is to be painted as such a file, before anything is; --keep, --palette-from and --style-region are not in it",
     )
     parser.add_argument(
         "--style-weights",
@@ -256,7 +258,9 @@ def main() -> int:
         tasks = [task for work in works for task in work.tasks]
         check_others(args, tasks)
         if args.write_manifest is not None:
-            write_manifest(args.write_manifest, works)
+            if streams.names:
+                raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
+            write_manifest(args.write_manifest, works, inputs_of(args, tasks))
         # This process's share, where torchrun started several.
         share = set(map(id, share_of(tasks)))
         works = [Work(one.settings, [task for task in one.tasks if id(task) in share]) for one in works]
@@ -268,6 +272,13 @@ def main() -> int:
         codes = [painting.one(task, work.settings) for work in works for task in work.tasks]
         streams.write()
         return max(codes, default=0)
+
+
+def inputs_of(args: argparse.Namespace, tasks: Sequence[Task]) -> list[str | Path]:
+    """All files that are read."""
+    given = [*(args.mask or ()), args.keep, args.palette_from, args.manifest, args.checkpoint, args.config]
+    pictures = [path for task in tasks for path in (task.content, *files_of(task.style))]
+    return [*(path for path in given if path is not None), *pictures]
 
 
 def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:

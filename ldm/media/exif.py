@@ -1,6 +1,7 @@
 """What cameras write into a picture's file: which way is up, and what may be kept of the rest."""
 
 import logging
+from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -53,9 +54,13 @@ def kept_of(image: Image.Image, name: str) -> bytes | None:
         given, kept = image.getexif(), Image.Exif()
         for tag in _KEPT:
             if isinstance(given.get(tag), str):
-                kept[tag] = given[tag]
+                kept[tag] = _as_written(given[tag])
         for directory in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            values = {tag: value for tag, value in given.get_ifd(directory).items() if tag not in _LEFT_OUT}
+            values = {
+                tag: _as_written(value)
+                for tag, value in given.get_ifd(directory).items()
+                if tag not in _LEFT_OUT
+            }
             if values:
                 kept[directory] = values
         if not len(kept):
@@ -67,3 +72,9 @@ def kept_of(image: Image.Image, name: str) -> bytes | None:
     except Exception as error:  # Pillow has many for what cameras write
         log.warning("%s: its EXIF data cannot be kept (%s)", name, " ".join(str(error).split()))
         return None
+
+
+def _as_written(value: Any) -> Any:
+    """Text as the bytes that it was in the file: Pillow reads them as Latin-1, and writes all but
+    ASCII as question marks."""
+    return value.encode("latin-1") if isinstance(value, str) else value

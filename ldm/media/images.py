@@ -61,7 +61,8 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+            # Of EXIF data, naming no file: what cannot be read of them is not needed.
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             _have_plugins(source, name)
             with Image.open(source, formats=_formats()) as image:
                 yield image
@@ -174,6 +175,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of a picture file as it is shown, by its head alone where that will do. Raises
     UserError."""
     with _opened(Path(path)) as image:
+        _check_pixels(str(path), image.size, MAX_PIXELS)
         if image.format == "TIFF":  # Pillow turns these by itself, some versions as late as on loading
             return upright(image).size
         return image.size[::-1] if is_turned(image) else image.size

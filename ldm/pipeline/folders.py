@@ -9,6 +9,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
@@ -26,6 +27,7 @@ from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_con
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.settings import DIALS, Settings
 from ldm.ranks import rank_and_world
+from ldm.text import first_of
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -117,9 +119,14 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     ]
     if len(set(names)) < len(names):
         raise UserError(
-            f"the names of these files cannot be told apart: {', '.join(map(str, paths))}; rename some"
+            f"the names of these files cannot be told apart: {first_of(_alike(paths, names))}; rename some"
         )
     return names
+
+
+def _alike(paths: Sequence[Path], names: Sequence[str]) -> list[str]:
+    counts = Counter(names)
+    return [str(path) for path, name in zip(paths, names) if counts[name] > 1]
 
 
 def _parsed(output: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -158,7 +165,7 @@ def _as_template(output: str) -> str:
 def _filled(template: str, values: dict[str, Any]) -> str:
     try:
         return template.format_map(values)
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, MemoryError, OverflowError) as error:
         raise UserError(f"--output {template}: a field cannot be written like this ({error})") from error
 
 
@@ -297,16 +304,16 @@ def metadata_saying(said: Mapping[str, Any]) -> dict[str, str]:
 
 def read_styles(
     tasks: Sequence[Task], size: int, part: Box | None = None
-) -> tuple[dict[str, Style], list[str]]:
+) -> tuple[dict[str, Style], dict[str, str]]:
     """(the tasks' styles by name, pictures read, cut to `part` (left, top, width, height) and as
-    small as the pipeline takes them; a line for each that cannot be)."""
-    ready, failures = {}, []
+    small as the pipeline takes them; by name, what is wrong with each that cannot be)."""
+    ready, problems = {}, {}
     for name, style in {task.style_name: task.style for task in tasks}.items():
         try:
             ready[name] = _read_style(style, size, part)
         except UserError as error:
-            failures.append(str(error))
-    return ready, failures
+            problems[name] = str(error)
+    return ready, problems
 
 
 def _read_style(style: Style, size: int, part: Box | None) -> Style:
@@ -334,6 +341,11 @@ def part_of(picture: Picture, part: Box | None) -> Image.Image:
     return whole.crop((left, top, left + width, top + height))
 
 
+def progress_bar(total: int, disable: bool = False) -> "tqdm[Any]":
+    """Of so many pictures."""
+    return tqdm(total=total, unit="picture", smoothing=0.1, disable=disable)
+
+
 class ManyPainter:
     """Paints tasks batch by batch; each picture is written as soon as it is there.
 
@@ -352,7 +364,7 @@ class ManyPainter:
         batch_size: int,
         keep_exif: bool = False,
         tell: Callable[[Task, str | None, float], None] = lambda task, problem, seconds: None,
-        bar: bool = True,
+        bar: "tqdm[Any] | None" = None,
         **options: Any,
     ):
         self.pipeline, self.styles, self.description = pipeline, styles, description
@@ -363,11 +375,11 @@ class ManyPainter:
         self._last: tuple[Path, Image.Image | UserError] | None = None
 
     def paint(self, tasks: Sequence[Task]) -> None:
-        """Paint the tasks, with a progress bar unless `bar` says no; what goes wrong is in
+        """Paint the tasks, and move the progress bar `bar`, or one of its own; what goes wrong is in
         `failures`."""
         if not tasks:
             return
-        with tqdm(total=len(tasks), unit="picture", smoothing=0.1, disable=not self.bar) as bar:
+        with nullcontext(self.bar) if self.bar is not None else progress_bar(len(tasks)) as bar:
             for start in range(0, len(tasks), self.batch_size):
                 batch = tasks[start : start + self.batch_size]
                 self._paint_batch(batch)

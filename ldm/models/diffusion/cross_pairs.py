@@ -246,7 +246,12 @@ class CrossPairLDM(DualCondLDM):
         return {"content": content, "style": style, "palette": palette, "pattern": pattern}
 
     def within(self, pictures: Tensor) -> Tensor:
-        """Painted pictures, or their photos, without the margin."""
+        """Painted pictures, or their photos, without the margin. Raises ConfigError where nothing
+        is left."""
+        if min(pictures.shape[2:]) <= 2 * self.margin:
+            raise ConfigError(
+                f"CrossPairLDM: photos of {min(pictures.shape[2:])} pixels have nothing within a margin of {self.margin}"
+            )
         rows, columns = (slice(self.margin, side - self.margin) for side in pictures.shape[2:])
         return pictures[..., rows, columns]
 
