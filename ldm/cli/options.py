@@ -107,6 +107,11 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
     return settings
 
 
+def masks_of(args: argparse.Namespace) -> list[str]:
+    """The files of parsed --mask and --keep."""
+    return [*(args.mask or ()), *([] if args.keep is None else [args.keep])]
+
+
 def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> dict[str, Any]:
     """What a result's metadata say of how it was painted: settings, model, version. Raises
     UserError without a checkpoint."""
@@ -115,8 +120,7 @@ def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> 
 
 def painted_with(settings: Settings, precision: str) -> dict[str, Any]:
     """What of that differs from result to result."""
-    values = {name: settings.value(name) for name in DIALS}
-    return {**values, "steps": settings.number_of_steps, "precision": precision}
+    return {**settings.values(), "steps": settings.number_of_steps, "precision": precision}
 
 
 def painted_by(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.cli.options import load_pipeline, provenance
+from ldm.cli.options import load_pipeline, masks_of, painted_by, painted_with
 from ldm.cli.reports import Report, spoken
 from ldm.errors import UserError
 from ldm.files import file_hash
@@ -58,16 +58,21 @@ class Painting:
 
     def description(self, settings: Settings) -> dict[str, Any]:
         """What a result's metadata say, besides its own content and style."""
+        painter = self.pipeline.painter
+        settings = settings.but(detail=painter.detail(settings))
+        return painted_with(settings, painter.precision) | self._in_common
+
+    @cached_property
+    def _in_common(self) -> dict[str, Any]:
+        """What they say of the model and the options, which takes reading whole files. Raises
+        UserError."""
         args = self.args
         extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
         extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
         for name in ("keep", "palette_from"):
             path = getattr(args, name)
             extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
-        settings = settings.but(detail=self.pipeline.painter.detail(settings))
-        return provenance(args, settings, self.pipeline.painter.precision) | {
-            name: value for name, value in extra.items() if value is not None
-        }
+        return painted_by(args) | {name: value for name, value in extra.items() if value is not None}
 
     def one(self, task: Task, settings: Settings) -> int:
         """A single picture is always painted, and whatever is wrong is an error; a stopped one is
@@ -195,7 +200,7 @@ class Painting:
         given = upright_size(path)
         check_scaled(given, settings.short_side)
         size = settings.shape or short_side_at(given, settings.short_side)
-        for mask in (*(self.args.mask or ()), *([self.args.keep] if self.args.keep is not None else ())):
+        for mask in masks_of(self.args):
             check_mask(upright_size(mask), size)
         return size
 

@@ -47,9 +47,7 @@ class Report:
 
     def named(self, line: str) -> str:
         """The line, with files called as they are to be."""
-        for path, name in self.names.items():
-            line = line.replace(path, name)
-        return line
+        return _renamed(line, self.names)
 
 
 class Streams:
@@ -86,10 +84,7 @@ class Streams:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._stack.close()
         if isinstance(error, UserError):
-            line = str(error)
-            for path, name in self.names.items():
-                line = line.replace(path, name)
-            raise UserError(line) from error
+            raise UserError(_renamed(str(error), self.names)) from error
 
     def check(self, results: int) -> None:
         """Raises UserError for so many results where standard output takes one."""
@@ -103,6 +98,12 @@ class Streams:
         if self.writes:
             sys.stdout.buffer.write(Path(self._args.output).read_bytes())
             sys.stdout.buffer.flush()
+
+
+def _renamed(line: str, names: Mapping[str, str]) -> str:
+    for path, name in names.items():
+        line = line.replace(path, name)
+    return line
 
 
 def _print(line: str, stream: TextIO | None) -> None:

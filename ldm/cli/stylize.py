@@ -52,7 +52,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.manifest import read_manifest, write_manifest
-from ldm.cli.options import add_model_options, add_settings_options, settings_of
+from ldm.cli.options import add_model_options, add_settings_options, masks_of, settings_of
 from ldm.cli.painting import Painting, Work
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.errors import UserError
@@ -75,6 +75,30 @@ from ldm.program import ArgumentParser, at_least
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
+    _add_pictures(parser)
+    _add_styles(parser)
+    _add_running(parser)
+    add_settings_options(parser)
+    add_model_options(parser)
+    args = parser.parse_args()
+    for name in ("per_content", "group_by"):
+        if getattr(args, name) is not None and args.pair != "random":
+            parser.error(f"--{name.replace('_', '-')} is for --pair random")
+    if args.pictures:
+        _take_pictures(args, parser)
+    if args.manifest is not None:
+        _check_manifest(args, parser)
+        return args
+    lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
+    if lacking:
+        parser.error(
+            f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
+        )
+    return args
+
+
+def _add_pictures(parser: ArgumentParser) -> None:
+    """Which photos in which paintings, and where to."""
     several = {"nargs": "+", "action": "extend"}
     parser.add_argument(
         "pictures",
@@ -125,6 +149,10 @@ def parse_args() -> argparse.Namespace:
         metavar="CSV",
         help="write what is to be painted as such a file, before anything is; --keep, --palette-from and --style-region are not in it",
     )
+
+
+def _add_styles(parser: ArgumentParser) -> None:
+    """What is made of the paintings, and of parts of the photo."""
     parser.add_argument(
         "--style-weights",
         type=float,
@@ -153,6 +181,10 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="the styles' brush work in the colours of this picture",
     )
+
+
+def _add_running(parser: ArgumentParser) -> None:
+    """What is painted again, how many at once, and what is told and written beside."""
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -181,23 +213,6 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="write the photo's EXIF data (camera, date, place) into the result",
     )
-    add_settings_options(parser)
-    add_model_options(parser)
-    args = parser.parse_args()
-    for name in ("per_content", "group_by"):
-        if getattr(args, name) is not None and args.pair != "random":
-            parser.error(f"--{name.replace('_', '-')} is for --pair random")
-    if args.pictures:
-        _take_pictures(args, parser)
-    if args.manifest is not None:
-        _check_manifest(args, parser)
-        return args
-    lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
-    if lacking:
-        parser.error(
-            f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
-        )
-    return args
 
 
 def _check_manifest(args: argparse.Namespace, parser: ArgumentParser) -> None:
@@ -276,9 +291,9 @@ def main() -> int:
 
 def inputs_of(args: argparse.Namespace, tasks: Sequence[Task]) -> list[str | Path]:
     """All files that are read."""
-    given = [*(args.mask or ()), args.keep, args.palette_from, args.manifest, args.checkpoint, args.config]
+    given = [args.palette_from, args.manifest, args.checkpoint, args.config]
     pictures = [path for task in tasks for path in (task.content, *files_of(task.style))]
-    return [*(path for path in given if path is not None), *pictures]
+    return [*masks_of(args), *(path for path in given if path is not None), *pictures]
 
 
 def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:
@@ -321,7 +336,7 @@ def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
 def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
     """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
     result would replace."""
-    given = [*(args.mask or ()), *(path for path in (args.keep, args.palette_from) if path is not None)]
+    given = [*masks_of(args), *([] if args.palette_from is None else [args.palette_from])]
     read = PictureReader()
     for path in given:
         read(path)

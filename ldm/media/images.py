@@ -46,17 +46,17 @@ def load_image(
     still at least that many pixels. Raises UserError for a missing file, one that is no picture, a
     broken one, or one of more than `max_pixels`.
     """
-    with _opened(Path(source) if isinstance(source, (str, Path)) else source) as image:
-        _check_pixels(_name_of(source), image.size, max_pixels)
+    with _opened(source, max_pixels) as image:
         if draft_size is not None:
             image.draft("RGB", (draft_size, draft_size))
         return to_rgb(upright(image), keep_alpha)
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+def _opened(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture in a file, of which only the head is read by then. Raises UserError, also for what
     is found to be broken within."""
+    source = Path(source) if isinstance(source, (str, Path)) else source
     name = _checked_name(source)
     try:
         with warnings.catch_warnings():
@@ -65,6 +65,7 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
             warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             _have_plugins(source, name)
             with Image.open(source, formats=_formats()) as image:
+                _check_pixels(name, image.size, max_pixels)
                 yield image
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: too many pixels to open safely ({error})") from error
@@ -84,10 +85,6 @@ def load_square(path: str | Path, size: int) -> Image.Image:
     return ImageOps.fit(load_image(path), (size, size))
 
 
-def _name_of(source: str | Path | BinaryIO) -> str:
-    return str(source) if isinstance(source, (str, Path)) else source.name
-
-
 def _checked_name(source: Path | BinaryIO) -> str:
     """What errors call the file. Raises UserError where there is none, or nothing in it."""
     if isinstance(source, Path):
@@ -95,13 +92,13 @@ def _checked_name(source: Path | BinaryIO) -> str:
             raise UserError(
                 f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}"
             )
-        length = source.stat().st_size
+        name, length = str(source), source.stat().st_size
     else:
-        length = source.seek(0, os.SEEK_END)
+        name, length = source.name, source.seek(0, os.SEEK_END)
         source.seek(0)
     if length == 0:
-        raise UserError(f"{_name_of(source)}: the file is empty (0 bytes)")
-    return _name_of(source)
+        raise UserError(f"{name}: the file is empty (0 bytes)")
+    return name
 
 
 def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
@@ -174,8 +171,7 @@ def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
 def upright_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of a picture file as it is shown, by its head alone where that will do. Raises
     UserError."""
-    with _opened(Path(path)) as image:
-        _check_pixels(str(path), image.size, MAX_PIXELS)
+    with _opened(path) as image:
         if image.format == "TIFF":  # Pillow turns these by itself, some versions as late as on loading
             return upright(image).size
         return image.size[::-1] if is_turned(image) else image.size
@@ -196,7 +192,7 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def exif_of(path: str | Path) -> bytes | None:
     """What may be kept of a picture file's EXIF data (camera, date, place ...) for a result of it;
     None for none. Raises UserError for what is no picture."""
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         return kept_of(image, str(path))
 
 

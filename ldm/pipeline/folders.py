@@ -25,7 +25,7 @@ from ldm.files import file_hash
 from ldm.media.images import at_most, check_output, exif_of, read_metadata, save_image
 from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, read_picture
 from ldm.pipeline.pairing import Pairing
-from ldm.pipeline.settings import DIALS, Settings
+from ldm.pipeline.settings import Settings
 from ldm.ranks import rank_and_world
 from ldm.text import first_of
 
@@ -208,8 +208,7 @@ def plan(
 def task_of(content: tuple[str, Path], style: tuple[str, Style], output: str, settings: Settings) -> Task:
     """A named content in a named style. output: as in `plan`. Raises UserError where the result
     cannot be written."""
-    values = {name: settings.value(name) for name in DIALS}
-    named = {**values, "content": content[0], "style": style[0]}
+    named = {**settings.values(), "content": content[0], "style": style[0]}
     return Task(content[1], style[1], style[0], check_output(_filled(_as_template(output), named)))
 
 
@@ -351,9 +350,9 @@ class ManyPainter:
 
     `styles` are those of the tasks by name, read; `description` goes into the files, with
     `keep_exif` beside the photos' EXIF data, and `options` to the pipeline's call. `tell` is called
-    with each task that is over, what went wrong, if anything did, and its seconds. `failures` has a line for each
-    picture that cannot be read and each task that could not be done; `done` and `failed` count
-    tasks.
+    with each task that is over, what went wrong, if anything did, and its seconds. `failures` has a
+    line for each picture that cannot be read and each task that could not be done; `done` and
+    `failed` count tasks.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class ReadStyle:
         """All paintings, of all regions."""
         return [picture for region in self.regions for picture, _ in region]
 
-    @property
+    @cached_property
     def is_grey(self) -> bool:
         """Whether all its paintings, those of weight 0 aside, are black and white."""
         return all(is_grey(picture) for region in self.regions for picture, weight in region if weight)

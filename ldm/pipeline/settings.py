@@ -333,6 +333,10 @@ class Settings:
         given = getattr(self, name)
         return getattr(LOOKS.get(self.look), name, None) if given is None else given
 
+    def values(self) -> dict[str, Any]:
+        """Every setting by name, as `value` tells it."""
+        return {name: self.value(name) for name in DIALS}
+
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for
         a list of another length."""
