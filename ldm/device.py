@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _WORTHWHILE = 0.7  # of the time: what fewer threads must come below to be chosen
 
@@ -131,3 +133,25 @@ def memory_errors(advice: str) -> Iterator[None]:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which to run the networks."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, _TYPES[precision])
+
+
+WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
+
+
+def cuda_graph(run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+    """Record the kernels of `run` on the current GPU: (its result, what runs them again).
+
+    Every replay overwrites the result's tensors. Nothing in `run` may wait for the GPU or read from
+    the CPU, and autocast has to begin within it: the weights that it converts once would else be
+    gone when the graph runs again.
+    """
+    stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(stream)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            run()
+    stream.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = run()
+    return result, graph.replay

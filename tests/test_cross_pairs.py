@@ -10,12 +10,13 @@ from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, 
 from golden_rules import rnd
 from pipeline_builders import model_config, paintings_and_photos, picture, run_program, script
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_builders import data_module, last, logged, logger_node, recipe, train
 
 from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
-from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept
+from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept, Scales
 from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import vgg16
@@ -249,6 +250,10 @@ def cross_pairs(trained: Path, **changes: Any) -> CrossPairLDM:
     return model
 
 
+def unguided(n: int) -> Scales:
+    return Scales(torch.ones(n), torch.ones(n), plain=n)
+
+
 def batch(n: int = 3) -> dict[str, Tensor]:
     return {kind: pictures(kind, n).permute(0, 2, 3, 1) for kind in ("photo", "painting")}
 
@@ -277,7 +282,7 @@ def test_half_of_the_estimates_start_from_noise_and_half_from_estimates(
     torch.manual_seed(1)
     noise = torch.randn(n, CHANNELS, SIDE, SIDE)
     torch.manual_seed(1)
-    result = model.paint(condition, (torch.ones(n), torch.ones(n)))
+    result = model.paint(condition, unguided(n))
     (x_T, t_T, first_condition, predicted), (x, t, full_condition, prediction) = (
         calls  # scales of 1 need no null branches
     )
@@ -307,7 +312,7 @@ def test_some_go_on_again_and_always_downwards(trained: Path, monkeypatch: pytes
     monkeypatch.setattr(model, "go_on", remembered)
     torch.manual_seed(0)
     condition = model.condition(rnd("content", 6, CHANNELS, SIDE, SIDE), rnd("style", 6, STYLE_DIM))
-    assert model.paint(condition, (torch.ones(6), torch.ones(6))).isfinite().all()
+    assert model.paint(condition, unguided(6)).isfinite().all()
     (first, _, middle), (again, _, last) = steps
     assert len(first) == 4 and len(again) == 2 and set(again.tolist()) <= set(middle.tolist())
     assert (middle < first).all() and (last < again).all()
@@ -324,13 +329,13 @@ def test_estimates_are_guided_and_all_predictions_learn(trained: Path, target: s
     x, t = rnd("x", 3, CHANNELS, SIDE, SIDE), torch.tensor([900, 500, 20])
     cond, no_content, no_style = conditions(3)
     no_style["c2"] = model.null_style(3).detach()
-    scales = (torch.tensor([2.0, 0.5, 1.0]), torch.tensor([3.0, 1.0, 0.5]))
+    scales = Scales(torch.tensor([2.0, 0.5, 1.0]), torch.tensor([3.0, 1.0, 0.5]), plain=0)
     actual = model.estimate(x, t, cond, scales)
     for i in range(3):
         rows = [
             {key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)
         ]
-        guidance = Guidance.of(float(scales[0][i]), float(scales[1][i])).denoiser(model.apply_model, *rows)
+        guidance = Guidance.of(float(scales.content[i]), float(scales.style[i])).denoiser(model.apply_model, *rows)
         assert_same(
             actual[i : i + 1],
             model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]),
@@ -349,12 +354,13 @@ def test_only_guided_paintings_have_null_branches(trained: Path, monkeypatch: py
         model, "apply_model", lambda x, t, cond: rows.append(len(x)) or apply_model(x, t, cond)
     )
     x, t, cond = rnd("x", 3, CHANNELS, SIDE, SIDE), torch.tensor([900, 500, 20]), conditions(3)[0]
-    scales = (torch.tensor([1.0, 0.5, 1.0]), torch.tensor([1.0, 1.0, 1.0]))
+    scales = Scales(torch.tensor([1.0, 1.0, 0.5]), torch.ones(3), plain=1)
     mixed = model.estimate(x, t, cond, scales)
-    assert rows == [3 + 2]
-    plain = model.estimate(x, t, cond, [torch.ones(3)] * 2)
-    assert_same(mixed[[0, 2]], plain[[0, 2]])
-    assert not torch.allclose(mixed[1], plain[1])
+    assert rows == [3 + 2 * 2]
+    plain = model.estimate(x, t, cond, unguided(3))
+    assert rows == [3 + 2 * 2, 3]
+    assert_same(mixed[:2], plain[:2])
+    assert not torch.allclose(mixed[2], plain[2])
 
 
 def test_every_share_of_the_estimates_has_as_many_under_guidance(
@@ -377,7 +383,7 @@ def test_none_starts_later_if_none_is_asked_for(trained: Path, monkeypatch: pyte
     monkeypatch.setattr(model, "apply_model", lambda x, t, cond: steps.append(t) or apply_model(x, t, cond))
     model.paint(
         model.condition(rnd("content", 3, CHANNELS, SIDE, SIDE), rnd("style", 3, STYLE_DIM)),
-        [torch.ones(3)] * 2,
+        unguided(3),
     )
     assert len(steps) == 1 and steps[0].eq(model.num_timesteps - 1).all()
     with pytest.raises(ConfigError, match="later must be between 0 and 1"):
@@ -386,17 +392,27 @@ def test_none_starts_later_if_none_is_asked_for(trained: Path, monkeypatch: pyte
 
 def test_some_paintings_go_without_guidance(trained: Path) -> None:
     torch.manual_seed(0)
-    plain = [scale.eq(1).all() for scale in cross_pairs(trained, guided=0.0).draw_scales(20)]
-    content, style = cross_pairs(trained, guided=0.3).draw_scales(1000)
-    assert (
-        all(plain) and torch.equal(content == 1, style == 1) and 0.25 < (content != 1).float().mean() < 0.35
-    )
+    none = cross_pairs(trained, guided=0.0).draw_scales(20)
+    assert none.plain == 20 and none.content.eq(1).all() and none.style.eq(1).all()
+    some = cross_pairs(trained, guided=0.3).draw_scales(1000)
+    assert some.plain == 700
+    for scales in (some.content, some.style):
+        assert scales[:700].eq(1).all() and scales[700:].ne(1).all()
+
+
+def test_scales_stay_with_their_paintings_where_some_are_chosen() -> None:
+    scales = Scales(torch.tensor([1.0, 1, 3, 4, 5, 6]), torch.tensor([1.0, 1, 30, 40, 50, 60]), plain=2)
+    chosen = scales.spread(3)
+    assert (chosen.content.tolist(), chosen.style.tolist(), chosen.plain) == ([1, 4, 6], [1, 40, 60], 1)
+    behind = scales.behind(2)
+    assert behind.content.tolist() == [1, 1, 1, 1, 3, 4, 5, 6] and behind.plain == 4
+    assert [value.tolist() for value in behind.guided] == [[3, 4, 5, 6], [30, 40, 50, 60]]
 
 
 def test_scales_are_drawn_evenly_by_their_logarithm(trained: Path) -> None:
     torch.manual_seed(0)
     for scales, (low, high) in zip(
-        cross_pairs(trained, content_scales=(0.5, 2.0), style_scales=(1.0, 9.0)).draw_scales(500),
+        cross_pairs(trained, content_scales=(0.5, 2.0), style_scales=(1.0, 9.0)).draw_scales(500).guided,
         [(0.5, 2.0), (1.0, 9.0)],
     ):
         assert (
@@ -477,7 +493,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
         "palette": [1.0, 0, 0, 0, 2, 0],
         "pattern": [0, 0, 0, 0, 0, 3.0],
     }
-    scales = torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5])
+    scales = Scales(torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5]), plain=4)
     monkeypatch.setattr(
         model, "judge", lambda *args: {name: torch.tensor(values) for name, values in given.items()}
     )
@@ -507,7 +523,7 @@ def test_a_picture_in_its_own_style_is_to_be_itself(
     )
     painted, paint = [], model.paint
 
-    def spy(condition: dict[str, Tensor], scales: tuple[Tensor, Tensor]) -> Tensor:
+    def spy(condition: dict[str, Tensor], scales: Scales) -> Tensor:
         painted.append((condition, scales, paint(condition, scales)))
         return painted[-1][2]
 
@@ -519,9 +535,9 @@ def test_a_picture_in_its_own_style_is_to_be_itself(
     assert len(paintings) == n + (4 if weight else 0)
     if weight:
         for key, expected in model.condition(model.get_content_features(z), style).items():
-            assert_same(condition[key][n:], expected)
-        assert torch.equal(torch.stack(list(scales))[:, n:], torch.ones(2, 4))
-        error = (paintings[n:] - z).square().mean()
+            assert_same(condition[key][:4], expected)
+        assert scales.plain >= 4 and scales.content[:4].eq(1).all() and scales.style[:4].eq(1).all()
+        error = (paintings[:4] - z).square().mean()
         torch.testing.assert_close((parts["train/identity"], loss), (error.detach(), weight * error))
         loss.backward()
         assert model.model.diffusion_model.out.conv.weight.grad.abs().max() > 0
@@ -722,3 +738,74 @@ def test_the_recipe_trains_and_the_pipeline_loads_what_it_wrote(
     config = recipe(tmp_path / "plain.yaml", base, data_module(data, data))
     pipeline = StyleTransferPipeline.from_pretrained(tmp_path / "small.safetensors", config, device="cpu")
     assert pipeline(picture(48, 32), picture(32, 32, 1), look="fast", size=32, steps=2).size == (48, 32)
+
+
+# Recorded steps
+
+
+WAITS = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique", "lift_fresh", "randperm"}
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold: what asks for values or has sizes that depend on them, and
+    what comes from Python."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().partition("::")[2].partition(".")[0].lstrip("_")
+        chosen = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert name not in {each.lstrip("_") for each in WAITS}, func
+        assert all(index is None or index.dtype != torch.bool for index in chosen), func
+        return func(*args, **(kwargs or {}))
+
+
+def recorded_on_the_cpu(run: Any) -> tuple[Any, Any]:
+    """As `cuda_graph`: every replay computes into the same tensors."""
+    with torch.random.fork_rng([]):
+        run()
+        with NothingWaits():
+            result = run()
+
+    def replay() -> None:
+        loss, values, gradients = run()
+        result[0].copy_(loss)
+        for name, value in values.items():
+            result[1][name].copy_(value)
+        for kept, gradient in zip(result[2], gradients):
+            if kept is not None:
+                kept.copy_(gradient)
+
+    return result, replay
+
+
+def test_a_recorded_step_waits_for_nothing_and_has_the_same_losses_and_gradients(trained: Path) -> None:
+    model = cross_pairs(trained, identity_weight=1.0, pattern_weight=1.0, palette_weight=1.0, margin=1).train()
+    weights = model.trained_parameters()
+
+    def step(given: dict[str, Tensor], seed: int) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
+        torch.manual_seed(seed)
+        for weight in weights:
+            weight.grad = None
+        loss, values = model.shared_step(given)
+        model.backward(loss)
+        return loss.detach(), values, [None if w.grad is None else w.grad.clone() for w in weights]
+
+    batches = [batch(4), {name: value.flip(0) for name, value in batch(4).items()}, batch(3), batch(4)]
+    expected = [step(given, seed) for seed, given in enumerate(batches)]
+    model._recorded = model.recorded(recorded_on_the_cpu)
+    for seed, given in enumerate(batches):
+        loss, values, gradients = step(given, seed)
+        assert_same(loss, expected[seed][0])
+        assert values.keys() == expected[seed][1].keys()
+        for got, wanted in zip(gradients, expected[seed][2], strict=True):
+            assert (got is None) == (wanted is None)
+            if got is not None:
+                assert_same(got, wanted)
+    assert model._recorded._replay is not None
+
+
+def test_validation_is_not_recorded(trained: Path) -> None:
+    model = cross_pairs(trained)
+    model._recorded = model.recorded(lambda run: pytest.fail("recorded"))
+    for _ in range(3):
+        with torch.no_grad():
+            model.eval().shared_step(batch(3))

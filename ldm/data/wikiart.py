@@ -4,6 +4,7 @@ style."""
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.checks import check_count, check_fractions
@@ -204,5 +205,11 @@ class CrossPairs(TwoKinds):
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:
     """(style on, content on) for one training sample, by one draw as published; never both off."""
-    draw = float(torch.rand(()))
-    return draw >= style_drop, not style_drop <= draw < style_drop + content_drop
+    style, content = flags_of(torch.rand(()), style_drop, content_drop)
+    return bool(style), bool(content)
+
+
+def flags_of(draws: Tensor, style_drop: float, content_drop: float) -> tuple[Tensor, Tensor]:
+    """(style on, content on) by draws in [0, 1), of any shape."""
+    style = draws >= style_drop
+    return style, ~style | (draws >= style_drop + content_drop)

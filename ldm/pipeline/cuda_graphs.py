@@ -7,8 +7,9 @@ start them than the GPU to run them. A graph starts in one call.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 
-import torch
 from torch import Tensor
+
+from ldm.device import cuda_graph
 
 # Of tensors (or None) by name. Nothing in it may wait for the GPU or read from the CPU, and
 # autocast has to begin within it: the weights that it converts once would else be gone when the
@@ -18,22 +19,7 @@ Inputs = Mapping[str, Tensor | None]
 # to (the result's tensor, what computes it anew)
 Capture = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], None]]]
 
-WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
 GRAPHS = 8  # kept at once, each with the memory of a whole run
-
-
-def cuda_graph(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """Record `run` on the current device. The tensor is overwritten by every replay."""
-    stream, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(stream)
-    with torch.cuda.stream(aside):
-        for _ in range(WARM_UP):
-            run()
-    stream.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
-    return result, graph.replay
 
 
 class Recorder:

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ldm.checks import check_fractions
 from ldm.config.groups import flat_keys
-from ldm.data.wikiart import draw_flags
+from ldm.data.wikiart import flags_of
+from ldm.device import cuda_graph
 from ldm.errors import ConfigError
 from ldm.models.diffusion.conditions import concatenate
 from ldm.models.diffusion.ddpm import channels_first, first_samples
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.guidance import Guidance
+from ldm.models.diffusion.recorded_step import Capture, RecordedStep
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
 
@@ -91,6 +93,32 @@ class Encoded:
         return {name: self.made[name] for name in names}
 
 
+@dataclass(frozen=True)
+class Scales:
+    """Content scales and style scales of N paintings, (N,) each. The first `plain` of them go
+    without guidance, at scales of 1: whoever asks the numbers themselves waits for the GPU."""
+
+    content: Tensor
+    style: Tensor
+    plain: int
+
+    @property
+    def guided(self) -> tuple[Tensor, Tensor]:
+        """(content scales, style scales) of those under guidance."""
+        return self.content[self.plain :], self.style[self.plain :]
+
+    def behind(self, n: int) -> "Scales":
+        """These, behind n that go without guidance."""
+        content, style = (torch.cat([each.new_ones(n), each]) for each in (self.content, self.style))
+        return Scales(content, style, self.plain + n)
+
+    def spread(self, count: int) -> "Scales":
+        """So many, evenly from all."""
+        n, rows = len(self.content), _spread(len(self.content), count, self.content.device)
+        plain = sum(place < self.plain for place in _spread(n, count).tolist())
+        return Scales(self.content[rows], self.style[rows], plain)
+
+
 class CrossPairLDM(DualCondLDM):
     """A trained DualCondLDM, learning from batches {"photo", "painting"}, (N, H, W, 3) each, in
     [-1, 1].
@@ -120,7 +148,7 @@ class CrossPairLDM(DualCondLDM):
     twice as many steps in the same time.
 
     style_drop, content_drop: how often the diffusion loss goes without a condition, see
-    HybridDraws. Further parameters: those of LossWeights, Estimates and DualCondLDM.
+    HybridDraws. record_steps: on a GPU that trains alone, steps are recorded as CUDA graphs. Further parameters: those of LossWeights, Estimates and DualCondLDM.
     """
 
     @flat_keys
@@ -129,6 +157,7 @@ class CrossPairLDM(DualCondLDM):
         styles_per_content: int = 2,
         style_drop: float = 0.1,
         content_drop: float = 0.3,
+        record_steps: bool = False,
         *,
         weights: LossWeights,
         estimates: Estimates,
@@ -138,8 +167,9 @@ class CrossPairLDM(DualCondLDM):
         self.weights, self.estimates = weights, estimates
         self.styles_per_content = styles_per_content
         self.style_drop, self.content_drop = style_drop, content_drop
-        self.loss = StyleTransferLoss()
+        self.loss, self.record_steps = StyleTransferLoss(), record_steps
         self._photos, self._paintings = Kept(), Kept()
+        self._recorded: RecordedStep | None = None
 
     def on_fit_start(self) -> None:
         """Lightning's: see that what training needs is there."""
@@ -149,20 +179,45 @@ class CrossPairLDM(DualCondLDM):
         self.loss.load_weights(
             self.device, torch.bfloat16 if self.trainer.precision.startswith("bf16") else torch.float32
         )
+        # What several processes or micro-batches add up, and what a loss scaler scales, is not in
+        # a record.
+        alone = self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1
+        if self.record_steps and self.device.type == "cuda" and alone and self.trainer.precision != "16-mixed":
+            self._recorded = self.recorded()
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(loss, values to log) of a batch; a recorded step in training, where steps are
+        recorded."""
+        photos, paintings = self.encoded(batch)
+        if self._recorded is None or not torch.is_grad_enabled():
+            return self.losses_of(photos, paintings)
+        return self._recorded(_flat(photos, paintings))
+
+    def recorded(self, capture: Capture = cuda_graph) -> RecordedStep:
+        """What records and replays this model's steps."""
+        return RecordedStep(
+            lambda inputs: self.losses_of(*_unflat(inputs)), self.trained_parameters(), capture
+        )
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning's: the gradients of a step, which a recorded one has computed already."""
+        if self._recorded is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._recorded.backward(loss)
+
+    def losses_of(self, photos: Encoded, paintings: Encoded) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, values to log): the diffusion loss of single pictures, and the judge's of photos
         in the styles of paintings."""
-        photos, paintings = self.encoded(batch)
         z, style = _single_pictures(photos, paintings)
         diffusion, parts = self(z, self.condition_of(self._flags(len(z)), z, style))
-        losses, (content_scale, style_scale) = self.cross_losses(photos, paintings, (z, style))
+        losses, scales = self.cross_losses(photos, paintings, (z, style))
         # A scale asks for its loss: it weighs what it is of both scales' mean.
-        mean_scale = (content_scale + style_scale) / 2
+        mean_scale = (scales.content + scales.style) / 2
         loss = (
             self.weights.diffusion_weight * diffusion
-            + self.weights.content_weight * (content_scale / mean_scale * losses["content"]).mean()
-            + (style_scale / mean_scale * self.weights.of_style(losses)).mean()
+            + self.weights.content_weight * (scales.content / mean_scale * losses["content"]).mean()
+            + (scales.style / mean_scale * self.weights.of_style(losses)).mean()
         )
         values = {name: value.mean() for name, value in losses.items()}
         if self.weights.identity_weight:
@@ -183,7 +238,7 @@ class CrossPairLDM(DualCondLDM):
 
     def cross_losses(
         self, photos: Encoded, paintings: Encoded, own: tuple[Tensor, Tensor]
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
+    ) -> tuple[dict[str, Tensor], Scales]:
         """(losses, scales) of every photo in the styles of `styles_per_content` different
         paintings, one after the other.
 
@@ -196,16 +251,17 @@ class CrossPairLDM(DualCondLDM):
         content = self.get_content_features(photos.made["latent"])[contents]
         conditions = [self.condition(content, paintings.made["style"][styles])]
         scales = self.draw_scales(len(contents))
-        painted_under: Sequence[Tensor] = scales
+        painted_under, plain = scales, 0
         if self.weights.identity_weight:
             z, style = own
-            conditions.append(self.condition(self.get_content_features(z), style))
-            painted_under = [torch.cat([scale, scale.new_ones(len(z))]) for scale in scales]
+            plain = len(z)
+            conditions.insert(0, self.condition(self.get_content_features(z), style))
+            painted_under = scales.behind(plain)
         # All in one go: small networks are limited by the number of calls.
         painted = self.paint(concatenate(conditions), painted_under)
-        losses = self.judge(painted[: len(contents)], photos.rows(contents), paintings.rows(styles))
+        losses = self.judge(painted[plain:], photos.rows(contents), paintings.rows(styles))
         if self.weights.identity_weight:
-            losses["identity"] = F.mse_loss(painted[len(contents) :], own[0])
+            losses["identity"] = F.mse_loss(painted[:plain], own[0])
         return losses, scales
 
     @torch.no_grad()
@@ -257,64 +313,57 @@ class CrossPairLDM(DualCondLDM):
 
     def _flags(self, n: int) -> dict[str, Tensor]:
         """Which conditions the diffusion loss of each sample may use."""
-        style, content = zip(*(draw_flags(self.style_drop, self.content_drop) for _ in range(n)))
-        return {
-            key: torch.tensor(flags, device=self.device)
-            for key, flags in ((self.style_flag_key, style), (self.content_flag_key, content))
-        }
+        style, content = flags_of(torch.rand(n, device=self.device), self.style_drop, self.content_drop)
+        return {self.style_flag_key: style, self.content_flag_key: content}
 
-    def draw_scales(self, n: int) -> tuple[Tensor, Tensor]:
-        """(n,) content scales and style scales; both are 1 where a painting goes without
-        guidance."""
-        is_guided = torch.randperm(n, device=self.device) < round(self.estimates.guided * n)
+    def draw_scales(self, n: int) -> Scales:
+        """The scales of n paintings, of which the last share of `guided` goes under guidance: in
+        batches of a random order, any will do."""
+        guided = round(self.estimates.guided * n)
         ranges = self.estimates.content_scales, self.estimates.style_scales
-        drawn = (low * (high / low) ** torch.rand(n, device=self.device) for low, high in ranges)
-        return tuple(torch.where(is_guided, scale, 1.0) for scale in drawn)
+        drawn = (low * (high / low) ** torch.rand(guided, device=self.device) for low, high in ranges)
+        return Scales(*drawn, plain=0).behind(n - guided)
 
-    def estimate(
-        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]
-    ) -> Tensor:
+    def estimate(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Scales) -> Tensor:
         """The guided x_0. All predictions learn: what guidance adds is the difference between
         them."""
-        rows = torch.nonzero(_is_guided(scales))[:, 0]
-        content, style = condition["c1"][rows], condition["c2"][rows]
+        content, style = condition["c1"][scales.plain :], condition["c2"][scales.plain :]
         conditions = concatenate(
             [
                 condition,
                 self.condition(torch.zeros_like(content), style),
-                self.condition(content, self.null_style(len(rows))),
+                self.condition(content, self.null_style(len(content))),
             ]
         )
         # All in one go: small networks are limited by the number of calls.
-        every = torch.cat([torch.arange(len(x), device=x.device), rows, rows])
+        every = (torch.cat([part, part[scales.plain :], part[scales.plain :]]) for part in (x, t))
         prediction, without = (
-            self.apply_model(x[every], t[every], conditions).float().split([len(x), 2 * len(rows)])
+            self.apply_model(*every, conditions).float().split([len(x), 2 * len(content)])
         )
-        if len(rows):
-            guidance = Guidance((scales[0][rows], scales[1][rows]), needed=(True, True))
-            guided = guidance.combine(torch.cat([prediction[rows], without]))
-            prediction = prediction.index_copy(0, rows, guided)
+        if len(content):
+            guidance = Guidance(scales.guided, needed=(True, True))
+            guided = guidance.combine(torch.cat([prediction[scales.plain :], without]))
+            prediction = torch.cat([prediction[: scales.plain], guided])
         return self.start_from(prediction, x, t)
 
-    def paint(self, condition: Mapping[str, Tensor], scales: Sequence[Tensor]) -> Tensor:
+    def paint(self, condition: Mapping[str, Tensor], scales: Scales) -> Tensor:
         """The network's guided estimates of paintings, (N, channels, h, w) scaled latents."""
         x, last = torch.randn_like(condition["c1"]), self.num_timesteps - 1
         t = torch.full((len(x),), last, device=x.device)
         later, hops = int(self.estimates.later * len(x)), self.estimates.hops
-        # As many under guidance in every share of them, so that batches are always of the same
-        # sizes, for which GPUs have their plans ready.
-        rows = torch.randperm(len(x), device=x.device)
-        rows = rows[_is_guided(scales)[rows].argsort(stable=True)]
+        rows, chosen = torch.arange(len(x), device=x.device), scales
         for hop in range(hops if later else 0):
-            # Fewer each time, so that every number of estimates on the way occurs.
-            rows = _spread(rows, later * (hops - hop) // hops)
+            # Fewer each time, so that every number of estimates on the way occurs; evenly of all,
+            # so that batches are always of the same sizes, as GPUs want them.
+            count = later * (hops - hop) // hops
+            rows, chosen = rows[_spread(len(rows), count, x.device)], chosen.spread(count)
             given = {key: value[rows] for key, value in condition.items()}
-            x[rows], t[rows] = self.go_on(x[rows], t[rows], given, [scale[rows] for scale in scales])
+            x[rows], t[rows] = self.go_on(x[rows], t[rows], given, chosen)
         return self.estimate(x, t, condition, scales)
 
     @torch.no_grad()
     def go_on(
-        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Sequence[Tensor]
+        self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], scales: Scales
     ) -> tuple[Tensor, Tensor]:
         """(latents, time steps (N,)) further down the way on which the present estimates lie."""
         start = self.estimate(x, t, condition, scales)
@@ -382,15 +431,27 @@ class Kept:
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _is_guided(scales: Sequence[Tensor]) -> Tensor:
-    """(N,) of content scales and style scales."""
-    return (scales[0] != 1) | (scales[1] != 1)
+def _flat(photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
+    """Both under names in one mapping."""
+    return {
+        f"{kind}.{name}": value
+        for kind, encoded in (("photos", photos), ("paintings", paintings))
+        for name, value in (("pictures", encoded.pictures), *encoded.made.items())
+    }
 
 
-def _spread(rows: Tensor, count: int) -> Tensor:
-    """So many of the rows, evenly from all of them."""
-    places = (torch.arange(count, device=rows.device) + 0.5) * (len(rows) / max(count, 1))
-    return rows[places.long()]
+def _unflat(tensors: Mapping[str, Tensor]) -> tuple[Encoded, Encoded]:
+    """(photos, paintings) again."""
+    photos, paintings = (
+        {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
+        for kind in ("photos", "paintings")
+    )
+    return Encoded(photos.pop("pictures"), photos), Encoded(paintings.pop("pictures"), paintings)
+
+
+def _spread(n: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """(count,) places, evenly from all of n."""
+    return (2 * torch.arange(count, device=device) + 1) * n // (2 * max(count, 1))
 
 
 def _halved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

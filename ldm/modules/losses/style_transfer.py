@@ -7,6 +7,7 @@ VGG16 and the bundled one take.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -211,15 +212,23 @@ def palette_distance(a: Tensor, b: Tensor, colors: int = 2048, directions: int =
     are luma and, counted three times as far, the two of chroma (BT.601): by red, green and blue,
     light and dark are nearly all of the distance, and a wrong hue nearly none.
     """
-    along = F.normalize(torch.randn(directions, 3, device=a.device), dim=1) @ torch.tensor(
-        _OPPONENT, device=a.device
-    )
-    values = [
-        along @ x.float().flatten(2)[..., torch.randint(x[0, 0].numel(), (colors,), device=x.device)]
-        for x in (a, b)
-    ]
+    along = F.normalize(torch.randn(directions, 3, device=a.device), dim=1) @ _opponent_axes(a.device)
+    values = [along @ _some_colors(x, colors) for x in (a, b)]
     sorted_a, sorted_b = (v.sort(dim=2).values for v in values)
     return (sorted_a - sorted_b).square().mean(dim=(1, 2))
+
+
+def _some_colors(x: Tensor, count: int) -> Tensor:
+    """(N, 3, count) random colours of pictures, of the same places in all."""
+    places = torch.randint(x[0, 0].numel(), (count,), device=x.device)
+    return x.float().flatten(2).index_select(2, places)
+
+
+@cache  # what is copied to a GPU anew at every step makes it wait
+def _opponent_axes(device: torch.device) -> Tensor:
+    """(3, 3) of red, green and blue."""
+    with torch.inference_mode(False):  # training may use it, too
+        return torch.tensor(_OPPONENT, device=device)
 
 
 PERIODS = 4.0, 24.0  # of patterns, in pixels: from single dabs of paint to large strokes
@@ -235,7 +244,7 @@ def regularity(pictures: Tensor, side: int) -> Tensor:
     not.
     """
     # No matrix product, which autocast would round.
-    luma = (pictures.float() * torch.tensor(_OPPONENT[0], device=pictures.device)[:, None, None]).sum(dim=1)
+    luma = (pictures.float() * _opponent_axes(pictures.device)[0, :, None, None]).sum(dim=1)
     windows = luma.unfold(1, side, side).unfold(2, side, side).flatten(1, 2)
     hann = torch.hann_window(side, device=luma.device)
     power = (
@@ -244,13 +253,24 @@ def regularity(pictures: Tensor, side: int) -> Tensor:
         .square()
         .mean(dim=1)
     )
-    smooth = F.avg_pool2d(F.pad(power[:, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)[:, 0]
-    along = torch.fft.fftfreq(side, device=luma.device)
-    frequency = (along.square() + along[:, None].square()).sqrt()
-    patterns = (frequency >= 1 / PERIODS[1]) & (frequency <= 1 / PERIODS[0])
-    logs, ring = (smooth[:, patterns] + 0.01).log(), (frequency[patterns] * side).round().long()
-    sums = logs.new_zeros(len(logs), side).index_add(1, ring, logs)
-    return logs - (sums / torch.bincount(ring, minlength=side).clamp(min=1))[:, ring]
+    smooth = F.avg_pool2d(F.pad(power[:, None], (2, 2, 2, 2), mode="circular"), 5, stride=1)
+    places, ring, sizes = _rings(side, luma.device)
+    logs = (smooth.flatten(1).index_select(1, places) + 0.01).log()
+    means = logs.new_zeros(len(logs), side).index_add(1, ring, logs) / sizes
+    return logs - means.index_select(1, ring)
+
+
+@cache
+def _rings(side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a spectrum of side x side: the places (F,) of the frequencies of patterns, the ring that
+    each is in, and the sizes (side,) of the rings."""
+    with torch.inference_mode(False):  # training may use them, too
+        along = torch.fft.fftfreq(side)
+        frequency = (along.square() + along[:, None].square()).sqrt().flatten()
+        places = ((frequency >= 1 / PERIODS[1]) & (frequency <= 1 / PERIODS[0])).nonzero()[:, 0]
+        ring = (frequency[places] * side).round().long()
+        sizes = torch.bincount(ring, minlength=side).clamp(min=1)
+        return places.to(device), ring.to(device), sizes.to(device)
 
 
 def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
