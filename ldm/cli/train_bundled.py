@@ -52,9 +52,10 @@ def batches_of(size: int, workers: int = 12) -> dict[str, Any]:
     return {
         "data.params.batch_size": size,
         "data.params.num_workers": workers,
-        "lightning.last.every_n_train_steps": 1000,
-        "lightning.trainer.val_check_interval": 1000,
+        "lightning.last.every_n_train_steps": 2000,
+        "lightning.trainer.val_check_interval": 2000,
         "lightning.callbacks.images.params.increase_log_steps": False,
+        "lightning.callbacks.images.params.batch_frequency": 2000,
     }
 
 
@@ -62,15 +63,21 @@ def pairs_of(size: int, rate: float) -> dict[str, Any]:
     """The same for pictures in other pictures' styles: each has so many crops, for memory is what
     they cost, and rates grow with the root of the batch."""
     train = "data.params.train.params"
-    return {**batches_of(size), f"{train}.variants": 4, f"{train}.passes": 100, "model.learning_rate": rate}
+    return {
+        **batches_of(size),
+        f"{train}.variants": 4,
+        f"{train}.passes": 100,
+        "model.learning_rate": rate,
+        "model.params.record_steps": True,
+    }
 
 
 PHASES = {
     "first": Phase("mini_first_stage.yaml", 0.2, batches_of(64)),
     "decoder": Phase("mini_decoder.yaml", 0.05, batches_of(48)),
     "diffusion": Phase("mini_cached.yaml", 0.25, batches_of(256, workers=0)),
-    "cross": Phase("mini_cross.yaml", 0.3, pairs_of(128, rate=8e-4)),
-    "large": Phase("mini_large.yaml", 0.2, pairs_of(40, rate=4e-4)),
+    "cross": Phase("mini_cross.yaml", 0.3, pairs_of(64, rate=7e-4)),
+    "large": Phase("mini_large.yaml", 0.2, pairs_of(24, rate=4e-4)),
 }
 
 

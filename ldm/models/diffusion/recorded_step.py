@@ -4,6 +4,7 @@ A step of a small network starts some ten thousand kernels, and one core of a CP
 start them than a GPU to run them. Recorded once, they start in one call.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class RecordedStep:
             return self.losses(inputs)
         if self._replay is None:
             self._inputs = {name: value.clone() for name, value in inputs.items()}
+            gc.collect()  # what is left of earlier steps would tie their stream to the record
             self._result, self._replay = self.capture(self._run)
         for name, value in inputs.items():
             self._inputs[name].copy_(value)
