@@ -24,8 +24,10 @@ COMMANDS = {
     "grid": Command(
         "ldm.cli.grid", "scripts/guidance_grid.py", "one photo at every pair of guidance scales, on a sheet"
     ),
-    "styles": Command(
-        "ldm.cli.styles", "scripts/sample_styles.py", "what the model makes of paintings without any photo"
+    "styles": Command("ldm.cli.styles", None, "the styles that come along, or your saved ones, on a sheet"),
+    "style save": Command("ldm.cli.save_style", None, "one style of any number of pictures, in a file"),
+    "samples": Command(
+        "ldm.cli.samples", "scripts/sample_styles.py", "what the model makes of paintings without any photo"
     ),
     "interpolate": Command(
         "ldm.cli.interpolate", "scripts/interpolate_styles.py", "one photo on the way from a style to another"

@@ -121,7 +121,7 @@ def test_a_clip_that_is_too_long_is_refused(
 def test_what_is_old_is_forgotten_but_for_what_is_ours(easel: Easel, tmp_path: Path) -> None:
     own = tmp_path / "van_gogh.jpg"
     picture(20, 20, seed=1).save(own)
-    shelf = easel.copied(own)
+    shelf = easel.shelved("turner", picture(20, 20, seed=1))
     old, new = (
         easel.saved(picture(20, 20, seed=2), "photo.png"),
         easel.saved(picture(20, 20, seed=3), "photo.png"),

@@ -20,6 +20,7 @@ from ldm.cli.options import (
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
+from ldm.pipeline.inputs import read_style, shown
 from ldm.program import ArgumentParser, at_least
 
 
@@ -55,13 +56,13 @@ def main() -> None:
     settings = settings_of(args, content_scale=[c for c, _ in pairs], style_scale=[s for _, s in pairs])
     output = check_output(args.output)
     check_inputs_survive([output], [args.content, args.style])
-    content, style = load_image(args.content), load_image(args.style)
+    content, style = load_image(args.content), read_style(args.style)
     pipeline = load_pipeline(args)
     batch_size = len(pairs) if args.batch_size is None else args.batch_size
     painted = pipeline([content] * len(pairs), style, settings=settings, batch_size=batch_size, progress=True)
     width = len(args.style_scales)
     rows = [painted[i : i + width] for i in range(0, len(painted), width)]
-    givens = [thumbnail(content, painted[0]), thumbnail(style, painted[0])]
+    givens = [thumbnail(content, painted[0]), thumbnail(shown(style), painted[0])]
     sheet = guidance_sheet(givens, rows, args.content_scales, args.style_scales, args.cell)
     save_image(sheet, output)
     print(output)

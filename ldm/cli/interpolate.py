@@ -16,7 +16,7 @@ from ldm.errors import UserError
 from ldm.media.images import check_output, load_image, save_animation, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import check_inputs_survive
-from ldm.pipeline.inputs import StyleMix
+from ldm.pipeline.inputs import OneStyle, StyleMix, read_style, shown
 from ldm.program import ArgumentParser, at_least
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     if not 10 <= args.duration <= 60_000:  # a GIF counts hundredths of a second
         raise UserError(f"--duration must be from 10 to 60000 milliseconds, got {args.duration}")
     check_inputs_survive([output], [args.content, *args.style])
-    content, styles = load_image(args.content), [load_image(path) for path in args.style]
+    content, styles = load_image(args.content), [read_style(path) for path in args.style]
     shares = np.linspace(0, 1, args.frames).tolist()
     mixes = [StyleMix(styles, [1 - share, share]) for share in shares]
     painted = load_pipeline(args)(
@@ -79,8 +79,8 @@ def main() -> None:
     print(output)
 
 
-def strip(styles: list[Image.Image], painted: list[Image.Image], shares: list[float]) -> Image.Image:
+def strip(styles: list[OneStyle], painted: list[Image.Image], shares: list[float]) -> Image.Image:
     """The pictures between the two paintings, in a row, each labelled with the second one's
     share."""
-    first, last = (thumbnail(style, painted[0]) for style in styles)
+    first, last = (thumbnail(shown(style), painted[0]) for style in styles)
     return labelled_sheet([[first, *painted, last]], ["from", *(f"{share:.0%}" for share in shares), "to"])

@@ -21,6 +21,7 @@ from ldm.pipeline.folders import (
     folder_of_results,
     task_of,
 )
+from ldm.pipeline.library import library
 from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
 
 PICTURES = ("content", "style", "output")
@@ -40,7 +41,8 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     rows = _rows(path)
     output = output or "."
     check_template(output)
-    contents, styles = ([path.parent / row[name] for _, row in rows] for name in PICTURES[:2])
+    contents = [path.parent / row["content"] for _, row in rows]
+    styles = [_style_file(path.parent, row["style"]) for _, row in rows]
     names = [_names(contents), _names(styles)]
     works: dict[Any, tuple[Settings, list[Task]]] = {}
     for (number, row), content, style in zip(rows, contents, styles, strict=True):
@@ -63,13 +65,21 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     return [Work(own, tasks) for own, tasks in works.values()]
 
 
+def _style_file(folder: Path, name: str) -> Path:
+    """A picture or saved style, or that of this name in the library."""
+    file = folder / name
+    return file if file.exists() else library().get(name, file)
+
+
 def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Path]) -> None:
     """A table of this work, which `read_manifest` reads. Raises UserError for styles of several
     pictures, which have no place in it, and for a file that is one of the `inputs`."""
     tasks = [(work.settings, task) for work in works for task in work.tasks]
     for _, task in tasks:
         if not isinstance(task.style, (str, Path)):
-            raise UserError("--write-manifest: a row has one painting; leave out --style-weights and --mask")
+            raise UserError(
+                "--write-manifest: a row has one painting; leave out --style-weights, --style-from and --mask"
+            )
     if path.suffix.lower() != ".csv":
         raise UserError(f"--write-manifest {path}: give a file name that ends with .csv")
     check_inputs_survive([path], inputs)

@@ -1,71 +1,69 @@
-"""Draw what the model knows of a style: paintings without a photo, from several noises.
+"""Show saved styles on a sheet, with their names and the notes on their pictures: those that come
+along, or your own.
 
-    artfusion styles --style painting.jpg another.jpg --output styles.png
-    artfusion styles --style paintings/ --seeds 1 2 3 4 5 6 --style-scale 2 --output styles.png
+    artfusion styles
+    artfusion styles klimt.safetensors mystyles/ --output mystyles.png
 
-Each column has its own noise, the same for every painting.
+What is named here goes wherever a style picture goes:
+
+    artfusion stylize photo.jpg ukiyo-e
+    artfusion stylize --content photo.jpg --style van-gogh turner --style-weights 2 1 --output result.png
+
+`artfusion style save` makes your own.
 """
 
 import argparse
+from pathlib import Path
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
-from ldm.media.images import check_output, load_image, save_image
-from ldm.media.sheets import labelled_sheet, thumbnail
-from ldm.pipeline.folders import check_inputs_survive, expand
-from ldm.program import ArgumentParser, at_least
+from ldm.data.splits import find_files
+from ldm.errors import UserError
+from ldm.media.images import check_output, save_image
+from ldm.media.saved_styles import SUFFIX, load_thumbnail
+from ldm.media.sheets import captioned_sheet
+from ldm.pipeline.library import hint, library, saved_style
+from ldm.program import ArgumentParser
+
+COLUMNS = 5
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "--style",
-        required=True,
-        nargs="+",
-        action="extend",
-        metavar="PATH",
-        help="the paintings: files, folders, or quoted globs",
+        "styles",
+        nargs="*",
+        metavar="STYLE",
+        help="saved styles, folders of them, or names (default: all that come along)",
     )
     parser.add_argument(
-        "--output", required=True, metavar="FILE", help="the sheet (.png or .jpg): a row for each painting"
+        "--output",
+        default="outputs/styles.png",
+        metavar="FILE",
+        help="the sheet (default: outputs/styles.png)",
     )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2, 3],
-        metavar="N",
-        help="a column for each (default: 0 1 2 3)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="pictures painted together (default: 8)",
-    )
-    add_settings_options(parser, leave_out=("content_scale", "detail", "strength", "preserve_color", "seed"))
-    add_model_options(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_args()
-    output, settings = check_output(args.output), settings_of(args, seed=args.seeds)
-    paths = expand(args.style)
-    check_inputs_survive([output], paths)
-    styles = [load_image(path) for path in paths]
-    settings = settings.but(seed=args.seeds * len(styles))
-    painted = load_pipeline(args)(
-        None,
-        [style for style in styles for _ in args.seeds],
-        settings=settings,
-        batch_size=args.batch_size,
-        progress=True,
-    )
-    width = len(args.seeds)
-    rows = [
-        [thumbnail(style, painted[0]), *painted[i * width : (i + 1) * width]]
-        for i, style in enumerate(styles)
-    ]
-    save_image(labelled_sheet(rows, ["painting", *(f"seed {seed}" for seed in args.seeds)]), output)
+    output = check_output(args.output)
+    paths = [path for name in args.styles for path in files_of(name)] or list(library().values())
+    if not paths:
+        raise UserError("no styles came along with this installation; name files or folders of your own")
+    styles = {path.stem: load_thumbnail(path) for path in paths}
+    width = max(map(len, styles))
+    for name, (_, note) in styles.items():
+        print(f"{name:<{width}}  {note}".rstrip())
+    pictures = [picture for picture, _ in styles.values()]
+    save_image(captioned_sheet(pictures, list(styles), min(COLUMNS, len(pictures))), output)
     print(output)
+
+
+def files_of(name: str) -> list[Path]:
+    """The saved styles of that name, or in that folder. Raises UserError for none."""
+    if Path(name).is_dir():
+        return find_files(Path(name), (SUFFIX,))
+    path = saved_style(name)
+    if path is None:
+        known = Path(name).exists()
+        raise UserError(f"{name}: {'is no saved style' if known else f'no such style{hint(name)}'}")
+    return [path]

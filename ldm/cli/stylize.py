@@ -22,6 +22,13 @@ left as it is; the brush work of one painting in the colours of another:
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
     artfusion stylize --content photo.jpg --style a.jpg --palette-from b.jpg --output in_other_colours.png
 
+A style that comes along (`artfusion styles` shows them), one that was saved by `artfusion style save`,
+all pictures of a folder as one style:
+
+    artfusion stylize photo.jpg ukiyo-e
+    artfusion stylize photo.jpg my-style.safetensors
+    artfusion stylize --content photo.jpg --style-from paintings/ --output result.png
+
 Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
 
     artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --per-content 2
@@ -48,6 +55,7 @@ the message; 130, stopped.
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +64,7 @@ from ldm.cli.options import add_model_options, add_settings_options, masks_of, s
 from ldm.cli.painting import Painting, Work
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.errors import UserError
+from ldm.media.saved_styles import is_saved_style
 from ldm.pipeline.folders import (
     Box,
     Task,
@@ -67,7 +76,7 @@ from ldm.pipeline.folders import (
     plan,
     share_of,
 )
-from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
@@ -89,11 +98,13 @@ def parse_args() -> argparse.Namespace:
     if args.manifest is not None:
         _check_manifest(args, parser)
         return args
-    lacking = [f"--{name}" for name in ("content", "style", "output") if not getattr(args, name)]
+    given = {"content": args.content, "style": args.style or args.style_from, "output": args.output}
+    lacking = [f"--{name}" for name, value in given.items() if not value]
     if lacking:
         parser.error(
             f"the following arguments are required: {', '.join(lacking)} (or a photo and a painting alone)"
         )
+    args.style = args.style or []
     return args
 
 
@@ -113,7 +124,13 @@ def _add_pictures(parser: ArgumentParser) -> None:
         "--style",
         **several,
         metavar="PATH",
-        help="how to paint it: likewise; every content is painted in every style",
+        help="how to paint it: likewise, and saved styles, also those of `artfusion styles` by their names; every content is painted in every style",
+    )
+    parser.add_argument(
+        "--style-from",
+        **several,
+        metavar="DIR",
+        help="how to paint it: all pictures of a folder together as one style; several folders are a style each",
     )
     parser.add_argument(
         "--output",
@@ -221,6 +238,7 @@ def _check_manifest(args: argparse.Namespace, parser: ArgumentParser) -> None:
         "photos": args.pictures,
         "--content": args.content,
         "--style": args.style,
+        "--style-from": args.style_from,
         "--style-weights": args.style_weights,
         "--mask": args.mask,
         "--pair": args.pair != "all",
@@ -253,6 +271,7 @@ def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
         or len(args.pictures) < 2
         or args.content
         or args.style
+        or args.style_from
         or (args.output and len(args.pictures) == 3)
     ):
         parser.error(
@@ -318,19 +337,28 @@ def pairing_of(args: argparse.Namespace, settings: Settings) -> Pairing:
 def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
     """Every style with the name that its results get: single pictures, or all of them mixed or by
     region."""
-    paths = expand(args.style, folder_of_results(args.output))
+    results = folder_of_results(args.output)
+    paths = expand(args.style, results, styles=True)
+    folders = [Path(folder) for folder in args.style_from or []]
+    styles: list[OneStyle] = [*paths, *(StyleMix(expand([str(folder)], results)) for folder in folders)]
     if args.style_weights is not None and args.mask is not None:
         raise UserError("--style-weights and --mask do not go together; give one of them")
-    together = "+".join(path.stem for path in paths)
+    named = [*paths, *map(whole_name, folders)]
+    together = "+".join(path.stem for path in named)
     if args.style_weights is not None:
-        mix = StyleMix(paths, args.style_weights)
+        mix = StyleMix(styles, args.style_weights)
         mix.shares()  # raises if they do not fit
         return [(together, mix)]
     if args.mask is not None:
-        regions = StyleRegions(paths, args.mask)
+        regions = StyleRegions(styles, args.mask)
         regions.check()
         return [(together, regions)]
-    return list(zip(distinct_names(paths), paths))
+    return list(zip(distinct_names(named), styles))
+
+
+def whole_name(folder: Path) -> Path:
+    """A folder's path, of which the last part is its name: that of `.` is that of where it is."""
+    return Path(os.path.abspath(folder))
 
 
 def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
@@ -340,6 +368,9 @@ def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
     read = PictureReader()
     for path in given:
         read(path)
+    saved = [path for task in tasks for path in files_of(task.style) if is_saved_style(path)]
+    if args.style_region is not None and saved:
+        raise UserError(f"--style-region is a part of a picture; {saved[0]} is a saved style")
     if args.palette_from is not None and args.preserve_color:
         raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
     check_inputs_survive([task.output for task in tasks], given)

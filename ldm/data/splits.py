@@ -23,17 +23,24 @@ def find_pictures(
     """
     check_split(split)
     root = own_or(root)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not paths:
-        raise UserError(f"{root}: no pictures in it ({', '.join(EXTENSIONS)})")
+    paths = find_files(root)
     return [
         paths[i]
         for i in of_split(
             [p.relative_to(root) for p in paths], split, validation_share, seed, where=str(root)
         )
     ]
+
+
+def find_files(root: Path, endings: Sequence[str] = EXTENSIONS) -> list[Path]:
+    """All files below `root` with one of these endings, sorted. Raises UserError if there are
+    none."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of pictures")
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in endings and p.is_file())
+    if not paths:
+        raise UserError(f"{root}: no pictures in it ({', '.join(endings)})")
+    return paths
 
 
 def of_split(names: Sequence[Path], split: str, validation_share: float, seed: int, where: str) -> list[int]:

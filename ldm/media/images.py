@@ -32,6 +32,14 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _SRGB = ("sRGB IEC61966-2", "sRGB built-in", "sRGB2014", "c2")
 
 
+class NamedBytes(io.BytesIO):
+    """A picture file's bytes, with the name that errors are to give."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
 def load_image(
     source: str | Path | BinaryIO,
     draft_size: int | None = None,

@@ -43,6 +43,23 @@ def labelled_sheet(
     return canvas
 
 
+def captioned_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int, cell: int = 224
+) -> Image.Image:
+    """Pictures in so many columns, each in a square of `cell` pixels with its words below."""
+    font_size = max(11, cell // 14)
+    squares = []
+    for picture, caption in zip(pictures, captions, strict=True):
+        square = Image.new("RGB", (cell, cell + 2 * font_size), "white")
+        fitted = ImageOps.contain(picture, (cell, cell), Image.Resampling.LANCZOS)
+        square.paste(fitted, ((cell - fitted.width) // 2, (cell - fitted.height) // 2))
+        place, font = (cell // 2, cell + font_size), _fitting(caption, font_size, cell)
+        ImageDraw.Draw(square).text(place, caption, "black", font, anchor="mm")
+        squares.append(square)
+    rows = [squares[i : i + columns] for i in range(0, len(squares), columns)]
+    return contact_sheet(rows, squares[0].size, GAP)
+
+
 def guidance_sheet(
     givens: Sequence[Image.Image],
     rows: Sequence[Sequence[Image.Image]],

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -19,11 +19,21 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.data.splits import find_pictures
+from ldm.data.splits import find_files
 from ldm.errors import UserError, did_you_mean
 from ldm.files import file_hash
-from ldm.media.images import at_most, check_output, exif_of, read_metadata, save_image
-from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, read_picture
+from ldm.media.images import EXTENSIONS, at_most, check_output, exif_of, read_metadata, save_image
+from ldm.media.saved_styles import SUFFIX
+from ldm.pipeline.inputs import (
+    Picture,
+    Style,
+    StyleMix,
+    StyleRegions,
+    read_content,
+    read_picture,
+    with_paintings,
+)
+from ldm.pipeline.library import hint, of_library
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.settings import Settings
 from ldm.ranks import rank_and_world
@@ -51,9 +61,9 @@ class Task:
     output: Path
 
 
-def expand(names: Sequence[str], results: str | None = None) -> list[Path]:
+def expand(names: Sequence[str], results: str | None = None, styles: bool = False) -> list[Path]:
     """The picture files that these names stand for: files, folders (with all below them), or globs
-    such as `photos/*.jpg`.
+    such as `photos/*.jpg`. styles: saved styles, too, also those of the library by their names.
 
     Each file once, in the order given. Of a folder, hidden files are left out; of folders and
     globs, what earlier runs put into the folder `results`. Raises UserError for a name that stands
@@ -61,18 +71,20 @@ def expand(names: Sequence[str], results: str | None = None) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for name in names:
-        for path in [Path(name)] if os.path.isfile(name) else _search(name, results):
+        file = Path(name) if os.path.isfile(name) else of_library(name) if styles else None
+        for path in _search(name, results, styles) if file is None else [file]:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
 
 
-def _search(name: str, results: str | None) -> list[Path]:
-    """The pictures of a folder or glob. Raises UserError if there are none."""
+def _search(name: str, results: str | None, styles: bool) -> list[Path]:
+    """The pictures of a folder or glob, and its saved styles if asked for. Raises UserError if there
+    are none."""
     if os.path.isdir(name):
         folder = Path(name)
         found = [
             path
-            for path in find_pictures(folder)
+            for path in find_files(folder, (*EXTENSIONS, *([SUFFIX] if styles else [])))
             if not any(part.startswith(".") for part in path.relative_to(folder).parts)
         ]
     else:
@@ -81,7 +93,7 @@ def _search(name: str, results: str | None) -> list[Path]:
         if not found:
             raise UserError(
                 f"{name}: no such file or folder"
-                + (", and no file matches it" if glob.has_magic(name) else "")
+                + (", and no file matches it" if glob.has_magic(name) else hint(name) if styles else "")
             )
     pictures = [path for path in found if results is None or not _is_result(path, folder, results)]
     if not pictures:
@@ -242,10 +254,12 @@ def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) 
 
 
 def files_of(style: Style) -> list[str | Path]:
-    """The pictures and masks of a style that is given by files."""
-    given: Sequence[Picture] = [style] if isinstance(style, (str, Path, Image.Image)) else style.styles
+    """The pictures, saved styles and masks of a style that is given by files."""
+    if not isinstance(style, (StyleMix, StyleRegions)):
+        return [style] if isinstance(style, (str, Path)) else []
     masks = style.masks if isinstance(style, StyleRegions) else ()
-    return [path for path in (*given, *masks) if isinstance(path, (str, Path))]
+    within = [path for each in style.styles for path in files_of(each)]
+    return [*within, *(path for path in masks if isinstance(path, (str, Path)))]
 
 
 def share_of(tasks: Sequence[Task]) -> list[Task]:
@@ -318,13 +332,6 @@ def read_styles(
 def _read_style(style: Style, size: int, part: Box | None) -> Style:
     # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
     return with_paintings(style, lambda picture: at_most(part_of(picture, part), size))
-
-
-def with_paintings(style: Style, changed: Callable[[Picture], Image.Image]) -> Style:
-    """The style with others in place of its pictures."""
-    if isinstance(style, (StyleMix, StyleRegions)):
-        return replace(style, styles=[changed(picture) for picture in style.styles])
-    return changed(style)
 
 
 def part_of(picture: Picture, part: Box | None) -> Image.Image:

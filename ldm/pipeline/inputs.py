@@ -1,7 +1,7 @@
 """What the pipeline takes as content and style: pictures, mixtures of styles, styles by region."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -15,6 +15,8 @@ from ldm.errors import UserError
 from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.exif import upright
 from ldm.media.images import at_most, load_image, to_rgb
+from ldm.media.saved_styles import load_style
+from ldm.pipeline.library import saved_style
 from ldm.pipeline.settings import Range
 
 Picture = str | Path | Image.Image
@@ -24,9 +26,9 @@ ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture'
 @dataclass(frozen=True)
 class StyleMix:
     """Several styles at once: their statistics averaged with these weights (all equal by default),
-    which are scaled to sum 1."""
+    which are scaled to sum 1. Each is a picture, a saved style, or a mix itself."""
 
-    styles: Sequence[Picture]
+    styles: Sequence["OneStyle"]
     weights: Sequence[float] | None = None
 
     def shares(self) -> list[float]:
@@ -44,13 +46,13 @@ class StyleMix:
 
 @dataclass(frozen=True)
 class StyleRegions:
-    """A style for each region of the content picture.
+    """A style for each region of the content picture: a picture, a saved style, or a mix.
 
     masks: black and white pictures of the content's aspect, white where the style of the same place
     acts; greys mix. With one mask less than styles, the last style takes what the masks leave.
     """
 
-    styles: Sequence[Picture]
+    styles: Sequence["OneStyle"]
     masks: Sequence[Picture]
 
     def check(self) -> None:
@@ -63,7 +65,47 @@ class StyleRegions:
             )
 
 
-Style = Picture | StyleMix | StyleRegions
+OneStyle = Picture | StyleMix
+Style = OneStyle | StyleRegions
+
+
+def opened(style: OneStyle) -> OneStyle:
+    """A style whose path or name is that of a saved one as a mix of its pictures; others as they
+    are. Raises UserError for a file that is none.
+
+    A name counts where no file has it: that of a style of the starter library, such as ukiyo-e.
+    """
+    path = saved_style(style)
+    if path is None:
+        return style
+    saved = load_style(path)
+    return StyleMix(saved.pictures, saved.weights)
+
+
+def with_paintings(style: Style, changed: Callable[[Picture], Image.Image]) -> Style:
+    """The style with others in place of its pictures, saved styles opened."""
+    if isinstance(style, StyleRegions):
+        return replace(style, styles=[one_with_paintings(each, changed) for each in style.styles])
+    return one_with_paintings(style, changed)
+
+
+def one_with_paintings(style: OneStyle, changed: Callable[[Picture], Image.Image]) -> OneStyle:
+    """The same of a style that is one everywhere."""
+    style = opened(style)
+    if isinstance(style, StyleMix):
+        return replace(style, styles=[one_with_paintings(each, changed) for each in style.styles])
+    return changed(style)
+
+
+def read_style(style: OneStyle) -> OneStyle:
+    """The style with all its pictures read. Raises UserError."""
+    return one_with_paintings(style, read_picture)
+
+
+def shown(style: Style) -> Image.Image:
+    """The first of a style's pictures, to stand for it. Raises UserError."""
+    style = style if isinstance(style, StyleRegions) else opened(style)
+    return shown(style.styles[0]) if isinstance(style, (StyleMix, StyleRegions)) else read_picture(style)
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,7 @@ class PictureReader:
     def __init__(self, style_side: int | None = None, palette: Picture | None = None) -> None:
         self.style_side, self.palette = style_side, palette
         self._read: dict[Any, Image.Image] = {}
+        self._opened: dict[str, OneStyle] = {}
 
     def __call__(self, picture: Picture) -> Image.Image:
         """The picture as RGB, upright. Raises UserError."""
@@ -139,15 +182,24 @@ class PictureReader:
 
     def style(self, style: Style) -> ReadStyle:
         """A style with all its pictures read. Raises UserError."""
-        if isinstance(style, StyleMix):
-            return ReadStyle([list(zip(map(self._painting, style.styles), style.shares(), strict=True))])
         if isinstance(style, StyleRegions):
             style.check()
-            return ReadStyle(
-                [[(self._painting(picture), 1.0)] for picture in style.styles],
-                [self.mask(mask) for mask in style.masks],
-            )
-        return ReadStyle([[(self._painting(style), 1.0)]])
+            return ReadStyle([self._mixed(each) for each in style.styles], list(map(self.mask, style.masks)))
+        return ReadStyle([self._mixed(style)])
+
+    def _mixed(self, style: OneStyle) -> list[tuple[Image.Image, float]]:
+        """(picture, share) of all pictures that a style is made of."""
+        if isinstance(style, (str, Path)):  # its pictures are kept: they are known by their ids
+            if str(style) not in self._opened:
+                self._opened[str(style)] = opened(style)
+            style = self._opened[str(style)]
+        if not isinstance(style, StyleMix):
+            return [(self._painting(style), 1.0)]
+        return [
+            (picture, share * within)
+            for each, share in zip(style.styles, style.shares(), strict=True)
+            for picture, within in self._mixed(each)
+        ]
 
 
 def read_content(picture: Picture) -> Image.Image:

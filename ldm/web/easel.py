@@ -1,7 +1,6 @@
 """What is painted on the page: a picture, a sketch, variants, a sheet of the two dials, a clip; each
 a piece of work for the studio, and each result a file of the page's own that says how it was made."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +18,9 @@ from ldm.media.motion import steadily_painted
 from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.media.video import can_keep_sound, write_video
 from ldm.pipeline.folders import metadata_saying
-from ldm.pipeline.inputs import StyleMix, StyleRegions, read_picture
+from ldm.pipeline.inputs import shown
 from ldm.pipeline.settings import MIN_SIDE, Settings
-from ldm.web.orders import MAX_FILE_BYTES, Order, check_settings, first, receive
+from ldm.web.orders import MAX_FILE_BYTES, STYLE_KEY, Order, check_settings, first, painting_of
 from ldm.web.studio import Report, Work
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Easel:
                 watch = report.watcher(f"Picture {i + 1} of {len(pairs)}", i / len(pairs), 1 / len(pairs))
                 pictures.append(pipeline(**one.arguments(), watch=watch))  # type: ignore[arg-type]
             lines = [pictures[i : i + len(columns)] for i in range(0, len(pictures), len(columns))]
-            givens = [thumbnail(given, pictures[0]) for given in (order.content, first_painting(order))]
+            givens = [thumbnail(given, pictures[0]) for given in (order.content, shown(order.style))]
             return self.saved(guidance_sheet(givens, lines, rows, columns, CELL["size"]), "both_dials.png")
 
         return work
@@ -104,7 +103,7 @@ class Easel:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"the clip has more than the limit of {MAX_FILE_BYTES >> 20} MB; cut it shorter")
         check_settings(settings, self.max_size)
-        style = receive(painting, self.max_size)
+        style = painting_of(painting, self.max_size)
         clip = open_clip(path, None)
         if (clip.count or 0) > MAX_FRAMES:
             raise UserError(
@@ -143,11 +142,12 @@ class Easel:
         save_image(picture, path)
         return path
 
-    def copied(self, path: Path) -> Path:
-        """A copy of a file of ours, which stays."""
-        copy = Path(shutil.copyfile(path, self.place(path.name)))
-        self._lasting.add(copy)
-        return copy
+    def shelved(self, name: str, picture: Image.Image) -> Path:
+        """A picture of the style of this name, which stays."""
+        path = self.place(f"{name}.png")
+        save_image(picture, path, {STYLE_KEY: name})
+        self._lasting.add(path)
+        return path
 
     def forget(self, seconds: float) -> None:
         """Deletes what has lain in the folder for that long, uploads and results alike."""
@@ -177,9 +177,3 @@ def small_one(order: Order, settings: Mapping[str, Any]) -> Order:
     size = min(settings["size"], order.settings.short_side)
     effort = settings["effort"] if order.settings.has_brush else 1.0
     return order.but(**{**settings, "size": size, "effort": effort})
-
-
-def first_painting(order: Order) -> Image.Image:
-    """The first of an order's paintings."""
-    style = order.style
-    return read_picture(style.styles[0] if isinstance(style, StyleMix | StyleRegions) else style)

@@ -6,7 +6,6 @@ Nothing here imports torch or gradio.
 
 import base64
 import binascii
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,13 @@ from typing import Any
 from PIL import Image, ImageChops
 
 from ldm.errors import UserError
-from ldm.media.images import at_most, load_image, read_metadata
+from ldm.media.images import NamedBytes, at_most, load_image, read_metadata
 from ldm.pipeline.folders import METADATA_KEY
-from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
+from ldm.pipeline.inputs import OneStyle, Style, StyleMix, StyleRegions, one_with_paintings, read_picture
+from ldm.pipeline.library import library
 from ldm.pipeline.settings import DIALS, LOOKS, Number, Settings, Size, as_list
 
+STYLE_KEY = "artfusion-style"  # in the metadata of a picture of the shelf: the style that it stands for
 MAX_FILE_BYTES = 30 * 2**20
 MAX_UPLOAD_PIXELS = 50_000_000  # what the cameras of phones make; 150 MB as RGB
 MAX_DRAWING_BYTES = 2 * 2**20
@@ -73,17 +74,9 @@ def receive(path: str | Path, side: int) -> Image.Image:
         )
     try:
         with path.open("rb") as file:
-            return at_most(load_image(_Named(file.read(), path.name), side, MAX_UPLOAD_PIXELS), side)
+            return at_most(load_image(NamedBytes(file.read(), path.name), side, MAX_UPLOAD_PIXELS), side)
     except OSError as error:
         raise UserError(f"{path.name}: is no longer there; choose the picture again") from error
-
-
-class _Named(io.BytesIO):
-    """Bytes with the name that errors are to give: visitors need not learn where their file lies."""
-
-    def __init__(self, content: bytes, name: str):
-        super().__init__(content)
-        self.name = name
 
 
 def order(
@@ -110,7 +103,7 @@ def order(
     chosen = []
     for place, (path, weight), part in zip(PLACES, paintings, [None, *parts]):
         if path is not None:
-            chosen.append((place, receive(path, max_size), weight, part))
+            chosen.append((place, painting_of(path, max_size), weight, part))
         elif part is not None:
             raise UserError(
                 f"a part is marked for the {place} painting, but there is none; choose one under 'More paintings'"
@@ -120,22 +113,31 @@ def order(
     return Order(content, style_of(chosen), settings, keep, about)
 
 
-def style_of(chosen: Sequence[tuple[str, Image.Image, float, Image.Image | None]]) -> Style:
+def painting_of(path: str | Path, side: int) -> OneStyle:
+    """A painting that was uploaded, as `receive` gives it; for the picture of a style on the shelf,
+    which says so, that style. Raises UserError."""
+    style = library().get(read_metadata(path).get(STYLE_KEY, ""))
+    if style is None:
+        return receive(path, side)
+    return StyleMix([one_with_paintings(style, lambda picture: at_most(read_picture(picture), side))])
+
+
+def style_of(chosen: Sequence[tuple[str, OneStyle, float, Image.Image | None]]) -> Style:
     """One style of (place, painting, weight, mask): by region where masks are drawn, else mixed.
     Raises UserError."""
-    pictures = [picture for _, picture, _, _ in chosen]
+    paintings = [painting for _, painting, _, _ in chosen]
     masks = [mask for *_, mask in chosen[1:]]
-    if len(pictures) == 1:
-        return pictures[0]
+    if len(paintings) == 1:
+        return paintings[0]
     if not any(masks):
-        return StyleMix(pictures, [weight for _, _, weight, _ in chosen])
+        return StyleMix(paintings, [weight for _, _, weight, _ in chosen])
     for place, _, _, mask in chosen[1:]:
         if mask is None:
             raise UserError(
                 f"the {place} painting has no part of the photo; mark one for it, or take it away"
             )
     drawn = [mask for mask in masks if mask is not None]
-    return StyleRegions(pictures, [ImageChops.invert(reduce(ImageChops.lighter, drawn)), *drawn])
+    return StyleRegions(paintings, [ImageChops.invert(reduce(ImageChops.lighter, drawn)), *drawn])
 
 
 def regions_of(drawing: str | None) -> list[Image.Image | None]:
@@ -154,7 +156,7 @@ def regions_of(drawing: str | None) -> list[Image.Image | None]:
         content = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError("the drawing cannot be read; clear it and draw again") from error
-    channels = load_image(_Named(content, "the drawing"), max_pixels=MAX_UPLOAD_PIXELS).split()
+    channels = load_image(NamedBytes(content, "the drawing"), max_pixels=MAX_UPLOAD_PIXELS).split()
     return [channel if channel.getextrema()[1] else None for channel in channels]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.data.splits import find_pictures
-from ldm.files import ROOT
+from ldm.media.saved_styles import load_thumbnail
+from ldm.pipeline.library import library
 from ldm.pipeline.settings import Settings
 from ldm.web import parts
 from ldm.web.easel import MAX_FRAMES, Easel
@@ -21,15 +21,6 @@ from ldm.web.orders import BALANCES, PLACES, first
 from ldm.web.parts import STATIC, status
 from ldm.web.studio import Studio
 
-TITLES = {
-    "cezanne_still_life_with_apples": "Cézanne, Still Life with Apples",
-    "gong_xian_landscape": "Gong Xian, Landscape",
-    "hashiguchi_ducks": "Hashiguchi, Ducks",
-    "klimt_mada_primavesi": "Klimt, Mäda Primavesi",
-    "seurat_study_for_la_grande_jatte": "Seurat, La Grande Jatte",
-    "turner_whalers": "Turner, Whalers",
-    "van_gogh_wheat_field_with_cypresses": "Van Gogh, Wheat Field with Cypresses",
-}
 # Events get what was sent: files unopened, numbers unchecked. `ldm.web.orders` does both.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
 AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **PRIVATE}
@@ -114,8 +105,10 @@ class Page:
 
     def __init__(self, blocks: gr.Blocks, studio: Studio, easel: Easel, settings: Settings):
         self.settings, self.max_size = settings, easel.max_size
-        # copied, since the page's own folder is all that it serves
-        self.shelf = {path.stem: easel.copied(path) for path in find_pictures(ROOT / "data/styles")}
+        styles = {name: load_thumbnail(path) for name, path in library().items()}
+        self.titles = {name: note.partition(";")[0] for name, (_, note) in styles.items()}
+        # written, since the page's own folder is all that it serves
+        self.shelf = {name: easel.shelved(name, picture) for name, (picture, _) in styles.items()}
         self.events = Events(studio, easel, settings, self.shelf)
         gr.HTML(
             "<h1>ArtFusion</h1><p>A photo, painted like a painting. Everything stays on this computer.</p>",
@@ -277,8 +270,8 @@ class Page:
         self._started_by(cancel, shown, (paint, self.events.paint_clip, wished, [frame, shown, result]))
 
     def _shelf(self, painting: gr.Image, elem_id: str) -> None:
-        """The bundled paintings, to click."""
-        pictures = [(name, TITLES.get(name, name), path) for name, path in self.shelf.items()]
+        """The styles that come along, to click."""
+        pictures = [(name, self.titles[name] or name, path) for name, path in self.shelf.items()]
         parts.shelf(pictures, elem_id=elem_id).select(self.events.from_shelf, None, painting, **AT_ONCE)
 
     def _other(self, place: str) -> tuple[gr.Image, gr.Slider]:
