@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pipeline_builders import paintings_and_photos, save_config
+from pytorch_lightning.callbacks import Timer
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
 from ldm.cli.train import main
@@ -214,3 +215,94 @@ def test_the_seed_belongs_to_the_run(config: Path) -> None:
     straight = run(config, "seed-straight", "--seed", "5")
     assert first["global_step"] == 2
     assert_equal_runs(resumed(config, "seed"), straight)
+
+
+class FailAt(pl.Callback):
+    """Raises an error in the n-th batch."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.batch -= 1
+        if self.batch == 0:
+            raise RuntimeError("something broke")
+
+
+class StopIn(pl.Callback):
+    """Asks for the end in the n-th batch, as `max_time` and early stopping do."""
+
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.batch -= 1
+        trainer.should_stop = trainer.should_stop or self.batch == 0
+
+
+MAX_STEPS, MAX_EPOCHS = "lightning.trainer.max_steps=", "lightning.trainer.max_epochs="
+TWICE = "lightning.trainer.accumulate_grad_batches=2"
+TO_THE_END = (MAX_STEPS + "-1", MAX_EPOCHS + str(EPOCHS))
+
+
+@pytest.mark.parametrize(
+    "ends, options",
+    [
+        ((MAX_STEPS + "2",), ()),
+        ((MAX_STEPS + str(BATCHES + 2),), ()),
+        ((MAX_STEPS + str(2 * BATCHES),), ()),
+        ((MAX_STEPS + "2", MAX_STEPS + "4", MAX_STEPS + str(BATCHES + 3)), ()),
+        ((MAX_EPOCHS + "1", MAX_EPOCHS + "2"), ()),
+        ((MAX_STEPS + str(BATCHES + 2), MAX_EPOCHS + "2"), ("lightning.trainer.val_check_interval=2",)),
+        ((MAX_STEPS + "4",), (TWICE,)),
+        ((MAX_STEPS + "3", MAX_STEPS + "5"), (TWICE,)),
+    ],
+)
+def test_a_run_that_came_to_its_end_goes_on_exactly(
+    config: Path, straight: dict[str, Any], ends: tuple[str, ...], options: tuple[str, ...]
+) -> None:
+    name = f"ended-{abs(hash((ends, options)))}"
+    run(config, name, *options, ends[0])
+    for end in ends[1:]:
+        resumed(config, name, *options, end)
+    expected = run(config, f"{name}-straight", *options) if options else straight
+    assert_equal_runs(resumed(config, name, *options, *TO_THE_END), expected)
+
+
+def test_an_error_within_accumulation_leaves_what_its_last_step_left(config: Path) -> None:
+    whole = run(config, "accumulated-straight", TWICE)
+    with pytest.raises(RuntimeError, match="something broke"):
+        run(
+            config,
+            "accumulated-failed",
+            TWICE,
+            callback={"target": "test_resume.FailAt", "params": {"batch": BATCHES + 2}},
+        )
+    assert last(config.parent / "logs/accumulated-failed")["global_step"] == 3
+    assert_equal_runs(resumed(config, "accumulated-failed", TWICE), whole)
+
+
+@pytest.mark.parametrize("batch, options", [(2, ()), (BATCHES + 3, ()), (BATCHES + 3, (TWICE,))])
+def test_a_run_that_was_asked_to_end_goes_on_exactly(
+    config: Path, straight: dict[str, Any], batch: int, options: tuple[str, ...]
+) -> None:
+    name, asked = f"asked{batch}{len(options)}", {"target": "test_resume.StopIn", "params": {"batch": batch}}
+    run(config, name, *options, callback=asked)
+    expected = run(config, f"{name}-straight", *options) if options else straight
+    assert_equal_runs(resumed(config, name, *options), expected)
+
+
+def test_a_run_ends_by_its_time_in_the_middle_of_an_epoch_and_goes_on_exactly(
+    config: Path, straight: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[pl.Trainer] = []
+
+    def over(timer: Timer, trainer: pl.Trainer) -> None:
+        asked.append(trainer)
+        trainer.should_stop = len(asked) > BATCHES + 2  # it is asked before the first batch, too
+
+    monkeypatch.setattr(Timer, "_check_time_remaining", over)
+    run(config, "timed", "lightning.trainer.max_time={hours: 1}")
+    assert BATCHES < last(config.parent / "logs/timed")["global_step"] < 2 * BATCHES
+    monkeypatch.undo()
+    assert_equal_runs(resumed(config, "timed", "lightning.trainer.max_time={hours: 2}"), straight)

@@ -43,10 +43,15 @@ class KeepLast(pl.Callback):
         self.path, self.every = Path(path), every_n_train_steps
         self._wanted = _NOTHING
         self._step = self._saved_step = 0
+        self._since_step = 0  # batches
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take the signals, and remove what a kill in the middle of writing has left."""
         self._step = self._saved_step = trainer.global_step
+        # Where a run goes on behind a whole epoch up to a number of steps, Lightning counts that
+        # epoch twice.
+        epochs = trainer.fit_loop.epoch_progress.current
+        epochs.processed = epochs.completed
         if trainer.is_global_zero:
             for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
                 leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
@@ -67,7 +72,9 @@ class KeepLast(pl.Callback):
         """Write after an optimiser step if it is time to or asked for. Raises StoppedBySignal if
         that is all."""
         if trainer.global_step == self._step:
+            self._since_step += 1
             return  # in the middle of gradient accumulation, which no checkpoint holds
+        self._since_step = 0
         before, self._step = self._step, trainer.global_step
         wanted = self._agreed(trainer, batch_idx)
         if wanted or self._step // self.every > before // self.every:
@@ -87,12 +94,13 @@ class KeepLast(pl.Callback):
         return int(trainer.strategy.reduce(wanted, reduce_op="max"))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write after every epoch."""
+        """Write after every epoch, and where a run ends within one."""
         self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write `path`; all processes do that together."""
-        trainer.save_checkpoint(self.path)
+        with _counted(trainer, self._since_step):
+            trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
@@ -108,14 +116,37 @@ class KeepLast(pl.Callback):
             path = (
                 self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
             )
+            with _counted(trainer, self._since_step):
+                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             # Trainer.save_checkpoint would wait for the other processes, which know nothing of the
             # exception.
-            trainer.strategy.save_checkpoint(
-                trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path
-            )
+            trainer.strategy.save_checkpoint(content, path)
             log.info("checkpoint of step %d written: %s", trainer.global_step, path)
         except Exception as error:
             log.error("no checkpoint could be written on the way out: %s", error)
+
+
+@contextmanager
+def _counted(trainer: pl.Trainer, since_step: int) -> Iterator[None]:
+    """Within it, Lightning counts as done what a checkpoint holds: no batches since the last
+    optimiser step, whose gradients are nowhere, and as many epochs as their batches tell. It counts
+    one that a run ends in the middle of, too, and would go on with the next."""
+    loop = trainer.fit_loop
+    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    is_whole = not since_step and batches.current.processed >= loop.max_batches
+    too_many = epochs.current.processed - epochs.current.completed - is_whole
+    fields = ("ready", "started", "processed", "completed")
+    changes = [
+        *((each, "processed", too_many) for each in (epochs.current, epochs.total)),
+        *((each, name, since_step) for each in (batches.current, batches.total) for name in fields),
+    ]
+    for progress, name, by in changes:
+        setattr(progress, name, getattr(progress, name) - by)
+    try:
+        yield
+    finally:
+        for progress, name, by in changes:
+            setattr(progress, name, getattr(progress, name) + by)
 
 
 @contextmanager
