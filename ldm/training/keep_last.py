@@ -50,7 +50,7 @@ class KeepLast(pl.Callback):
         self._step = self._saved_step = trainer.global_step
         # Where a run goes on behind a whole epoch up to a number of steps, Lightning counts that
         # epoch twice.
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed
         if trainer.is_global_zero:
             for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
@@ -132,7 +132,8 @@ def _counted(trainer: pl.Trainer, since_step: int) -> Iterator[None]:
     optimiser step, whose gradients are nowhere, and as many epochs as their batches tell. It counts
     one that a run ends in the middle of, too, and would go on with the next."""
     loop = trainer.fit_loop
-    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    batches: Any = loop.epoch_loop.batch_progress
+    epochs: Any = loop.epoch_progress
     is_whole = not since_step and batches.current.processed >= loop.max_batches
     too_many = epochs.current.processed - epochs.current.completed - is_whole
     fields = ("ready", "started", "processed", "completed")
