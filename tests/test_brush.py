@@ -297,6 +297,22 @@ def test_mixes_and_regions(
     assert len({image.tobytes() for image in (regions, mix, single)}) == 3
 
 
+def test_what_is_transparent_of_a_painting_does_not_count(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    half = Image.new("L", painting.size)
+    half.paste(255, (0, 0, painting.width // 2, painting.height))
+    other = Image.composite(painting, picture(*painting.size, seed=9), half)
+    for each in (painting, other):
+        each.putalpha(half)
+    ours = pipeline(photo, painting, **FINE)
+    assert ours == pipeline(photo, other, **FINE) != pipeline(photo, painting.convert("RGB"), **FINE)
+    half.paste(0, (0, 0, *half.size))
+    painting.putalpha(half)
+    with pytest.raises(UserError, match="all of it is transparent"):
+        pipeline(photo, painting, **FINE)
+
+
 def test_preserve_color_keeps_the_photos_chroma(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:

@@ -465,7 +465,9 @@ def test_a_style_picture_is_looked_at_once(
     tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts, statistics = [], tiny.model.get_style_statistics
-    monkeypatch.setattr(tiny.model, "get_style_statistics", lambda x: counts.append(len(x)) or statistics(x))
+    monkeypatch.setattr(
+        tiny.model, "get_style_statistics", lambda x, *shares: counts.append(len(x)) or statistics(x, *shares)
+    )
     tiny([picture(48, 32, seed) for seed in range(3)], paintings[0], batch_size=1, **FAST)
     assert counts == [1]
 

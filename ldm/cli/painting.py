@@ -18,13 +18,13 @@ from ldm.pipeline.folders import (
     Task,
     is_finished,
     metadata_of,
-    part_of,
     progress_bar,
     read_styles,
     with_paintings,
 )
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content
 from ldm.pipeline.jobs import PaintingStopped, check_scaled
+from ldm.pipeline.parts import part_of
 from ldm.pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ class Work:
 
     settings: Settings
     tasks: Sequence[Task]
+
+
+def picture_options(args: argparse.Namespace) -> dict[str, str]:
+    """By name, the pictures that parsed options give the styles besides the paintings."""
+    given = {name: getattr(args, name) for name in ("palette_from", "style_region")}
+    return {name: path for name, path in given.items() if isinstance(path, str)}
 
 
 class Painting:
@@ -69,8 +75,7 @@ class Painting:
         args = self.args
         extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
         extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
-        for name in ("keep", "palette_from"):
-            path = getattr(args, name)
+        for name, path in {"keep": args.keep, **picture_options(args)}.items():
             extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
         return painted_by(args) | {name: value for name, value in extra.items() if value is not None}
 

@@ -15,12 +15,14 @@ missing:
     artfusion stylize --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
 
 Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo
-left as it is; the brush work of one painting in the colours of another:
+left as it is; the brush work of one painting in the colours of another; that of what is white in a
+mask of the painting:
 
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
     artfusion stylize --content photo.jpg --style a.jpg --palette-from b.jpg --output in_other_colours.png
+    artfusion stylize --content photo.jpg --style a.jpg --style-region sky.png --output like_its_sky.png
 
 Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
 
@@ -48,27 +50,29 @@ the message; 130, stopped.
 
 import argparse
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.manifest import read_manifest, write_manifest
 from ldm.cli.options import add_model_options, add_settings_options, masks_of, settings_of
-from ldm.cli.painting import Painting, Work
+from ldm.cli.painting import Painting, Work, picture_options
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.errors import UserError
 from ldm.pipeline.folders import (
-    Box,
     Task,
     check_inputs_survive,
     distinct_names,
     expand,
     files_of,
     folder_of_results,
+    paintings_of,
     plan,
     share_of,
 )
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.pairing import KINDS, Pairing
+from ldm.pipeline.parts import Part, part_of
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
 
@@ -173,8 +177,8 @@ def _add_styles(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--style-region",
         type=parse_region,
-        metavar="X,Y,W,H",
-        help="look at this part of the paintings alone: left, top, width and height in their pixels",
+        metavar="X,Y,W,H|FILE",
+        help="look at this part of the paintings alone: left, top, width and height in their pixels; or, of a single painting, a black and white picture of its aspect: what is white there",
     )
     parser.add_argument(
         "--palette-from",
@@ -233,15 +237,17 @@ def _check_manifest(args: argparse.Namespace, parser: ArgumentParser) -> None:
     args.content, args.style = [], []
 
 
-def parse_region(text: str) -> Box:
-    """Four numbers."""
+def parse_region(text: str) -> Part:
+    """Four numbers, or a file's name."""
+    if not re.fullmatch(r"[-\d,. ]+", text):
+        return text
     try:
         left, top, width, height = (int(part) for part in text.split(","))
     except ValueError:
         left = top = width = height = -1
     if min(left, top) < 0 or min(width, height) < MIN_SIDE:
         raise argparse.ArgumentTypeError(
-            f"expected left, top, width and height, the last two at least {MIN_SIDE}, such as 100,50,400,300, got {text!r}"
+            f"expected left, top, width and height, the last two at least {MIN_SIDE}, such as 100,50,400,300, or a mask's file, got {text!r}"
         )
     return left, top, width, height
 
@@ -291,9 +297,14 @@ def main() -> int:
 
 def inputs_of(args: argparse.Namespace, tasks: Sequence[Task]) -> list[str | Path]:
     """All files that are read."""
-    given = [args.palette_from, args.manifest, args.checkpoint, args.config]
+    given = [args.manifest, args.checkpoint, args.config]
     pictures = [path for task in tasks for path in (task.content, *files_of(task.style))]
-    return [*masks_of(args), *(path for path in given if path is not None), *pictures]
+    return [*others_of(args), *(path for path in given if path is not None), *pictures]
+
+
+def others_of(args: argparse.Namespace) -> list[str]:
+    """The pictures that are read besides photos and paintings."""
+    return [*masks_of(args), *picture_options(args).values()]
 
 
 def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:
@@ -336,10 +347,23 @@ def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
 def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
     """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
     result would replace."""
-    given = [*masks_of(args), *([] if args.palette_from is None else [args.palette_from])]
+    given = others_of(args)
     read = PictureReader()
     for path in given:
         read(path)
     if args.palette_from is not None and args.preserve_color:
         raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
     check_inputs_survive([task.output for task in tasks], given)
+    if isinstance(args.style_region, str):
+        _check_region(args.style_region, tasks)
+
+
+def _check_region(mask: str, tasks: list[Task]) -> None:
+    """Raises UserError for a mask that is not of the one painting."""
+    paintings = {str(path): path for task in tasks for path in paintings_of(task.style)}
+    if len(paintings) > 1:
+        raise UserError(
+            f"--style-region {mask}: a mask is of one painting, and there are {len(paintings)}; give one of them, or four numbers"
+        )
+    for painting in paintings.values():
+        part_of(painting, mask)

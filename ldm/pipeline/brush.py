@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.media.images import resize_short_side
+from ldm.media.images import resize_short_side, without_alpha
 from ldm.media.tensors import image_to_tensor
 from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
+from ldm.pipeline.inputs import mask_array
 from ldm.pipeline.settings import Look
 from ldm.pipeline.tiles import mirrored_out
 
@@ -246,12 +247,20 @@ class Brush:
     def _grams_of(self, painting: Image.Image, side: int, luminance: bool) -> Grams:
         key = (painting.size, hash(painting.tobytes()), side, luminance)
         if key not in self._grams:
-            scaled = image_to_tensor(resize_short_side(painting, side))[None].to(self.device)
-            self._grams[key] = grams_of(self.features, scaled, luminance)
+            scaled, shares = painting_tensors(painting, side, self.device)
+            self._grams[key] = grams_of(self.features, scaled, luminance, shares)
             if len(self._grams) > KEPT_GRAMS:
                 self._grams.popitem(last=False)
         self._grams.move_to_end(key)
         return self._grams[key]
+
+
+def painting_tensors(painting: Image.Image, side: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """(1, 3, H, W) of a style picture scaled to this shorter side, and (1, 1, H, W), in [0, 1], how
+    far each pixel counts, where some of it is transparent."""
+    opaque, alpha = without_alpha(resize_short_side(painting, side))
+    shares = None if alpha is None else torch.from_numpy(mask_array(alpha, alpha.size))[None, None]
+    return image_to_tensor(opaque)[None].to(device), None if shares is None else shares.to(device)
 
 
 def _seen(picture: Tensor, size: tuple[int, int]) -> Tensor:

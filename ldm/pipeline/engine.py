@@ -168,10 +168,11 @@ class Painter:
         )  # of the pictures that the model was trained on
 
     @torch.no_grad()
-    def style_statistics(self, pictures: Tensor) -> Tensor:
-        """(N, style_dim) of style pictures."""
+    def style_statistics(self, pictures: Tensor, shares: Tensor | None = None) -> Tensor:
+        """(N, style_dim) of style pictures, whose pixels count by their shares (N, 1, H, W), if
+        these are given."""
         with autocast(self.model.device, self.precision):
-            return self.model.get_style_statistics(pictures).float()
+            return self.model.get_style_statistics(pictures, shares).float()
 
     @torch.no_grad()
     def paint(self, batch: Batch, settings: Settings, watch: Watch = unwatched) -> Tensor:

@@ -21,14 +21,13 @@ from torch import Tensor
 
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
-from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
-from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
+from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels, painting_tensors
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
@@ -116,8 +115,8 @@ class StyleTransferPipeline:
         """The content picture(s) painted in the style(s): one picture, or a list of them.
 
         content: paths or PIL pictures; None shows what the model knows of the style by itself.
-        style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same
-        length pair up, a single one goes with all. settings, changes: see
+        style: paths or PIL pictures, or a StyleMix or StyleRegions of several; what of a painting is
+        transparent does not count. Lists of the same length pair up, a single one goes with all. settings, changes: see
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
         palette: a picture whose colours the styles take first: their brush work in its colours.
@@ -213,10 +212,9 @@ class StyleTransferPipeline:
         return {key: self.encode_style(picture, size)[0] for key, picture in pictures.items()}
 
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
-        """(1, style_dim) statistics of the whole picture, scaled to the shorter side `size`."""
-        return self.painter.style_statistics(
-            image_to_tensor(resize_short_side(image, size))[None].to(self.model.device)
-        )
+        """(1, style_dim) statistics of the whole picture, or of what of it is not transparent,
+        scaled to the shorter side `size`."""
+        return self.painter.style_statistics(*painting_tensors(image, size, self.model.device))
 
     def _batch(self, jobs: list[Job], statistics: dict[int, Tensor]) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size
