@@ -300,7 +300,7 @@ def test_mixes_and_regions(
 def test_what_is_transparent_of_a_painting_does_not_count(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    half = Image.new("L", painting.size)
+    half, painting = Image.new("L", painting.size), painting.copy()
     half.paste(255, (0, 0, painting.width // 2, painting.height))
     other = Image.composite(painting, picture(*painting.size, seed=9), half)
     for each in (painting, other):

@@ -71,6 +71,7 @@ from ldm.pipeline.folders import (
     share_of,
 )
 from ldm.pipeline.inputs import PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.jobs import check_beside
 from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.parts import Part, part_of
 from ldm.pipeline.settings import MIN_SIDE, Settings
@@ -151,7 +152,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
         "--write-manifest",
         type=Path,
         metavar="CSV",
-        help="write what is to be painted as such a file, before anything is; --keep, --palette-from and --style-region are not in it",
+        help="write what is to be painted as such a file, before anything is; --keep, --palette-from, --not-style and --style-region are not in it",
     )
 
 
@@ -184,6 +185,11 @@ def _add_styles(parser: ArgumentParser) -> None:
         "--palette-from",
         metavar="FILE",
         help="the styles' brush work in the colours of this picture",
+    )
+    parser.add_argument(
+        "--not-style",
+        metavar="FILE",
+        help="a painting that the results are led away from, by as much as --style-scale is above 1, which it must be",
     )
 
 
@@ -277,7 +283,7 @@ def main() -> int:
     with Streams(args) as streams:
         works = works_of(args, streams)
         tasks = [task for work in works for task in work.tasks]
-        check_others(args, tasks)
+        check_others(args, works)
         if args.write_manifest is not None:
             if streams.names:
                 raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
@@ -344,15 +350,15 @@ def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
     return list(zip(distinct_names(paths), paths))
 
 
-def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
+def check_others(args: argparse.Namespace, works: Sequence[Work]) -> None:
     """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
     result would replace."""
-    given = others_of(args)
+    given, tasks = others_of(args), [task for work in works for task in work.tasks]
     read = PictureReader()
     for path in given:
         read(path)
-    if args.palette_from is not None and args.preserve_color:
-        raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
+    for work in works:
+        check_beside(work.settings, args.palette_from, args.not_style)
     check_inputs_survive([task.output for task in tasks], given)
     if isinstance(args.style_region, str):
         _check_region(args.style_region, tasks)

@@ -17,10 +17,12 @@ def is_grey(image: Image.Image) -> bool:
     return bool(np.quantile(chroma.max(axis=-1), 0.99) <= _GREY_CHROMA)
 
 
-def sample_of(image: Image.Image, mode: str = "RGB") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(colours (n, 3), shares (n,)) of a smaller picture's pixels; those that cannot be seen are left
-    out, others count by their share."""
-    opaque, alpha = without_alpha(at_most(image, _SAMPLE_SIDE))
+def sample_of(
+    image: Image.Image, mode: str = "RGB", side: int = _SAMPLE_SIDE
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(colours (n, 3), shares (n,)) of the pixels of a picture shrunk to this shorter side; those
+    that cannot be seen are left out, others count by their share."""
+    opaque, alpha = without_alpha(at_most(image, side))
     colours = np.asarray(opaque.convert(mode), dtype=np.float64).reshape(-1, 3)
     if alpha is None:
         return colours, np.ones(len(colours))
@@ -32,10 +34,8 @@ def with_palette_of(image: Image.Image, palette: Image.Image) -> Image.Image:
     """The picture, RGB or RGBA, with the mean and the covariance of another's colours: the linear map
     between them that moves colours least (Pitié & Kokaram 2007). What is transparent does not
     count, and stays so."""
-    (mean, covariance), (wanted_mean, wanted) = (_moments(each) for each in (image, palette))
-    root = _power(covariance, 0.5)
-    back = _power(covariance, -0.5)
-    transport = back @ _power(root @ wanted @ root, 0.5) @ back
+    (mean, covariance), (wanted_mean, wanted) = (moments_of(*sample_of(each)) for each in (image, palette))
+    transport = transport_between(covariance + _TINY * np.eye(3), wanted + _TINY * np.eye(3))
     opaque, alpha = without_alpha(image)
     colours = (np.asarray(opaque, dtype=np.float64) - mean) @ transport + wanted_mean
     result = Image.fromarray(np.clip(colours, 0, 255).round().astype(np.uint8))
@@ -44,11 +44,17 @@ def with_palette_of(image: Image.Image, palette: Image.Image) -> Image.Image:
     return result
 
 
-def _moments(image: Image.Image) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(mean, covariance) of a picture's colours."""
-    colours, shares = sample_of(image)
-    covariance = np.cov(colours, rowvar=False, aweights=shares)
-    return np.average(colours, axis=0, weights=shares), covariance + _TINY * np.eye(3)
+def moments_of(
+    colours: NDArray[np.float64], shares: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(mean (3,), covariance (3, 3)) of colours (n, 3) that count by their shares (n,)."""
+    return np.average(colours, axis=0, weights=shares), np.cov(colours, rowvar=False, aweights=shares)
+
+
+def transport_between(covariance: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3, 3), for rows from the right: makes one covariance of the other and moves least."""
+    root, back = _power(covariance, 0.5), _power(covariance, -0.5)
+    return back @ _power(root @ wanted @ root, 0.5) @ back
 
 
 def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from ldm.media.images import at_most, check_output, exif_of, read_metadata, save
 from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.parts import Part, part_of
+from ldm.pipeline.recolouring import Recolourer
 from ldm.pipeline.settings import Settings
 from ldm.ranks import rank_and_world
 from ldm.text import first_of
@@ -348,7 +349,7 @@ class ManyPainter:
 
     def __init__(
         self,
-        pipeline: "StyleTransferPipeline",
+        pipeline: "StyleTransferPipeline | Recolourer",
         styles: dict[str, Style],
         description: dict[str, Any],
         batch_size: int,

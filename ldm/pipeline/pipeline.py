@@ -34,6 +34,7 @@ from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
+from ldm.pipeline.recolouring import recolour
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.pipeline.tiles import UNCUT
 
@@ -106,6 +107,7 @@ class StyleTransferPipeline:
         settings: Settings = Settings(),
         keep: Picture | None = None,
         palette: Picture | None = None,
+        not_style: Picture | None = None,
         start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
@@ -120,6 +122,7 @@ class StyleTransferPipeline:
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
         palette: a picture whose colours the styles take first: their brush work in its colours.
+        not_style: a painting that the style is led away from, by as much as style_scale is above 1.
         Where all paintings of a result are black and white, so is the result.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
         before: only the steps of the last size are made. progress: show a bar. watch: called after
@@ -134,7 +137,10 @@ class StyleTransferPipeline:
         settings.check(self.model.num_timesteps)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        request = Request(content, style, keep, start, palette)
+        request = Request(content, style, keep, start, palette, not_style)
+        if not settings.paints:
+            results = recolour(request, settings)
+            return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
@@ -208,7 +214,7 @@ class StyleTransferPipeline:
     def _statistics(self, jobs: list[Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
         size = _sampling_style_size(settings, self.painter.native_size)
-        pictures = {id(p): p for job in jobs for p in job.style.pictures}
+        pictures = {id(p): p for job in jobs for p in job.paintings}
         return {key: self.encode_style(picture, size)[0] for key, picture in pictures.items()}
 
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
@@ -229,6 +235,7 @@ class StyleTransferPipeline:
             style=torch.stack([torch.stack(job_regions) for job_regions in regions]),
             size=(height, width),
             seeds=[job.seed for job in jobs],
+            not_style=None if jobs[0].not_style is None else statistics[id(jobs[0].not_style)][None],
             content_scales=[job.content_scale for job in jobs],
             style_scales=[job.style_scale for job in jobs],
             content=torch.stack(contents).to(device) if contents else None,
@@ -297,6 +304,7 @@ def _order(job: Job, batch: Batch, settings: Settings, detail: float) -> Order:
         keep=batch.keep,
         content_scale=job.content_scale,
         style_scale=job.style_scale,
+        not_style=job.not_style,
         strength=settings.strength,
         detail=detail,
         style_size=settings.style_size,
