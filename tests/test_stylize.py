@@ -616,6 +616,34 @@ def test_palettes_that_cannot_be(
     assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
 
 
+def test_a_style_that_is_not_wanted_is_told_and_makes_another_picture(stylize: Callable) -> None:
+    given = {"content": "photos/a.png", "style": "styles/t.png"}
+    for output in ("one.png", "many/"):
+        assert stylize("--not-style styles/s.png --style-scale 3", output=output, **given) == 0
+    assert told("one.png")["not_style"] == "styles/s.png"
+    assert told("one.png")["not_style_sha256"] == file_hash("styles/s.png")
+    assert stylize("--style-scale 3", output="plain.png", **given) == 0
+    assert largest_difference(load_image("one.png"), load_image("plain.png")) > 1
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ("--not-style styles/s.png", "style_scale is above 1, and it is 1; give a larger one"),
+        ("--not-style missing.png --style-scale 2", "missing.png: no such file"),
+    ],
+)
+def test_styles_that_cannot_be_avoided(
+    stylize: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    options: str,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
+
+
 # A part of the paintings
 
 

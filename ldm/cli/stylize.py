@@ -24,6 +24,11 @@ mask of the painting:
     artfusion stylize --content photo.jpg --style a.jpg --palette-from b.jpg --output in_other_colours.png
     artfusion stylize --content photo.jpg --style a.jpg --style-region sky.png --output like_its_sky.png
 
+Away from another painting; the photo itself in the painting's colours:
+
+    artfusion stylize photo.jpg a.jpg --not-style b.jpg --style-scale 1.5
+    artfusion stylize photo.jpg a.jpg --look palette
+
 Every photo in two of the styles, drawn by the seed; all frames of a clip in the same:
 
     artfusion stylize --content photos/ --style paintings/ --output results/ --pair random --per-content 2
