@@ -268,9 +268,10 @@ def led_away(grams: Grams, avoided: Grams, scale: float) -> dict[str, Tensor]:
 
 
 def _nearest_gram(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix.double())
+    # On the CPU: some devices have no float64, and it is done once for each size.
+    values, vectors = torch.linalg.eigh(matrix.cpu().double())
     nearest: Tensor = vectors * values.clamp_min(0) @ vectors.mT
-    return nearest.to(matrix.dtype)
+    return nearest.to(matrix)
 
 
 def painting_tensors(painting: Image.Image, side: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
