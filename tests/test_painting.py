@@ -411,6 +411,7 @@ def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, pa
 
 
 def test_a_batch_of_another_size_has_all_its_parts_at_that_size() -> None:
+    torch.manual_seed(0)  # its halves are compared, which not all random ones stand
     left = torch.zeros(1, 1, 64, 96)
     left[..., :48] = 1
     batch = Batch(

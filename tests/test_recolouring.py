@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import largest_difference, left_half, picture, pixels
+from pipeline_builders import largest_difference, left_half, picture, pixels, run_program, script
 
 from ldm.errors import UserError
 from ldm.media.colours import is_grey
 from ldm.media.recolouring import recoloured
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.recolouring import Recolourer
+from ldm.pipeline.settings import Settings
 
 PALETTE = {"look": "palette", "size": 64}
 
@@ -141,6 +143,8 @@ def test_the_command_reads_no_model(
     assert "0 to paint, 2 there already" in capsys.readouterr().out
     assert run_palette("--output other.png --style gold.png --dry-run") == 0
     assert "other.png: 96x64" in capsys.readouterr().out
+    work = [Recolourer().work_at(size, Settings(look="palette")) for size in ((96, 64), (960, 640))]
+    assert work[0] == work[1]  # for the estimate
     for wrong in ("--seed 3", "--palette-from gold.png", "--not-style gold.png"):
         assert run_palette(f"--output no.png --style gold.png {wrong}") == 2
         assert "is for looks that paint" in capsys.readouterr().err and not Path("no.png").exists()
@@ -149,8 +153,6 @@ def test_the_command_reads_no_model(
 @pytest.fixture
 def run_palette(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], int]:
     """`artfusion stylize` of the photo in the look palette, in a folder with both pictures."""
-    from pipeline_builders import run_program, script
-
     monkeypatch.chdir(tmp_path)
     PHOTO.save("photo.png")
     GOLD.save("gold.png")
