@@ -16,7 +16,18 @@ from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline import brush as brushes
-from ldm.pipeline.brush import Brush, Level, Order, Stopped, descend, enlarged, levels, resized, weights
+from ldm.pipeline.brush import (
+    Brush,
+    Level,
+    Order,
+    Stopped,
+    descend,
+    enlarged,
+    led_away,
+    levels,
+    resized,
+    weights,
+)
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -295,6 +306,46 @@ def test_mixes_and_regions(
     mix = pipeline(photo, StyleMix([painting, other]), **FINE)
     single = pipeline(photo, painting, **FINE)
     assert len({image.tobytes() for image in (regions, mix, single)}) == 3
+
+
+def test_grams_are_led_away_from_others_and_stay_possible() -> None:
+    random = torch.Generator().manual_seed(0)
+    wanted, avoided = ({"relu1_1": x @ x.T} for x in torch.randn(2, 6, 9, generator=random))
+    for scale, by in ((1.0, 0.0), (1.5, 0.5), (2.0, 1.0), (9.0, 1.0)):  # no further than at 2
+        led = led_away(wanted, avoided, scale)["relu1_1"]
+        further = wanted["relu1_1"] + by * (wanted["relu1_1"] - avoided["relu1_1"])
+        assert float(torch.linalg.eigvalsh(led).min()) > -1e-4
+        lowest = float(torch.linalg.eigvalsh(further).min())
+        assert (lowest < -1e-3) == bool((led - further).abs().max() > 1e-3)
+    assert torch.allclose(led_away(wanted, wanted, 1.5)["relu1_1"], wanted["relu1_1"], atol=1e-4)
+
+
+def test_fine_pictures_are_led_away_from_a_style(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    other = picture(64, 64, seed=9)
+    given = {"style_scale": 1.5, **FINE}
+    away = pipeline(photo, painting, not_style=other, **given)
+    assert away != pipeline(photo, painting, **given)
+    assert away == pipeline(photo, painting, not_style=other, **given)
+    with pytest.raises(UserError, match="give a larger one, such as 1.5, or the look free"):
+        pipeline(photo, painting, not_style=other, **FINE)
+
+
+def test_what_is_transparent_of_a_painting_does_not_count(
+    pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
+) -> None:
+    half, painting = Image.new("L", painting.size), painting.copy()
+    half.paste(255, (0, 0, painting.width // 2, painting.height))
+    other = Image.composite(painting, picture(*painting.size, seed=9), half)
+    for each in (painting, other):
+        each.putalpha(half)
+    ours = pipeline(photo, painting, **FINE)
+    assert ours == pipeline(photo, other, **FINE) != pipeline(photo, painting.convert("RGB"), **FINE)
+    half.paste(0, (0, 0, *half.size))
+    painting.putalpha(half)
+    with pytest.raises(UserError, match="all of it is transparent"):
+        pipeline(photo, painting, **FINE)
 
 
 def test_preserve_color_keeps_the_photos_chroma(

@@ -48,6 +48,25 @@ def test_a_picture_takes_the_mean_and_covariance_of_anothers_colours() -> None:
     assert np.isfinite(pixels(with_palette_of(Image.new("RGB", (8, 8), "red"), first))).all()
 
 
+def test_what_is_transparent_has_no_colours() -> None:
+    half = Image.new("L", (40, 30))
+    half.paste(255, (0, 0, 20, 30))
+    left, both = grey(40, 30, 1), picture(40, 30, 2)
+    both.paste(left.crop((0, 0, 20, 30)), (0, 0))
+    both.putalpha(half)
+    assert is_grey(both)
+    palette = picture(40, 30, 3)
+    result = with_palette_of(both, palette)
+    assert result.getchannel("A") == half
+    wanted = with_palette_of(left.crop((0, 0, 20, 30)), palette)
+    assert np.abs(pixels(result.crop((0, 0, 20, 30))).astype(int) - pixels(wanted)).max() <= 1
+    assert np.allclose(
+        pixels(with_palette_of(palette, both))[..., 0],
+        pixels(with_palette_of(palette, left.crop((0, 0, 20, 30))))[..., 0],
+        atol=1,
+    )
+
+
 def test_black_and_white_paintings_give_black_and_white_results(tiny: StyleTransferPipeline) -> None:
     photo, ink, oil = picture(32, 32, 1), grey(40, 40, 2), picture(40, 40, 3)
     assert is_grey(tiny(photo, ink, **FAST)) and not is_grey(tiny(photo, oil, **FAST))

@@ -524,6 +524,18 @@ def test_style_statistics_are_of_the_scaled_pictures_features(dual):
     assert_same(dual.get_style_statistics(x), dual.get_style_features(dual.vgg(scaled)))
 
 
+def test_the_statistics_of_a_part_are_those_of_its_positions(dual):
+    features = [rnd(f"features {n}", 2, 4, n, n) for n in (16, 8)]
+    shares = torch.zeros(2, 1, 16, 16)
+    shares[:, :, :8, 4:12] = 1
+    parts = [f[..., : n // 2, n // 4 : 3 * n // 4] for f, n in zip(features, (16, 8))]
+    wanted = dual.get_style_features(parts)
+    assert torch.allclose(dual.get_style_features(features, shares=shares), wanted, atol=1e-5)
+    one = torch.zeros(2, 1, 16, 16)
+    one[..., 0, 0] = 1
+    assert bool(dual.get_style_features(features, shares=one).isfinite().all())
+
+
 def test_style_off_is_the_learned_null_vector(dual):
     flag, style = torch.tensor([True, False]), rnd("style", 2, STYLE_DIM)
     flagged = dual.null_where_off(style, flag)

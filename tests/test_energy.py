@@ -18,6 +18,7 @@ from ldm.modules.losses.energy import (
     gradient,
     gram_sum,
     grams_of,
+    mean_gram,
     photo_features,
     windows,
 )
@@ -194,6 +195,18 @@ def test_a_style_without_a_place_asks_for_nothing(
     of_two = energy_of(features, [grams, grams_of(features, photo)], photo, masks=masks)
     assert torch.allclose(of_two(photo), energy_of(features, [grams], photo)(photo), rtol=1e-5)
     assert bool(of_two.gradient(photo).isfinite().all())
+
+
+def test_the_grams_of_a_part_are_those_of_its_positions(features: PaintFeatures, painting: Tensor) -> None:
+    shares = torch.zeros_like(painting[:, :1])
+    shares[..., :32, 16:64] = 1
+    part = features(painting)["relu2_1"][..., :16, 8:32]
+    grams = grams_of(features, painting, shares=shares)
+    assert torch.allclose(grams["relu2_1"], mean_gram(part)[0], rtol=1e-4)
+    halved = grams_of(features, painting, shares=shares / 2)
+    for name, wanted in grams.items():
+        assert torch.allclose(halved[name], wanted, rtol=1e-4)
+        assert relative(grams_of(features, painting, shares=shares, window=32)[name], wanted) < 1e-4
 
 
 # Windows

@@ -138,6 +138,7 @@ WAYS = {
     "regions": (PHOTO, StyleRegions(STYLES, [HALF]), {}),
     "detail put back": (PHOTO, STYLES[0], {"detail": 0.5}),
     "a mix": (PHOTO, StyleMix(STYLES, [0.5, 0.5]), {}),
+    "away from a style": (PHOTO, STYLES[0], {"style_scale": 2.0, "not_style": STYLES[1]}),
     "style alone": (None, STYLES[0], {"style_scale": 2.0}),
     "large, in tiles over a small one": (picture(96, 64, seed=2), STYLES[0], {"size": 64}),
 }

@@ -66,6 +66,22 @@ def test_each_row_is_painted_with_its_own_settings(stylize: Callable, capsys: py
     assert "0 to paint, 3 there already" in capsys.readouterr().out
 
 
+def test_rows_may_paint_or_only_colour(
+    folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = table("content,style,look", "a.png,s.png,palette", "b.png,t.png,fast")
+    given = [*model_files, "--manifest", path, "--output", "out/", "--size", "32", "--device", "cpu"]
+    main = script("stylize").main
+    assert run_program(main, given, monkeypatch) == 0
+    assert capsys.readouterr().out.endswith("2 painted, 0 there already, 0 failed\n")
+    assert told("out/a__s.png")["look"] == "palette" and told("out/b__t.png")["look"] == "fast"
+    assert "seed" not in told("out/a__s.png") and told("out/b__t.png")["seed"] == 0
+    assert run_program(main, given, monkeypatch) == 0
+    assert capsys.readouterr().out.endswith("0 painted, 2 there already, 0 failed\n")
+    assert run_program(main, [*given, "--palette-from", "data/b.png"], monkeypatch) == 2
+    assert "palette is for looks that paint" in capsys.readouterr().err
+
+
 def test_what_is_to_be_painted_is_written_and_read_again(
     stylize: Callable, capsys: pytest.CaptureFixture
 ) -> None:

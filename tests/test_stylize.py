@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from pipeline_builders import SMALL, largest_difference, picture, pixels, run_program, script
+from PIL import Image, ImageDraw
+from pipeline_builders import SMALL, largest_difference, left_half, picture, pixels, run_program, script
 
 from ldm.cli.reports import spoken
 from ldm.errors import UserError
@@ -616,6 +616,34 @@ def test_palettes_that_cannot_be(
     assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
 
 
+def test_a_style_that_is_not_wanted_is_told_and_makes_another_picture(stylize: Callable) -> None:
+    given = {"content": "photos/a.png", "style": "styles/t.png"}
+    for output in ("one.png", "many/"):
+        assert stylize("--not-style styles/s.png --style-scale 3", output=output, **given) == 0
+    assert told("one.png")["not_style"] == "styles/s.png"
+    assert told("one.png")["not_style_sha256"] == file_hash("styles/s.png")
+    assert stylize("--style-scale 3", output="plain.png", **given) == 0
+    assert largest_difference(load_image("one.png"), load_image("plain.png")) > 1
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ("--not-style styles/s.png", "style_scale is above 1, and it is 1; give a larger one"),
+        ("--not-style missing.png --style-scale 2", "missing.png: no such file"),
+    ],
+)
+def test_styles_that_cannot_be_avoided(
+    stylize: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    options: str,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    assert stylize(options) == 2 and problem in capsys.readouterr().err and not written()
+
+
 # A part of the paintings
 
 
@@ -649,6 +677,58 @@ def test_parts_that_cannot_be(
 ) -> None:
     assert stylize(f"--style-region={region}", "photos/a.png", "styles/s.png", "one.png") == 2
     assert problem in capsys.readouterr().err and not Path("one.png").exists()
+
+
+def test_a_mask_of_a_painting_is_its_part(stylize: Callable) -> None:
+    """A white rectangle is its four numbers; of another form, nothing beside it counts."""
+    mask, oval = Image.new("L", (60, 70)), Image.new("L", (60, 70))
+    mask.paste(255, (10, 20, 50, 60))
+    ImageDraw.Draw(oval).ellipse((10, 20, 49, 59), fill=255)
+    given = picture(60, 70, 9)
+    Image.composite(given, picture(60, 70, 8), oval).save("other.png")
+    for name, each in {"mask": mask, "oval": oval, "painting": given}.items():
+        each.save(f"{name}.png")
+    stylize("--style-region 10,20,40,40", "photos/a.png", "painting.png", "box.png")
+    for content, output in (("photos/a.png", "mask_{style}.png"), ("photos", "many/")):
+        assert stylize("--style-region mask.png", content, "painting.png", output) == 0
+    assert not largest_difference(load_image("mask_painting.png"), load_image("box.png"))
+    assert largest_difference(load_image("many/a__painting.png"), load_image("box.png")) <= 1
+    said = told("mask_painting.png")
+    assert (said["style_region"], said["style_region_sha256"]) == ("mask.png", file_hash("mask.png"))
+    for style in ("painting.png", "other.png"):
+        assert stylize("--style-region oval.png", "photos/a.png", style, "oval_{style}.png") == 0
+    assert not largest_difference(load_image("oval_painting.png"), load_image("oval_other.png"))
+    assert largest_difference(load_image("oval_painting.png"), load_image("box.png"))
+
+
+@pytest.mark.parametrize(
+    "mask, style, problem",
+    [
+        (lambda: Image.new("L", (40, 40)), "styles/s.png", "mask.png: all of the mask is black"),
+        (
+            lambda: left_half(40, 40),
+            "styles/s.png styles/t.png",
+            "a mask is of one painting, and there are 2",
+        ),
+        (lambda: left_half(80, 40), "square.png", "mask.png: a mask of 80x40 pixels does not have"),
+        (lambda: left_half(40, 40), "square.png", "20x40 pixels, must be at least 32"),
+        (lambda: left_half(40, 40), "mask.png", "mask.png: is one of the pictures to work from"),
+    ],
+)
+def test_masks_of_paintings_that_cannot_be(
+    stylize: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    mask: Callable,
+    style: str,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+    mask().save("mask.png")
+    picture(40, 40, 1).save("square.png")
+    output = "mask.png" if style == "mask.png" else "out/"
+    assert stylize("--style-region mask.png", "photos/a.png", style, output) == 2
+    assert problem in capsys.readouterr().err and not written()
 
 
 # Pairs

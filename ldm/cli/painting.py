@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm import __version__
 from ldm.cli.options import load_pipeline, masks_of, painted_by, painted_with
 from ldm.cli.reports import Report, spoken
 from ldm.errors import UserError
@@ -18,13 +19,14 @@ from ldm.pipeline.folders import (
     Task,
     is_finished,
     metadata_of,
-    part_of,
     progress_bar,
     read_styles,
     with_paintings,
 )
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content
 from ldm.pipeline.jobs import PaintingStopped, check_scaled
+from ldm.pipeline.parts import part_of
+from ldm.pipeline.recolouring import STYLE_SIDE, Recolourer
 from ldm.pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +45,12 @@ class Work:
     tasks: Sequence[Task]
 
 
+def picture_options(args: argparse.Namespace) -> dict[str, str]:
+    """By name, the pictures that parsed options give the styles besides the paintings."""
+    given = {name: getattr(args, name) for name in ("palette_from", "not_style", "style_region")}
+    return {name: path for name, path in given.items() if isinstance(path, str)}
+
+
 class Painting:
     """Does work by the program's options, and tells the report of it. The model is read when it is
     needed."""
@@ -56,23 +64,32 @@ class Painting:
         """Raises UserError where there is none."""
         return load_pipeline(self.args)
 
+    def painter_of(self, settings: Settings) -> "StyleTransferPipeline | Recolourer":
+        """What makes pictures with these settings. Raises UserError."""
+        return self.pipeline if settings.paints else Recolourer()
+
     def description(self, settings: Settings) -> dict[str, Any]:
         """What a result's metadata say, besides its own content and style."""
+        if not settings.paints:
+            return settings.values() | {"version": __version__} | self._by_options
         painter = self.pipeline.painter
         settings = settings.but(detail=painter.detail(settings))
-        return painted_with(settings, painter.precision) | self._in_common
+        return painted_with(settings, painter.precision) | self._by_model | self._by_options
 
     @cached_property
-    def _in_common(self) -> dict[str, Any]:
-        """What they say of the model and the options, which takes reading whole files. Raises
-        UserError."""
+    def _by_model(self) -> dict[str, Any]:
+        """What they say of the model, which takes reading it whole. Raises UserError."""
+        return painted_by(self.args)
+
+    @cached_property
+    def _by_options(self) -> dict[str, Any]:
+        """What they say of the options, which takes reading whole files."""
         args = self.args
         extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
         extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
-        for name in ("keep", "palette_from"):
-            path = getattr(args, name)
+        for name, path in {"keep": args.keep, **picture_options(args)}.items():
             extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
-        return painted_by(args) | {name: value for name, value in extra.items() if value is not None}
+        return {name: value for name, value in extra.items() if value is not None}
 
     def one(self, task: Task, settings: Settings) -> int:
         """A single picture is always painted, and whatever is wrong is an error; a stopped one is
@@ -83,12 +100,13 @@ class Painting:
         PictureReader().style(style)
         about, began = self.description(settings), time.monotonic()
         try:
-            picture = self.pipeline(
+            picture = self.painter_of(settings)(
                 content,
                 style,
                 settings=settings,
                 keep=args.keep,
                 palette=args.palette_from,
+                not_style=args.not_style,
                 progress=not args.quiet,
             )
         except PaintingStopped as stopped:
@@ -135,7 +153,7 @@ class Painting:
     ) -> ManyPainter:
         args = self.args
         return ManyPainter(
-            self.pipeline,
+            self.painter_of(settings),
             styles,
             about,
             # Fine pictures are painted one by one, so each is written before the next is begun.
@@ -148,6 +166,7 @@ class Painting:
             settings=settings,
             keep=args.keep,
             palette=args.palette_from,
+            not_style=args.not_style,
         )
 
     def foretell(self, works: Sequence[Work]) -> int:
@@ -169,7 +188,7 @@ class Painting:
                     failures[str(error)] = None
                     report.result(task, "failed", error=str(error))
                     continue
-                seconds = rate * self.pipeline.work_at((width, height), work.settings)
+                seconds = rate * self.painter_of(work.settings).work_at((width, height), work.settings)
                 doable, total = doable + 1, total + seconds
                 report.result(task, "would be painted", seconds)
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
@@ -191,7 +210,7 @@ class Painting:
         return about, todo
 
     def _styles(self, tasks: Sequence[Task], settings: Settings) -> tuple[dict[str, Style], dict[str, str]]:
-        side = settings.style_side(self.pipeline.painter.native_size)
+        side = settings.style_side(self.pipeline.painter.native_size) if settings.paints else STYLE_SIDE
         return read_styles(tasks, side, self.args.style_region)
 
     def _result_size(self, path: Path, settings: Settings) -> tuple[int, int]:
@@ -207,7 +226,7 @@ class Painting:
     def _seconds_of_work(self, task: Task, style: Style, settings: Settings) -> float:
         """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory, once
         for all settings that take as long. Raises UserError for a photo that cannot be read."""
-        key = settings.has_brush, settings.sampler, self._guidance(settings)
+        key = settings.paints, settings.has_brush, settings.sampler, self._guidance(settings)
         if key not in self._rates:
             self._rates[key] = self._measured(task, style, settings)
         return self._rates[key]
@@ -216,10 +235,11 @@ class Painting:
         return tuple(settings.value(name) == 1 for name in ("content_scale", "style_scale"))
 
     def _measured(self, task: Task, style: Style, settings: Settings) -> float:
+        painter = self.painter_of(settings)
         content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE)
         for _ in range(2):  # the first has much to begin with
             began = time.perf_counter()
-            result = self.pipeline(content, style, settings=trial)
+            result = painter(content, style, settings=trial)
             seconds = time.perf_counter() - began
         assert not isinstance(result, list)  # as one was asked for
-        return seconds / self.pipeline.work_at(result.size, trial)
+        return seconds / painter.work_at(result.size, trial)

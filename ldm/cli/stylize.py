@@ -15,12 +15,19 @@ missing:
     artfusion stylize --content 'photos/*.jpg' --style paintings/ --output 'results/{style}/{content}.jpg'
 
 Two styles mixed; a style for the white part of a mask and another for the rest; a part of the photo
-left as it is; the brush work of one painting in the colours of another:
+left as it is; the brush work of one painting in the colours of another; that of what is white in a
+mask of the painting:
 
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --style-weights 0.7 0.3 --output mixed.png
     artfusion stylize --content photo.jpg --style a.jpg --style b.jpg --mask person.png --output regions.png
     artfusion stylize --content photo.jpg --style a.jpg --keep face.png --output kept.png
     artfusion stylize --content photo.jpg --style a.jpg --palette-from b.jpg --output in_other_colours.png
+    artfusion stylize --content photo.jpg --style a.jpg --style-region sky.png --output like_its_sky.png
+
+Away from another painting; the photo itself in the painting's colours:
+
+    artfusion stylize photo.jpg a.jpg --not-style b.jpg --style-scale 1.5
+    artfusion stylize photo.jpg a.jpg --look palette
 
 A style that comes along (`artfusion styles` shows them), one that was saved by `artfusion style save`,
 all pictures of a folder as one style:
@@ -56,28 +63,31 @@ the message; 130, stopped.
 import argparse
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ldm.cli.manifest import read_manifest, write_manifest
 from ldm.cli.options import add_model_options, add_settings_options, masks_of, settings_of
-from ldm.cli.painting import Painting, Work
+from ldm.cli.painting import Painting, Work, picture_options
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.errors import UserError
 from ldm.media.saved_styles import is_saved_style
 from ldm.pipeline.folders import (
-    Box,
     Task,
     check_inputs_survive,
     distinct_names,
     expand,
     files_of,
     folder_of_results,
+    paintings_of,
     plan,
     share_of,
 )
 from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
+from ldm.pipeline.jobs import check_beside
 from ldm.pipeline.pairing import KINDS, Pairing
+from ldm.pipeline.parts import Part, part_of
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
 
@@ -164,7 +174,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
         "--write-manifest",
         type=Path,
         metavar="CSV",
-        help="write what is to be painted as such a file, before anything is; --keep, --palette-from and --style-region are not in it",
+        help="write what is to be painted as such a file, before anything is; --keep, --palette-from, --not-style and --style-region are not in it",
     )
 
 
@@ -190,13 +200,18 @@ def _add_styles(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--style-region",
         type=parse_region,
-        metavar="X,Y,W,H",
-        help="look at this part of the paintings alone: left, top, width and height in their pixels",
+        metavar="X,Y,W,H|FILE",
+        help="look at this part of the paintings alone: left, top, width and height in their pixels; or, of a single painting, a black and white picture of its aspect: what is white there",
     )
     parser.add_argument(
         "--palette-from",
         metavar="FILE",
         help="the styles' brush work in the colours of this picture",
+    )
+    parser.add_argument(
+        "--not-style",
+        metavar="FILE",
+        help="a painting that the results are led away from, by as much as --style-scale is above 1, which it must be",
     )
 
 
@@ -251,15 +266,17 @@ def _check_manifest(args: argparse.Namespace, parser: ArgumentParser) -> None:
     args.content, args.style = [], []
 
 
-def parse_region(text: str) -> Box:
-    """Four numbers."""
+def parse_region(text: str) -> Part:
+    """Four numbers, or a file's name."""
+    if not re.fullmatch(r"[-\d,. ]+", text):
+        return text
     try:
         left, top, width, height = (int(part) for part in text.split(","))
     except ValueError:
         left = top = width = height = -1
     if min(left, top) < 0 or min(width, height) < MIN_SIDE:
         raise argparse.ArgumentTypeError(
-            f"expected left, top, width and height, the last two at least {MIN_SIDE}, such as 100,50,400,300, got {text!r}"
+            f"expected left, top, width and height, the last two at least {MIN_SIDE}, such as 100,50,400,300, or a mask's file, got {text!r}"
         )
     return left, top, width, height
 
@@ -290,7 +307,7 @@ def main() -> int:
     with Streams(args) as streams:
         works = works_of(args, streams)
         tasks = [task for work in works for task in work.tasks]
-        check_others(args, tasks)
+        check_others(args, works)
         if args.write_manifest is not None:
             if streams.names:
                 raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
@@ -310,9 +327,14 @@ def main() -> int:
 
 def inputs_of(args: argparse.Namespace, tasks: Sequence[Task]) -> list[str | Path]:
     """All files that are read."""
-    given = [args.palette_from, args.manifest, args.checkpoint, args.config]
+    given = [args.manifest, args.checkpoint, args.config]
     pictures = [path for task in tasks for path in (task.content, *files_of(task.style))]
-    return [*masks_of(args), *(path for path in given if path is not None), *pictures]
+    return [*others_of(args), *(path for path in given if path is not None), *pictures]
+
+
+def others_of(args: argparse.Namespace) -> list[str]:
+    """The pictures that are read besides photos and paintings."""
+    return [*masks_of(args), *picture_options(args).values()]
 
 
 def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:
@@ -361,16 +383,29 @@ def whole_name(folder: Path) -> Path:
     return Path(os.path.abspath(folder))
 
 
-def check_others(args: argparse.Namespace, tasks: list[Task]) -> None:
+def check_others(args: argparse.Namespace, works: Sequence[Work]) -> None:
     """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
     result would replace."""
-    given = [*masks_of(args), *([] if args.palette_from is None else [args.palette_from])]
+    given, tasks = others_of(args), [task for work in works for task in work.tasks]
     read = PictureReader()
     for path in given:
         read(path)
+    for work in works:
+        check_beside(work.settings, args.palette_from, args.not_style)
     saved = [path for task in tasks for path in files_of(task.style) if is_saved_style(path)]
     if args.style_region is not None and saved:
         raise UserError(f"--style-region is a part of a picture; {saved[0]} is a saved style")
-    if args.palette_from is not None and args.preserve_color:
-        raise UserError("--palette-from and --preserve-color both say whose colours; give one of them")
     check_inputs_survive([task.output for task in tasks], given)
+    if isinstance(args.style_region, str):
+        _check_region(args.style_region, tasks)
+
+
+def _check_region(mask: str, tasks: list[Task]) -> None:
+    """Raises UserError for a mask that is not of the one painting."""
+    paintings = {str(path): path for task in tasks for path in paintings_of(task.style)}
+    if len(paintings) > 1:
+        raise UserError(
+            f"--style-region {mask}: a mask is of one painting, and there are {len(paintings)}; give one of them, or four numbers"
+        )
+    for painting in paintings.values():
+        part_of(painting, mask)

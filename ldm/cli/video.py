@@ -94,7 +94,7 @@ def main() -> None:
     frames = chosen_frames(clip, args, there)
     if frames is not None:
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
-        if args.look == "fast":
+        if not settings.has_brush:
             results = painted(frames, paint, args.batch_size)
         else:  # goes through all frames, since each is compared with those before
             results = steadily_painted(

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.media.images import resize_short_side
+from ldm.media.images import resize_short_side, without_alpha
 from ldm.media.tensors import image_to_tensor
 from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
+from ldm.pipeline.inputs import mask_array
 from ldm.pipeline.settings import Look
 from ldm.pipeline.tiles import mirrored_out
 
@@ -33,6 +34,7 @@ BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoot
 EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
 MARGIN = 4  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and three pixels next to them turn garish
+MOST_AWAY = 2.0  # as sampling is guided at most
 KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
 
 
@@ -125,7 +127,7 @@ class Order:
 
     styles: (painting, weight) pairs for each region. content: (1, 3, H, W), or None for the style
     alone. masks: (R, H, W) shares of the regions. keep: (1, 1, H, W), 1 where the photo stays.
-    style_size: shorter side of the paintings at the full size; None for the picture's own, or the
+    not_style: a painting to be led away from. style_size: shorter side of the paintings at the full size; None for the picture's own, or the
     painting's where that is smaller. strength: below 1 the photo's own paint is mixed in.
     """
 
@@ -136,6 +138,7 @@ class Order:
     keep: Tensor | None = None
     content_scale: float = 1.0
     style_scale: float = 1.0
+    not_style: Image.Image | None = None
     strength: float = 1.0
     detail: float = 0.0
     style_size: int | None = None
@@ -215,6 +218,9 @@ class Brush:
         """What leads a picture at a level."""
         content = None if order.content is None else resized(order.content, level.size)
         styles = [self._mixed(region, level, order) for region in order.styles]
+        if order.not_style is not None:
+            avoided = self._mixed([(order.not_style, 1.0)], level, order)
+            styles = [led_away(grams, avoided, order.style_scale) for grams in styles]
         if order.strength < 1 and content is not None:
             own = grams_of(self.features, content, order.luminance)
             styles = [
@@ -246,12 +252,34 @@ class Brush:
     def _grams_of(self, painting: Image.Image, side: int, luminance: bool) -> Grams:
         key = (painting.size, hash(painting.tobytes()), side, luminance)
         if key not in self._grams:
-            scaled = image_to_tensor(resize_short_side(painting, side))[None].to(self.device)
-            self._grams[key] = grams_of(self.features, scaled, luminance)
+            scaled, shares = painting_tensors(painting, side, self.device)
+            self._grams[key] = grams_of(self.features, scaled, luminance, shares)
             if len(self._grams) > KEPT_GRAMS:
                 self._grams.popitem(last=False)
         self._grams.move_to_end(key)
         return self._grams[key]
+
+
+def led_away(grams: Grams, avoided: Grams, scale: float) -> dict[str, Tensor]:
+    """Grams further from others, by as much as `scale` is above 1, up to MOST_AWAY: what guidance
+    does with predictions. The nearest that a picture can have: none with energies below 0."""
+    by = min(scale, MOST_AWAY) - 1
+    return {name: _nearest_gram(grams[name] + by * (grams[name] - avoided[name])) for name in grams}
+
+
+def _nearest_gram(matrix: Tensor) -> Tensor:
+    # On the CPU: some devices have no float64, and it is done once for each size.
+    values, vectors = torch.linalg.eigh(matrix.cpu().double())
+    nearest: Tensor = vectors * values.clamp_min(0) @ vectors.mT
+    return nearest.to(matrix)
+
+
+def painting_tensors(painting: Image.Image, side: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """(1, 3, H, W) of a style picture scaled to this shorter side, and (1, 1, H, W), in [0, 1], how
+    far each pixel counts, where some of it is transparent."""
+    opaque, alpha = without_alpha(resize_short_side(painting, side))
+    shares = None if alpha is None else torch.from_numpy(mask_array(alpha, alpha.size))[None, None]
+    return image_to_tensor(opaque)[None].to(device), None if shares is None else shares.to(device)
 
 
 def _seen(picture: Tensor, size: tuple[int, int]) -> Tensor:

@@ -28,7 +28,7 @@ class PreparedDenoiser:
 
     content: None for nothing in particular, so that the style shows what it is by itself.
     timesteps: those of the run, in their order. tile: side of the latents that the network sees at
-    once.
+    once. not_style: (1, style_dim) that stands for no style, None for the model's null style.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class PreparedDenoiser:
         guidance: Guidance,
         timesteps: Sequence[int],
         tile: int,
+        not_style: Tensor | None = None,
     ):
         self.model, self.network = model, model.model.diffusion_model
         self.content, self.tile = content, tile
@@ -46,7 +47,8 @@ class PreparedDenoiser:
         self.timesteps = {t: i for i, t in enumerate(timesteps)}
         self.alphas = model.alphas_cumprod.tolist()
         self.count = len(style)
-        self.style = torch.cat([style, model.null_style(1)]) if guidance.needed[1] else style
+        null = model.null_style(1) if not_style is None else not_style
+        self.style = torch.cat([style, null]) if guidance.needed[1] else style
         self._prepared_from: int | None = None
 
     def __call__(self, x: Tensor, timestep: int) -> Tensor:

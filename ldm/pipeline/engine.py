@@ -62,7 +62,7 @@ class Batch:
     content: (N, 3, H, W), or None to show the styles alone at `size` (height, width). style: (N, R,
     style_dim).
     masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), 1 where the content
-    stays.
+    stays. not_style: (1, style_dim) in place of the null style, which guidance leads away from.
     """
 
     style: Tensor
@@ -73,6 +73,7 @@ class Batch:
     content: Tensor | None = None
     masks: Tensor | None = None
     keep: Tensor | None = None
+    not_style: Tensor | None = None
 
     @property
     def regions(self) -> int:
@@ -149,6 +150,7 @@ class Tensors:
     content: Tensor | None
     masks: Tensor | None
     keep: Tensor | None
+    not_style: Tensor | None
     smaller: Tensor | None
 
 
@@ -168,10 +170,11 @@ class Painter:
         )  # of the pictures that the model was trained on
 
     @torch.no_grad()
-    def style_statistics(self, pictures: Tensor) -> Tensor:
-        """(N, style_dim) of style pictures."""
+    def style_statistics(self, pictures: Tensor, shares: Tensor | None = None) -> Tensor:
+        """(N, style_dim) of style pictures, whose pixels count by their shares (N, 1, H, W), if
+        these are given."""
         with autocast(self.model.device, self.precision):
-            return self.model.get_style_statistics(pictures).float()
+            return self.model.get_style_statistics(pictures, shares).float()
 
     @torch.no_grad()
     def paint(self, batch: Batch, settings: Settings, watch: Watch = unwatched) -> Tensor:
@@ -222,6 +225,7 @@ class Painter:
             content=wide.content,
             masks=wide.masks,
             keep=wide.keep,
+            not_style=wide.not_style,
             smaller=smaller,
         )
         if self.recorder is None or settings.is_stochastic:
@@ -280,6 +284,7 @@ class Painter:
             Guidance((tensors.content_scales, tensors.style_scales), run.needed, run.interval),
             [step.timestep for step in run.path],
             run.tile,
+            tensors.not_style,
         )
         if tensors.keep is None or z is None:
             return denoise

@@ -24,17 +24,11 @@ from ldm.errors import UserError, did_you_mean
 from ldm.files import file_hash
 from ldm.media.images import EXTENSIONS, at_most, check_output, exif_of, read_metadata, save_image
 from ldm.media.saved_styles import SUFFIX
-from ldm.pipeline.inputs import (
-    Picture,
-    Style,
-    StyleMix,
-    StyleRegions,
-    read_content,
-    read_picture,
-    with_paintings,
-)
+from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, with_paintings
 from ldm.pipeline.library import hint, of_library
 from ldm.pipeline.pairing import Pairing
+from ldm.pipeline.parts import Part, part_of
+from ldm.pipeline.recolouring import Recolourer
 from ldm.pipeline.settings import Settings
 from ldm.ranks import rank_and_world
 from ldm.text import first_of
@@ -46,7 +40,6 @@ log = logging.getLogger(__name__)
 
 METADATA_KEY = "artfusion"
 EVERY_PAIR = Pairing()
-Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
 DEFAULT_TEMPLATE = "{content}__{style}.png"
 FIELDS = ("content", "style", "seed", "content_scale", "style_scale")
 
@@ -255,11 +248,15 @@ def check_inputs_survive(outputs: Iterable[Path], inputs: Iterable[str | Path]) 
 
 def files_of(style: Style) -> list[str | Path]:
     """The pictures, saved styles and masks of a style that is given by files."""
-    if not isinstance(style, (StyleMix, StyleRegions)):
-        return [style] if isinstance(style, (str, Path)) else []
     masks = style.masks if isinstance(style, StyleRegions) else ()
-    within = [path for each in style.styles for path in files_of(each)]
-    return [*within, *(path for path in masks if isinstance(path, (str, Path)))]
+    return [path for path in (*paintings_of(style), *masks) if isinstance(path, (str, Path))]
+
+
+def paintings_of(style: Style) -> list[Picture]:
+    """All that a style is made of: pictures, and saved styles as they are."""
+    if isinstance(style, (StyleMix, StyleRegions)):
+        return [picture for each in style.styles for picture in paintings_of(each)]
+    return [style]
 
 
 def share_of(tasks: Sequence[Task]) -> list[Task]:
@@ -316,10 +313,10 @@ def metadata_saying(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_styles(
-    tasks: Sequence[Task], size: int, part: Box | None = None
+    tasks: Sequence[Task], size: int, part: Part | None = None
 ) -> tuple[dict[str, Style], dict[str, str]]:
-    """(the tasks' styles by name, pictures read, cut to `part` (left, top, width, height) and as
-    small as the pipeline takes them; by name, what is wrong with each that cannot be)."""
+    """(the tasks' styles by name, pictures read, cut to `part` and as small as the pipeline
+    takes them; by name, what is wrong with each that cannot be)."""
     ready, problems = {}, {}
     for name, style in {task.style_name: task.style for task in tasks}.items():
         try:
@@ -329,22 +326,9 @@ def read_styles(
     return ready, problems
 
 
-def _read_style(style: Style, size: int, part: Box | None) -> Style:
+def _read_style(style: Style, size: int, part: Part | None) -> Style:
     # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
     return with_paintings(style, lambda picture: at_most(part_of(picture, part), size))
-
-
-def part_of(picture: Picture, part: Box | None) -> Image.Image:
-    """A picture as RGB, cut to a part of it, if one is given. Raises UserError."""
-    whole = read_picture(picture)
-    if part is None:
-        return whole
-    left, top, width, height = part
-    if left + width > whole.width or top + height > whole.height:
-        raise UserError(
-            f"{picture}: {whole.width}x{whole.height} pixels have no part of {width}x{height} at {left},{top}"
-        )
-    return whole.crop((left, top, left + width, top + height))
 
 
 def progress_bar(total: int, disable: bool = False) -> "tqdm[Any]":
@@ -364,7 +348,7 @@ class ManyPainter:
 
     def __init__(
         self,
-        pipeline: "StyleTransferPipeline",
+        pipeline: "StyleTransferPipeline | Recolourer",
         styles: dict[str, Style],
         description: dict[str, Any],
         batch_size: int,

@@ -145,7 +145,8 @@ class ReadStyle:
 
 class PictureReader:
     """Reads every picture once, however often it is named; those of styles no larger than
-    `style_side` (shorter side), and in the colours of a `palette`, if there is one."""
+    `style_side` (shorter side), in the colours of a `palette`, if there is one, and as RGBA where
+    some of them is transparent, which does not count."""
 
     def __init__(self, style_side: int | None = None, palette: Picture | None = None) -> None:
         self.style_side, self.palette = style_side, palette
@@ -154,7 +155,7 @@ class PictureReader:
 
     def __call__(self, picture: Picture) -> Image.Image:
         """The picture as RGB, upright. Raises UserError."""
-        return self._once("rgb", picture, read_picture)
+        return self._once("rgb", picture, lambda given: to_opaque(self.content(given)))
 
     def content(self, picture: Picture) -> Image.Image:
         """The picture as RGB, upright, or as RGBA where some of it is transparent. Raises
@@ -169,9 +170,12 @@ class PictureReader:
         return self._once("style", picture, self._read_painting)
 
     def _read_painting(self, picture: Picture) -> Image.Image:
+        given = self.content(picture)
+        if given.getextrema()[-1] == (0, 0) and given.mode == "RGBA":
+            raise UserError(f"{_name_of(picture)}: all of it is transparent, so there is no style to see")
         # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has
         # shrunk it already.
-        painting = self(picture) if self.style_side is None else at_most(self(picture), self.style_side)
+        painting = given if self.style_side is None else at_most(given, self.style_side)
         return painting if self.palette is None else with_palette_of(painting, self(self.palette))
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
@@ -219,9 +223,16 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     try:
         return to_rgb(upright(picture), keep_alpha)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})"
-        ) from error
+        raise UserError(f"{_name_of(picture)}: the picture cannot be read ({error})") from error
+
+
+def to_opaque(picture: Image.Image) -> Image.Image:
+    """The picture over white, where some of it is transparent."""
+    return picture if picture.mode == "RGB" else to_rgb(picture)
+
+
+def _name_of(picture: Picture) -> str:
+    return str(getattr(picture, "filename", "") or picture)
 
 
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:

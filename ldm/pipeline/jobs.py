@@ -10,13 +10,14 @@ from PIL import Image, ImageOps
 from ldm.errors import UserError
 from ldm.media.images import resize_short_side, with_colors_of, without_alpha
 from ldm.pipeline.inputs import Picture, PictureReader, ReadStyle, Style, mask_array, same_aspect
-from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
+from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings, as_list
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture to paint. `content` has the result's size; None shows the style alone. start:
-    what to begin with, of that size too. alpha: what the result is to have, None for none."""
+    what to begin with, of that size too. alpha: what the result is to have, None for none.
+    not_style: a painting that it is to be led away from."""
 
     content: Image.Image | None
     style: ReadStyle
@@ -27,6 +28,12 @@ class Job:
     keep: Image.Image | None
     start: Image.Image | None
     alpha: Image.Image | None = None
+    not_style: Image.Image | None = None
+
+    @property
+    def paintings(self) -> list[Image.Image]:
+        """All style pictures, what it is not to be like included."""
+        return [*self.style.pictures, *([] if self.not_style is None else [self.not_style])]
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -72,6 +79,7 @@ class Request:
     keep: Picture | None = None
     start: Picture | Sequence[Picture] | None = None
     palette: Picture | None = None
+    not_style: Picture | None = None
 
     @property
     def is_single(self) -> bool:
@@ -81,6 +89,7 @@ class Request:
     def jobs(self, settings: Settings, native_size: int) -> list[Job]:
         """The pictures to paint, for a model trained at `native_size`. Raises UserError."""
         style_side = settings.style_side(native_size)
+        self._check(settings)
         read = PictureReader(style_side, self.palette)
         contents = (
             [None]
@@ -88,7 +97,7 @@ class Request:
             else [_sized(read.content(c), settings) for c in _listed(self.content)]
         )
         styles = [read.style(s) for s in _listed(self.style)]
-        self._check(settings)
+        not_style = None if self.not_style is None else read.style(self.not_style).pictures[0]
         contents, styles, starts = _paired(
             contents=contents,
             styles=styles,
@@ -103,20 +112,37 @@ class Request:
             begun = None if start is None else _fitted(start, size)
             content, alpha = (None, None) if content is None else without_alpha(content)
             scales = float(content_scale), float(style_scale)
-            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha))
+            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha, not_style))
         for job in jobs:
             _check_job(job, style_side)
         return jobs
 
     def _check(self, settings: Settings) -> None:
+        if self.content is None and not settings.paints:
+            raise UserError(f"the look {settings.look} needs a content picture")
         if self.content is None and (
             self.keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
         ):
             raise UserError("keep, detail, strength and preserve_color need a content picture")
-        if self.palette is not None and settings.preserve_color:
-            raise UserError("palette and preserve_color both say whose colours; give one of them")
+        check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
             raise UserError("start is for the look fine; the fast look begins with noise")
+
+
+def check_beside(settings: Settings, palette: Picture | None, not_style: Picture | None) -> None:
+    """Raises UserError where what is given for all styles does not go with the settings."""
+    if palette is not None and settings.preserve_color:
+        raise UserError("palette and preserve_color both say whose colours; give one of them")
+    for name, given in (("palette", palette), ("not_style", not_style)):
+        if given is not None and not settings.paints:
+            raise UserError(
+                f"{name} is for looks that paint; the look {settings.look} takes the colours of the style"
+            )
+    lowest = min(as_list(settings.value("style_scale")))
+    if not_style is not None and lowest <= 1:
+        raise UserError(
+            f"not_style leads away by as much as style_scale is above 1, and it is {lowest:g}; give a larger one, such as 1.5, or the look free"
+        )
 
 
 def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
@@ -133,7 +159,7 @@ def _check_job(job: Job, style_side: int) -> None:
     job.style.shares(job.size)
     if job.keep is not None:
         mask_array(job.keep, job.size)
-    for picture in job.style.pictures:
+    for picture in job.paintings:
         check_scaled(picture.size, style_side)
 
 

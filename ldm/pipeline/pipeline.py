@@ -21,20 +21,20 @@ from torch import Tensor
 
 from ldm.device import choose_device, choose_precision, memory_errors
 from ldm.errors import ConfigError, UserError
-from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.inference import build_for_inference, load_for_inference
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.modules.diffusionmodules.util import sum_of
 from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
-from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels
+from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels, painting_tensors
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
+from ldm.pipeline.recolouring import recolour
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.pipeline.tiles import UNCUT
 
@@ -107,6 +107,7 @@ class StyleTransferPipeline:
         settings: Settings = Settings(),
         keep: Picture | None = None,
         palette: Picture | None = None,
+        not_style: Picture | None = None,
         start: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
@@ -116,11 +117,12 @@ class StyleTransferPipeline:
         """The content picture(s) painted in the style(s): one picture, or a list of them.
 
         content: paths or PIL pictures; None shows what the model knows of the style by itself.
-        style: paths or PIL pictures, or a StyleMix or StyleRegions of several. Lists of the same
-        length pair up, a single one goes with all. settings, changes: see
+        style: paths or PIL pictures, or a StyleMix or StyleRegions of several; what of a painting is
+        transparent does not count. Lists of the same length pair up, a single one goes with all. settings, changes: see
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is.
         palette: a picture whose colours the styles take first: their brush work in its colours.
+        not_style: a painting that the style is led away from, by as much as style_scale is above 1.
         Where all paintings of a result are black and white, so is the result.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
         before: only the steps of the last size are made. progress: show a bar. watch: called after
@@ -135,7 +137,10 @@ class StyleTransferPipeline:
         settings.check(self.model.num_timesteps)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        request = Request(content, style, keep, start, palette)
+        request = Request(content, style, keep, start, palette, not_style)
+        if not settings.paints:
+            results = recolour(request, settings)
+            return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
         with memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
@@ -209,14 +214,13 @@ class StyleTransferPipeline:
     def _statistics(self, jobs: list[Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
         size = _sampling_style_size(settings, self.painter.native_size)
-        pictures = {id(p): p for job in jobs for p in job.style.pictures}
+        pictures = {id(p): p for job in jobs for p in job.paintings}
         return {key: self.encode_style(picture, size)[0] for key, picture in pictures.items()}
 
     def encode_style(self, image: Image.Image, size: int) -> Tensor:
-        """(1, style_dim) statistics of the whole picture, scaled to the shorter side `size`."""
-        return self.painter.style_statistics(
-            image_to_tensor(resize_short_side(image, size))[None].to(self.model.device)
-        )
+        """(1, style_dim) statistics of the whole picture, or of what of it is not transparent,
+        scaled to the shorter side `size`."""
+        return self.painter.style_statistics(*painting_tensors(image, size, self.model.device))
 
     def _batch(self, jobs: list[Job], statistics: dict[int, Tensor]) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size
@@ -231,6 +235,7 @@ class StyleTransferPipeline:
             style=torch.stack([torch.stack(job_regions) for job_regions in regions]),
             size=(height, width),
             seeds=[job.seed for job in jobs],
+            not_style=None if jobs[0].not_style is None else statistics[id(jobs[0].not_style)][None],
             content_scales=[job.content_scale for job in jobs],
             style_scales=[job.style_scale for job in jobs],
             content=torch.stack(contents).to(device) if contents else None,
@@ -299,6 +304,7 @@ def _order(job: Job, batch: Batch, settings: Settings, detail: float) -> Order:
         keep=batch.keep,
         content_scale=job.content_scale,
         style_scale=job.style_scale,
+        not_style=job.not_style,
         strength=settings.strength,
         detail=detail,
         style_size=settings.style_size,

@@ -42,7 +42,8 @@ SAMPLERS = {
 class Look:
     """A named set of settings: what those are that nobody gives.
 
-    about: in a line. step_share: of the sampler's default number of steps. gradient_steps: towards
+    about: in a line. step_share: of the sampler's default number of steps; 0: nothing is painted,
+    COLOURING alone means something. gradient_steps: towards
     the painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to
     twice as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
     """
@@ -75,7 +76,14 @@ LOOKS = {
         gradient_steps=0,
         detail=None,
     ),
+    "palette": Look(
+        "the photo itself in the painting's colours, within a second: nothing is painted",
+        0.0,
+        gradient_steps=0,
+        detail=None,
+    ),
 }
+COLOURING = ("look", "size", "strength")  # the settings of the look palette
 
 
 def looks_table() -> list[list[str]]:
@@ -84,8 +92,8 @@ def looks_table() -> list[list[str]]:
     rows = []
     for name, look in LOOKS.items():
         detail = "the model's" if look.detail is None else f"{look.detail:g}"
-        scales = [f"{scale:g}" for scale in (look.content_scale, look.style_scale)]
-        rows.append([name, *scales, detail, str(look.gradient_steps), look.about])
+        numbers = [f"{look.content_scale:g}", f"{look.style_scale:g}", detail, str(look.gradient_steps)]
+        rows.append([name, *(numbers if look.step_share else "----"), look.about])
     return [head, *rows]
 
 
@@ -312,6 +320,8 @@ class Settings:
             raise UserError(f"steps must be {Range(1, num_timesteps)}, got {self.steps}")
         if self.eta > 0 and not SAMPLERS[self.sampler].takes_eta:
             raise UserError(f"eta is for the sampler ddim; {self.sampler} takes none")
+        if not self.paints:
+            self._check_colouring()
         if self.effort != 1 and not self.has_brush:
             raise UserError(f"effort is for the look fine; the look {self.look} makes no gradient steps")
         for name in ("content_scale", "style_scale"):
@@ -320,6 +330,13 @@ class Settings:
                     raise UserError(
                         f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0"
                     )
+
+    def _check_colouring(self) -> None:
+        for one in fields(self):
+            if one.name not in COLOURING and getattr(self, one.name) != one.default:
+                raise UserError(
+                    f"{one.name} is for looks that paint; the look {self.look} only has {' and '.join(COLOURING[1:])}"
+                )
 
     def but(self, **changes: Any) -> "Settings":
         """The same with other values of these settings. Raises UserError for an unknown name."""
@@ -334,8 +351,9 @@ class Settings:
         return getattr(LOOKS.get(self.look), name, None) if given is None else given
 
     def values(self) -> dict[str, Any]:
-        """Every setting by name, as `value` tells it."""
-        return {name: self.value(name) for name in DIALS}
+        """Every setting by name, as `value` tells it; of a look that does not paint, those that it
+        has."""
+        return {name: self.value(name) for name in (DIALS if self.paints else COLOURING)}
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for
@@ -357,6 +375,11 @@ class Settings:
         look = LOOKS[self.look]
         steps = max(1, round(self.effort * look.gradient_steps)) if look.gradient_steps else 0
         return replace(look, gradient_steps=steps)
+
+    @property
+    def paints(self) -> bool:
+        """Whether a model samples the picture."""
+        return LOOKS[self.look].step_share > 0
 
     @property
     def has_brush(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checks import check_count, check_fractions
@@ -15,7 +16,7 @@ from ldm.config.groups import flat_keys
 from ldm.errors import ConfigError
 from ldm.models.diffusion.latent_diffusion import LatentDiffusionModel
 from ldm.models.diffusion.latent_scale import MIN_STD, PerChannel
-from ldm.modules.diffusionmodules.util import over_positions, spatial_std_mean
+from ldm.modules.diffusionmodules.util import over_positions, spatial_std_mean, weighted_std_mean
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.lpips import VGG_CHANNELS, ScalingLayer, vgg16
 
@@ -126,17 +127,21 @@ class DualCondModel(LatentDiffusionModel):
 
     # Conditions
 
-    def get_style_statistics(self, x: Tensor) -> Tensor:
-        """(N, style_dim) statistics of style pictures (N, 3, H, W) in [-1, 1]."""
-        return self.get_style_features(self.vgg(self.vgg_scaling_layer(x)))
+    def get_style_statistics(self, x: Tensor, shares: Tensor | None = None) -> Tensor:
+        """(N, style_dim) statistics of style pictures (N, 3, H, W) in [-1, 1]. shares: (N, 1, H, W)
+        in [0, 1], by which pixels count, None for all alike."""
+        return self.get_style_features(self.vgg(self.vgg_scaling_layer(x)), shares=shares)
 
-    def get_style_features(self, features: Sequence[Tensor], flag: Tensor | None = None) -> Tensor:
+    def get_style_features(
+        self, features: Sequence[Tensor], flag: Tensor | None = None, shares: Tensor | None = None
+    ) -> Tensor:
         """(N, style_dim): per layer the std of every channel over positions, then its mean (Huang &
-        Belongie 2017).
+        Belongie 2017), where `shares` (N, 1, H, W) of the pixels are given by these.
 
         Where `flag` (N,) is False, the learned null vector.
         """
-        statistics = torch.cat([part for f in features for part in spatial_std_mean(f.float())], dim=1)
+        maps = (f.float() for f in features)
+        statistics = torch.cat([part for f in maps for part in _std_mean(f, shares)], dim=1)
         return statistics if flag is None else self.null_where_off(statistics, flag)
 
     def null_where_off(self, style: Tensor, flag: Tensor) -> Tensor:
@@ -164,3 +169,9 @@ class DualCondModel(LatentDiffusionModel):
     def of_posterior(self, posterior: DiagonalGaussianDistribution) -> Tensor:
         """The mode, not a drawn latent."""
         return posterior.mode()
+
+
+def _std_mean(features: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
+    if shares is None:
+        return spatial_std_mean(features)
+    return weighted_std_mean(features, F.adaptive_avg_pool2d(shares, features.shape[2:]))

@@ -128,6 +128,17 @@ def spatial_std_mean(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
     return torch.std_mean(x, dim=(-1, -2), correction=int(unbiased and x[0, 0].numel() > 1))
 
 
+def weighted_std_mean(x: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of the positions' shares (N, 1, h, w), at least one of each above 0; those of shares
+    of 1 or 0 are those of the positions with 1 alone."""
+    total = shares.sum(dim=(2, 3))
+    mean = (x * shares).sum(dim=(2, 3)) / total
+    missed = ((x - over_positions(mean, x)).square() * shares).sum(dim=(2, 3))
+    # The number of positions less 1, where they count in part; of a single one the map is flat.
+    freedom = total - shares.square().sum(dim=(2, 3)) / total
+    return (missed / freedom.clamp_min(1e-6)).sqrt(), mean
+
+
 # Only users of the published code need these.
 
 SiLU, linear, zero_module = nn.SiLU, nn.Linear, zero_init

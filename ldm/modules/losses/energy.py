@@ -349,21 +349,33 @@ def energy_of(
 
 @torch.no_grad()
 def grams_of(
-    features: PaintFeatures, picture: Tensor, luminance: bool = False, window: int = WINDOW
+    features: PaintFeatures,
+    picture: Tensor,
+    luminance: bool = False,
+    shares: Tensor | None = None,
+    window: int = WINDOW,
 ) -> dict[str, Tensor]:
-    """The mean Grams (C, C) of one picture (1, 3, H, W)."""
+    """The mean Grams (C, C) of one picture (1, 3, H, W), whose pixels count by their shares (1, 1, H,
+    W), if these are given."""
     picture = grey(picture) if luminance else picture
+    shares = torch.ones_like(picture[:, :1]) if shares is None else shares
+    small = {name: F.avg_pool2d(shares, stride_of(name)) for name in STYLE_LAYERS}
     total: Sums = add_up(
         {
-            name: gram_sum(part.counted_of(value, stride_of(name)))[0]
-            for name, value in features(part.cut(picture)).items()
+            name: _weighed_sum(
+                part.counted_of(maps, stride_of(name)), small[name], part.place(stride_of(name))
+            )
+            for name, maps in features(part.cut(picture)).items()
         }
         for part in windows(*picture.shape[2:], window)
     )
-    return {
-        name: value / ((picture.shape[2] // stride_of(name)) * (picture.shape[3] // stride_of(name)))
-        for name, value in total.items()
-    }
+    return {name: value / small[name].sum().clamp_min(_TINY) for name, value in total.items()}
+
+
+def _weighed_sum(maps: Tensor, shares: Tensor, place: tuple[slice, slice]) -> Tensor:
+    """(C, C) of the maps (1, C, h, w) at a place of those that the shares (1, 1, h, w) are for."""
+    rows, columns = place
+    return gram_sum(maps * shares[..., rows, columns].sqrt().to(maps.dtype))[0]
 
 
 @torch.no_grad()

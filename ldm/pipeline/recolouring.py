@@ -1,0 +1,56 @@
+"""The look palette: photos in the colours of paintings, without a model. Nothing here imports torch, so
+that it takes no longer than it must."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.media.recolouring import recoloured
+from ldm.pipeline.inputs import Picture, Style
+from ldm.pipeline.jobs import Job, Request
+from ldm.pipeline.settings import Settings
+
+STYLE_SIDE = 256  # shorter side at which paintings are kept: their colours are all that is wanted
+
+
+class Recolourer:
+    """Does what the pipeline does in the look palette."""
+
+    def __call__(
+        self,
+        content: Picture | Sequence[Picture],
+        style: Style | Sequence[Style],
+        *,
+        settings: Settings,
+        **others: Any,
+    ) -> Image.Image | list[Image.Image]:
+        """See `StyleTransferPipeline.__call__`; `others` that are not of Request make no
+        difference."""
+        known = {name: value for name, value in others.items() if name in Request.__dataclass_fields__}
+        request = Request(content, style, **known)
+        results = recolour(request, settings)
+        return results[0] if request.is_single else results
+
+    def work_at(self, size: tuple[int, int], settings: Settings) -> float:
+        """Each picture's counts as 1: its map takes the time, whatever its size."""
+        return 1.0
+
+
+def recolour(request: Request, settings: Settings) -> list[Image.Image]:
+    """The pictures of a request. Raises UserError."""
+    return [_recoloured(job, settings) for job in request.jobs(settings, STYLE_SIDE)]
+
+
+def _recoloured(job: Job, settings: Settings) -> Image.Image:
+    assert job.content is not None  # as the request is checked
+    photo = job.content.copy()
+    if job.alpha is not None:
+        photo.putalpha(job.alpha)
+    pictures = [recoloured(photo, region, settings.strength).convert("RGB") for region in job.style.regions]
+    shares = job.style.shares(job.size)
+    if shares is None:
+        return job.finished(pictures[0], settings)
+    joined = sum(share[..., None] * np.asarray(each) for share, each in zip(shares, pictures, strict=True))
+    return job.finished(Image.fromarray(np.asarray(joined).round().astype(np.uint8)), settings)
