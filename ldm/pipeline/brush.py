@@ -262,12 +262,20 @@ class Brush:
 
 def led_away(grams: Grams, avoided: Grams, scale: float) -> dict[str, Tensor]:
     """Grams further from others, by as much as `scale` is above 1, up to MOST_AWAY: what guidance
-    does with predictions. The nearest that a picture can have: none with energies below 0."""
+    does with predictions."""
     by = min(scale, MOST_AWAY) - 1
-    return {name: _nearest_gram(grams[name] + by * (grams[name] - avoided[name])) for name in grams}
+    return {name: _further(grams[name], avoided[name], by) for name in grams}
+
+
+def _further(gram: Tensor, avoided: Tensor, by: float) -> Tensor:
+    # Of the same energy, or a faint painting would be led away from all paint there is.
+    avoided = avoided * (gram.trace() / avoided.trace().clamp_min(EPS))
+    further = _nearest_gram(gram + by * (gram - avoided))
+    return further * (gram.trace() / further.trace().clamp_min(EPS))
 
 
 def _nearest_gram(matrix: Tensor) -> Tensor:
+    """The nearest that a picture can have: without energies below 0."""
     # On the CPU: some devices have no float64, and it is done once for each size.
     values, vectors = torch.linalg.eigh(matrix.cpu().double())
     nearest: Tensor = vectors * values.clamp_min(0) @ vectors.mT
