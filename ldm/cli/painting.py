@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checks import FACES
 from ldm.cli.options import load_pipeline, masks_of, painted_by, painted_with
 from ldm.cli.reports import Report, spoken
 from ldm.errors import UserError
@@ -71,7 +72,8 @@ class Painting:
         extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
         for name in ("keep", "palette_from"):
             path = getattr(args, name)
-            extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
+            hashed = None if path is None or (name, path) == ("keep", FACES) else file_hash(path)
+            extra |= {name: path, f"{name}_sha256": hashed}
         return painted_by(args) | {name: value for name, value in extra.items() if value is not None}
 
     def one(self, task: Task, settings: Settings) -> int:
@@ -216,7 +218,7 @@ class Painting:
         return tuple(settings.value(name) == 1 for name in ("content_scale", "style_scale"))
 
     def _measured(self, task: Task, style: Style, settings: Settings) -> float:
-        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE)
+        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE, face_detail=0.0)
         for _ in range(2):  # the first has much to begin with
             began = time.perf_counter()
             result = self.pipeline(content, style, settings=trial)

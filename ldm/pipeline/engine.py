@@ -61,8 +61,8 @@ class Batch:
 
     content: (N, 3, H, W), or None to show the styles alone at `size` (height, width). style: (N, R,
     style_dim).
-    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), 1 where the content
-    stays.
+    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), how far the content
+    stays, 1 where it stays whole.
     """
 
     style: Tensor
@@ -251,8 +251,10 @@ class Painter:
         if tensors.masks is not None:
             painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
         pictures = self.codec.decode(painted, run.canvas)
-        if content is not None and z is not None and run.detail:
-            pictures = pictures + run.detail * (content - self.codec.decode(z, run.canvas))
+        if content is not None and z is not None and (run.detail or tensors.keep is not None):
+            kept = 0 if tensors.keep is None else tensors.keep
+            share = run.detail + (1 - run.detail) * kept  # all of it of what stays
+            pictures = pictures + share * (content - self.codec.decode(z, run.canvas))
         rows, columns = (slice(run.margin, run.margin + side) for side in run.size)
         return pictures[..., rows, columns]
 

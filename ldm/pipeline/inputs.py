@@ -159,7 +159,9 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     """A picture as RGB, upright; one that was only opened is read from its file now. Raises
     UserError."""
     if isinstance(picture, (str, Path)):
-        return load_image(picture, keep_alpha=keep_alpha)
+        image = load_image(picture, keep_alpha=keep_alpha)
+        vars(image)["filename"] = str(picture)  # as Pillow has it of a file that it has only opened
+        return image
     if not isinstance(picture, Image.Image):
         raise UserError(
             f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
@@ -167,18 +169,25 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     try:
         return to_rgb(upright(picture), keep_alpha)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"{getattr(picture, 'filename', '') or picture}: the picture cannot be read ({error})"
-        ) from error
+        raise UserError(f"{name_of(picture) or picture}: the picture cannot be read ({error})") from error
+
+
+def name_of(picture: Picture) -> str:
+    """The file of a picture; nothing for one that came from none."""
+    return getattr(picture, "filename", "") if isinstance(picture, Image.Image) else str(picture)
 
 
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for
     another aspect."""
-    check_mask(mask.size, size)
-    scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-    array: NDArray[np.float32] = np.asarray(scaled, dtype=np.float32) / np.float32(255)
+    array: NDArray[np.float32] = np.asarray(fitted_mask(mask, size), dtype=np.float32) / np.float32(255)
     return array
+
+
+def fitted_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A grey picture scaled to `size` (width, height). Raises UserError for another aspect."""
+    check_mask(mask.size, size)
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def check_mask(mask: tuple[int, int], size: tuple[int, int]) -> None:

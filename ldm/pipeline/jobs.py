@@ -5,18 +5,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
+from ldm.checks import FACES
 from ldm.errors import UserError
 from ldm.media.images import resize_short_side, with_colors_of, without_alpha
-from ldm.pipeline.inputs import Picture, PictureReader, ReadStyle, Style, mask_array, same_aspect
+from ldm.pipeline.faces import find_faces
+from ldm.pipeline.inputs import (
+    Picture,
+    PictureReader,
+    ReadStyle,
+    Style,
+    fitted_mask,
+    name_of,
+    same_aspect,
+)
 from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to paint. `content` has the result's size; None shows the style alone. start:
-    what to begin with, of that size too. alpha: what the result is to have, None for none."""
+    """One picture to paint. `content` has the result's size; None shows the style alone. keep: white
+    where it stays as it is. faces: grey where it is to be painted with less of the style. start: what
+    to begin with, of the result's size too. alpha: what the result is to have, None for none."""
 
     content: Image.Image | None
     style: ReadStyle
@@ -27,6 +38,7 @@ class Job:
     keep: Image.Image | None
     start: Image.Image | None
     alpha: Image.Image | None = None
+    faces: Image.Image | None = None
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -36,8 +48,16 @@ class Job:
             self.content is None,
             len(self.style.regions),
             self.style.masks is None,
-            self.keep is None,
+            self.held is None,
         )
+
+    @property
+    def held(self) -> Image.Image | None:
+        """How far the content stays, or None where all of it is painted: a grey picture of the
+        result's size."""
+        if self.keep is None or self.faces is None:
+            return self.keep or self.faces
+        return ImageChops.lighter(self.keep, self.faces)
 
     def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
         """What is done to the pixels at the end: the photo's colours, or none for paintings without,
@@ -47,8 +67,11 @@ class Job:
         if self.content is not None and settings.preserve_color:
             painted = with_colors_of(self.content, painted)
         if self.content is not None and self.keep is not None:
-            mask = self.keep.resize(painted.size, Image.Resampling.BILINEAR)
-            painted = Image.composite(self.content, painted, mask)
+            painted = Image.composite(self.content, painted, self.keep)
+        if self.content is not None and self.faces is not None:
+            # Two pictures in one are seen as such, so the photo itself comes in late.
+            photo = self.faces.point(lambda value: round(settings.face_detail**3 * value))
+            painted = Image.composite(self.content, painted, photo)
         if self.alpha is not None:
             painted = painted.copy()
             painted.putalpha(self.alpha)
@@ -83,9 +106,9 @@ class Request:
         style_side = settings.style_side(native_size)
         read = PictureReader(style_side, self.palette)
         contents = (
-            [None]
+            [(None, "")]
             if self.content is None
-            else [_sized(read.content(c), settings) for c in _listed(self.content)]
+            else [(_sized(read.content(c), settings), name_of(c)) for c in _listed(self.content)]
         )
         styles = [read.style(s) for s in _listed(self.style)]
         self._check(settings)
@@ -94,25 +117,40 @@ class Request:
             styles=styles,
             starts=[None] if self.start is None else [read(s) for s in _listed(self.start)],
         )
-        keep = None if self.keep is None else read.mask(self.keep)
         each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
         square = settings.shape or (settings.short_side, settings.short_side)
         jobs = []
-        for content, style, start, seed, content_scale, style_scale in zip(contents, styles, starts, *each):
+        for (content, name), style, start, seed, *both in zip(contents, styles, starts, *each):
             size = square if content is None else content.size
             begun = None if start is None else _fitted(start, size)
             content, alpha = (None, None) if content is None else without_alpha(content)
-            scales = float(content_scale), float(style_scale)
-            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha))
+            keep, faces = (None, None) if content is None else self._held(content, name, read, settings)
+            scales = float(both[0]), float(both[1])
+            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha, faces))
         for job in jobs:
             _check_job(job, style_side)
         return jobs
 
+    def _held(
+        self, content: Image.Image, name: str, read: PictureReader, settings: Settings
+    ) -> tuple[Image.Image | None, Image.Image | None]:
+        """A job's (keep, faces) for a content picture that comes from the file `name`."""
+        by_faces, share = self.keep == FACES, settings.face_detail
+        found = find_faces(content, name) if by_faces or share else None
+        faces = found.point(lambda value: round(share * value)) if found and share else None
+        if self.keep is None or self.keep == FACES:
+            return found if by_faces else None, faces
+        return fitted_mask(read.mask(self.keep), content.size), faces
+
     def _check(self, settings: Settings) -> None:
         if self.content is None and (
-            self.keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
+            self.keep is not None
+            or settings.detail
+            or settings.strength < 1
+            or settings.face_detail
+            or settings.preserve_color
         ):
-            raise UserError("keep, detail, strength and preserve_color need a content picture")
+            raise UserError("keep, detail, strength, face_detail and preserve_color need a content picture")
         if self.palette is not None and settings.preserve_color:
             raise UserError("palette and preserve_color both say whose colours; give one of them")
         if self.start is not None and not settings.has_brush:
@@ -131,8 +169,6 @@ def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
 def _check_job(job: Job, style_side: int) -> None:
     """Raises UserError for masks that do not fit, and style pictures that cannot be scaled."""
     job.style.shares(job.size)
-    if job.keep is not None:
-        mask_array(job.keep, job.size)
     for picture in job.style.pictures:
         check_scaled(picture.size, style_side)
 
