@@ -150,7 +150,7 @@ def test_face_detail_leads_from_the_painted_face_to_the_photos(
         return float(np.abs(inside(result) - inside(photo)).mean())
 
     whole, half, none = (distance(share) for share in (1.0, 0.5, 0.0))
-    assert whole <= 1 < half < 0.8 * none  # 1: as rounding leaves it
+    assert whole <= 1 < half < 0.95 * none  # 1: as rounding leaves it
 
 
 def test_a_mask_and_faces_go_together(

@@ -251,10 +251,8 @@ class Painter:
         if tensors.masks is not None:
             painted = self._joined(painted.reshape(-1, regions, *painted.shape[1:]), tensors.masks)
         pictures = self.codec.decode(painted, run.canvas)
-        if content is not None and z is not None and (run.detail or tensors.keep is not None):
-            kept = 0 if tensors.keep is None else tensors.keep
-            share = run.detail + (1 - run.detail) * kept  # all of it of what stays
-            pictures = pictures + share * (content - self.codec.decode(z, run.canvas))
+        if content is not None and z is not None and run.detail:
+            pictures = pictures + run.detail * (content - self.codec.decode(z, run.canvas))
         rows, columns = (slice(run.margin, run.margin + side) for side in run.size)
         return pictures[..., rows, columns]
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 SEARCH_SIDE = 1024  # shorter side of the picture that is searched: larger ones take seconds
 # Of the ellipse in a face's box: to where the mask is white, and from where it is black. A wide
 # edge, since a sharp one shows where the strokes end.
-INNER, OUTER = 0.85, 1.55
+INNER, OUTER = 0.8, 1.4
 
 
 def face_mask(picture: Image.Image) -> Image.Image | None:
@@ -41,7 +41,7 @@ def find_faces(picture: Image.Image, name: str = "") -> Image.Image | None:
     return _remembered(picture.size, picture.tobytes(), name or "the picture")
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _remembered(size: tuple[int, int], pixels: bytes, name: str) -> Image.Image | None:
     mask = face_mask(Image.frombytes("RGB", size, pixels))
     if mask is None:
