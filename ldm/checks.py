@@ -1,14 +1,16 @@
 """Checks of values that come from configs and callers."""
 
 import math
+from importlib.util import find_spec
 from numbers import Real
 from typing import Any
 
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, UserError
 
 # What callers may name; here, so that options are checked before torch is imported.
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+FACES = "faces"  # in place of a mask: those of each picture, where they are found
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -44,6 +46,12 @@ def check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not (_is_number(value) and 0 <= value <= 1):
             raise ConfigError(f"{name} must be between 0 and 1, got {value}")
+
+
+def check_face_detector() -> None:
+    """Raises UserError without the packages of the extra for faces. Imports none of them."""
+    if not all(map(find_spec, ("mtcnn", "joblib", "lz4"))):
+        raise UserError("finding faces needs the package mtcnn; install it with: pip install -e '.[faces]'")
 
 
 def _is_number(value: Any) -> bool:

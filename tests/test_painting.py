@@ -126,7 +126,9 @@ def test_the_content_scale_means_nothing_to_a_style_alone(
 def test_what_needs_a_photo_is_refused_without_one(
     tiny: StyleTransferPipeline, paintings: list, options: dict
 ) -> None:
-    with pytest.raises(UserError, match="keep, detail, strength and preserve_color need a content picture"):
+    with pytest.raises(
+        UserError, match="keep, detail, strength, face_detail and preserve_color need a content picture"
+    ):
         tiny(None, paintings[0], **FAST, **options)
 
 

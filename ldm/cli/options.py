@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
-from ldm.checks import DEVICES, PRECISIONS
+from ldm.checks import DEVICES, FACES, PRECISIONS
 from ldm.errors import UserError
 from ldm.files import file_hash, own_or
 from ldm.pipeline.bundled import resolve_checkpoint
@@ -109,7 +109,7 @@ def settings_of(args: argparse.Namespace, **others: Any) -> Settings:
 
 def masks_of(args: argparse.Namespace) -> list[str]:
     """The files of parsed --mask and --keep."""
-    return [*(args.mask or ()), *([] if args.keep is None else [args.keep])]
+    return [*(args.mask or ()), *([] if args.keep in (None, FACES) else [args.keep])]
 
 
 def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import __version__
+from ldm.checks import FACES
 from ldm.cli.options import load_pipeline, masks_of, painted_by, painted_with
 from ldm.cli.reports import Report, spoken
 from ldm.errors import UserError
@@ -88,7 +89,8 @@ class Painting:
         extra = {"style_weights": args.style_weights, "mask": args.mask, "style_region": args.style_region}
         extra["keep_exif"] = args.keep_exif or None  # asked for later, it is to be written, too
         for name, path in {"keep": args.keep, **picture_options(args)}.items():
-            extra |= {name: path, f"{name}_sha256": None if path is None else file_hash(path)}
+            hashed = None if path is None or (name, path) == ("keep", FACES) else file_hash(path)
+            extra |= {name: path, f"{name}_sha256": hashed}
         return {name: value for name, value in extra.items() if value is not None}
 
     def one(self, task: Task, settings: Settings) -> int:
@@ -236,7 +238,7 @@ class Painting:
 
     def _measured(self, task: Task, style: Style, settings: Settings) -> float:
         painter = self.painter_of(settings)
-        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE)
+        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE, face_detail=0.0)
         for _ in range(2):  # the first has much to begin with
             began = time.perf_counter()
             result = painter(content, style, settings=trial)

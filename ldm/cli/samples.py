@@ -44,7 +44,9 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="pictures painted together (default: 8)",
     )
-    add_settings_options(parser, leave_out=("content_scale", "detail", "strength", "preserve_color", "seed"))
+    add_settings_options(
+        parser, leave_out=("content_scale", "detail", "strength", "face_detail", "preserve_color", "seed")
+    )
     add_model_options(parser)
     return parser.parse_args()
 

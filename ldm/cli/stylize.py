@@ -67,6 +67,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.checks import FACES, check_face_detector
 from ldm.cli.manifest import read_manifest, write_manifest
 from ldm.cli.options import add_model_options, add_settings_options, masks_of, settings_of
 from ldm.cli.painting import Painting, Work, picture_options
@@ -195,7 +196,9 @@ def _add_styles(parser: ArgumentParser) -> None:
         help="black and white: the first style goes where the first mask is white, and so on; with one mask less than styles, the last style takes the rest",
     )
     parser.add_argument(
-        "--keep", metavar="FILE", help="black and white: where it is white, the photo stays as it is"
+        "--keep",
+        metavar="FILE|faces",
+        help="black and white: where it is white, the photo stays as it is; faces (pip install -e '.[faces]'): those that are found do; a file of that name is ./faces",
     )
     parser.add_argument(
         "--style-region",
@@ -386,6 +389,8 @@ def whole_name(folder: Path) -> Path:
 def check_others(args: argparse.Namespace, works: Sequence[Work]) -> None:
     """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
     result would replace."""
+    if args.keep == FACES:
+        check_face_detector()
     given, tasks = others_of(args), [task for work in works for task in work.tasks]
     read = PictureReader()
     for path in given:

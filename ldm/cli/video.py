@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="frames painted together in the fast look; fewer take less memory (default: 8)",
     )
-    add_settings_options(parser, look="fast", size=256)
+    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256)
     add_model_options(parser)
     return parser.parse_args()
 

@@ -67,7 +67,9 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="also a tool server for language models (needs pip install 'gradio[mcp]')",
     )
-    add_settings_options(parser, leave_out=("tile", "refine", "eta", "guidance_interval"), size=320)
+    add_settings_options(
+        parser, leave_out=("tile", "refine", "eta", "guidance_interval", "face_detail"), size=320
+    )
     add_model_options(parser)
     return parser.parse_args()
 

@@ -126,8 +126,9 @@ class Order:
     """What the brush is to do with one picture.
 
     styles: (painting, weight) pairs for each region. content: (1, 3, H, W), or None for the style
-    alone. masks: (R, H, W) shares of the regions. keep: (1, 1, H, W), 1 where the photo stays.
-    not_style: a painting to be led away from. style_size: shorter side of the paintings at the full size; None for the picture's own, or the
+    alone. masks: (R, H, W) shares of the regions. keep: (1, 1, H, W), how far the photo stays.
+    not_style: a painting to be led away from. style_size: shorter side of the paintings at the full
+    size; None for the picture's own, or the
     painting's where that is smaller. strength: below 1 the photo's own paint is mixed in.
     """
 

@@ -61,8 +61,9 @@ class Batch:
 
     content: (N, 3, H, W), or None to show the styles alone at `size` (height, width). style: (N, R,
     style_dim).
-    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), 1 where the content
-    stays. not_style: (1, style_dim) in place of the null style, which guidance leads away from.
+    masks: (N, R, H, W) shares of the regions, summing to 1. keep: (N, 1, H, W), how far the content
+    stays, 1 where it stays whole. not_style: (1, style_dim) in place of the null style, which
+    guidance leads away from.
     """
 
     style: Tensor

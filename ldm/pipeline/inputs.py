@@ -172,7 +172,9 @@ class PictureReader:
     def _read_painting(self, picture: Picture) -> Image.Image:
         given = self.content(picture)
         if given.getextrema()[-1] == (0, 0) and given.mode == "RGBA":
-            raise UserError(f"{_name_of(picture)}: all of it is transparent, so there is no style to see")
+            raise UserError(
+                f"{name_of(picture) or picture}: all of it is transparent, so there is no style to see"
+            )
         # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has
         # shrunk it already.
         painting = given if self.style_side is None else at_most(given, self.style_side)
@@ -215,7 +217,9 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     """A picture as RGB, upright; one that was only opened is read from its file now. Raises
     UserError."""
     if isinstance(picture, (str, Path)):
-        return load_image(picture, keep_alpha=keep_alpha)
+        image = load_image(picture, keep_alpha=keep_alpha)
+        vars(image)["filename"] = str(picture)  # as Pillow has it of a file that it has only opened
+        return image
     if not isinstance(picture, Image.Image):
         raise UserError(
             f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
@@ -223,7 +227,7 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     try:
         return to_rgb(upright(picture), keep_alpha)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{_name_of(picture)}: the picture cannot be read ({error})") from error
+        raise UserError(f"{name_of(picture) or picture}: the picture cannot be read ({error})") from error
 
 
 def to_opaque(picture: Image.Image) -> Image.Image:
@@ -231,17 +235,22 @@ def to_opaque(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else to_rgb(picture)
 
 
-def _name_of(picture: Picture) -> str:
-    return str(getattr(picture, "filename", "") or picture)
+def name_of(picture: Picture) -> str:
+    """The file of a picture; nothing for one that came from none."""
+    return getattr(picture, "filename", "") if isinstance(picture, Image.Image) else str(picture)
 
 
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
     """(H, W) in [0, 1] from a grey picture, scaled to `size` (width, height). Raises UserError for
     another aspect."""
-    check_mask(mask.size, size)
-    scaled = mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
-    array: NDArray[np.float32] = np.asarray(scaled, dtype=np.float32) / np.float32(255)
+    array: NDArray[np.float32] = np.asarray(fitted_mask(mask, size), dtype=np.float32) / np.float32(255)
     return array
+
+
+def fitted_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A grey picture scaled to `size` (width, height). Raises UserError for another aspect."""
+    check_mask(mask.size, size)
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.BILINEAR)
 
 
 def check_mask(mask: tuple[int, int], size: tuple[int, int]) -> None:

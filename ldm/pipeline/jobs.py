@@ -5,18 +5,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
+from ldm.checks import FACES
 from ldm.errors import UserError
 from ldm.media.images import resize_short_side, with_colors_of, without_alpha
-from ldm.pipeline.inputs import Picture, PictureReader, ReadStyle, Style, mask_array, same_aspect
+from ldm.pipeline.faces import find_faces
+from ldm.pipeline.inputs import (
+    Picture,
+    PictureReader,
+    ReadStyle,
+    Style,
+    fitted_mask,
+    name_of,
+    same_aspect,
+)
 from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings, as_list
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to paint. `content` has the result's size; None shows the style alone. start:
-    what to begin with, of that size too. alpha: what the result is to have, None for none.
+    """One picture to paint. `content` has the result's size; None shows the style alone. keep: white
+    where it stays as it is. faces: grey where it is to be painted with less of the style. start: what
+    to begin with, of the result's size too. alpha: what the result is to have, None for none.
     not_style: a painting that it is to be led away from."""
 
     content: Image.Image | None
@@ -29,6 +40,7 @@ class Job:
     start: Image.Image | None
     alpha: Image.Image | None = None
     not_style: Image.Image | None = None
+    faces: Image.Image | None = None
 
     @property
     def paintings(self) -> list[Image.Image]:
@@ -43,8 +55,16 @@ class Job:
             self.content is None,
             len(self.style.regions),
             self.style.masks is None,
-            self.keep is None,
+            self.held is None,
         )
+
+    @property
+    def held(self) -> Image.Image | None:
+        """How far the content stays, or None where all of it is painted: a grey picture of the
+        result's size."""
+        if self.keep is None or self.faces is None:
+            return self.keep or self.faces
+        return ImageChops.lighter(self.keep, self.faces)
 
     def finished(self, painted: Image.Image, settings: Settings) -> Image.Image:
         """What is done to the pixels at the end: the photo's colours, or none for paintings without,
@@ -54,8 +74,11 @@ class Job:
         if self.content is not None and settings.preserve_color:
             painted = with_colors_of(self.content, painted)
         if self.content is not None and self.keep is not None:
-            mask = self.keep.resize(painted.size, Image.Resampling.BILINEAR)
-            painted = Image.composite(self.content, painted, mask)
+            painted = Image.composite(self.content, painted, self.keep)
+        if self.content is not None and self.faces is not None:
+            # Two pictures in one are seen as such, so the photo itself comes in late.
+            photo = self.faces.point(lambda value: round(settings.face_detail**3 * value))
+            painted = Image.composite(self.content, painted, photo)
         if self.alpha is not None:
             painted = painted.copy()
             painted.putalpha(self.alpha)
@@ -92,9 +115,9 @@ class Request:
         self._check(settings)
         read = PictureReader(style_side, self.palette)
         contents = (
-            [None]
+            [(None, "")]
             if self.content is None
-            else [_sized(read.content(c), settings) for c in _listed(self.content)]
+            else [(_sized(read.content(c), settings), name_of(c)) for c in _listed(self.content)]
         )
         styles = [read.style(s) for s in _listed(self.style)]
         not_style = None if self.not_style is None else read.style(self.not_style).pictures[0]
@@ -103,27 +126,42 @@ class Request:
             styles=styles,
             starts=[None] if self.start is None else [read(s) for s in _listed(self.start)],
         )
-        keep = None if self.keep is None else read.mask(self.keep)
         each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
         square = settings.shape or (settings.short_side, settings.short_side)
         jobs = []
-        for content, style, start, seed, content_scale, style_scale in zip(contents, styles, starts, *each):
+        for (content, name), style, start, seed, *both in zip(contents, styles, starts, *each):
             size = square if content is None else content.size
             begun = None if start is None else _fitted(start, size)
             content, alpha = (None, None) if content is None else without_alpha(content)
-            scales = float(content_scale), float(style_scale)
-            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha, not_style))
+            keep, faces = (None, None) if content is None else self._held(content, name, read, settings)
+            scales = float(both[0]), float(both[1])
+            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha, not_style, faces))
         for job in jobs:
             _check_job(job, style_side)
         return jobs
+
+    def _held(
+        self, content: Image.Image, name: str, read: PictureReader, settings: Settings
+    ) -> tuple[Image.Image | None, Image.Image | None]:
+        """A job's (keep, faces) for a content picture that comes from the file `name`."""
+        by_faces, share = self.keep == FACES, settings.face_detail
+        found = find_faces(content, name) if by_faces or share else None
+        faces = found.point(lambda value: round(share * value)) if found and share else None
+        if self.keep is None or self.keep == FACES:
+            return found if by_faces else None, faces
+        return fitted_mask(read.mask(self.keep), content.size), faces
 
     def _check(self, settings: Settings) -> None:
         if self.content is None and not settings.paints:
             raise UserError(f"the look {settings.look} needs a content picture")
         if self.content is None and (
-            self.keep is not None or settings.detail or settings.strength < 1 or settings.preserve_color
+            self.keep is not None
+            or settings.detail
+            or settings.strength < 1
+            or settings.face_detail
+            or settings.preserve_color
         ):
-            raise UserError("keep, detail, strength and preserve_color need a content picture")
+            raise UserError("keep, detail, strength, face_detail and preserve_color need a content picture")
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
             raise UserError("start is for the look fine; the fast look begins with noise")
@@ -157,8 +195,6 @@ def batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[int]]:
 def _check_job(job: Job, style_side: int) -> None:
     """Raises UserError for masks that do not fit, and style pictures that cannot be scaled."""
     job.style.shares(job.size)
-    if job.keep is not None:
-        mask_array(job.keep, job.size)
     for picture in job.paintings:
         check_scaled(picture.size, style_side)
 

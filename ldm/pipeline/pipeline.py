@@ -120,7 +120,8 @@ class StyleTransferPipeline:
         style: paths or PIL pictures, or a StyleMix or StyleRegions of several; what of a painting is
         transparent does not count. Lists of the same length pair up, a single one goes with all. settings, changes: see
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
-        keep: a black and white picture, white where the content stays as it is.
+        keep: a black and white picture, white where the content stays as it is; or "faces", for
+        those of each picture.
         palette: a picture whose colours the styles take first: their brush work in its colours.
         not_style: a painting that the style is led away from, by as much as style_scale is above 1.
         Where all paintings of a result are black and white, so is the result.
@@ -229,7 +230,7 @@ class StyleTransferPipeline:
             for job in jobs
         ]
         masks = [job.style.shares(job.size) for job in jobs]
-        keep = [mask_array(job.keep, job.size)[None] for job in jobs if job.keep is not None]
+        keep = [mask_array(job.held, job.size)[None] for job in jobs if job.held is not None]
         contents = [image_to_tensor(job.content) for job in jobs if job.content is not None]
         return Batch(
             style=torch.stack([torch.stack(job_regions) for job_regions in regions]),
