@@ -106,7 +106,8 @@ class Page:
     def __init__(self, blocks: gr.Blocks, studio: Studio, easel: Easel, settings: Settings):
         self.settings, self.max_size = settings, easel.max_size
         styles = {name: load_thumbnail(path) for name, path in library().items()}
-        self.titles = {name: note.partition(";")[0] for name, (_, note) in styles.items()}
+        # without the years, for which there is no room
+        self.titles = {name: note.partition(";")[0].partition(" (")[0] for name, (_, note) in styles.items()}
         # written, since the page's own folder is all that it serves
         self.shelf = {name: easel.shelved(name, picture) for name, (picture, _) in styles.items()}
         self.events = Events(studio, easel, settings, self.shelf)
