@@ -135,6 +135,17 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, _TYPES[precision])
 
 
+@contextmanager
+def own_ways(device: torch.device) -> Iterator[None]:
+    """Within it, what the caller has set torch to makes no difference: an autocast of its own, a
+    default device."""
+    with torch.autocast(device.type, enabled=False):
+        # Only where there is one: it is looked at in every call of torch.
+        is_usual = torch.get_default_device().type == "cpu"
+        with nullcontext() if is_usual else torch.device("cpu"):
+            yield
+
+
 WARM_UP = 2  # runs before recording: libraries choose their algorithms, torch.compile compiles
 
 

@@ -1,6 +1,9 @@
 """ldm.pipeline.pipeline, the one door for inference: any pictures and settings in, the same pictures out every time."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -717,3 +720,46 @@ def test_a_checkpoints_config_is_the_published_one_unless_named(
 
 def test_the_pipeline_builds_no_averages(config: Path) -> None:
     assert not any("_ema." in name for name in build_model(config).state_dict())
+
+
+# What callers have set torch to
+
+
+@contextmanager
+def of_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "setting", [of_float64, lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")]
+)
+@pytest.mark.parametrize("look", ["fast", "fine"])
+def test_what_torch_is_set_to_changes_no_picture(
+    pipeline: StyleTransferPipeline, setting: Callable[[], AbstractContextManager[None]], look: str
+) -> None:
+    content, style = picture(48, 40), picture(40, 40, seed=1)
+    options: dict[str, Any] = {"look": look, "size": 32, "steps": 2, "seed": 3, "style_scale": 1.5}
+    expected = pipeline(content, style, **options)
+    pipeline.brush._grams.clear()
+    with setting():
+        assert largest_difference(pipeline(content, style, **options), expected) == 0
+
+
+@pytest.mark.parametrize("setting", [of_float64, lambda: torch.device("meta")])
+def test_a_model_is_loaded_the_same_whatever_torch_is_set_to_and_draws_nothing(
+    model_files: list[str], setting: Callable[[], AbstractContextManager[None]]
+) -> None:
+    def load() -> StyleTransferPipeline:
+        return StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
+
+    torch.manual_seed(4)
+    before, expected = torch.get_rng_state(), load().model.state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    with setting():
+        loaded = load().model.state_dict()
+    for name, value in expected.items():
+        assert value.dtype == loaded[name].dtype and torch.equal(value, loaded[name]), name

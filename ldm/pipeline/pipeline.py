@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.device import choose_device, choose_precision, memory_errors
+from ldm.device import choose_device, choose_precision, memory_errors, own_ways
 from ldm.errors import ConfigError, UserError
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
@@ -95,9 +95,11 @@ class StyleTransferPipeline:
         where = choose_device(device)
         precision = choose_precision(precision, where)
         path, config_path = resolve_checkpoint(checkpoint, config)
-        model = load_for_inference(path, config_path, DualCondModel, allow_targets)
-        model.load_style_network()
-        return cls(model.to(where), precision, compile)
+        with own_ways(torch.device("cpu")), torch.random.fork_rng([]):
+            model = load_for_inference(path, config_path, DualCondModel, allow_targets)
+            model.load_style_network()
+            # float32, whatever the default for new weights is
+            return cls(model.to(where, torch.float32), precision, compile)
 
     def __call__(
         self,
@@ -143,7 +145,7 @@ class StyleTransferPipeline:
             results = recolour(request, settings)
             return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
-        with memory_errors("choose a smaller size, batch_size or tile"):
+        with own_ways(self.model.device), memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
         return results[0] if request.is_single else results
 

@@ -68,7 +68,10 @@ class PerPictureNoise:
 
     def __call__(self, like: Tensor) -> Tensor:
         """Standard normal noise of the shape, type and device of `like`, one generator per row."""
-        rows = [torch.randn(like.shape[1:], generator=g) for g in self.generators]
+        rows = [
+            torch.randn(like.shape[1:], generator=g, device=g.device, dtype=torch.float32)
+            for g in self.generators
+        ]
         return torch.stack(rows).to(like.device, like.dtype)
 
 
