@@ -335,7 +335,9 @@ def test_estimates_are_guided_and_all_predictions_learn(trained: Path, target: s
         rows = [
             {key: value[i : i + 1] for key, value in part.items()} for part in (cond, no_content, no_style)
         ]
-        guidance = Guidance.of(float(scales.content[i]), float(scales.style[i])).denoiser(model.apply_model, *rows)
+        guidance = Guidance.of(float(scales.content[i]), float(scales.style[i])).denoiser(
+            model.apply_model, *rows
+        )
         assert_same(
             actual[i : i + 1],
             model.start_from(guidance(x[i : i + 1], t[i : i + 1]), x[i : i + 1], t[i : i + 1]),
@@ -778,7 +780,9 @@ def recorded_on_the_cpu(run: Any) -> tuple[Any, Any]:
 
 
 def test_a_recorded_step_waits_for_nothing_and_has_the_same_losses_and_gradients(trained: Path) -> None:
-    model = cross_pairs(trained, identity_weight=1.0, pattern_weight=1.0, palette_weight=1.0, margin=1).train()
+    model = cross_pairs(
+        trained, identity_weight=1.0, pattern_weight=1.0, palette_weight=1.0, margin=1
+    ).train()
     weights = model.trained_parameters()
 
     def step(given: dict[str, Tensor], seed: int) -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:

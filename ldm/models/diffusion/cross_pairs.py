@@ -182,7 +182,12 @@ class CrossPairLDM(DualCondLDM):
         # What several processes or micro-batches add up, and what a loss scaler scales, is not in
         # a record.
         alone = self.trainer.world_size == 1 and self.trainer.accumulate_grad_batches == 1
-        if self.record_steps and self.device.type == "cuda" and alone and self.trainer.precision != "16-mixed":
+        if (
+            self.record_steps
+            and self.device.type == "cuda"
+            and alone
+            and self.trainer.precision != "16-mixed"
+        ):
             self._recorded = self.recorded()
 
     def shared_step(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -337,9 +342,7 @@ class CrossPairLDM(DualCondLDM):
         )
         # All in one go: small networks are limited by the number of calls.
         every = (torch.cat([part, part[scales.plain :], part[scales.plain :]]) for part in (x, t))
-        prediction, without = (
-            self.apply_model(*every, conditions).float().split([len(x), 2 * len(content)])
-        )
+        prediction, without = self.apply_model(*every, conditions).float().split([len(x), 2 * len(content)])
         if len(content):
             guidance = Guidance(scales.guided, needed=(True, True))
             guided = guidance.combine(torch.cat([prediction[scales.plain :], without]))
