@@ -25,7 +25,9 @@ from ldm.media.flow import beyond_edges, carried, flow_between, unmatched
 from ldm.media.images import load_image
 from ldm.media.motion import DEFAULT_SMOOTH, SteadyPainter, change, link_between, linked, share_of
 from ldm.modules.losses.lpips import vgg16
+from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 
@@ -256,6 +258,22 @@ def test_known_frames_are_left_out_and_gone_on_from() -> None:
     assert paint.calls == [{"count": 2}]
 
 
+def test_the_frame_is_cropped_as_its_painting_is() -> None:
+    """To a size of another aspect: flow and paint are of the same pixels."""
+    paint = Recorder()
+    settings = Settings(look="fast", size=(64, 96))
+    clip = [scene(1).crop((4 * i, 0, 4 * i + 96, 96)) for i in range(2)]
+    results = [frame.picture for frame in painted_clip(frames_of(clip), paint, settings, 1.0, 8)]
+    assert [each.size for each in results] == [(64, 96)] * 2
+    assert results[1].getpixel((30, 48)) == results[0].getpixel((30, 48))
+
+
+def test_each_frame_for_itself_goes_to_the_pipeline_as_it_is() -> None:
+    paint, settings = Recorder(), Settings(look="fast", size=64)
+    results = list(painted_clip(frames_of([scene(1)] * 3), paint, settings, 0.0, 2))
+    assert paint.calls == [{"count": 2}, {"count": 1}] and results[0].picture.size == (160, 96)
+
+
 # How steady it is
 
 
@@ -381,6 +399,18 @@ def test_a_clip_is_fast_and_small_unless_asked_otherwise(
         and "cropped (default: 256)" in text
         and "hours for a whole clip" in text
     )
+
+
+def test_frames_of_another_smoothness_are_painted_again(run: Any) -> None:
+    assert run("--output", "out") == run("--output", "other", "--smooth", "0.5") == 0
+    assert run("--output", "out", "--smooth", "0.5") == 0 and results("out") == results("other")
+
+
+def test_a_fast_clip_that_goes_on_is_the_same(run: Any) -> None:
+    assert run("--output", "whole") == run("--output", "parts", "--frames", "3") == 0
+    Path("parts/1.png").unlink()
+    assert run("--output", "parts") == 0
+    assert results("parts") == results("whole") and len(results("whole")) == 6
 
 
 def test_a_bad_look_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:
