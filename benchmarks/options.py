@@ -134,6 +134,30 @@ class BrushOptions(ConvergenceOptions):
 
 
 @dataclass(frozen=True)
+class SteadinessOptions:
+    """Painted clips: how steady they are, how near the painting, and seconds a frame.
+
+    Of three clips made from the bundled photos with a camera's noise: a pan, something that moves
+    before what stands still, and a cut. Needs pip install 'artfusion[video]'.
+    """
+
+    config: str = option(MINI_CONFIG, "the model's config", metavar="YAML")
+    checkpoint: str = option("mini", "weights", metavar="mini|PATH")
+    device: str = option("auto", "auto, cpu or cuda")
+    style: str = option("data/styles/van_gogh_wheat_field_with_cypresses.jpg", "the painting", metavar="FILE")
+    look: str = option("fast", "the look", choices=["fast", "fine"])
+    size: int = option(256, "side of the frames in pixels")
+    frames: int = option(24, "of each clip")
+    save: str = option("", "keep clips and results as folders of frames there", metavar="DIR")
+    compare: str = option(
+        "",
+        "measure pan.mp4, moving.mp4 and cut.mp4 there, too: what another program made of the clips"
+        " that --save has kept",
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True)
 class GpuOptions(PaintingOptions):
     """Training and sampling in full on a GPU.
 

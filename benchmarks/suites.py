@@ -6,6 +6,7 @@
     artfusion benchmark sampling --config configs/kl16_content12.yaml --published-steps 10
     artfusion benchmark convergence --config configs/mini.yaml
     artfusion benchmark brush
+    artfusion benchmark steadiness
     artfusion benchmark gpu
 
 Rows go from the published way to all that makes it faster, one change at a time. Those of training
@@ -28,6 +29,7 @@ SUITES = {
     "sampling": ("benchmarks.sampling", options.SamplingOptions),
     "convergence": ("benchmarks.convergence", options.ConvergenceOptions),
     "brush": ("benchmarks.brush", options.BrushOptions),
+    "steadiness": ("benchmarks.steadiness", options.SteadinessOptions),
     "gpu": ("benchmarks.gpu", options.GpuOptions),
 }
 

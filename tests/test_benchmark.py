@@ -26,12 +26,14 @@ from pipeline_builders import (
 )
 from torch import Tensor, nn
 
-from benchmarks import brush, convergence, gpu, measuring, models, sampling, training, ways
+from benchmarks import brush, convergence, gpu, measuring, models, sampling, steadiness, training, ways
 from benchmarks.measuring import in_own_process, psnr
 from benchmarks.options import BrushOptions, GpuOptions, PaintingOptions, SamplingOptions
 from benchmarks.rows import GPU, GPU_TRAINING, GUIDANCE, SAMPLING, TRAINING, SamplingRow
 from ldm.checkpoint import save_safetensors
 from ldm.errors import UserError
+from ldm.media.clips import Frame, open_clip
+from ldm.media.video import write_frames, write_video
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.modules.diffusionmodules.model import StyleUNetModel
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -514,6 +516,27 @@ def test_the_brush_suite_has_every_size_and_both_starts(
         sorted(map(float, seconds[brush.SAMPLED])) == [*map(float, seconds[brush.SAMPLED])]
         and len(seconds[brush.PHOTO]) == 3
     )
+
+
+# Clips
+
+
+def test_the_steadiness_suite_compares_each_frame_for_itself_with_ours_and_another_program(
+    program: Program, files: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    options = ["--config", f"{files}/short.yaml", "--checkpoint", f"{files}/short.safetensors"]
+    painting = next(path for path in (files / "paintings").rglob("*") if path.is_file())
+    options += ["--style", str(painting), "--size", "64", "--frames", "4"]
+    for name, make in steadiness.CLIPS.items():  # the other program's results: the clips themselves
+        frames = [Frame(picture, i, i, f"{i}.png") for i, picture in enumerate(make(4, 64))]
+        write_frames(tmp_path / name, frames, {})
+        write_video(tmp_path / f"{name}.mp4", iter(frames), open_clip(tmp_path / name))
+    assert program("steadiness", *options, "--save", f"{tmp_path}/saved", "--compare", f"{tmp_path}") == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [row[0].strip("| ") for row in rows] == [name for name in steadiness.CLIPS for _ in range(3)]
+    for itself, ours, other in zip(rows[::3], rows[1::3], rows[2::3]):
+        assert float(ours[2]) < float(itself[2]) and "other program" in other[1]
+    assert len(list((tmp_path / "saved").rglob("*.png"))) == 3 * 3 * 4
 
 
 def test_a_way_tells_when_it_was_low_enough() -> None:

@@ -1,4 +1,4 @@
-"""Steady clips in the fine look: what moves, what a frame begins with, and pictures to begin with in the pipeline."""
+"""Steady clips: flow, what the past says about a frame, what is painted of it; and pictures to begin with in the pipeline."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from pipeline_builders import (
     assert_refused,
     mean_difference,
@@ -19,11 +19,15 @@ from pipeline_builders import (
 )
 
 from ldm.errors import UserError
+from ldm.evaluation.steadiness import warping_error
 from ldm.media.clips import Frame
+from ldm.media.flow import beyond_edges, carried, flow_between, unmatched
 from ldm.media.images import load_image
-from ldm.media.motion import Past, movement, next_frame, share_of, steadily_painted
+from ldm.media.motion import DEFAULT_SMOOTH, SteadyPainter, change, link_between, linked, share_of
 from ldm.modules.losses.lpips import vgg16
+from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 
@@ -41,18 +45,73 @@ def with_block(image: Image.Image, left: int) -> Image.Image:
     return changed
 
 
-# Movement
+def scene(seed: int, width: int = 160, height: int = 96) -> Image.Image:
+    """Something with forms of several sizes, of which a flow can be seen."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    fine, coarse = (Image.fromarray(noise).filter(ImageFilter.GaussianBlur(radius)) for radius in (2, 6))
+    mixed = (pixels(fine).astype(float) - 128) * 2 + (pixels(coarse).astype(float) - 128) * 6 + 128
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def test_noise_is_no_movement() -> None:
-    assert movement(noisy(picture(72, 64), 1), noisy(picture(72, 64), 2)).getextrema() == (0, 0)
+def panned(seed: int, count: int, step: int = 2, side: int = 96) -> list[Image.Image]:
+    """A view that wanders to the right over a scene."""
+    wide = scene(seed)
+    return [wide.crop((step * i, 0, step * i + side, side)) for i in range(count)]
 
 
-def test_what_moves_is_white_with_a_soft_border() -> None:
+def with_disc(back: Image.Image, left: int) -> Image.Image:
+    """A round piece of another scene before this one."""
+    mask = Image.radial_gradient("L").resize((40, 40)).point(lambda level: 255 * (level < 120))
+    changed = back.copy()
+    changed.paste(scene(99).crop((0, 0, 40, 40)), (left, 28), mask)
+    return changed
+
+
+def frames_of(pictures: list[Image.Image]) -> Iterator[Frame]:
+    return iter([Frame(each, number, number, f"{number}.png") for number, each in enumerate(pictures)])
+
+
+# Flow
+
+
+def test_flow_tells_where_a_pixel_was() -> None:
+    before, now = panned(1, 2, step=3)
+    flow = flow_between(now, before)
+    assert flow.shape == (96, 96, 2) and flow.dtype == np.float32
+    assert np.abs(flow[10:-10, 10:-10] - (3, 0)).max() < 0.5
+    inside = (10, 10, 86, 86)
+    assert mean_difference(carried(before, flow).crop(inside), now.crop(inside)) < 1
+    assert mean_difference(before.crop(inside), now.crop(inside)) > 5
+
+
+def test_no_flow_changes_no_bit() -> None:
+    still = np.zeros((32, 40, 2), np.float32)
+    assert carried(picture(40, 32), still) == picture(40, 32)
+
+
+def test_what_comes_in_at_the_edge_or_from_behind_something_was_not_there() -> None:
+    before, now = panned(1, 2, step=8)
+    out = beyond_edges(flow_between(now, before))
+    assert out[:, -6:].mean() > 0.8 and not out[:, :-12].any()
+    back = scene(1, 96)
+    before, now = (with_disc(back, left) for left in (16, 28))
+    lost = unmatched(flow_between(now, before), flow_between(before, now))
+    assert lost[40:56, 22:30].mean() > 0.5  # what the disc has left
+    assert lost[:, 76:].mean() < 0.02
+
+
+# What the past says about a frame
+
+
+def test_noise_is_no_change() -> None:
+    assert change(noisy(picture(72, 64), 1), noisy(picture(72, 64), 2)).getextrema() == (0, 0)
+
+
+def test_what_changes_is_white_with_a_soft_border() -> None:
     before = Image.new("RGB", (300, 200), "gray")
     now = before.copy()
     now.paste((200, 100, 128), (100, 50, 200, 150))
-    mask = movement(now, before)
+    mask = change(now, before)
     assert mask.size == (300, 200) and mask.mode == "L"
     assert [mask.getpixel(place) for place in ((150, 100), (20, 20), (280, 180))] == [255, 0, 0]
     assert 1 / 6 < share_of(mask) < 0.2 and any(0 < level < 255 for _, level in mask.getcolors())
@@ -61,116 +120,175 @@ def test_what_moves_is_white_with_a_soft_border() -> None:
 @pytest.mark.parametrize("levels, share", [(8, 0), (16, 0.5), (24, 1), (-24, 1)])
 def test_a_change_of_one_colour_counts(levels: int, share: float) -> None:
     now, before = (Image.new("RGB", (40, 40), (100, 100, blue)) for blue in (100 + levels, 100))
-    assert share_of(movement(now, before)) == pytest.approx(share, abs=0.01)
+    assert share_of(change(now, before)) == pytest.approx(share, abs=0.01)
+
+
+def test_of_a_still_frame_the_past_says_all() -> None:
+    for still in (scene(1), Image.new("RGB", (72, 64), "gray")):  # on plain ground noise has a flow
+        link = link_between(noisy(still, 1), noisy(still, 2), DEFAULT_SMOOTH)
+        assert link is not None and link.says_all and not link.flow.any()
+
+
+def test_what_moves_keeps_its_paint_and_what_comes_into_sight_does_not() -> None:
+    before, now = panned(1, 2, step=4)
+    for smooth, share in ((1.0, 255), (0.5, 191)):
+        link = link_between(now, before, smooth)
+        assert link is not None and not link.says_all
+        keep = pixels(link.keep)
+        assert np.median(keep) == share and keep.max() == share and keep[:, -3:].mean() < 30
+
+
+def test_beside_something_that_moves_the_rest_stands_still() -> None:
+    back = scene(1)
+    link = link_between(with_disc(back, 44), with_disc(back, 40), DEFAULT_SMOOTH)
+    assert link is not None
+    assert (pixels(link.keep)[:, 100:] == 255).all() and not link.flow[:, 100:].any()
+    assert link.flow[44:52, 60:68, 0].mean() == pytest.approx(-4, abs=0.3)
+
+
+@pytest.mark.parametrize("other", [scene(7), scene(1).crop((0, 0, 96, 96))])
+def test_a_cut_and_another_size_break_with_the_past(other: Image.Image) -> None:
+    assert link_between(other, scene(1), DEFAULT_SMOOTH) is None
+
+
+def test_what_changes_slowly_is_noticed_in_time() -> None:
+    """By 2 levels from frame to frame, less than noise; each pixel is compared with what it was painted from."""
+    clip = []
+    for level in range(100, 180, 2):
+        clip.append(Image.new("RGB", (72, 64), "gray"))
+        clip[-1].paste((level, level, 100), (30, 20, 60, 50))
+    links = [one.link for one in linked(frames_of(clip), DEFAULT_SMOOTH)]
+    assert links[0] is None and None not in links[1:]
+    assert sum(not link.says_all for link in links if link) > 8
 
 
 # What is painted of a frame
 
 
 class Recorder:
-    """A painter that tells what it was asked for: each call gives a plain picture, of a grey that rises from call to call."""
+    """A painter that tells what it was asked for: each call gives plain pictures, of a grey that rises from call to call."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
-    def __call__(self, content: Image.Image, **options: Any) -> Image.Image:
-        self.calls.append(options)
-        return Image.new("RGB", (36, 32), (len(self.calls),) * 3)
+    def __call__(self, contents: list[Image.Image], **options: Any) -> list[Image.Image]:
+        self.calls.append({"count": len(contents), **options})
+        return [Image.new("RGB", content.size, (len(self.calls),) * 3) for content in contents]
 
 
-def past(painted: Image.Image, of: Image.Image | None = None) -> Past:
-    scene = of or picture(72, 64)
-    return Past(scene.size, scene.resize(painted.size, Image.Resampling.BILINEAR), painted)
+def steadily(
+    clip: list[Image.Image], paint: Any, begins: bool = False, smooth: float = DEFAULT_SMOOTH, **options: Any
+) -> list[Image.Image]:
+    return [frame.picture for frame in SteadyPainter(paint, begins, smooth, **options)(frames_of(clip))]
 
 
-def test_the_first_frame_is_painted_in_full() -> None:
+def test_a_still_frame_is_the_one_before_and_costs_nothing() -> None:
+    for begins in (False, True):
+        paint = Recorder()
+        results = steadily([noisy(scene(1), i) for i in range(4)], paint, begins)
+        assert results == [results[0]] * 4 and paint.calls == [{"count": 1}]
+
+
+def test_frames_are_sampled_in_batches() -> None:
     paint = Recorder()
-    assert next_frame(picture(72, 64), None, paint).painted == Image.new(
-        "RGB", (36, 32), (1, 1, 1)
-    ) and paint.calls == [{}]
+    results = steadily([*panned(1, 5), *panned(7, 2)], paint, batch_size=3)
+    assert [call["count"] for call in paint.calls] == [3, 3, 1] and len(results) == 7
 
 
-def test_a_still_frame_is_the_one_before() -> None:
-    paint, before = Recorder(), picture(36, 32, 5)
-    assert next_frame(noisy(picture(72, 64), 1), past(before), paint).painted == before and paint.calls == []
+def test_paint_goes_with_what_it_is_on(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
+    def paint(contents: list[Image.Image], **options: Any) -> Any:
+        return pipeline(contents, painting, look="fast", size=96, steps=1, detail=0.0, **options)
+
+    clip = panned(1, 6)
+    results, afresh = steadily(clip, paint), paint(clip)
+    assert results[0] == afresh[0]
+    assert warping_error(clip, results) < warping_error(clip, afresh) / 3
+    assert mean_difference(results[5].crop((4, 10, 60, 86)), results[0].crop((14, 10, 70, 86))) < 4
 
 
-def test_where_it_moves_a_frame_begins_with_a_fresh_picture_and_is_painted() -> None:
-    paint, before = Recorder(), Image.new("RGB", (36, 32), "red")
-    result = next_frame(with_block(picture(72, 64), 40), past(before), paint)
-    fresh, full = paint.calls
-    assert fresh == {"look": "fast", "effort": 1.0} and list(full) == ["start"]
-    moving, still = (24, 16), (4, 4)
-    assert full["start"].getpixel(moving) == (1, 1, 1) and result.painted.getpixel(moving) == (2, 2, 2)
-    assert full["start"].getpixel(still) == result.painted.getpixel(still) == (255, 0, 0)
-
-
-@pytest.mark.parametrize("other", [picture(72, 64, 7), picture(64, 64)])
-def test_a_cut_and_another_size_begin_afresh(other: Image.Image) -> None:
+def test_in_the_fine_look_what_is_new_is_sampled_and_led_on_from_the_frame_before() -> None:
     paint = Recorder()
-    next_frame(other, past(Image.new("RGB", (36, 32))), paint)
-    assert paint.calls == [{}]
-
-
-def test_what_changes_slowly_is_painted_in_time() -> None:
-    """By 2 levels from frame to frame, less than noise; each painted pixel is compared with what it was painted from."""
-    paint, last = Recorder(), None
-    for level in range(100, 180, 2):
-        scene = Image.new("RGB", (72, 64), "gray")
-        scene.paste((level, level, 100), (30, 20, 60, 50))
-        last = next_frame(scene, last, paint)
-        assert np.abs(pixels(last.seen) - pixels(scene.resize(last.seen.size))).max() < 24
-    assert len(paint.calls) > 8
-
-
-def frames_of(pictures: list[Image.Image]) -> Iterator[Frame]:
-    return iter([Frame(each, number, number, f"{number}.png") for number, each in enumerate(pictures)])
-
-
-def nothing(name: str) -> None:
-    return None
+    clip = panned(1, 2, step=8)
+    results = steadily(clip, paint, begins=True, smooth=1)
+    first, sampled, full = paint.calls
+    assert first == {"count": 1} and sampled == {"count": 1, "look": "fast", "effort": 1.0}
+    (start,) = full["start"]
+    old, new = (20, 48), (95, 48)
+    assert start.getpixel(old) == results[1].getpixel(old) == (1, 1, 1)
+    assert start.getpixel(new) == (2, 2, 2) and results[1].getpixel(new) == (3, 3, 3)
 
 
 def test_what_stands_still_does_not_flicker(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
-    """Each frame from a seed of its own: afresh they would differ by as much as two seeds do."""
+    """Each painting from a seed of its own: afresh they would differ by as much as two seeds do."""
     seeds = iter(range(100))
 
-    def paint(content: Image.Image, **options: Any) -> Image.Image:
-        return pipeline(content, painting, seed=next(seeds), **{**FINE, **options})
+    def paint(contents: list[Image.Image], **options: Any) -> Any:
+        return [pipeline(each, painting, seed=next(seeds), **{**FINE, **options}) for each in contents]
 
-    clip = [with_block(noisy(picture(72, 64), i), 44 + 3 * i) for i in range(3)]
-    results = [frame.picture for frame in steadily_painted(frames_of(clip), paint, nothing)]
-    afresh = [paint(frame) for frame in clip]
+    def painted_on(contents: list[Image.Image], start: Any = None, **options: Any) -> Any:
+        starts = {"start": start[0]} if start else {}
+        return paint(contents, **starts, **options)
 
-    def apart(pictures: list[Image.Image], left: int, right: int) -> list[float]:
-        parts = [each.crop((left, 0, right, 64)) for each in pictures]
-        return list(map(mean_difference, parts[1:], parts[:-1]))
-
-    assert max(apart(results, 0, 36)) == 0 and min(apart(afresh, 0, 36)) > 5
-    assert min(apart(results, 44, 66)) > 5  # the block moves
+    clip = [with_disc(noisy(scene(1, 96, 96), i), 30 + 3 * i) for i in range(3)]
+    results = steadily(clip, painted_on, begins=True)
+    assert (
+        max(
+            mean_difference(a.crop((0, 0, 12, 64)), b.crop((0, 0, 12, 64)))
+            for a, b in zip(results, results[1:])
+        )
+        == 0
+    )
+    assert results[0] != results[1] != results[2]
 
 
 def test_a_cut_is_painted_as_if_it_were_the_first(
     pipeline: StyleTransferPipeline, painting: Image.Image
 ) -> None:
-    def paint(content: Image.Image, **options: Any) -> Image.Image:
-        return pipeline(content, painting, **{**FINE, **options})
+    def paint(contents: list[Image.Image], **options: Any) -> Any:
+        return pipeline(contents, painting, **{**FINE, **options})
 
     one, other = picture(72, 64, 1), picture(72, 64, 7)
-    results = [frame.picture for frame in steadily_painted(frames_of([one, one, other]), paint, nothing)]
-    assert results == [paint(one), paint(one), paint(other)]
+    assert steadily([one, one, other], paint, begins=True) == paint([one, one, other])
 
 
 def test_known_frames_are_left_out_and_gone_on_from() -> None:
-    paint, blue = Recorder(), Image.new("RGB", (36, 32), "blue")
-    frames = frames_of([picture(72, 64), noisy(picture(72, 64), 1), with_block(picture(72, 64), 40)])
-    results = list(steadily_painted(frames, paint, lambda name: blue if name == "1.png" else None))
-    assert [frame.number for frame in results] == [0, 2] and [list(call) for call in paint.calls] == [
-        [],
-        ["look", "effort"],
-        ["start"],
-    ]
-    assert results[1].picture.getpixel((4, 4)) == (0, 0, 255)
+    paint, blue = Recorder(), Image.new("RGB", (96, 96), "blue")
+    results = steadily(panned(1, 3), paint, known=lambda name: blue if name == "1.png" else None)
+    assert len(results) == 2 and results[1].getpixel((40, 40)) == (0, 0, 252)
+    assert paint.calls == [{"count": 2}]
+
+
+def test_the_frame_is_cropped_as_its_painting_is() -> None:
+    """To a size of another aspect: flow and paint are of the same pixels."""
+    paint = Recorder()
+    settings = Settings(look="fast", size=(64, 96))
+    clip = [scene(1).crop((4 * i, 0, 4 * i + 96, 96)) for i in range(2)]
+    results = [frame.picture for frame in painted_clip(frames_of(clip), paint, settings, 1.0, 8)]
+    assert [each.size for each in results] == [(64, 96)] * 2
+    assert results[1].getpixel((30, 48)) == results[0].getpixel((30, 48))
+
+
+def test_each_frame_for_itself_goes_to_the_pipeline_as_it_is() -> None:
+    paint, settings = Recorder(), Settings(look="fast", size=64)
+    results = list(painted_clip(frames_of([scene(1)] * 3), paint, settings, 0.0, 2))
+    assert paint.calls == [{"count": 2}, {"count": 1}] and results[0].picture.size == (160, 96)
+
+
+# How steady it is
+
+
+def test_the_warping_error_is_that_of_what_does_not_go_along() -> None:
+    clip = panned(1, 5)
+    plain = [Image.new("RGB", (96, 96), (128, 128, 128))] * 5
+    assert warping_error(clip, clip) < 1e-3 and warping_error(clip, plain) < 1e-12
+    flickering = [Image.new("RGB", (96, 96), (level,) * 3) for level in (100, 151) * 2 + (100,)]
+    assert warping_error(clip, flickering) == pytest.approx(0.04, rel=1e-3)
+    assert warping_error(clip, [scene(5, 96, 96)] * 5) > 20 * warping_error(clip, clip)  # stuck to the screen
+
+
+def test_a_cut_is_no_error() -> None:
+    clip = [scene(1, 96, 96)] * 2 + [scene(7, 96, 96)] * 2
+    assert warping_error(clip, clip) == 0 and np.isnan(warping_error(clip[:1], clip[:1]))
 
 
 # A picture to begin with
@@ -281,6 +399,18 @@ def test_a_clip_is_fast_and_small_unless_asked_otherwise(
         and "cropped (default: 256)" in text
         and "hours for a whole clip" in text
     )
+
+
+def test_frames_of_another_smoothness_are_painted_again(run: Any) -> None:
+    assert run("--output", "out") == run("--output", "other", "--smooth", "0.5") == 0
+    assert run("--output", "out", "--smooth", "0.5") == 0 and results("out") == results("other")
+
+
+def test_a_fast_clip_that_goes_on_is_the_same(run: Any) -> None:
+    assert run("--output", "whole") == run("--output", "parts", "--frames", "3") == 0
+    Path("parts/1.png").unlink()
+    assert run("--output", "parts") == 0
+    assert results("parts") == results("whole") and len(results("whole")) == 6
 
 
 def test_a_bad_look_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:

@@ -54,6 +54,7 @@ DOCUMENTS = [
 IMPORTED_AS = {
     "pillow": "PIL",
     "scikit-learn": "sklearn",
+    "opencv-python-headless": "cv2",
     "pytorch-lightning": "pytorch_lightning",
     "torch-fidelity": "torch_fidelity",
 }

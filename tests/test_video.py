@@ -182,10 +182,11 @@ def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
     assert mean_difference(results[0], results[1]) > 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size, smooth, most", [(1, 0, 1), (3, 0, 3), (1, 0.9, 2), (3, 0.9, 4)])
 def test_no_more_than_a_batch_of_frames_is_in_memory(
-    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, smooth: float, most: int
 ) -> None:
+    """And the frame before it, where one goes on from the other."""
     write_frame_files(folder / "frames", pictures(10))
     loaded: list[weakref.ref[Image.Image]] = []
     alive = []
@@ -197,8 +198,8 @@ def test_no_more_than_a_batch_of_frames_is_in_memory(
         return image
 
     monkeypatch.setattr(clips, "load_image", spy)
-    assert paint(content="frames", batch_size=batch_size) == 0
-    assert len(alive) == 10 and max(alive) == batch_size
+    assert paint(content="frames", batch_size=batch_size, smooth=smooth) == 0
+    assert len(loaded) == 10 + (smooth > 0) and max(alive) == most
 
 
 @pytest.mark.parametrize(
@@ -465,6 +466,8 @@ def test_a_video_that_is_broken_in_the_middle_is_refused(
         ({"frames": 0}, "--frames: expected a whole number between 1 and"),
         ({"frames": 10**30}, "--frames: expected a whole number between 1 and"),
         ({"start": -1}, "--start: expected a whole number between 0 and"),
+        ({"smooth": 1.5}, "--smooth: expected a number between 0 and 1"),
+        ({"smooth": "much"}, "--smooth: expected a number between 0 and 1"),
         ({"batch_size": 0}, "--batch-size: expected a whole number between 1 and"),
         ({"strength": 2}, "strength must be above 0"),
         ({"seed": "lucky"}, "--seed"),
@@ -511,6 +514,21 @@ def test_an_unknown_checkpoint_is_refused(paint: Any, folder: Path, capsys: pyte
             "nowhere.ckpt: no such file",
         )
     assert not (folder / "painted").exists()
+
+
+def test_only_steady_clips_need_opencv(
+    paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write_frame_files(folder / "frames", pictures(2))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(StyleTransferPipeline, "from_pretrained", lambda *args: pytest.fail("read the model"))
+        assert_refused(
+            paint(content="frames", output="painted"),
+            capsys.readouterr(),
+            "steady video needs OpenCV; install it with: pip install -e '.[video]', or use --smooth 0",
+        )
+    assert paint(content="frames", output="painted", smooth=0) == 0 and len(read(folder / "painted")) == 2
 
 
 def test_only_videos_need_the_package(

@@ -6,15 +6,14 @@ frame.
     artfusion video --content frames/ --style painting.jpg --output painted/
 
 The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours
-for a whole clip. Every frame begins from the same noise, and a fine one is painted only where the
-clip moves, so what stands still in the clip stands still in the result. What moves still flickers,
-with some seeds much more than with others: a --strength below 1 (such as 0.7) keeps more of the
-clip and flickers less.
+for a whole clip. What stands still in the clip stands still in the result, what moves takes its
+paint with it, and only what comes into sight is painted anew (OpenCV tells which is which, by optical
+flow); a cut begins afresh. With --smooth 0 each frame is painted for itself and flickers.
 
 A video keeps its frames' times and its sound, if the output's format takes it; an odd last row or
 column of pixels is cut off, except for GIF and folders. Frames go to a folder as PNG files, one by
-one: started again after a stop, the program leaves those that it painted in the same way, and in
-the fine look goes on from them.
+one: started again after a stop, the program leaves those that it painted in the same way, and goes
+on from them.
 """
 
 import argparse
@@ -28,11 +27,14 @@ from tqdm import tqdm
 
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
-from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip, painted
+from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip
+from ldm.media.flow import opencv
 from ldm.media.images import load_image
-from ldm.media.motion import steadily_painted
+from ldm.media.motion import DEFAULT_SMOOTH
 from ldm.media.video import can_keep_sound, check_target, finished_frames, is_video, write_frames, write_video
+from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.folders import metadata_saying
+from ldm.pipeline.inputs import read_style
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
 
@@ -66,7 +68,15 @@ def parse_args() -> argparse.Namespace:
         type=at_least(1),
         default=8,
         metavar="N",
-        help="frames painted together in the fast look; fewer take less memory (default: 8)",
+        help="frames sampled together; fewer take less memory (default: 8)",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=share,
+        default=DEFAULT_SMOOTH,
+        metavar="S",
+        help="how much of what moves keeps its paint from frame to frame: 1 all, less renews some of it, "
+        f"0 paints each frame for itself (default: {DEFAULT_SMOOTH})",
     )
     add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256)
     add_model_options(parser)
@@ -84,22 +94,35 @@ def frames_per_second(text: str) -> Fraction:
     return rate.limit_denominator(1001)
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
+
+
 def main() -> None:
     args = parse_args()
     settings = settings_of(args)
-    target, style = check_target(args.output, args.content), load_image(args.style)
+    if not settings.paints:  # what has the same colours gets the same
+        args.smooth = 0.0
+    if args.smooth:
+        opencv()
+    target, style = check_target(args.output, args.content), read_style(args.style)
     clip = open_clip(args.content, args.fps)
     about = {} if is_video(target) else description(args, settings)
     there = finished_frames(target, about) if about else frozenset()
     frames = chosen_frames(clip, args, there)
     if frames is not None:
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
-        if not settings.has_brush:
-            results = painted(frames, paint, args.batch_size)
-        else:  # goes through all frames, since each is compared with those before
-            results = steadily_painted(
-                clip.frames(args.start, stop_of(args)), paint, partial(known_frame, target, there)
-            )
+        known = partial(known_frame, target, there)
+        if args.smooth:  # goes through all frames, since each goes on from those before
+            frames = clip.frames(args.start, stop_of(args))
+        results = painted_clip(frames, paint, settings, args.smooth, args.batch_size, known)
         write(target, clip, results, number_to_paint(clip, args, there), about)
     print(target)
 
@@ -113,7 +136,7 @@ def description(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
     """A frame's metadata, which say how it was made. Raises UserError where there is no
     checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
-    about = names | provenance(args, settings, args.precision)
+    about = names | provenance(args, settings, args.precision) | {"smooth": args.smooth}
     return metadata_saying(about)
 
 

@@ -1,37 +1,42 @@
-"""Steady clips in the fine look: what stands still in the clip stands still in the result.
+"""Steady clips: what stands still in the clip stands still in the result, what moves takes its paint
+with it, and what comes into sight is painted.
 
-Painted each by itself, neighbouring frames end in different strokes, since small differences grow
-from one gradient step to the next: the camera's noise suffices. So a frame is painted only where
-the clip moves, and begins with the frame painted before.
+Painted each by itself, neighbouring frames end in different strokes: the camera's noise suffices,
+and textures stick to the screen. So the result of the frame before is carried along by the optical
+flow, and a frame shows its own painting only where that does not explain it. What the past says of
+a frame follows from the clip alone; so frames are sampled in batches all the same.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.clips import Frame
+from ldm.media.flow import Flow, Mask, beyond_edges, carried, flow_between, unmatched
 
-# levels of 255: below the one a difference is noise of the camera or the file, above the other
-# movement
-STILL, MOVING = (
-    8,
-    24,
-)
+DEFAULT_SMOOTH = 0.9
+# levels of 255: below the one a difference is noise of the camera or the file, above the other a
+# change
+STILL, MOVING = 8, 24
 SOFTNESS = 0.01  # radius of the blur, of the shorter side
-CUT = 0.5  # share of the picture; where more of it moves, it is another scene
+CUT = 0.5  # share of the picture; where the past explains less than the rest, it is another scene
+# pixels: a shorter flow is none; where the camera stands still and so does what it sees, one up to
+# the other is noise, too
+STEADY, DOUBTFUL = 0.25, 1.0
 
-Paint = Callable[..., Image.Image]  # a content picture and changed settings -> the painted picture
+# pictures and changed settings, or pictures to begin with -> the painted pictures
+Paint = Callable[..., list[Image.Image]]
 
 
-def movement(now: Image.Image, before: Image.Image) -> Image.Image:
-    """A grey picture of the same size, black where a clip stands still from one to the other, white
-    where it moves."""
+def change(now: Image.Image, before: Image.Image) -> Image.Image:
+    """A grey picture of the same size, black where one looks like the other, white where it does
+    not."""
     red, green, blue = ImageChops.difference(now, before).split()
     largest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
-    blurred = largest.filter(ImageFilter.GaussianBlur(SOFTNESS * min(now.size)))
-    return blurred.point(
+    return _softened(largest).point(
         [min(255, max(0, round(255 * (level - STILL) / (MOVING - STILL)))) for level in range(256)]
     )
 
@@ -42,48 +47,131 @@ def share_of(mask: Image.Image) -> float:
 
 
 @dataclass(frozen=True)
-class Past:
-    """The frame before. seen: what of the clip each of its pixels was painted from, which may be
-    older: so what changes slowly is noticed in time. clip_size: the (width, height) of the clip's
-    frame."""
+class Link:
+    """What the frame before says about this one. flow: where its pixels were. keep: a grey picture,
+    the share of the paint there that stays: white where it stands still, black where it is new."""
 
-    clip_size: tuple[int, int]
-    seen: Image.Image
-    painted: Image.Image
+    flow: Flow
+    keep: Image.Image
 
+    def over(self, fresh: Image.Image, before: Image.Image) -> Image.Image:
+        """`before`, carried along, over what is `fresh`; both of the frames' size."""
+        return Image.composite(carried(before, self.flow), fresh, self.keep)
 
-def next_frame(
-    picture: Image.Image, past: Past | None, paint: Paint, known: Image.Image | None = None
-) -> Past:
-    """The frame, painted where it moves, all of it where there is none before and after a cut.
-    known: painted already."""
-    if past is None or picture.size != past.clip_size:
-        painted = known or paint(picture)
-        return Past(picture.size, picture.resize(painted.size, Image.Resampling.BILINEAR), painted)
-    now = picture.resize(past.seen.size, Image.Resampling.BILINEAR)
-    mask = movement(now, past.seen)
-    if share_of(mask) > CUT:
-        return Past(picture.size, now, known or paint(picture))
-    seen = Image.composite(now, past.seen, mask)
-    return Past(picture.size, seen, known or _painted_where(mask, picture, past.painted, paint))
+    @property
+    def says_all(self) -> bool:
+        """Whether nothing is to be painted."""
+        return self.keep.getextrema() == (255, 255)
 
 
-def _painted_where(mask: Image.Image, picture: Image.Image, before: Image.Image, paint: Paint) -> Image.Image:
-    if mask.getextrema() == (0, 0):
-        return before
-    sampled = paint(picture, look="fast", effort=1.0)  # an effort is of the fine look alone
-    start = Image.composite(sampled, before, mask)
-    return Image.composite(paint(picture, start=start), before, mask)
+def link_between(now: Image.Image, seen: Image.Image, smooth: float) -> Link | None:
+    """What the past says about the frame `now`; None after a cut, or where it had another size.
+
+    seen: what of the clip the past was painted from, in its place: so flow does not drift, and what
+    changes slowly is noticed in time. smooth: of what moves, (1 - smooth)^2 is painted anew in each
+    frame.
+    """
+    if now.size != seen.size:
+        return None
+    flow = flow_between(now, seen)
+    hidden = unmatched(flow, flow_between(seen, now))
+    still = _still(flow, hidden, np.asarray(change(now, seen)) == 0)
+    flow[still] = 0
+    uncovered = _white_where((hidden & ~still) | beyond_edges(flow))
+    new = ImageChops.lighter(change(now, carried(seen, flow)), uncovered)
+    if share_of(new) > CUT:
+        return None
+    most = Image.fromarray(np.where(still, 255, round(255 * (1 - (1 - smooth) ** 2))).astype(np.uint8))
+    return Link(flow, ImageChops.multiply(ImageChops.invert(new), most))
 
 
-def steadily_painted(
-    frames: Iterator[Frame], paint: Paint, known: Callable[[str], Image.Image | None]
-) -> Iterator[Frame]:
-    """The frames as `paint` paints their pictures, but for those that are `known` by their name,
-    from which the next go on."""
-    past = None
+def _still(flow: Flow, hidden: Mask, unchanged: Mask) -> Mask:
+    """(H, W) where nothing moves. On plain surfaces noise has a flow of its own, which does not lead
+    back, or is short where the camera stands still."""
+    lengths = np.abs(flow).max(-1)
+    doubtful = hidden | (lengths < DOUBTFUL) if np.median(lengths) < STEADY else hidden
+    still: Mask = (lengths < STEADY) | (unchanged & (doubtful | bool(unchanged.all())))
+    return still
+
+
+def _white_where(mask: Mask) -> Image.Image:
+    """The mask as a grey picture, a pixel wider and softened."""
+    return _softened(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3)))
+
+
+def _softened(mask: Image.Image) -> Image.Image:
+    return mask.filter(ImageFilter.GaussianBlur(SOFTNESS * min(mask.size)))
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A frame, and what the one before it says about it; None where a scene begins."""
+
+    frame: Frame
+    link: Link | None
+
+
+def linked(frames: Iterator[Frame], smooth: float) -> Iterator[Linked]:
+    """Each frame with what the past says about it."""
+    seen = None
     for frame in frames:
-        there = known(frame.name)
-        past = next_frame(frame.picture, past, paint, there)
-        if there is None:
-            yield replace(frame, picture=past.painted)
+        now = frame.picture
+        link = None if seen is None else link_between(now, seen, smooth)
+        seen = now if link is None or seen is None else link.over(now, seen)
+        yield Linked(frame, link)
+
+
+@dataclass(frozen=True)
+class SteadyPainter:
+    """Paints frames in batches, and joins each with the one before.
+
+    paint: pictures in, painted ones of the same sizes out. begins: whether it can be given pictures
+    to start with, as the fine look can: what is new in a frame is then sampled, and painted on from
+    the frame before. known: a frame of this name as it was painted already, or None.
+    """
+
+    paint: Paint
+    begins: bool
+    smooth: float = DEFAULT_SMOOTH
+    batch_size: int = 8
+    known: Callable[[str], Image.Image | None] = lambda name: None
+
+    def __call__(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """The frames, painted, but for those that are known, from which the next go on."""
+        before = None
+        each = linked(frames, self.smooth)
+        while batch := list(islice(each, self.batch_size)):
+            there = [self.known(one.frame.name) for one in batch]
+            fresh = self._fresh(batch, there)
+            for i, one in enumerate(batch):
+                before = there[i] or self._joined(one, fresh.get(i), before)
+                if there[i] is None:
+                    yield replace(one.frame, picture=before)
+            batch.clear()  # before the next are read
+
+    def _fresh(self, batch: list[Linked], there: list[Image.Image | None]) -> dict[int, Image.Image]:
+        """What is painted of a batch before its frames are joined, by their places in it."""
+        wanted = [i for i, one in enumerate(batch) if there[i] is None]
+        whole = [i for i in wanted if batch[i].link is None]
+        parts = [i for i in wanted if (link := batch[i].link) and not link.says_all]
+        if not self.begins:
+            return self._painted(batch, sorted(whole + parts))
+        # an effort is of the fine look alone
+        return self._painted(batch, whole) | self._painted(batch, parts, look="fast", effort=1.0)
+
+    def _painted(self, batch: list[Linked], places: list[int], **changes: object) -> dict[int, Image.Image]:
+        if not places:
+            return {}
+        return dict(zip(places, self.paint([batch[i].frame.picture for i in places], **changes), strict=True))
+
+    def _joined(self, one: Linked, fresh: Image.Image | None, before: Image.Image | None) -> Image.Image:
+        """The painted frame, of what is fresh in it and the frame before."""
+        if one.link is None or before is None:
+            assert fresh is not None
+            return fresh
+        if fresh is None:
+            return carried(before, one.link.flow)
+        joined = one.link.over(fresh, before)
+        if not self.begins:
+            return joined
+        return one.link.over(self.paint([one.frame.picture], start=[joined])[0], before)

@@ -117,7 +117,7 @@ class Request:
         contents = (
             [(None, "")]
             if self.content is None
-            else [(_sized(read.content(c), settings), name_of(c)) for c in _listed(self.content)]
+            else [(sized(read.content(c), settings), name_of(c)) for c in _listed(self.content)]
         )
         styles = [read.style(s) for s in _listed(self.style)]
         not_style = None if self.not_style is None else read.style(self.not_style).pictures[0]
@@ -217,8 +217,8 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
     return [each * (n // len(each)) for each in lists.values()]
 
 
-def _sized(image: Image.Image, settings: Settings) -> Image.Image:
-    """The content picture at the result's size."""
+def sized(image: Image.Image, settings: Settings) -> Image.Image:
+    """The content picture at the result's size. Raises UserError where it cannot have that."""
     check_scaled(image.size, settings.short_side)
     if settings.shape is None:
         return resize_short_side(image, settings.short_side)

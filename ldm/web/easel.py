@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ldm.errors import UserError
-from ldm.media.clips import Frame, open_clip, painted
+from ldm.media.clips import Frame, open_clip
+from ldm.media.flow import opencv
 from ldm.media.images import save_image
-from ldm.media.motion import steadily_painted
+from ldm.media.motion import DEFAULT_SMOOTH
 from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.media.video import can_keep_sound, write_video
+from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.inputs import shown
 from ldm.pipeline.settings import MIN_SIDE, Settings
@@ -103,6 +105,7 @@ class Easel:
         if Path(path).stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"the clip has more than the limit of {MAX_FILE_BYTES >> 20} MB; cut it shorter")
         check_settings(settings, self.max_size)
+        opencv()
         style = painting_of(painting, self.max_size)
         clip = open_clip(path, None)
         if (clip.count or 0) > MAX_FRAMES:
@@ -123,10 +126,7 @@ class Easel:
                     report.tell(f"Frame {done} of {count}", min(done / count, 1), lambda: frame.picture)  # noqa: B023
 
             frames = clip.frames(0, MAX_FRAMES)
-            if settings.has_brush:
-                results = steadily_painted(frames, paint, lambda name: None)
-            else:
-                results = painted(frames, paint, CLIP_BATCH)
+            results = painted_clip(frames, paint, settings, DEFAULT_SMOOTH, CLIP_BATCH)
             write_video(target, told(results), clip, can_keep_sound(clip, target))
             return target
 

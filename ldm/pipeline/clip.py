@@ -1,0 +1,31 @@
+"""A clip's frames in, painted ones out: steadily, or each for itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from PIL import Image
+
+from ldm.media.clips import Frame, painted
+from ldm.media.motion import Paint, SteadyPainter
+from ldm.pipeline.jobs import sized
+from ldm.pipeline.settings import Settings
+
+
+def painted_clip(
+    frames: Iterator[Frame],
+    paint: Paint,
+    settings: Settings,
+    smooth: float,
+    batch_size: int,
+    known: Callable[[str], Image.Image | None] = lambda name: None,
+) -> Iterator[Frame]:
+    """The frames as `paint`, the pipeline with a style and the settings, paints them, but for those
+    that are `known` by their names.
+
+    smooth: between 0, each for itself, and 1, see `ldm.media.motion`; above 0 it needs OpenCV, and
+    frames that are not known have to follow those that are.
+    """
+    if not smooth:
+        return painted(frames, paint, batch_size)
+    scaled = (replace(frame, picture=sized(frame.picture, settings)) for frame in frames)
+    return SteadyPainter(paint, settings.has_brush, smooth, batch_size, known)(scaled)
