@@ -395,7 +395,7 @@ def test_a_clip_is_fast_and_small_unless_asked_otherwise(
     assert run("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert (
-        "in a fraction of the time (default: fast)" in text
+        "nothing is painted (default: fast)" in text
         and "cropped (default: 256)" in text
         and "hours for a whole clip" in text
     )
