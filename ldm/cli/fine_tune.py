@@ -5,6 +5,7 @@ pictures by the old and the new ones."""
 import argparse
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,9 @@ MINUTES = 45.0
 LEAST, FEW = 5, 15  # paintings: below the first refused, below the second doubtful
 PAIRS = 6  # on the sheet
 SETTINGS = Settings(look="fast", size=256)
+NEXT = """paint with:
+  artfusion stylize --look fast --checkpoint %s --config %s --content photo.jpg --style painting.jpg --output result.png
+"""
 # options of other training runs, as they are where nobody gives them
 ELSEWHERE: dict[str, object] = {"base": [], "resume": None, "name": None, "postfix": "", "logdir": "logs"}
 OPTIONS = ("paintings", "photos", "output", "minutes")
@@ -170,11 +174,7 @@ def write_result(args: argparse.Namespace) -> None:
     photos, paintings = find_pictures(_photos(args)), find_pictures(args.paintings)
     save_image(before_and_after(models, photos, paintings, SETTINGS), sheet)
     log.info("%s: the same photos, paintings and seeds with the weights before and after", sheet)
-    log.info(
-        "paint with: artfusion stylize --look fast --checkpoint %s --config %s --content photo.jpg --style painting.jpg --output result.png",
-        result,
-        MODEL_CONFIG,
-    )
+    log.info(NEXT, shlex.quote(str(result)), shlex.quote(MODEL_CONFIG))
 
 
 def before_and_after(
