@@ -108,12 +108,7 @@ def _check_number(folder: Path) -> None:
             f"{folder}: {number} paintings are too few to train on, give {LEAST} or more; for single ones, paint with --look fine"
         )
     if number < FEW:
-        log.warning(
-            "%s: only %d paintings; with %d or more, others of the artist come out better",
-            folder,
-            number,
-            FEW,
-        )
+        log.warning("%s: only %d paintings; the recipe is for some thirty", folder, number)
 
 
 def fine_tune(args: argparse.Namespace) -> int:
