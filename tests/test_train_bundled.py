@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from pipeline_builders import ROOT, assert_refused, paintings_and_photos, run_program, script
 from pytorch_lightning import LightningModule
-from training_builders import diffusion_node, hybrid_data, last, recipe, train
+from training_builders import diffusion_node, hybrid_data, last, logged, recipe, train
 
 from ldm.config.merge import merged_config
 from ldm.errors import ConfigError
@@ -73,6 +73,8 @@ def test_a_run_ends_when_its_time_is_over(
     assert 2 <= last(run)["global_step"] <= 5 and (run / FINISHED).exists()
     (rate,) = {group["lr"] for state in last(run)["optimizer_states"] for group in state["param_groups"]}
     assert rate == pytest.approx(0.02e-3, rel=1e-3)
+    left = logged(run, "minutes_left")
+    assert left == sorted(left, reverse=True) and 0 < left[0] <= 4.5 / 60 and left[-1] == 0
 
 
 def test_a_stopped_run_has_the_rest_of_its_time_left(

@@ -252,7 +252,9 @@ def test_a_config_file_may_have_an_equals_sign_in_its_name(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("options", [[], ["a.b=1"], ["--base", "a.b=1"], ["--name", "x"]])
 def test_a_config_file_or_a_run_to_resume_is_needed(options: list[str]) -> None:
-    with pytest.raises(UserError, match="name a config file with --base, or a run to go on with --resume"):
+    with pytest.raises(
+        UserError, match="name a config file with --base, a run to go on with --resume, or weights"
+    ):
         parse_args(options)
     assert parse_args([*options, "--resume", "run"]).base == []
 

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm.cli import fine_tune
 from ldm.errors import UserError
 from ldm.files import check_config_file, check_exists
 from ldm.program import ArgumentParser, arguments
@@ -15,6 +16,7 @@ EPILOG = """examples:
   artfusion train --base configs/mini.yaml --dry-run           build everything, run one step, report speed and memory
   artfusion train --resume logs/mini                           go on after a stop, with the same settings
   torchrun --nproc-per-node 4 -m ldm train --base configs/kl16_content12.yaml      four GPUs of one machine
+  artfusion train --from mini --paintings PAINTINGS --output mymodel      the bundled model, fine-tuned on one artist
   artfusion train --base configs/mini.yaml --max_epochs 5      Lightning's Trainer flags set lightning.trainer
 
 Ctrl-C and SIGTERM write a checkpoint after the step in progress and stop; SIGUSR1 writes one and goes on.
@@ -22,9 +24,12 @@ Watch a run with: tensorboard --logdir logs
 """
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the training command. Raises UserError for bad input before any work starts."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the training command; the exit code. Raises UserError for bad input before any work
+    starts."""
     args = parse_args(argv)
+    if args.start is not None:
+        return fine_tune.fine_tune(args)
     for path in args.base:
         check_config_file(path)
     if args.resume:
@@ -32,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ldm.training.train import train  # takes seconds, with torch and Lightning
 
     train(args)
+    return 0
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,6 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PREFIX",
         help="also build classes under this dotted prefix",
     )
+    fine_tune.add_options(parser)
     # Of the published command line, which has more: see published_flags.py.
     parser.add_argument("-f", "--postfix", default="", help=argparse.SUPPRESS)
     parser.add_argument("-t", "--train", nargs="?", const="True", default="True", help=argparse.SUPPRESS)
@@ -96,8 +103,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check(args: argparse.Namespace, parser: ArgumentParser) -> None:
-    if not args.base and not args.resume:
-        parser.error("name a config file with --base, or a run to go on with --resume")
+    fine_tune.check(args)
+    if not args.base and not args.resume and args.start is None:
+        parser.error(
+            "name a config file with --base, a run to go on with --resume, or weights to fine-tune with --from"
+        )
     if args.train.lower() not in ("true", "1", "yes", "y", "t"):
         parser.error(f"--train {args.train}: this command trains; leave the option out")
     if args.seed is not None and not 0 <= args.seed < 2**32:  # what NumPy's generator takes

@@ -1,6 +1,7 @@
 """ArtFusion's training data: paintings for style and content, photos for the samples without a
 style."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -149,13 +150,13 @@ class CrossPairs(TwoKinds):
     size. With `variants` every picture has only that many crops, some of them mirrored, and samples
     tell which of all ("painting_row", "photo_row"), so that what is computed of them can be kept;
     0, the default, crops anew each time. An epoch goes over the paintings `passes` times: where
-    one pass takes seconds, beginning the next would take as long. Options as in PictureFolder.
+    one pass takes seconds, beginning the next would take as long. Either root may be several folders. Options as in PictureFolder.
     """
 
     def __init__(
         self,
-        style_root: str = "datasets/wiki-art",
-        content_root: str = "datasets/ms-coco",
+        style_root: str | Sequence[str] = "datasets/wiki-art",
+        content_root: str | Sequence[str] = "datasets/ms-coco",
         size: int = 256,
         short_side: int | None = None,
         photo_size: int | None = None,

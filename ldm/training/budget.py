@@ -62,6 +62,7 @@ class TimeBudget(pl.Callback):
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        module.log("minutes_left", max(self.seconds - elapsed, 0.0) / 60, prog_bar=True)
         if elapsed >= self.seconds:
             trainer.should_stop = True  # after this step
 
