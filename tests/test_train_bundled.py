@@ -233,7 +233,7 @@ def test_a_gpu_gets_batches_of_its_own_size(program: Any, monkeypatch: pytest.Mo
     )
     monkeypatch.setattr("ldm.device.choose_device", lambda name: torch.device("cuda"))
     given = module.settings_of("cross", args)
-    assert given.data.params.batch_size == 128 and given.data.params.train.params.variants == 4
+    assert given.data.params.batch_size == 64 and given.data.params.train.params.variants == 4
     assert {OmegaConf.select(given, key) for key in module.PHASES["cross"].on_gpu} == set(
         module.PHASES["cross"].on_gpu.values()
     )
