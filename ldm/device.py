@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -100,6 +101,18 @@ def _seconds_with(threads: int) -> float:
     for _ in range(2):
         torch.relu(torch.conv2d(x, weight, padding=1))
     return time.perf_counter() - began
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Have `peak_memory` begin anew with what is taken now; whether the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux alone
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory(device: torch.device, children: bool = False) -> int:

@@ -3,16 +3,19 @@
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from pipeline_builders import SMALL, largest_difference, left_half, picture, pixels, run_program, script
 
 from ldm.cli.reports import spoken
+from ldm.device import peak_memory, reset_peak_memory
 from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.media.images import load_image, read_metadata
@@ -808,10 +811,29 @@ def test_a_dry_run_paints_nothing_and_tells_what_and_how_long(
     *lines, last = capsys.readouterr().out.splitlines()
     assert written() == before and len(lines) == 5
     assert all(re.fullmatch(r"out/\w__\w\.png: \d+x\d+, about \d+ s", line) for line in lines)
-    assert re.fullmatch(r"5 to paint, 1 there already, 0 would fail; about \d+ s in all", last)
+    assert re.fullmatch(r"5 to paint, 1 there already, 0 would fail; about \d+ s in all(, at most .*)?", last)
     assert "out/c__t.png: 32x40, " in "\n".join(lines)
     assert stylize("--dry-run --json") == 0
     assert [line["status"] for line in said(capsys)] == ["there"] + 5 * ["would be painted"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is taken anew")
+def test_a_dry_run_tells_the_memory_of_the_largest_pictures_painted_together(
+    stylize: Callable[..., int], painted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stylize("--dry-run --batch-size 2") == 0
+    assert re.search(r"about .* in all, at most about \d+\.\d GB of memory$", capsys.readouterr().out.strip())
+    assert painted[-1]["count"] == 2 and painted[-1]["settings"].steps == 1 and not written()
+    assert stylize("--dry-run --look fine --effort 2") == 0
+    assert painted[-1]["count"] == 1 and painted[-1]["settings"].effort < 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is taken anew")
+def test_peaks_of_memory_can_begin_anew() -> None:
+    cpu, taken = torch.device("cpu"), np.ones(2**25)  # 268 MB
+    high = peak_memory(cpu)
+    del taken
+    assert reset_peak_memory(cpu) and peak_memory(cpu) < high - 2e8
 
 
 def test_a_dry_run_tells_what_would_fail_and_goes_on(

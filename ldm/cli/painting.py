@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
 TRIAL_SIDE = 128  # of the picture that tells how long others will take
+FEW_STEPS = 0.05  # of the fine look's, in the picture that tells how much memory others will take
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,10 @@ class Painting:
         )
 
     def foretell(self, works: Sequence[Work]) -> int:
-        """What would be painted, and about how long that would take, by painting small pictures."""
+        """What would be painted, about how long that would take, by painting small pictures, and how
+        much memory, by painting the largest with few steps."""
         report, failures = self.report, dict[str, None]()
+        heaviest: tuple[int, Task, Style, Work] | None = None
         planned = sum(len(work.tasks) for work in works)
         asked, doable, total = 0, 0, 0.0
         for work in works:
@@ -192,10 +195,15 @@ class Painting:
                     continue
                 seconds = rate * self.painter_of(work.settings).work_at((width, height), work.settings)
                 doable, total = doable + 1, total + seconds
+                pixels = width * height * self._together(work)
+                if heaviest is None or pixels > heaviest[0]:
+                    heaviest = pixels, task, styles[task.style_name], work
                 report.result(task, "would be painted", seconds)
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
+        size = None if heaviest is None else self._bytes(*heaviest[1:])
+        memory = "" if size is None else f", at most about {size / 1e9:.1f} GB of memory"
         report.say(
-            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all"
+            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all{memory}"
         )
         for line in failures:
             report.warn(f"would fail: {line}")
@@ -232,6 +240,28 @@ class Painting:
         if key not in self._rates:
             self._rates[key] = self._measured(task, style, settings)
         return self._rates[key]
+
+    def _together(self, work: Work) -> int:
+        """How many pictures are painted at once, at most."""
+        return 1 if work.settings.has_brush else min(self.args.batch_size, len(work.tasks))
+
+    def _bytes(self, task: Task, style: Style, work: Work) -> int | None:
+        """The most memory that is taken, by painting as many pictures like a task's as go together,
+        in as few steps as can be; None where the system does not tell."""
+        import torch  # takes seconds, and by now it is there
+
+        from ldm.device import peak_memory, reset_peak_memory
+
+        settings, painter, together = work.settings, self.painter_of(work.settings), self._together(work)
+        device = self.pipeline.model.device if settings.paints else torch.device("cpu")
+        before = peak_memory(device)
+        if not reset_peak_memory(device):
+            return None
+        if settings.paints:
+            few = {"effort": FEW_STEPS} if settings.has_brush else {}
+            settings = settings.but(steps=1, face_detail=0.0, **few)
+        painter([read_content(task.content)] * together, style, settings=settings, batch_size=together)
+        return max(before, peak_memory(device))
 
     def _guidance(self, settings: Settings) -> tuple[bool, ...]:
         return tuple(settings.value(name) == 1 for name in ("content_scale", "style_scale"))

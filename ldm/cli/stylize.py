@@ -241,7 +241,7 @@ def _add_running(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="paint nothing; say what would be painted and, by painting a small picture in memory, about how long it would take",
+        help="paint nothing; say what would be painted and, by painting a small picture, and the largest in few steps, about how long it would take and how much memory",
     )
     parser.add_argument(
         "--keep-exif",
