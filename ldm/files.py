@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 
+MAX_NAME = 255  # bytes of a file's name, on nearly all systems
 PACKAGE = Path(__file__).resolve().parent
 # Where configs/, checkpoints/ and data/ lie: in the package where a wheel was installed, else
 # beside it, in the clone.
@@ -44,6 +45,21 @@ def check_folder(folder: Path, path: Path | None = None) -> None:
         raise UserError(f"{path}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in {there}")
+
+
+def short_enough(path: Path) -> Path:
+    """The path, each part that is too long a name for file systems shortened, with a hash that tells
+    it from others."""
+    return Path(*(part if len(os.fsencode(part)) <= MAX_NAME else _shortened(part) for part in path.parts))
+
+
+def _shortened(name: str) -> str:
+    encoded, suffix = os.fsencode(name), Path(name).suffix
+    suffix = suffix if len(os.fsencode(suffix)) <= 16 else ""
+    ending = f"-{hashlib.sha256(encoded).hexdigest()[:12]}{suffix}"
+    # characters of several bytes are not cut in two
+    kept = encoded[: MAX_NAME - len(os.fsencode(ending))].decode("utf-8", "ignore")
+    return kept + ending
 
 
 def file_hash(path: str | Path) -> str:

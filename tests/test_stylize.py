@@ -817,6 +817,23 @@ def test_a_dry_run_paints_nothing_and_tells_what_and_how_long(
     assert [line["status"] for line in said(capsys)] == ["there"] + 5 * ["would be painted"]
 
 
+def test_results_of_names_that_are_too_long_together_are_shortened_and_found_again(
+    stylize: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, other = "a" * 200, "ü" * 100
+    picture(40, 40, seed=8).save(folder / f"photos/{long}.png")
+    for name in (f"{long}1", f"{long}2", other):
+        picture(40, 40, seed=len(name)).save(folder / f"styles/{name}.png")
+    content = f"photos/{long}.png"
+    assert stylize(content=content) == 0
+    names = written()
+    assert len(names) == 5 and max(len(name.encode()) for name in names) <= 255 - len(".png")
+    assert sum(name.startswith(f"{long}__aaa") for name in names) == 2
+    capsys.readouterr()
+    assert stylize(content=content) == 0
+    assert "0 painted, 5 there already" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is taken anew")
 def test_a_dry_run_tells_the_memory_of_the_largest_pictures_painted_together(
     stylize: Callable[..., int], painted: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ldm.data.splits import find_files
 from ldm.errors import UserError, did_you_mean
-from ldm.files import file_hash
+from ldm.files import file_hash, short_enough
 from ldm.media.images import EXTENSIONS, at_most, check_output, exif_of, read_metadata, save_image
 from ldm.media.saved_styles import SUFFIX
 from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions, read_content, with_paintings
@@ -214,7 +214,8 @@ def task_of(content: tuple[str, Path], style: tuple[str, Style], output: str, se
     """A named content in a named style. output: as in `plan`. Raises UserError where the result
     cannot be written."""
     named = {**settings.values(), "content": content[0], "style": style[0]}
-    return Task(content[1], style[1], style[0], check_output(_filled(_as_template(output), named)))
+    result = short_enough(Path(_filled(_as_template(output), named)))
+    return Task(content[1], style[1], style[0], check_output(result))
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:
