@@ -9,8 +9,8 @@ from ldm.text import markdown_table
 PAGE = Path(__file__).with_name("settings.md")
 INTRODUCTION = """# Settings
 
-Every dial of painting: as an option of `artfusion stylize`, `interpolate` and `video`, or by its name in Python,
-`pipeline(photo, painting, style_scale=2.0)`. `artfusion grid` and `styles` take those that they do not vary themselves.
+Every dial of painting: as an option of `artfusion stylize` and `interpolate`, of `video` (but for `--face-detail`), or by its name in Python,
+`pipeline(photo, painting, style_scale=2.0)`. `artfusion grid` and `samples` take those that they do not vary themselves.
 These tables are made by `docs/settings_table.py`.
 
 """

@@ -529,7 +529,7 @@ def test_the_steadiness_suite_compares_each_frame_for_itself_with_ours_and_anoth
     options += ["--style", str(painting), "--size", "64", "--frames", "4"]
     for name, make in steadiness.CLIPS.items():  # the other program's results: the clips themselves
         frames = [Frame(picture, i, i, f"{i}.png") for i, picture in enumerate(make(4, 64))]
-        write_frames(tmp_path / name, frames, {})
+        write_frames(tmp_path / name, frames, lambda name: {})
         write_video(tmp_path / f"{name}.mp4", iter(frames), open_clip(tmp_path / name))
     assert program("steadiness", *options, "--save", f"{tmp_path}/saved", "--compare", f"{tmp_path}") == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]

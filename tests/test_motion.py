@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageFilter
 from pipeline_builders import (
     assert_refused,
+    largest_difference,
     mean_difference,
     picture,
     pixels,
@@ -21,7 +22,7 @@ from pipeline_builders import (
 from ldm.errors import UserError
 from ldm.evaluation.steadiness import warping_error
 from ldm.media.clips import Frame
-from ldm.media.flow import beyond_edges, carried, flow_between, unmatched
+from ldm.media.flow import beyond_edges, carried, entering, flow_between, unmatched
 from ldm.media.images import load_image
 from ldm.media.motion import DEFAULT_SMOOTH, SteadyPainter, change, link_between, linked, share_of
 from ldm.modules.losses.lpips import vgg16
@@ -187,6 +188,16 @@ def test_a_still_frame_is_the_one_before_and_costs_nothing() -> None:
         paint = Recorder()
         results = steadily([noisy(scene(1), i) for i in range(4)], paint, begins)
         assert results == [results[0]] * 4 and paint.calls == [{"count": 1}]
+
+
+def test_what_comes_in_at_an_edge_is_painted_anew_until_it_is_inside() -> None:
+    flow = np.zeros((20, 40, 2), np.float32)
+    flow[..., 0] = 4  # all moves to the left: in from the right
+    lately = entering(flow, 8, 1.0)
+    assert lately[:, :28].max() == 0 and lately[:, 36:].min() == 1
+    assert (np.diff(lately[0, 27:36]) > 0).all()
+    assert not entering(flow / 8, 8, 1.0).any()  # too slow to be sure of
+    assert not entering(-flow, 8, 1.0)[:, 12:].any() and entering(-flow, 8, 1.0)[:, :3].min() == 1
 
 
 def test_frames_are_sampled_in_batches() -> None:
@@ -410,7 +421,24 @@ def test_a_fast_clip_that_goes_on_is_the_same(run: Any) -> None:
     assert run("--output", "whole") == run("--output", "parts", "--frames", "3") == 0
     Path("parts/1.png").unlink()
     assert run("--output", "parts") == 0
-    assert results("parts") == results("whole") and len(results("whole")) == 6
+    assert len(results("whole")) == len(results("parts")) == 6
+    for one, other in zip(results("parts"), results("whole"), strict=True):
+        assert largest_difference(one, other) <= 8  # batches of other sizes, in bfloat16
+
+
+def test_other_frames_and_other_styles_are_noticed(run: Any, capsys: pytest.CaptureFixture) -> None:
+    def changed(name: str) -> list[int]:
+        before = [path.read_bytes() for path in sorted(Path("out").iterdir())]
+        assert run("--output", "out") == 0
+        after = [path.read_bytes() for path in sorted(Path("out").iterdir())]
+        return [i for i, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1]]
+
+    assert run("--output", "out") == 0
+    assert changed("nothing") == []
+    picture(72, 64, 9).save("frames/3.png")
+    assert changed("a frame, on which later ones depend")[0] == 3
+    picture(48, 40, 10).save("painting.png")
+    assert changed("the style") == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_bad_look_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline_builders import largest_difference, left_half, picture, pixels, run_program, script
 
 from ldm.errors import UserError
-from ldm.media.colours import is_grey
+from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.recolouring import recoloured
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -64,6 +64,17 @@ def test_pictures_of_one_colour_are_no_trouble(photo, painting) -> None:
     flat = [Image.new("RGB", (40, 40), one) if isinstance(one, str) else one for one in (photo, painting)]
     result = recoloured(flat[0], [(flat[1], 1.0)])
     assert np.abs(mean(result) - mean(flat[1])).max() < 6
+
+
+def test_what_is_not_to_be_seen_at_all_stays_as_it_is() -> None:
+    nothing = Image.new("RGBA", (20, 10), (10, 20, 30, 0))
+    assert recoloured(nothing, [(picture(20, 20), 1.0)]).tobytes() == nothing.tobytes()
+
+
+def test_a_picture_of_a_single_pixel_gives_its_colour() -> None:
+    one = Image.new("RGB", (1, 1), (200, 40, 40))
+    for result in (recoloured(picture(30, 20), [(one, 1.0)]), with_palette_of(picture(30, 20), one)):
+        assert abs(mean(result) - (200, 40, 40)).max() < 12
 
 
 def test_a_mix_has_colours_of_both_by_their_weights() -> None:

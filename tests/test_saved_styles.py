@@ -107,6 +107,7 @@ def test_styles_may_be_made_of_styles(saver: Program, capsys: pytest.CaptureFixt
         (["there.safetensors", "photo.png"], "is there already"),
         (["there.safetensors", "there.safetensors", "--overwrite"], "would be lost"),
         (["my.safetensors", "text.png"], "text.png: not a picture"),
+        (["my.safetensors", "nothing.png"], "nothing.png: all of it is transparent"),
         (["my.safetensors", "model.safetensors"], "is no saved style"),
     ],
 )
@@ -115,6 +116,7 @@ def test_what_cannot_be_saved_is_refused_and_nothing_written(
 ) -> None:
     save(SavedStyle([plain(1, 2, 3)], [1.0], ["a"]), Path("there.safetensors"))
     Path("text.png").write_text("no picture")
+    Image.new("RGBA", (40, 40)).save("nothing.png")
     save_tensors({"w": torch.zeros(2)}, "model.safetensors")
     before = everything_in(folder)
     assert_refused(saver(*given), capsys.readouterr(), problem)
@@ -200,6 +202,10 @@ def test_a_changed_style_is_painted_again(
         (["--style", "model.safetensors"], "is no saved style"),
         (["--style", "ukio-e"], "ukio-e: no such file or folder; did you mean ukiyo-e?"),
         (["--style", "klimt", "--style-region", "0,0,40,40"], "is a saved style"),
+        (["--style", "klimt", "--not-style", "turner", "--style-scale", "1.5"], "turner: is a saved style"),
+        (["--style", "klimt", "--palette-from", "turner"], "turner: is a saved style"),
+        (["--style", "klimt", "--palette-from", "nothing.png"], "all of it is transparent"),
+        (["--style", "klimt", "--keep", "square.png"], "square.png, for photo.png: a mask of 40x40"),
         (["--style-from", "none"], "none: no such file or folder"),
         (["--style-from", "empty"], "no pictures in it"),
         ([], "--style"),
@@ -210,9 +216,24 @@ def test_styles_that_cannot_be_are_refused_before_the_model_is_read(
 ) -> None:
     save_tensors({"w": torch.zeros(2)}, "model.safetensors")
     Path("empty").mkdir()
+    Image.new("RGBA", (40, 40)).save("nothing.png")
+    plain(0, 0, 0).save("square.png")
     code = painter("--content", "photo.png", *given, "--output", "out.png")
     assert_refused(code, capsys.readouterr(), problem)
     assert not Path("out.png").exists()
+
+
+def test_a_third_name_is_no_style(painter: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(painter("photo.png", "klimt", "turner"), capsys.readouterr(), "turner: is a style")
+
+
+def test_what_of_a_picture_is_transparent_stays_so(saver: Program, folder: Path) -> None:
+    half = picture(40, 40, seed=4).convert("RGBA")
+    half.paste((0, 0, 0, 0), (0, 0, 20, 40))
+    half.save("half.png")
+    assert saver("half.safetensors", "half.png") == 0
+    (kept,) = load_style("half.safetensors").pictures
+    assert kept.mode == "RGBA" and kept.getpixel((5, 5))[3] == 0 and kept.getpixel((30, 5))[3] == 255
 
 
 def test_a_manifest_names_saved_styles(saver: Program, painter: Program) -> None:
@@ -220,6 +241,9 @@ def test_a_manifest_names_saved_styles(saver: Program, painter: Program) -> None
     Path("table.csv").write_text("content,style\nphoto.png,my.safetensors\nphoto.png,vermeer\n")
     assert painter("--manifest", "table.csv", "--output", "out/") == 0
     assert {path.name for path in Path("out").iterdir()} == {"photo__my.png", "photo__vermeer.png"}
+    given = ["--content", "photo.png", "--style", "vermeer", "--output", "out/", "--keep", "photo.png"]
+    assert painter(*given, "--write-manifest", "again.csv", "--dry-run") == 0
+    assert ",vermeer," in Path("again.csv").read_text()
 
 
 def test_sheets_of_samples_take_them_and_show_their_first_picture(

@@ -72,7 +72,7 @@ def _style_file(folder: Path, name: str) -> Path:
 
 
 def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Path]) -> None:
-    """A table of this work, which `read_manifest` reads. Raises UserError for styles of several
+    """A table of this work, which `read_manifest` reads; styles of the library by name. Raises UserError for styles of several
     pictures, which have no place in it, and for a file that is one of the `inputs`."""
     tasks = [(work.settings, task) for work in works for task in work.tasks]
     for _, task in tasks:
@@ -83,7 +83,7 @@ def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Pat
     if path.suffix.lower() != ".csv":
         raise UserError(f"--write-manifest {path}: give a file name that ends with .csv")
     check_inputs_survive([path], inputs)
-    usual = Settings()
+    usual, ours = Settings(), {str(path): name for name, path in library().items()}
     given = [
         one.name
         for one in fields(Settings)
@@ -95,7 +95,8 @@ def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Pat
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
         for settings, task in tasks:
-            pictures = [os.path.abspath(str(each)) for each in (task.content, task.style, task.output)]
+            style = ours.get(str(task.style)) or os.path.abspath(str(task.style))
+            pictures = [os.path.abspath(task.content), style, os.path.abspath(task.output)]
             table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
 
 

@@ -98,6 +98,7 @@ class Painting:
         """A single picture is always painted, and whatever is wrong is an error; a stopped one is
         kept as far as it came."""
         args, report = self.args, self.report
+        self._result_size(task.content, settings)
         content = read_content(task.content)
         style = with_paintings(task.style, lambda picture: part_of(picture, args.style_region))
         PictureReader().style(style)
@@ -230,7 +231,10 @@ class Painting:
         check_scaled(given, settings.short_side)
         size = settings.shape or short_side_at(given, settings.short_side)
         for mask in masks_of(self.args):
-            check_mask(upright_size(mask), size)
+            try:
+                check_mask(upright_size(mask), size)
+            except UserError as error:
+                raise UserError(f"{mask}, for {path}: {error}") from error
         return size
 
     def _seconds_of_work(self, task: Task, style: Style, settings: Settings) -> float:

@@ -24,7 +24,7 @@ from ldm.errors import UserError
 from ldm.media.images import at_most
 from ldm.media.saved_styles import SIDE, SavedStyle, check_target, is_saved_style, load_style, save_style
 from ldm.pipeline.folders import check_inputs_survive, expand
-from ldm.pipeline.inputs import StyleMix, read_picture
+from ldm.pipeline.inputs import StyleMix, check_seen, read_content
 from ldm.pipeline.settings import MIN_SIDE
 from ldm.program import ArgumentParser, at_least
 
@@ -80,7 +80,7 @@ def style_of(path: Path, side: int) -> SavedStyle:
     """A saved style, or a picture as one."""
     if is_saved_style(path):
         return load_style(path)
-    return SavedStyle([at_most(read_picture(path), side)], [1.0], [path.name])
+    return SavedStyle([at_most(check_seen(read_content(path), str(path)), side)], [1.0], [path.name])
 
 
 def merged(parts: Sequence[SavedStyle], shares: Sequence[float], note: str) -> SavedStyle:

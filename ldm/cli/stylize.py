@@ -87,10 +87,15 @@ from ldm.pipeline.folders import (
 )
 from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.jobs import check_beside
+from ldm.pipeline.library import of_library, saved_style
 from ldm.pipeline.pairing import KINDS, Pairing
 from ldm.pipeline.parts import Part, part_of
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.program import ArgumentParser, at_least
+
+log = logging.getLogger(__name__)
+
+BESIDE = ("keep", "palette_from", "not_style", "style_region")  # options that tables have no columns for
 
 
 def parse_args() -> argparse.Namespace:
@@ -298,6 +303,10 @@ def _take_pictures(args: argparse.Namespace, parser: ArgumentParser) -> None:
             f"{' '.join(args.pictures)}: without options give a photo, a painting and, if you like, the result's file; else --content, --style and --output"
         )
     content, style, *result = args.pictures
+    if result and of_library(result[0]):
+        parser.error(
+            f"{result[0]}: is a style, and the third name is the result's file; mix styles by --style {style} {result[0]} --style-weights 1 1"
+        )
     args.content, args.style = [content], [style]
     piped = STREAM if STREAM in (content, style) else f"{Path(content).stem}__{Path(style).stem}.png"
     args.output = result[0] if result else args.output or piped
@@ -315,6 +324,10 @@ def main() -> int:
             if streams.names:
                 raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
             write_manifest(args.write_manifest, works, inputs_of(args, tasks))
+            left_out = [name for name in BESIDE if getattr(args, name) is not None]
+            if left_out:
+                options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)
+                log.warning("%s: has no place for %s; give it again", args.write_manifest, options)
         # This process's share, where torchrun started several.
         share = set(map(id, share_of(tasks)))
         works = [Work(one.settings, [task for task in one.tasks if id(task) in share]) for one in works]
@@ -394,6 +407,8 @@ def check_others(args: argparse.Namespace, works: Sequence[Work]) -> None:
     given, tasks = others_of(args), [task for work in works for task in work.tasks]
     read = PictureReader()
     for path in given:
+        if saved_style(path):
+            raise UserError(f"{path}: is a saved style, where a single picture is wanted")
         read(path)
     for work in works:
         check_beside(work.settings, args.palette_from, args.not_style)

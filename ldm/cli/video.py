@@ -17,7 +17,8 @@ on from them.
 """
 
 import argparse
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
 from ldm.errors import UserError
+from ldm.files import file_hash
 from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip
 from ldm.media.flow import opencv
 from ldm.media.images import load_image
@@ -35,8 +37,13 @@ from ldm.media.video import can_keep_sound, check_target, finished_frames, is_vi
 from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.inputs import read_style
+from ldm.pipeline.library import saved_style
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
+
+log = logging.getLogger(__name__)
+
+About = Callable[[str], dict[str, str]]  # the metadata of the frame of a name
 
 
 def parse_args() -> argparse.Namespace:
@@ -114,8 +121,8 @@ def main() -> None:
         opencv()
     target, style = check_target(args.output, args.content), read_style(args.style)
     clip = open_clip(args.content, args.fps)
-    about = {} if is_video(target) else description(args, settings)
-    there = finished_frames(target, about) if about else frozenset()
+    about: About = (lambda name: {}) if is_video(target) else description(args, settings, clip)
+    there = frozenset() if is_video(target) else finished_frames(target, names_of(target), about)
     frames = chosen_frames(clip, args, there)
     if frames is not None:
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
@@ -124,7 +131,14 @@ def main() -> None:
             frames = clip.frames(args.start, stop_of(args))
         results = painted_clip(frames, paint, settings, args.smooth, args.batch_size, known)
         write(target, clip, results, number_to_paint(clip, args, there), about)
+    else:
+        log.info("%d frames, all there already", len(there))
     print(target)
+
+
+def names_of(folder: Path) -> list[str]:
+    """Of the pictures that are in a folder of frames."""
+    return [file.name for file in folder.glob("[!.]*.png")]
 
 
 def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image | None:
@@ -132,12 +146,13 @@ def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image |
     return load_image(folder / name) if name in there else None
 
 
-def description(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
-    """A frame's metadata, which say how it was made. Raises UserError where there is no
-    checkpoint."""
+def description(args: argparse.Namespace, settings: Settings, clip: Clip) -> About:
+    """The metadata of the frame of a name, which say how it was made. Raises UserError where there
+    is no checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
-    about = names | provenance(args, settings, args.precision) | {"smooth": args.smooth}
-    return metadata_saying(about)
+    style = {"style_sha256": file_hash(saved_style(args.style) or args.style)}
+    about = names | style | provenance(args, settings, args.precision) | {"smooth": args.smooth}
+    return lambda name: metadata_saying({**about, "content_sha256": clip.hash_of(name)})
 
 
 def stop_of(args: argparse.Namespace) -> int | None:
@@ -161,7 +176,11 @@ def number_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str])
 
 
 def write(
-    target: Path, clip: Clip, frames: Iterator[Frame], count: int | None, about: dict[str, str]
+    target: Path,
+    clip: Clip,
+    frames: Iterator[Frame],
+    count: int | None,
+    about: About,
 ) -> None:
     sound = is_video(target) and can_keep_sound(clip, target)
     bar = tqdm(frames, "painting", count, unit="frame")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from ldm.errors import UserError
+from ldm.files import file_hash
 from ldm.media.images import EXTENSIONS, load_image, to_rgb
 
 if TYPE_CHECKING:
@@ -60,6 +63,9 @@ class Clip(Protocol):
         """The frames from number `start` until before `stop`, but for those of names in `skip`.
         Raises UserError."""
 
+    def hash_of(self, name: str) -> str:
+        """Of all in the clip that the frame of this name may depend on: it, and those before it."""
+
     def has_sound(self) -> bool:
         """Whether there is sound to keep."""
 
@@ -97,6 +103,18 @@ class FramesFolder:
             if self.name(number) not in skip:
                 yield Frame(load_image(self._files[number]), number, number, self.name(number))
 
+    def hash_of(self, name: str) -> str:
+        """As in Clip: of the files up to the frame's, so that more of them change nothing."""
+        return self._hashes.get(name, "")
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        so_far, hashes = sha256(), {}
+        for number, file in enumerate(self._files):
+            so_far.update(file_hash(file).encode())
+            hashes[self.name(number)] = so_far.hexdigest()[:12]
+        return hashes
+
     def has_sound(self) -> bool:
         """Pictures have none."""
         return False
@@ -128,6 +146,14 @@ class VideoFile:
     def name(self, number: int) -> str:
         """The number with six digits, as PNG."""
         return f"{number:06d}.png"
+
+    def hash_of(self, name: str) -> str:
+        """As in Clip: of the whole file."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        return file_hash(self.path)
 
     def frames(self, start: int = 0, stop: int | None = None, skip: Collection[str] = ()) -> Iterator[Frame]:
         """As in Clip; upright, with square pixels."""

@@ -48,7 +48,8 @@ def moments_of(
     colours: NDArray[np.float64], shares: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(mean (3,), covariance (3, 3)) of colours (n, 3) that count by their shares (n,)."""
-    return np.average(colours, axis=0, weights=shares), np.cov(colours, rowvar=False, aweights=shares)
+    mean = np.average(colours, axis=0, weights=shares)
+    return mean, np.cov(colours, rowvar=False, aweights=shares, ddof=0)  # of a single colour, 0
 
 
 def transport_between(covariance: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:

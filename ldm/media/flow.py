@@ -71,6 +71,17 @@ def beyond_edges(flow: Flow) -> Mask:
     return out
 
 
+def entering(flow: Flow, width: float, least: float) -> NDArray[np.float32]:
+    """(H, W) in [0, 1] how lately what moves away from an edge, by `least` pixels or more, has come
+    in there: 1 for what was out of sight before, falling to 0 at `width` pixels from that edge."""
+    places, size = _grid(flow) + flow, np.array(flow.shape[1::-1])
+    from_first = np.where(flow <= -least, places, np.inf)  # from the left and the top
+    from_last = np.where(flow >= least, size - 1 - places, np.inf)
+    distances = np.minimum(from_first, from_last).min(axis=-1)
+    lately: NDArray[np.float32] = np.clip(1 - distances / width, 0, 1).astype(np.float32)
+    return lately
+
+
 def at_motion_edges(flow: Flow) -> Mask:
     """(H, W) where the flow itself changes from pixel to pixel, and so cannot be sure (Sundaram et
     al. 2010)."""

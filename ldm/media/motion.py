@@ -15,13 +15,17 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.clips import Frame
-from ldm.media.flow import Flow, Mask, beyond_edges, carried, flow_between, unmatched
+from ldm.media.flow import Flow, Mask, beyond_edges, carried, entering, flow_between, unmatched
 
 DEFAULT_SMOOTH = 0.9
 # levels of 255: below the one a difference is noise of the camera or the file, above the other a
 # change
 STILL, MOVING = 8, 24
 SOFTNESS = 0.01  # radius of the blur, of the shorter side
+# Of the shorter side, from the edge where something comes in: there it is painted anew, less and less.
+# Paint sticks to the screen until it is carried, so the same stripe of it would be laid down in every
+# frame, a comb in a plain sky.
+ENTRANCE = 0.2
 CUT = 0.5  # share of the picture; where the past explains less than the rest, it is another scene
 # pixels: a shorter flow is none; where the camera stands still and so does what it sees, one up to
 # the other is noise, too
@@ -81,8 +85,11 @@ def link_between(now: Image.Image, seen: Image.Image, smooth: float) -> Link | N
     new = ImageChops.lighter(change(now, carried(seen, flow)), uncovered)
     if share_of(new) > CUT:
         return None
-    most = Image.fromarray(np.where(still, 255, round(255 * (1 - (1 - smooth) ** 2))).astype(np.uint8))
-    return Link(flow, ImageChops.multiply(ImageChops.invert(new), most))
+    most = np.where(
+        still, 1.0, (1 - (1 - smooth) ** 2) * (1 - entering(flow, ENTRANCE * min(now.size), DOUBTFUL))
+    )
+    stays = Image.fromarray(np.round(255 * most).astype(np.uint8))
+    return Link(flow, ImageChops.multiply(ImageChops.invert(new), stays))
 
 
 def _still(flow: Flow, hidden: Mask, unchanged: Mask) -> Mask:

@@ -50,6 +50,8 @@ def recoloured(
     the way there. What is transparent has no colours, and stays so."""
     wanted = [(_lab(colours), shares * weight / shares.sum()) for colours, shares, weight in _of(palettes)]
     colours, shares = sample_of(picture, side=_SIDE)
+    if not len(colours):  # nothing of it is to be seen
+        return picture
     own = _lab(colours), shares
     table = _table(own, (np.concatenate([c for c, _ in wanted]), np.concatenate([s for _, s in wanted])))
     result = picture.convert("RGB").filter(_blended(table, strength))

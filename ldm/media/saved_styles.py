@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.media.images import NamedBytes, at_most, load_image
+from ldm.media.images import NamedBytes, at_most, load_image, to_rgb
 
 SUFFIX = ".safetensors"
 SIDE = 640  # of the pictures kept, at most: the shorter one, in pixels
@@ -34,7 +34,7 @@ _QUALITY = 92
 
 @dataclass(frozen=True)
 class SavedStyle:
-    """pictures: RGB. weights: of each, from 0 on, of sum 1. names: of the pictures, as their note
+    """pictures: RGB, or RGBA where what is transparent does not count. weights: of each, from 0 on, of sum 1. names: of the pictures, as their note
     calls them. note: whose they are, and what may be done with them."""
 
     pictures: Sequence[Image.Image]
@@ -51,7 +51,7 @@ class SavedStyle:
             left, right = (THUMBNAIL_SIDE * edge // edges for edge in (place, place + 1))
             # Of an upright painting the upper part: heads are there.
             strip = ImageOps.fit(self.pictures[i], (right - left, THUMBNAIL_SIDE), centering=(0.5, 0.2))
-            square.paste(strip, (left, 0))
+            square.paste(to_rgb(strip), (left, 0))
         return square
 
 
@@ -139,9 +139,9 @@ def _is_weight(weight: object) -> bool:
 
 def _packed(picture: Image.Image) -> NDArray[np.uint8]:
     buffer = BytesIO()
-    picture.convert("RGB").save(buffer, "WEBP", quality=_QUALITY, method=6)
+    picture.save(buffer, "WEBP", quality=_QUALITY, method=6)
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 
 def _unpacked(path: str | Path, packed: NDArray[np.uint8]) -> Image.Image:
-    return load_image(NamedBytes(packed.tobytes(), str(path)))
+    return load_image(NamedBytes(packed.tobytes(), str(path)), keep_alpha=True)

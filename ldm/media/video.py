@@ -4,7 +4,7 @@ all."""
 import io
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -86,16 +86,19 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in FORMATS
 
 
-def write_frames(folder: Path, frames: Iterable[Frame], metadata: dict[str, str]) -> None:
-    """A PNG file for each frame, with these metadata, each of them whole. Raises UserError."""
+def write_frames(folder: Path, frames: Iterable[Frame], metadata: Callable[[str], dict[str, str]]) -> None:
+    """A PNG file for each frame, with the metadata of its name, each of them whole. Raises
+    UserError."""
     for frame in frames:
-        save_image(frame.picture, folder / frame.name, metadata)
+        save_image(frame.picture, folder / frame.name, metadata(frame.name))
 
 
-def finished_frames(folder: Path, metadata: dict[str, str]) -> frozenset[str]:
-    """The names of the frames in the folder that were painted with these metadata."""
-    files = folder.glob("[!.]*.png")
-    return frozenset(file.name for file in files if metadata.items() <= read_metadata(file).items())
+def finished_frames(
+    folder: Path, names: Iterable[str], metadata: Callable[[str], dict[str, str]]
+) -> frozenset[str]:
+    """Those of the names whose frames are in the folder, painted with the metadata of the name."""
+    there = (name for name in names if (folder / name).is_file())
+    return frozenset(name for name in there if metadata(name).items() <= read_metadata(folder / name).items())
 
 
 def write_video(path: Path, frames: Iterator[Frame], clip: Clip, sound: bool = False) -> None:

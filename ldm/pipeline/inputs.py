@@ -99,7 +99,7 @@ def one_with_paintings(style: OneStyle, changed: Callable[[Picture], Image.Image
 
 def read_style(style: OneStyle) -> OneStyle:
     """The style with all its pictures read. Raises UserError."""
-    return one_with_paintings(style, read_picture)
+    return one_with_paintings(style, read_content)
 
 
 def shown(style: Style) -> Image.Image:
@@ -170,15 +170,15 @@ class PictureReader:
         return self._once("style", picture, self._read_painting)
 
     def _read_painting(self, picture: Picture) -> Image.Image:
-        given = self.content(picture)
-        if given.getextrema()[-1] == (0, 0) and given.mode == "RGBA":
-            raise UserError(
-                f"{name_of(picture) or picture}: all of it is transparent, so there is no style to see"
-            )
+        given = self._seen(picture)
         # Shrunk at once, whatever is made of it later: so it makes no difference if a caller has
         # shrunk it already.
         painting = given if self.style_side is None else at_most(given, self.style_side)
-        return painting if self.palette is None else with_palette_of(painting, self(self.palette))
+        return painting if self.palette is None else with_palette_of(painting, self._seen(self.palette))
+
+    def _seen(self, picture: Picture) -> Image.Image:
+        """The picture as `content` gives it. Raises UserError where nothing of it is to be seen."""
+        return check_seen(self.content(picture), name_of(picture) or str(picture))
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
         key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))
@@ -206,6 +206,13 @@ class PictureReader:
             for each, share in zip(style.styles, style.shares(), strict=True)
             for picture, within in self._mixed(each)
         ]
+
+
+def check_seen(picture: Image.Image, name: str) -> Image.Image:
+    """The picture. Raises UserError where all of it is transparent."""
+    if picture.mode == "RGBA" and picture.getextrema()[-1] == (0, 0):
+        raise UserError(f"{name}: all of it is transparent, so there is no style to see")
+    return picture
 
 
 def read_content(picture: Picture) -> Image.Image:
