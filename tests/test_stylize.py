@@ -847,7 +847,9 @@ def test_a_dry_run_tells_the_memory_of_the_largest_pictures_painted_together(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is taken anew")
 def test_peaks_of_memory_can_begin_anew() -> None:
-    cpu, taken = torch.device("cpu"), np.ones(2**25)  # 268 MB
+    cpu = torch.device("cpu")
+    assert reset_peak_memory(cpu)
+    taken = np.ones(2**25)  # 268 MB
     high = peak_memory(cpu)
     del taken
     assert reset_peak_memory(cpu) and peak_memory(cpu) < high - 2e8

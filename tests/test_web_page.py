@@ -363,6 +363,7 @@ def test_settings_are_loaded_from_a_picture_made_here(visit: Visit, tmp_path: Pa
     path = visit.result(tmp_path)
     visit.open_anew()
     visit.unfold("More: two dials")
+    visit.page.wait_for_selector("#field_seed input")  # what is folded is not there yet
     visit.load(path)
     visit.page.wait_for_selector("#balance label.selected:has-text('Free')")
     visit.page.wait_for_function("() => document.querySelector('#field_seed input').value === '41'")
