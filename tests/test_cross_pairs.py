@@ -812,4 +812,5 @@ def test_validation_is_not_recorded(trained: Path) -> None:
     model._recorded = model.recorded(lambda run: pytest.fail("recorded"))
     for _ in range(3):
         with torch.no_grad():
-            model.eval().shared_step(batch(3))
+            assert not model.eval().shared_step(batch(3))[0].requires_grad
+    assert model._recorded._sizes is None  # none of them came there

@@ -122,7 +122,7 @@ def main() -> None:
     target, style = check_target(args.output, args.content), read_style(args.style)
     clip = open_clip(args.content, args.fps)
     about: About = (lambda name: {}) if is_video(target) else description(args, settings, clip)
-    there = frozenset() if is_video(target) else finished_frames(target, names_of(target), about)
+    there = frozenset() if is_video(target) else finished_frames(target, about)
     frames = chosen_frames(clip, args, there)
     if frames is not None:
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
@@ -134,11 +134,6 @@ def main() -> None:
     else:
         log.info("%d frames, all there already", len(there))
     print(target)
-
-
-def names_of(folder: Path) -> list[str]:
-    """Of the pictures that are in a folder of frames."""
-    return [file.name for file in folder.glob("[!.]*.png")]
 
 
 def known_frame(folder: Path, there: frozenset[str], name: str) -> Image.Image | None:

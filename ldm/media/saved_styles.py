@@ -34,8 +34,8 @@ _QUALITY = 92
 
 @dataclass(frozen=True)
 class SavedStyle:
-    """pictures: RGB, or RGBA where what is transparent does not count. weights: of each, from 0 on, of sum 1. names: of the pictures, as their note
-    calls them. note: whose they are, and what may be done with them."""
+    """pictures: RGB, or RGBA where what is transparent does not count. weights: of each, from 0 on,
+    of sum 1. names: of the pictures. note: whose they are, and what may be done with them."""
 
     pictures: Sequence[Image.Image]
     weights: Sequence[float]

@@ -93,12 +93,12 @@ def write_frames(folder: Path, frames: Iterable[Frame], metadata: Callable[[str]
         save_image(frame.picture, folder / frame.name, metadata(frame.name))
 
 
-def finished_frames(
-    folder: Path, names: Iterable[str], metadata: Callable[[str], dict[str, str]]
-) -> frozenset[str]:
-    """Those of the names whose frames are in the folder, painted with the metadata of the name."""
-    there = (name for name in names if (folder / name).is_file())
-    return frozenset(name for name in there if metadata(name).items() <= read_metadata(folder / name).items())
+def finished_frames(folder: Path, metadata: Callable[[str], dict[str, str]]) -> frozenset[str]:
+    """The names of the frames in the folder that were painted with the metadata of their name."""
+    files = folder.glob("[!.]*.png")
+    return frozenset(
+        file.name for file in files if metadata(file.name).items() <= read_metadata(file).items()
+    )
 
 
 def write_video(path: Path, frames: Iterator[Frame], clip: Clip, sound: bool = False) -> None:

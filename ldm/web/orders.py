@@ -119,7 +119,7 @@ def painting_of(path: str | Path, side: int) -> OneStyle:
     style = library().get(read_metadata(path).get(STYLE_KEY, ""))
     if style is None:
         return receive(path, side)
-    return StyleMix([one_with_paintings(style, lambda picture: at_most(read_picture(picture), side))])
+    return one_with_paintings(style, lambda picture: at_most(read_picture(picture), side))
 
 
 def style_of(chosen: Sequence[tuple[str, OneStyle, float, Image.Image | None]]) -> Style:

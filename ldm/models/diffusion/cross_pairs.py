@@ -7,7 +7,7 @@ and judged by VGG16 features, as feed-forward style transfer is trained (Johnson
 dropped at times: it keeps the two dials of guidance alive.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ldm.errors import ConfigError
 from ldm.models.diffusion.conditions import concatenate
 from ldm.models.diffusion.ddpm import channels_first, first_samples
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
+from ldm.models.diffusion.encoded import Encoded, Kept, flat, halved, unflat
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.recorded_step import Capture, RecordedStep
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
@@ -74,23 +75,6 @@ class Estimates:
             raise ConfigError(
                 f"CrossPairLDM: hops must be at least 1, got {self.hops}; later: 0 has none start later"
             )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Pictures (N, 3, H, W), and by name what the frozen networks make of them: (N, ...) each, the
-    scaled `latent` and the `style` statistics among them."""
-
-    pictures: Tensor
-    made: Mapping[str, Tensor]
-
-    def rows(self, which: Tensor) -> "Encoded":
-        """What was made of these pictures alone."""
-        return Encoded(self.pictures[which], {name: value[which] for name, value in self.made.items()})
-
-    def of(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """What has these names."""
-        return {name: self.made[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -196,12 +180,12 @@ class CrossPairLDM(DualCondLDM):
         photos, paintings = self.encoded(batch)
         if self._recorded is None or not torch.is_grad_enabled():
             return self.losses_of(photos, paintings)
-        return self._recorded(_flat(photos, paintings))
+        return self._recorded(flat(photos, paintings))
 
     def recorded(self, capture: Capture = cuda_graph) -> RecordedStep:
         """What records and replays this model's steps."""
         return RecordedStep(
-            lambda inputs: self.losses_of(*_unflat(inputs)), self.trained_parameters(), capture
+            lambda inputs: self.losses_of(*unflat(inputs)), self.trained_parameters(), capture
         )
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -278,7 +262,7 @@ class CrossPairLDM(DualCondLDM):
             photos - self.decode_first_stage(z).float() if self.detail else photos.new_zeros(len(photos), 1)
         )
         large = {"lost": lost, **self.loss.content_of(self.within(photos))}
-        return {"latent": z, "style": self.get_style_statistics(photos).float(), **_halved(large)}
+        return {"latent": z, "style": self.get_style_statistics(photos).float(), **halved(large)}
 
     @torch.no_grad()
     def of_paintings(self, paintings: Tensor, size: torch.Size) -> dict[str, Tensor]:
@@ -289,7 +273,7 @@ class CrossPairLDM(DualCondLDM):
         return {
             "latent": z,
             "style": self.get_style_statistics(paintings).float(),
-            **_halved(self.loss.style_of(paintings)),
+            **halved(self.loss.style_of(paintings)),
         }
 
     def judge(self, painted: Tensor, photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
@@ -408,58 +392,9 @@ class CrossPairLDM(DualCondLDM):
         return {"photos": photos, "paintings": paintings, "painted": painted}
 
 
-class Kept:
-    """What was computed of each row of a data set, in memory, on its device."""
-
-    def __init__(self) -> None:
-        self._rows: dict[int, dict[str, Tensor]] = {}
-
-    def __call__(
-        self, rows: Tensor | None, compute: Callable[[list[int]], dict[str, Tensor]], n: int
-    ) -> dict[str, Tensor]:
-        """What `compute` gives for all n samples of a batch: of those places whose `rows` (n,) are
-        new, the others as kept. Nothing is kept where rows are None."""
-        if rows is None:
-            return compute(list(range(n)))
-        keys = rows.tolist()
-        new = [place for place, key in enumerate(keys) if key not in self._rows]
-        if new:
-            # Views: all rows of what was computed are kept.
-            computed = {name: value.unbind() for name, value in compute(new).items()}
-            self._rows |= {
-                keys[place]: {name: values[i] for name, values in computed.items()}
-                for i, place in enumerate(new)
-            }
-        samples = [self._rows[key] for key in keys]
-        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
-def _flat(photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
-    """Both under names in one mapping."""
-    return {
-        f"{kind}.{name}": value
-        for kind, encoded in (("photos", photos), ("paintings", paintings))
-        for name, value in (("pictures", encoded.pictures), *encoded.made.items())
-    }
-
-
-def _unflat(tensors: Mapping[str, Tensor]) -> tuple[Encoded, Encoded]:
-    """(photos, paintings) again."""
-    photos, paintings = (
-        {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{kind}.")}
-        for kind in ("photos", "paintings")
-    )
-    return Encoded(photos.pop("pictures"), photos), Encoded(paintings.pop("pictures"), paintings)
-
-
 def _spread(n: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """(count,) places, evenly from all of n."""
     return (2 * torch.arange(count, device=device) + 1) * n // (2 * max(count, 1))
-
-
-def _halved(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In bfloat16, which is exact enough for targets and takes half the memory."""
-    return {name: value.bfloat16() for name, value in values.items()}
 
 
 def _single_pictures(photos: Encoded, paintings: Encoded) -> tuple[Tensor, Tensor]:

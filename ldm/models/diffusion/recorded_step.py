@@ -55,10 +55,8 @@ class RecordedStep:
         for weight in self.weights:
             weight.grad = None  # the graph's own memory takes its place
         device = next(iter(self._inputs.values())).device.type
-        if torch.is_autocast_enabled(device):
-            with torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False):
-                loss, values = self.losses(self._inputs)
-        else:
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype, enabled, cache_enabled=False):
             loss, values = self.losses(self._inputs)
         loss.backward()
         return loss.detach(), values, [weight.grad for weight in self.weights]
