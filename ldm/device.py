@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +13,7 @@ import torch
 
 from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
+from ldm.memory import main_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,23 +123,7 @@ def peak_memory(device: torch.device, children: bool = False) -> int:
     """
     if device.type == "cuda":
         return 0 if children else torch.cuda.max_memory_allocated(device)
-    if not children and (high := _high_water()):
-        return high
-    if sys.platform == "win32":
-        return 0
-    import resource  # not there on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _high_water() -> int:
-    """Linux's count of the most main memory, which can begin anew; 0 elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    return main_memory(children)
 
 
 @contextmanager

@@ -71,6 +71,11 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def bytes_hash(content: bytes) -> str:
+    """`file_hash` of a file with this content."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A new file beside `path` to write to. At the end it takes `path`'s place; if the body raises,

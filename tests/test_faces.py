@@ -250,7 +250,9 @@ def test_without_the_extra_one_line_names_it_before_weights_are_read(
     missing: str,
 ) -> None:
     monkeypatch.setattr("ldm.checks.find_spec", lambda name: None if name == missing else "there")
-    monkeypatch.setattr("ldm.cli.painting.load_pipeline", lambda args: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "ldm.pipeline.chosen.ModelChoice.load", lambda *given, **named: pytest.fail("weights were read")
+    )
     before = everything_in(tmp_path)
     code = run("--content", "photos", *options, "--output", "out")
     assert_refused(code, capsys.readouterr(), "mtcnn; install it with: pip install -e '.[faces]'")

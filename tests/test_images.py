@@ -459,22 +459,30 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("No space left on device"), ValueError("cannot hold it"), KeyboardInterrupt()]
-)
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_a_failing_save_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    (tmp_path / "a.png").write_bytes(b"the old picture")
+    write = Path.write_bytes
+    write(tmp_path / "a.png", b"the old picture")
 
-    def half(self: Image.Image, name: str, **options) -> None:
-        Path(name).write_bytes(b"half a pic")
+    def half(self: Path, content: bytes) -> None:
+        write(self, b"half a pic")
         raise error
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
         save_image(picture(8, 8), tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes() == b"the old picture" and os.listdir(tmp_path) == ["a.png"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.png": b"the old picture"}
+
+
+def test_what_a_format_cannot_hold_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Image.Image, file: object, **options: object) -> None:
+        raise ValueError("cannot hold it")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(UserError, match="a.png: could not be written .cannot hold it"):
+        save_image(picture(8, 8), tmp_path / "a.png")
 
 
 def test_a_folder_that_refuses_new_files_is_a_user_error(

@@ -12,12 +12,11 @@ import pytest
 from pipeline_builders import SMALL, largest_difference, picture, run_program, script
 
 from ldm.cli.manifest import read_manifest, write_manifest
-from ldm.cli.painting import Work
 from ldm.errors import UserError
 from ldm.media.images import load_image, read_metadata
-from ldm.pipeline.folders import plan
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.settings import DIALS, Settings
+from ldm.pipeline.tasks import Work, plan
 
 
 @pytest.fixture
@@ -166,7 +165,9 @@ def test_tables_that_cannot_be_are_refused_before_the_model_is_read(
     lines: list[str],
     problem: str,
 ) -> None:
-    monkeypatch.setattr("ldm.cli.painting.load_pipeline", lambda args: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "ldm.pipeline.chosen.ModelChoice.load", lambda *given, **named: pytest.fail("too late")
+    )
     assert stylize("--manifest", table(*lines)) == 2
     assert problem in capsys.readouterr().err and {*Path().iterdir()} == {Path("data")}
 

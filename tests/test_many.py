@@ -1,35 +1,20 @@
-"""ldm.pipeline.folders: which pictures are meant, what their results are called, which of them are done, and what happens to the rest."""
+"""ldm.pipeline.folders and tasks: which pictures are meant, what their results are called, which of them are done."""
 
-import gc
 import json
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from pipeline_builders import picture, pixels
+from pipeline_builders import picture
 
 from ldm.errors import UserError
-from ldm.media.images import load_image, read_metadata, save_image
-from ldm.pipeline.folders import (
-    METADATA_KEY,
-    ManyPainter,
-    Task,
-    check_inputs_survive,
-    describe,
-    distinct_names,
-    expand,
-    folder_of_results,
-    is_finished,
-    plan,
-    read_styles,
-    share_of,
-)
+from ldm.media.images import save_image
+from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.provenance import METADATA_KEY
 from ldm.pipeline.settings import Settings
+from ldm.pipeline.tasks import Task, check_inputs_survive, describe, folder_of_results, is_finished, plan
 
 VALUES = {"seed": 3, "content_scale": 1.0, "style_scale": 1.5}
 
@@ -299,50 +284,6 @@ def test_other_files_may_be_replaced(folder: Path) -> None:
     check_inputs_survive([Path("photos/b.png")], ["single.png", Path("photos/a.jpg")])
 
 
-# Shares
-
-
-def tasks_for(count: int) -> list[Task]:
-    return plan(
-        [Path(f"{i}.png") for i in range(count)], [("s", Path("single.png"))], "out", Settings(**VALUES)
-    )
-
-
-@pytest.mark.parametrize("count, world", [(7, 3), (2, 4), (0, 2), (5, 1)])
-def test_shares_are_disjoint_and_complete(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int, world: int
-) -> None:
-    tasks, shares = tasks_for(count), []
-    monkeypatch.setenv("WORLD_SIZE", str(world))
-    for rank in range(world):
-        monkeypatch.setenv("RANK", str(rank))
-        shares.append(share_of(tasks))
-    assert sorted(names([task.output for share in shares for task in share])) == sorted(
-        names([task.output for task in tasks])
-    )
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-def test_a_process_by_itself_does_everything(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert share_of(tasks_for(3)) == tasks_for(3)
-
-
-@pytest.mark.parametrize(
-    "rank, world", [("3", None), ("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many"), ("", "2")]
-)
-def test_a_rank_that_cannot_be_is_refused(
-    monkeypatch: pytest.MonkeyPatch, rank: str, world: str | None
-) -> None:
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world is not None:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UserError, match="RANK"):
-        share_of([])
-
-
 # What is done already
 
 
@@ -399,194 +340,3 @@ def test_a_description_says_what_a_picture_was_made_from(task: Task) -> None:
     told = json.loads(describe(task, VALUES))
     assert (told["content"], told["style"], told["seed"]) == ("single.png", "b", 3)
     assert len({told["content_sha256"], *told["style_sha256"]}) == 3
-
-
-# Reading styles
-
-
-def test_styles_are_read_once_and_no_larger_than_needed(folder: Path) -> None:
-    picture(90, 60).save("large.png")
-    tasks = plan(
-        [Path("a.png"), Path("b.png")],
-        [("large", Path("large.png")), ("small", Path("single.png"))],
-        "out",
-        Settings(**VALUES),
-    )
-    styles, problems = read_styles(tasks, 48)
-    assert {name: style.size for name, style in styles.items()} == {
-        "large": (72, 48),
-        "small": (40, 36),
-    } and not problems
-
-
-def test_a_style_that_cannot_be_read_is_a_problem_of_its_own(folder: Path) -> None:
-    styles = {
-        "s": "single.png",
-        "n": "photos/notes.txt",
-        "m": StyleMix(["single.png", "photos/notes.txt"]),
-        "r": StyleRegions(["single.png"], ["m"]),
-    }
-    ready, problems = read_styles(
-        [Task(Path("a.png"), style, name, Path("o.png")) for name, style in styles.items()], 32
-    )
-    assert list(ready) == ["s", "r"] and list(problems) == ["n", "m"]
-    assert all("notes.txt: not a picture" in line for line in problems.values())
-
-
-def test_a_narrow_style_is_not_blown_up_while_it_is_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Image.new("RGB", (4000, 2)).save("narrow.png")
-    monkeypatch.setattr(Image.Image, "resize", lambda *args: pytest.fail("resized"))
-    assert read_styles([Task(Path("a.png"), Path("narrow.png"), "n", Path("o.png"))], 256)[0]["n"].size == (
-        4000,
-        2,
-    )
-
-
-# Painting
-
-
-class Inverter:
-    """In the pipeline's place: inverts the contents, and fails where a picture is as wide as one in `bad`, or with more than `most`."""
-
-    def __init__(self, bad: Sequence[int] = (), most: int = 99):
-        self.bad, self.most, self.calls = bad, most, []
-
-    def __call__(
-        self, contents: list[Image.Image], styles: list[Any], batch_size: int, **options: Any
-    ) -> list[Image.Image]:
-        self.calls.append([content.width for content in contents])
-        if len(contents) > self.most or any(content.width in self.bad for content in contents):
-            raise UserError("not enough memory")
-        return [Image.fromarray(255 - np.asarray(content)) for content in contents]
-
-
-def painter_of(pipeline: Any, batch_size: int = 3) -> ManyPainter:
-    return ManyPainter(pipeline, {"s": "single.png"}, VALUES, batch_size)
-
-
-@pytest.fixture
-def tasks(folder: Path) -> list[Task]:
-    """Five tasks; the picture of number i is 40 + i pixels wide."""
-    for i in range(5):
-        picture(40 + i, 36, i).save(f"{i}.png")
-    return tasks_for(5)
-
-
-def assert_written(tasks: Sequence[Task], but: Sequence[int] = ()) -> None:
-    for i, task in enumerate(tasks):
-        assert task.output.exists() == (i not in but)
-        if i not in but:
-            assert np.array_equal(pixels(load_image(task.output)), 255 - pixels(load_image(task.content)))
-            assert read_metadata(task.output)[METADATA_KEY] == describe(task, VALUES)
-
-
-def test_tasks_are_painted_batch_by_batch(tasks: list[Task]) -> None:
-    pipeline = Inverter()
-    painter = painter_of(pipeline)
-    painter.paint(tasks)
-    assert pipeline.calls == [[40, 41, 42], [43, 44]] and not painter.failures
-    assert_written(tasks)
-
-
-def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    monkeypatch.setattr(
-        "ldm.pipeline.folders.read_content", lambda path: read.append(path) or load_image(path)
-    )
-    styles = {name: "single.png" for name in "stuv"}
-    painter = ManyPainter(Inverter(), styles, VALUES, 3)
-    painter.paint(plan([Path("0.png"), Path("1.png")], list(styles.items()), "out", Settings(**VALUES)))
-    assert names(read) == ["0.png", "1.png"]
-
-
-def test_one_unusable_picture_does_not_stop_its_batch(tasks: list[Task]) -> None:
-    painter = painter_of(pipeline := Inverter(bad=[41]))
-    painter.paint(tasks)
-    assert pipeline.calls == [[40, 41, 42], [40], [41], [42], [43, 44]]
-    assert painter.failures == ["out/1__s.png: not enough memory"]
-    assert_written(tasks, but=[1])
-
-
-def test_a_batch_that_is_too_large_is_painted_one_by_one(tasks: list[Task]) -> None:
-    painter = painter_of(Inverter(most=1))
-    painter.paint(tasks)
-    assert not painter.failures
-    assert_written(tasks)
-
-
-def test_a_failed_batchs_memory_is_free_when_its_pictures_are_tried_alone(tasks: list[Task]) -> None:
-    class Tensor:
-        pass
-
-    made, kept = [], []
-
-    def pipeline(contents: list[Image.Image], styles: list[Any], **options: Any) -> list[Image.Image]:
-        if len(contents) == 1:
-            kept.append(made[0]() is not None)
-            return contents
-        tensor = Tensor()
-        made.append(weakref.ref(tensor))
-        raise UserError("not enough memory")
-
-    gc.disable()  # what only the collector would free is not free in time
-    try:
-        painter_of(pipeline).paint(tasks[:3])
-    finally:
-        gc.enable()
-    assert kept == [False, False, False]
-
-
-def test_contents_that_cannot_be_read_are_reported_and_the_rest_painted(tasks: list[Task]) -> None:
-    Path("1.png").write_text("no picture")
-    Path("4.png").write_bytes(b"")
-    painter = painter_of(Inverter(), batch_size=2)
-    painter.paint(tasks)
-    assert painter.failures == ["1.png: not a picture that can be read", "4.png: the file is empty (0 bytes)"]
-    assert (painter.done, painter.failed) == (len(tasks) - 2, 2)
-    assert_written(tasks, but=[1, 4])
-
-
-def test_a_batch_with_no_readable_picture_is_passed_over(tasks: list[Task]) -> None:
-    for i in range(3):
-        Path(f"{i}.png").unlink()
-    painter = painter_of(pipeline := Inverter())
-    painter.paint(tasks)
-    assert len(painter.failures) == 3 and pipeline.calls == [[43, 44]]
-
-
-def test_a_result_that_cannot_be_written_is_reported_and_the_rest_painted(
-    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def save(image: Image.Image, path: Path, metadata: dict, exif: bytes | None) -> None:
-        if path.stem.startswith("2"):
-            raise UserError("No space left on device")
-        save_image(image, path, metadata)
-
-    monkeypatch.setattr("ldm.pipeline.folders.save_image", save)
-    painter = painter_of(Inverter())
-    painter.paint(tasks)
-    assert painter.failures == ["out/2__s.png: No space left on device"] and (
-        painter.done,
-        painter.failed,
-    ) == (len(tasks) - 1, 1)
-    assert_written(tasks, but=[2])
-
-
-def test_an_interrupted_run_leaves_whole_files_only(
-    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = Image.Image.save
-
-    def half(self: Image.Image, name: Path, **options: Any) -> None:
-        save(self, name, **options)
-        if self.width == 41:
-            Path(name).write_bytes(Path(name).read_bytes()[:100])
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(KeyboardInterrupt):
-        painter_of(Inverter()).paint(tasks)
-    assert [path.name for path in Path("out").iterdir()] == ["0__s.png"]
-    assert_written(tasks[:1])

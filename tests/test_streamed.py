@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from ldm.cli.train import main
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.data.order import Draw, SeededSamples, mixed_seed
-from ldm.data.streamed import StreamedHybridTrain, endless, expanded, pictures_in, shard_names, share
+from ldm.data.streamed import StreamedHybridTrain, endless, share
 from ldm.data.wikiart import HybridTrain
 from ldm.errors import ConfigError, UserError
+from ldm.media.shards import expanded, pictures_in, shard_names
 
 SHARDS, PER_SHARD = 4, 3
 

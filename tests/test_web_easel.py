@@ -14,9 +14,9 @@ from pipeline_builders import picture, picture_folder
 
 from ldm.errors import UserError
 from ldm.media.images import load_image, read_metadata
-from ldm.pipeline.folders import METADATA_KEY
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.provenance import METADATA_KEY
 from ldm.pipeline.settings import Settings
 from ldm.web.easel import SHEET_SCALES, Easel, Painted, small_one
 from ldm.web.orders import Order

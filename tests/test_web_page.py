@@ -25,7 +25,7 @@ from PIL import Image
 from pipeline_builders import ROOT, picture
 
 from ldm.media.images import read_metadata
-from ldm.pipeline.folders import METADATA_KEY
+from ldm.pipeline.provenance import METADATA_KEY
 from ldm.program import own_command, own_environment
 
 pytestmark = pytest.mark.slow

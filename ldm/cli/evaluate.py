@@ -63,8 +63,8 @@ from ldm.evaluation.plan import Plan
 from ldm.evaluation.sheet import Sheet
 from ldm.files import check_folder
 from ldm.media.images import check_output
-from ldm.pipeline.folders import check_inputs_survive
 from ldm.pipeline.settings import Settings
+from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser
 
 # the settings of a set of results; its size is that of all squares

@@ -19,8 +19,8 @@ from ldm.cli.options import (
 )
 from ldm.media.images import check_output, load_image, save_image
 from ldm.media.sheets import guidance_sheet, thumbnail
-from ldm.pipeline.folders import check_inputs_survive
 from ldm.pipeline.inputs import read_style, shown
+from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
 
 

@@ -15,8 +15,8 @@ from ldm.cli.options import add_model_options, add_settings_options, load_pipeli
 from ldm.errors import UserError
 from ldm.media.images import check_output, load_image, save_animation, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
-from ldm.pipeline.folders import check_inputs_survive
 from ldm.pipeline.inputs import OneStyle, StyleMix, read_style, shown
+from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
 
 

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli.options import dial_value
-from ldm.cli.painting import Work
 from ldm.errors import UserError, did_you_mean
 from ldm.files import check_folder, written_whole
 from ldm.media.images import check_output
-from ldm.pipeline.folders import (
+from ldm.pipeline.folders import distinct_names
+from ldm.pipeline.library import library
+from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
+from ldm.pipeline.tasks import (
     Task,
+    Work,
     check_inputs_survive,
     check_tasks,
     check_template,
-    distinct_names,
     folder_of_results,
     task_of,
 )
-from ldm.pipeline.library import library
-from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
 
 PICTURES = ("content", "style", "output")
 # File names may be of any bytes.

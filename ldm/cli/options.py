@@ -6,16 +6,12 @@ Nothing here imports torch before `load_pipeline`, so that a wrong option is ans
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm import __version__
 from ldm.checks import DEVICES, FACES, PRECISIONS
-from ldm.errors import UserError
-from ldm.files import file_hash, own_or
-from ldm.pipeline.bundled import resolve_checkpoint
+from ldm.pipeline.chosen import ModelChoice
+from ldm.pipeline.provenance import painted_with
 from ldm.pipeline.settings import DIALS, Choice, Dial, Flag, Interval, Number, Settings, Size
-from ldm.ranks import local_rank
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -118,19 +114,9 @@ def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> 
     return {**painted_with(settings, precision), **painted_by(args)}
 
 
-def painted_with(settings: Settings, precision: str) -> dict[str, Any]:
-    """What of that differs from result to result."""
-    return {**settings.values(), "steps": settings.number_of_steps, "precision": precision}
-
-
 def painted_by(args: argparse.Namespace) -> dict[str, Any]:
     """What of that is the model's. Reads the whole checkpoint. Raises UserError without one."""
-    checkpoint, _ = model_files(args)
-    return {
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": file_hash(checkpoint),
-        "version": __version__,
-    }
+    return model_of(args).description
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -166,36 +152,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def model_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """(checkpoint file, config file) of parsed model options. Raises UserError where there is
-    none."""
-    checkpoint, config = resolve_checkpoint(args.checkpoint, args.config)
-    if not checkpoint.is_file():
-        raise UserError(f"{checkpoint}: no such file")
-    if not own_or(config).is_file():
-        raise UserError(f"config {config}: no such file")
-    return checkpoint, config
+def model_of(args: argparse.Namespace) -> ModelChoice:
+    """The model of parsed options."""
+    return ModelChoice(
+        args.checkpoint, args.config, args.device, args.precision, tuple(args.allow_target), args.compile
+    )
 
 
 def load_pipeline(args: argparse.Namespace, settle_threads: bool = True) -> "StyleTransferPipeline":
-    """The pipeline of parsed model options, on a GPU of its own where torchrun started several
-    processes. Raises UserError.
-
-    settle_threads: on a CPU, see before each picture how many threads are fastest now, which is for
-    a process that does nothing else.
-    """
-    model_files(args)
-    import torch  # takes seconds
-
-    from ldm.device import use_free_threads
-    from ldm.pipeline.pipeline import StyleTransferPipeline
-
-    device, rank = args.device, local_rank()
-    if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-    pipeline = StyleTransferPipeline.from_pretrained(
-        args.checkpoint, args.config, device, args.precision, args.allow_target, args.compile
-    )
-    if settle_threads and pipeline.model.device.type == "cpu":
-        pipeline.before_each = use_free_threads
-    return pipeline
+    """The pipeline of parsed model options, see `ModelChoice.load`. Raises UserError."""
+    return model_of(args).load(settle_threads)

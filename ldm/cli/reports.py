@@ -3,14 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
+from tqdm import tqdm
+
 from ldm.errors import UserError
-from ldm.pipeline.folders import Task
+from ldm.pipeline.portions import Done, Outcome
 
 STREAM = "-"  # in place of a file: standard input or output
 
@@ -33,21 +37,89 @@ class Report:
         """What went wrong, on standard error."""
         _print(self.named(line), sys.stderr)
 
-    def result(self, task: Task, status: str, seconds: float = 0.0, error: str | None = None) -> None:
+    def result(self, outcome: Outcome) -> None:
         """A result that is over, or would be painted."""
         if self.as_json:
             said = {
-                "status": status,
-                "content": self.named(str(task.content)),
-                "style": task.style_name,
-                "output": self.named(str(task.output)),
-                "seconds": round(seconds, 2),
+                "status": outcome.status,
+                "content": self.named(outcome.content),
+                "style": outcome.style,
+                "output": self.named(outcome.output),
+                "seconds": round(outcome.seconds, 2),
             }
-            _print(json.dumps(said | ({"error": self.named(error)} if error else {})), sys.stdout)
+            error = {"error": self.named(outcome.problem)} if outcome.problem else {}
+            _print(json.dumps(said | error), sys.stdout)
 
     def named(self, line: str) -> str:
         """The line, with files called as they are to be."""
         return _renamed(line, self.names)
+
+
+class Tally:
+    """Counts how tasks end, with a progress bar, and tells the report of them.
+
+    planned: how many there are, None where nobody has counted. may_fail: the share of them that may
+    fail without an exit code that says so. stops: as soon as more have, the run ends.
+    """
+
+    def __init__(self, report: Report, planned: int | None, may_fail: float, stops: bool):
+        self.report, self.planned, self.may_fail, self.stops = report, planned, may_fail, stops
+        self.counts = Counter[str]()
+        self.failures = dict[str, None]()
+        self.memory = 0
+
+    def follow(self, told: Iterator[Done], tells_rates: bool) -> int:
+        """Follow a run to its end: its exit code. tells_rates: at the end, pictures per second and
+        memory, too."""
+        began = time.monotonic()
+        with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=self.report.quiet) as bar:
+            try:
+                for done in told:
+                    self._add(done, bar)
+                    if self.stops and self.planned and self._has_failed(self.planned):
+                        break
+            except KeyboardInterrupt:
+                bar.close()
+                left = "" if self.planned is None else f" of {self.planned - self.counts['there']}"
+                self.report.warn(
+                    f"stopped: {self.counts['painted']}{left} painted; the same command does the rest"
+                )
+                return 130
+            bar.leave = self.counts["painted"] + self.counts["failed"] > 0
+        seconds = time.monotonic() - began
+        rates = f"; {self._rate(seconds)}" if tells_rates and self.counts["painted"] else ""
+        self.report.say(self._counted() + rates)
+        for line in self.failures:
+            self.report.warn(f"failed: {line}")
+        if not self._has_failed(self.counts.total()):
+            return 0
+        if self.stops:
+            self.report.warn(f"stopped: more than {self.may_fail:.0%} of the pictures failed (--max-failed)")
+        return 1
+
+    def _add(self, done: Done, bar: "tqdm[Any]") -> None:
+        self.memory = max(self.memory, done.memory)
+        for outcome in done.outcomes:
+            self.counts[outcome.status] += 1
+            if outcome.problem is not None:
+                self.failures[outcome.line] = None  # once, however many styles it was to be painted in
+            self.report.result(outcome)
+            if outcome.status != "there":
+                bar.update()
+            elif bar.total is not None:
+                bar.total -= 1  # nothing to wait for
+        bar.refresh()
+
+    def _has_failed(self, of: int) -> bool:
+        return self.counts["failed"] > self.may_fail * of
+
+    def _counted(self) -> str:
+        counts = self.counts
+        return f"{counts['painted']} painted, {counts['there']} there already, {counts['failed']} failed"
+
+    def _rate(self, seconds: float) -> str:
+        each = self.counts["painted"] / seconds
+        return f"{each:.2g} pictures/s in {spoken(seconds)}, at most {self.memory / 1e9:.1f} GB for a worker"
 
 
 class Streams:

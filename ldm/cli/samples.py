@@ -11,8 +11,9 @@ import argparse
 from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
-from ldm.pipeline.folders import check_inputs_survive, expand
+from ldm.pipeline.folders import expand
 from ldm.pipeline.inputs import read_style, shown
+from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
 
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from ldm.errors import UserError
 from ldm.media.images import at_most
 from ldm.media.saved_styles import SIDE, SavedStyle, check_target, is_saved_style, load_style, save_style
-from ldm.pipeline.folders import check_inputs_survive, expand
+from ldm.pipeline.folders import expand
 from ldm.pipeline.inputs import StyleMix, check_seen, read_content
 from ldm.pipeline.settings import MIN_SIDE
+from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
 
 

@@ -62,35 +62,20 @@ the message; 130, stopped.
 
 import argparse
 import logging
-import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
-from ldm.checks import FACES, check_face_detector
-from ldm.cli.manifest import read_manifest, write_manifest
-from ldm.cli.options import add_model_options, add_settings_options, masks_of, settings_of
-from ldm.cli.painting import Painting, Work, picture_options
+from ldm.cli.asked import Asked
+from ldm.cli.manifest import write_manifest
+from ldm.cli.options import add_model_options, add_settings_options
+from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
+from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share
 from ldm.errors import UserError
-from ldm.media.saved_styles import is_saved_style
-from ldm.pipeline.folders import (
-    Task,
-    check_inputs_survive,
-    distinct_names,
-    expand,
-    files_of,
-    folder_of_results,
-    paintings_of,
-    plan,
-    share_of,
-)
-from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
-from ldm.pipeline.jobs import check_beside
-from ldm.pipeline.library import of_library, saved_style
-from ldm.pipeline.pairing import KINDS, Pairing
-from ldm.pipeline.parts import Part, part_of
-from ldm.pipeline.settings import MIN_SIDE, Settings
+from ldm.pipeline.library import of_library
+from ldm.pipeline.pairing import KINDS
+from ldm.pipeline.parts import Part
+from ldm.pipeline.settings import MIN_SIDE
 from ldm.program import ArgumentParser, at_least
 
 log = logging.getLogger(__name__)
@@ -103,6 +88,7 @@ def parse_args() -> argparse.Namespace:
     _add_pictures(parser)
     _add_styles(parser)
     _add_running(parser)
+    add_spreading_options(parser)
     add_settings_options(parser)
     add_model_options(parser)
     args = parser.parse_args()
@@ -316,116 +302,31 @@ def main() -> int:
     args = parse_args()
     if args.quiet:
         logging.getLogger().setLevel(logging.WARNING)
+    check_spreading(args)
     with Streams(args) as streams:
-        works = works_of(args, streams)
-        tasks = [task for work in works for task in work.tasks]
-        check_others(args, works)
+        if streams.names and (is_job(args) or args.pack):
+            raise UserError("a pipe (-) holds one picture, which one process paints into a file of its own")
+        asked = Asked.by(args, streams)
+        asked.check()
         if args.write_manifest is not None:
-            if streams.names:
-                raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
-            write_manifest(args.write_manifest, works, inputs_of(args, tasks))
-            left_out = [name for name in BESIDE if getattr(args, name) is not None]
-            if left_out:
-                options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)
-                log.warning("%s: has no place for %s; give it again", args.write_manifest, options)
-        # This process's share, where torchrun started several.
-        share = set(map(id, share_of(tasks)))
-        works = [Work(one.settings, [task for task in one.tasks if id(task) in share]) for one in works]
-        painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names))
-        if args.dry_run:
-            return painting.foretell(works)
-        if len(tasks) > 1:
-            return painting.many(works)
-        codes = [painting.one(task, work.settings) for work in works for task in work.tasks]
-        streams.write()
-        return max(codes, default=0)
+            _write_manifest(asked, streams)
+        painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names), asked.named)
+        if len(asked.tasks) == 1 and not (args.dry_run or args.pack or is_job(args)):
+            code = painting.one(asked.tasks[0], asked.works[0].settings)
+            streams.write()
+            return code
+        portions = own_share(asked.portions(), args)
+        return painting.foretell(portions) if args.dry_run else painting.many(portions)
 
 
-def inputs_of(args: argparse.Namespace, tasks: Sequence[Task]) -> list[str | Path]:
-    """All files that are read."""
-    given = [args.manifest, args.checkpoint, args.config]
-    pictures = [path for task in tasks for path in (task.content, *files_of(task.style))]
-    return [*others_of(args), *(path for path in given if path is not None), *pictures]
-
-
-def others_of(args: argparse.Namespace) -> list[str]:
-    """The pictures that are read besides photos and paintings."""
-    return [*masks_of(args), *picture_options(args).values()]
-
-
-def works_of(args: argparse.Namespace, streams: Streams) -> list[Work]:
-    """What is to be painted, by settings. Raises UserError."""
-    settings = settings_of(args)
-    if args.manifest is not None:
-        return read_manifest(args.manifest, settings, args.output)
-    contents, styles = expand(args.content, folder_of_results(args.output)), named_styles(args)
-    pairing = pairing_of(args, settings)
-    if streams.writes:
-        streams.check(len(list(pairing.pairs([(path.name, path) for path in contents], styles))))
-    return [Work(settings, plan(contents, styles, args.output, settings, pairing))]
-
-
-def pairing_of(args: argparse.Namespace, settings: Settings) -> Pairing:
-    """Raises UserError."""
-    pairing = Pairing(args.pair, args.per_content or 1, args.group_by, settings.each("seed", 1)[0])
-    pairing.check()
-    return pairing
-
-
-def named_styles(args: argparse.Namespace) -> list[tuple[str, Style]]:
-    """Every style with the name that its results get: single pictures, or all of them mixed or by
-    region."""
-    results = folder_of_results(args.output)
-    paths = expand(args.style, results, styles=True)
-    folders = [Path(folder) for folder in args.style_from or []]
-    styles: list[OneStyle] = [*paths, *(StyleMix(expand([str(folder)], results)) for folder in folders)]
-    if args.style_weights is not None and args.mask is not None:
-        raise UserError("--style-weights and --mask do not go together; give one of them")
-    named = [*paths, *map(whole_name, folders)]
-    together = "+".join(path.stem for path in named)
-    if args.style_weights is not None:
-        mix = StyleMix(styles, args.style_weights)
-        mix.shares()  # raises if they do not fit
-        return [(together, mix)]
-    if args.mask is not None:
-        regions = StyleRegions(styles, args.mask)
-        regions.check()
-        return [(together, regions)]
-    return list(zip(distinct_names(named), styles))
-
-
-def whole_name(folder: Path) -> Path:
-    """A folder's path, of which the last part is its name: that of `.` is that of where it is."""
-    return Path(os.path.abspath(folder))
-
-
-def check_others(args: argparse.Namespace, works: Sequence[Work]) -> None:
-    """Raises UserError, before the model is read, for a mask or palette that cannot be, or that a
-    result would replace."""
-    if args.keep == FACES:
-        check_face_detector()
-    given, tasks = others_of(args), [task for work in works for task in work.tasks]
-    read = PictureReader()
-    for path in given:
-        if saved_style(path):
-            raise UserError(f"{path}: is a saved style, where a single picture is wanted")
-        read(path)
-    for work in works:
-        check_beside(work.settings, args.palette_from, args.not_style)
-    saved = [path for task in tasks for path in files_of(task.style) if is_saved_style(path)]
-    if args.style_region is not None and saved:
-        raise UserError(f"--style-region is a part of a picture; {saved[0]} is a saved style")
-    check_inputs_survive([task.output for task in tasks], given)
-    if isinstance(args.style_region, str):
-        _check_region(args.style_region, tasks)
-
-
-def _check_region(mask: str, tasks: list[Task]) -> None:
-    """Raises UserError for a mask that is not of the one painting."""
-    paintings = {str(path): path for task in tasks for path in paintings_of(task.style)}
-    if len(paintings) > 1:
-        raise UserError(
-            f"--style-region {mask}: a mask is of one painting, and there are {len(paintings)}; give one of them, or four numbers"
-        )
-    for painting in paintings.values():
-        part_of(painting, mask)
+def _write_manifest(asked: Asked, streams: Streams) -> None:
+    args = asked.args
+    if streams.names:
+        raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
+    if asked.shards:
+        raise UserError("--write-manifest has no row for photos in tar shards")
+    write_manifest(args.write_manifest, asked.works, asked.inputs())
+    left_out = [name for name in BESIDE if getattr(args, name) is not None]
+    if left_out:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)
+        log.warning("%s: has no place for %s; give it again", args.write_manifest, options)

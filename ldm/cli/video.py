@@ -35,9 +35,9 @@ from ldm.media.images import load_image
 from ldm.media.motion import DEFAULT_SMOOTH
 from ldm.media.video import can_keep_sound, check_target, finished_frames, is_video, write_frames, write_video
 from ldm.pipeline.clip import painted_clip
-from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.inputs import read_style
 from ldm.pipeline.library import saved_style
+from ldm.pipeline.provenance import metadata_saying
 from ldm.pipeline.settings import Settings
 from ldm.program import ArgumentParser, at_least
 

@@ -24,7 +24,7 @@ from ldm.cli.options import (
     add_model_options,
     add_settings_options,
     load_pipeline,
-    model_files,
+    model_of,
     painted_by,
     painted_with,
     settings_of,
@@ -87,7 +87,7 @@ def main() -> None:
             file=sys.stderr,
         )
     # the page works in an empty folder
-    checkpoint, config = model_files(args)
+    checkpoint, config = model_of(args).files()
     args.checkpoint, args.config = str(checkpoint.absolute()), str(Path(config).absolute())
     model = cache(
         lambda: painted_by(args)

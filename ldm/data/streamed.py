@@ -10,14 +10,10 @@ asked for.
 import io
 import itertools
 import random
-import re
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -25,14 +21,13 @@ from ldm.checks import check_count, check_fractions
 from ldm.data.order import Draw, SeededSamples, mixed_seed
 from ldm.data.pictures import Crops
 from ldm.data.wikiart import HybridDraws
-from ldm.errors import ConfigError, UserError
+from ldm.errors import UserError
 from ldm.media.images import EXTENSIONS
+from ldm.media.shards import pictures_in, shard_names
 
 # Of a shuffle buffer, how many pictures are there before the first is picked: a run shall not wait
 # for all.
 FIRST_PICKED_FROM = 100
-# {000..099}, or {one,other}
-BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
 class StreamedHybridTrain(IterableDataset):
@@ -188,83 +183,6 @@ def _picked(waiting: list[tuple[str, bytes]], order: random.Random) -> tuple[str
     place = order.randrange(len(waiting))
     waiting[place], waiting[-1] = waiting[-1], waiting[place]
     return waiting.pop()
-
-
-def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each picture file in a shard, in its order. Raises UserError if it cannot
-    be read to its end."""
-    try:
-        # Not fsspec.open, which takes "::" in a name for several file systems in each other.
-        with (
-            fsspec.filesystem(_scheme(shard) or "file").open(shard) as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
-        ):
-            for member in tar:
-                content = tar.extractfile(member) if member.isfile() and _is_picture(member.name) else None
-                if content is not None:
-                    yield f"{shard}/{member.name}", content.read()
-    except Exception as error:  # every file system has its own
-        reason = str(error) or type(error).__name__
-        raise UserError(
-            f"{shard}: this shard cannot be read to its end; is it a tar file, and whole? ({reason})"
-        ) from error
-
-
-def shard_names(patterns: str | Sequence[str]) -> list[str]:
-    """All shards that brace patterns name. Raises ConfigError for a kind of url that is not read,
-    UserError for missing files."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    names = [name for pattern in patterns for name in expanded(pattern)]
-    for name in names:
-        _check_scheme(name)
-    missing = [name for name in names if not _scheme(name) and not Path(name).is_file()]
-    if missing or not names:
-        what = (
-            f"{missing[0]}: no such shard ({len(missing)} of {len(names)} are missing)"
-            if names
-            else "no shards are named"
-        )
-        raise UserError(
-            f"{what}; write names such as paintings-{{000..099}}.tar, in quotes on a command line"
-        )
-    return names
-
-
-def expanded(pattern: str) -> list[str]:
-    """The names that a pattern stands for: numbers of {000..099}, words of {one,other}, all
-    combinations of several."""
-    found = BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last, words = found.groups()
-    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    return [
-        pattern[: found.start()] + part + rest for part in parts for rest in expanded(pattern[found.end() :])
-    ]
-
-
-def _check_scheme(name: str) -> None:
-    """Raises ConfigError for urls that fsspec does not know, or whose package is missing."""
-    if name.startswith("pipe:"):
-        raise ConfigError(
-            f"{name}: pipe: urls run a command; name a file or a url such as https://, gs:// or s3://"
-        )
-    try:
-        if _scheme(name):
-            fsspec.get_filesystem_class(_scheme(name))
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{name}: shards of this kind cannot be read ({error})") from error
-
-
-def _scheme(shard: str) -> str:
-    """What stands before "://", or nothing for a path."""
-    return shard.partition("://")[0] if "://" in shard else ""
-
-
-def _is_picture(name: str) -> bool:
-    path = PurePosixPath(name)
-    # macOS's tar adds such files to every one
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith("._")
 
 
 def _worker_and_workers() -> tuple[int, int]:

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.exif import is_turned, kept_of, upright
+from ldm.media.places import Place, check_file, place_of, read_bytes, write_bytes
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
@@ -96,10 +97,7 @@ def load_square(path: str | Path, size: int) -> Image.Image:
 def _checked_name(source: Path | BinaryIO) -> str:
     """What errors call the file. Raises UserError where there is none, or nothing in it."""
     if isinstance(source, Path):
-        if not os.path.isfile(source):  # unlike Path's, false for a name that is too long
-            raise UserError(
-                f"{source}: {'is a folder, not a picture' if os.path.isdir(source) else 'no such file'}"
-            )
+        check_file(source)
         name, length = str(source), source.stat().st_size
     else:
         name, length = source.name, source.seek(0, os.SEEK_END)
@@ -197,11 +195,11 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return Image.alpha_composite(ground, image).convert("RGB"), image.getchannel("A")
 
 
-def exif_of(path: str | Path) -> bytes | None:
+def exif_of(source: str | Path | BinaryIO) -> bytes | None:
     """What may be kept of a picture file's EXIF data (camera, date, place ...) for a result of it;
     None for none. Raises UserError for what is no picture."""
-    with _opened(path) as image:
-        return kept_of(image, str(path))
+    with _opened(source) as image:
+        return kept_of(image, str(source) if isinstance(source, (str, Path)) else source.name)
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
@@ -241,7 +239,7 @@ def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
 
 def save_image(
     image: Image.Image,
-    path: str | Path,
+    path: str | Place,
     metadata: dict[str, str] | None = None,
     exif: bytes | None = None,
 ) -> None:
@@ -253,14 +251,18 @@ def save_image(
     """
     path = check_output(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(image, path, metadata, exif)
+        content = encoded(image, path.suffix, metadata, exif)
     except (OSError, ValueError) as error:  # Pillow has both for what a format cannot hold
         raise UserError(f"{path}: could not be written ({error})") from error
+    write_bytes(path, content)
 
 
-def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None, exif: bytes | None) -> None:
-    suffix = path.suffix.lower()
+def encoded(
+    image: Image.Image, suffix: str, metadata: Mapping[str, str] | None = None, exif: bytes | None = None
+) -> bytes:
+    """The bytes that `save_image` writes into a file with this suffix. Raises OSError or ValueError
+    for what the format cannot hold."""
+    suffix = suffix.lower()
     options: dict[str, Any] = {"quality": 95} if suffix in (".jpg", ".jpeg", ".webp", ".avif") else {}
     if exif and suffix in WITH_EXIF:
         options["exif"] = exif
@@ -270,14 +272,16 @@ def _write(image: Image.Image, path: Path, metadata: dict[str, str] | None, exif
         options["pnginfo"] = info = PngInfo()
         for key, value in metadata.items():
             info.add_text(key, value)
-    with written_whole(path) as aside:
-        image.save(aside, **options)
+    buffer = io.BytesIO()
+    image.save(buffer, format=Image.registered_extensions()[suffix], **options)
+    return buffer.getvalue()
 
 
 def save_animation(frames: Sequence[Image.Image], path: str | Path, duration: int) -> None:
     """Write a GIF that repeats for ever, each frame shown for `duration` milliseconds; whole or not
     at all. Raises UserError."""
-    path = check_output(path)
+    path = Path(path)
+    check_output(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as aside:
@@ -286,27 +290,29 @@ def save_animation(frames: Sequence[Image.Image], path: str | Path, duration: in
         raise UserError(f"{path}: could not be written ({error})") from error
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
+def read_metadata(path: str | Place) -> dict[str, str]:
     """The text stored in a PNG; empty for one that has none or cannot be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        given = path if isinstance(path, (str, Path)) else io.BytesIO(read_bytes(path))
+        with Image.open(given, formats=["PNG"]) as image:
             texts = image.info.items()
             return {str(key): value for key, value in texts if isinstance(value, str)}
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return {}
 
 
-def check_output(path: str | Path) -> Path:
+def check_output(path: str | Place) -> Place:
     """`path` if `save_image` can write there, else UserError; call it before long work. Nothing is
-    made yet."""
-    path = Path(path)
+    made yet, and nothing asked of other machines."""
+    path = place_of(path)
     Image.init()
     writable = {ext for ext, name in Image.EXTENSION.items() if name in Image.SAVE} & set(EXTENSIONS)
-    if os.path.isdir(path):
+    if isinstance(path, Path) and os.path.isdir(path):
         raise UserError(f"{path}: is a folder; give a file name such as {path / 'result.png'}")
     if path.suffix.lower() not in writable:
         raise UserError(f"{path}: unknown picture format {path.suffix!r}; use .png or .jpg")
-    check_folder(path.parent, path)
+    if isinstance(path, Path):
+        check_folder(path.parent, path)
     return path
 
 

@@ -14,12 +14,13 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.exif import upright
-from ldm.media.images import at_most, load_image, to_rgb
+from ldm.media.images import NamedBytes, at_most, load_image, to_rgb
+from ldm.media.places import Place, is_place, place_of, read_bytes
 from ldm.media.saved_styles import load_style
 from ldm.pipeline.library import saved_style
 from ldm.pipeline.settings import Range
 
-Picture = str | Path | Image.Image
+Picture = str | Place | Image.Image
 ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's
 
 
@@ -223,8 +224,10 @@ def read_content(picture: Picture) -> Image.Image:
 def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     """A picture as RGB, upright; one that was only opened is read from its file now. Raises
     UserError."""
-    if isinstance(picture, (str, Path)):
-        image = load_image(picture, keep_alpha=keep_alpha)
+    if isinstance(picture, str) or is_place(picture):
+        place = place_of(picture)
+        source = place if isinstance(place, Path) else NamedBytes(read_bytes(place), str(place))
+        image = load_image(source, keep_alpha=keep_alpha)
         vars(image)["filename"] = str(picture)  # as Pillow has it of a file that it has only opened
         return image
     if not isinstance(picture, Image.Image):

@@ -1,15 +1,14 @@
 """Which photo is painted in which styles, of many of both."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
-from pathlib import Path
 from typing import TypeVar
 
 from ldm.errors import UserError
+from ldm.media.places import Place, parts_of
 
 KINDS = ("all", "zip", "random")
 Named = TypeVar("Named")
@@ -40,8 +39,8 @@ class Pairing:
             raise UserError(f"--group-by {self.group_by}: no regular expression ({error})") from error
 
     def pairs(
-        self, contents: Sequence[tuple[str, Path]], styles: Sequence[tuple[str, Named]]
-    ) -> Iterator[tuple[tuple[str, Path], tuple[str, Named]]]:
+        self, contents: Sequence[tuple[str, Place]], styles: Sequence[tuple[str, Named]]
+    ) -> Iterator[tuple[tuple[str, Place], tuple[str, Named]]]:
         """Named contents with named styles. Raises UserError where they do not pair up."""
         if self.kind == "all":
             return product(contents, styles)
@@ -55,7 +54,7 @@ class Pairing:
             raise UserError(f"--per-content {self.per_content}: there are only {len(styles)} styles")
         return ((content, style) for content in contents for style in self._drawn(content[1], styles))
 
-    def _drawn(self, content: Path, styles: Sequence[tuple[str, Named]]) -> list[tuple[str, Named]]:
+    def _drawn(self, content: Place, styles: Sequence[tuple[str, Named]]) -> list[tuple[str, Named]]:
         """Those whose names come first once they are scrambled: by a hash that every process, machine
         and version has in common."""
         key = f"{self.seed}/{self._group(content)}/"
@@ -63,10 +62,10 @@ class Pairing:
             : self.per_content
         ]
 
-    def _group(self, content: Path) -> str:
+    def _group(self, content: Place) -> str:
         if self.group_by is None:
             return content.name
-        found = re.search(self.group_by, Path(os.path.abspath(content)).as_posix())
+        found = re.search(self.group_by, parts_of(content).as_posix())
         if found is None:
             raise UserError(f"--group-by {self.group_by}: finds nothing in {content}")
         return (found[1] if found.re.groups else None) or found[0]

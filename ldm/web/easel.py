@@ -19,8 +19,8 @@ from ldm.media.motion import DEFAULT_SMOOTH
 from ldm.media.sheets import guidance_sheet, thumbnail
 from ldm.media.video import can_keep_sound, write_video
 from ldm.pipeline.clip import painted_clip
-from ldm.pipeline.folders import metadata_saying
 from ldm.pipeline.inputs import shown
+from ldm.pipeline.provenance import metadata_saying
 from ldm.pipeline.settings import MIN_SIDE, Settings
 from ldm.web.orders import MAX_FILE_BYTES, STYLE_KEY, Order, check_settings, first, painting_of
 from ldm.web.studio import Report, Work

@@ -1,0 +1,318 @@
+"""Many pictures in portions, which any process can paint: finished ones skipped, broken ones told.
+
+What is made of a portion depends on it alone, so a run may be stopped, started again and spread over
+processes and machines at will.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.media.images import short_side_at, upright_size
+from ldm.media.packs import pack_at
+from ldm.media.places import Place, is_there, parts_of, place_of, read_bytes, write_bytes
+from ldm.media.shards import pictures_in
+from ldm.memory import main_memory
+from ldm.pipeline.batches import BatchOptions, BatchPainter, Painted, Ready, Row
+from ldm.pipeline.inputs import Style
+from ldm.pipeline.pairing import Pairing
+from ldm.pipeline.provenance import files_of, hash_of
+from ldm.pipeline.settings import Settings
+from ldm.pipeline.tasks import Task, Work, is_finished, task_of
+
+Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: painted, there (already) or failed, and then why. content, style and output
+    are names. is_unread: the trouble is with a file, which other tasks may have, too."""
+
+    content: str
+    style: str
+    output: str
+    status: str
+    seconds: float = 0.0
+    problem: str | None = None
+    is_unread: bool = False
+
+    @property
+    def line(self) -> str:
+        """What went wrong, and with what; the same for all tasks that have the same trouble."""
+        is_named = self.is_unread or self.output in str(self.problem)
+        return str(self.problem) if is_named else f"{self.output}: {self.problem}"
+
+
+def outcome_of(task: Task, status: str, seconds: float = 0.0, problem: str | None = None) -> Outcome:
+    """The outcome of a task."""
+    return Outcome(str(task.content), task.style_name, str(task.output), status, seconds, problem)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Tasks of the same settings. pack: the one file that takes all results, in place of a file for
+    each."""
+
+    settings: Settings
+    tasks: tuple[Task, ...]
+    pack: Place | None = None
+
+    def given(self) -> Iterator[Given]:
+        """The tasks with their photos' files; tasks of one photo that follow each other get the same
+        bytes."""
+        last: tuple[Place, bytes | UserError] | None = None
+        for task in self.tasks:
+            if last is None or last[0] != task.content:
+                last = task.content, _read(task.content)
+            yield task, last[1]
+
+    def made_of(self) -> list[Any]:
+        """What it is painted from, as far as can be seen without reading the photos."""
+        styles = {task.style_name: task.style for task in self.tasks}
+        hashes = {name: _hashes(style) for name, style in styles.items()}
+        return [[task.content.name, _size(task.content), hashes[task.style_name]] for task in self.tasks]
+
+    def pixels(self) -> int:
+        """How much there is to paint, about."""
+        return sum(_pixels(task.content, self.settings) for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class ShardPortion:
+    """The photos in a tar shard, in the styles that the pairing has for each, into a pack."""
+
+    settings: Settings
+    shard: Place
+    styles: tuple[tuple[str, Style], ...]
+    pairing: Pairing
+    pack: Place
+
+    def given(self) -> Iterator[Given]:
+        """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
+        for name, content in pictures_in(str(self.shard)):
+            photo = place_of(name)
+            inner = parts_of(photo).relative_to(parts_of(self.shard))
+            named = "-".join(inner.with_suffix("").parts), photo
+            for found, style in self.pairing.pairs([named], self.styles):
+                folder = str(self.pack.parent)
+                yield task_of(found, style, folder + "/{content}__{style}.png", self.settings), content
+
+    def made_of(self) -> list[Any]:
+        """See `Portion.made_of`."""
+        hashes = [[name, _hashes(style)] for name, style in self.styles]
+        return [self.shard.name, _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
+
+    def pixels(self) -> int:
+        """See `Portion.pixels`: of all shards the same."""
+        return 1
+
+
+AnyPortion = Portion | ShardPortion
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker tells of a portion. memory: the most it has taken so far, in bytes."""
+
+    outcomes: list[Outcome]
+    memory: int
+
+
+Engine = Callable[[Sequence[AnyPortion], Callable[[], "Worker"]], Iterator[Done]]
+
+
+class Worker:
+    """Paints portions and writes what comes of them.
+
+    overwrite: what is there already, too. whole: where some of a portion is there, paint that again
+    beside the rest, without writing it. Pictures painted together differ by a bit here and there from
+    pictures painted otherwise; so each is, to the last bit, as it had been without a stop.
+    """
+
+    def __init__(self, options: BatchOptions, overwrite: bool = False, whole: bool = False):
+        self.painter = BatchPainter(options)
+        self.overwrite, self.whole = overwrite, whole
+
+    def __call__(self, portion: AnyPortion) -> Done:
+        """Everything of a portion that is not done yet."""
+        outcomes = self._filed(portion) if portion.pack is None else self._packed(portion, portion.pack)
+        return Done(outcomes, main_memory())
+
+    def _filed(self, portion: Portion) -> list[Outcome]:
+        """Each result into a file of its own."""
+        about = self.painter.description(portion.settings)
+        there = {task.output for task in portion.tasks if not self.overwrite and is_finished(task, about)}
+        if len(there) == len(portion.tasks):
+            return [outcome_of(task, "there") for task in portion.tasks]
+        asked = [one for one in portion.given() if self.whole or one[0].output not in there]
+        told = {task.output: outcome_of(task, "there") for task in portion.tasks if task.output in there}
+        for batch in _batched(asked, self.painter.together(portion.settings)):
+            for task, painted in self._painted(batch, portion.settings, there):
+                if task.output not in there:
+                    told[task.output] = _written(task, painted)
+        return [told[task.output] for task in portion.tasks]
+
+    def _painted(
+        self, batch: Sequence[Given], settings: Settings, there: set[Place]
+    ) -> Iterator[tuple[Task, Painted]]:
+        """The tasks with what came of them; nothing is painted where all that can be is there."""
+        rows = [
+            Row(content, str(task.content), task.style_name, task.output.suffix)
+            for task, content in batch
+            if isinstance(content, bytes)
+        ]
+        read = iter(self.painter.read(rows, settings))
+        ready = [content if isinstance(content, UserError) else next(read) for _, content in batch]
+        open_ = any(
+            isinstance(one, Ready) and task.output not in there for (task, _), one in zip(batch, ready)
+        )
+        painted = iter(
+            self.painter.paint([one for one in ready if isinstance(one, Ready)], settings) if open_ else ()
+        )
+        for (task, _), one in zip(batch, ready):
+            if isinstance(one, UserError):
+                yield task, Painted(None, None, str(one), 0.0, is_unread=True)
+            elif open_:
+                yield task, next(painted)
+
+    def _packed(self, portion: AnyPortion, pack: Place) -> list[Outcome]:
+        """All results into one file; the index beside it, written last, says that it is whole and
+        what is in it."""
+        index = pack.with_suffix(".json")
+        try:
+            about = {"with": self.painter.description(portion.settings), "from": portion.made_of()}
+            known = None if self.overwrite or not is_there(pack) else _read_index(index)
+            if known is not None and known["made"] == json.loads(json.dumps(about)):
+                return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
+            outcomes = self._into(pack, portion)
+            rows = [_row(one) for one in outcomes]
+            write_bytes(index, json.dumps({"made": about, "rows": rows}, sort_keys=True).encode())
+            return outcomes
+        except (UserError, OSError) as error:
+            return [Outcome(str(pack), "", str(pack), "failed", 0.0, str(error))]
+
+    def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
+        outcomes = []
+        with pack_at(pack) as file:
+            for batch in _batched(portion.given(), self.painter.together(portion.settings)):
+                for task, painted in self._painted(batch, portion.settings, set()):
+                    if painted.picture is not None:
+                        said = {"output": task.output.name, "metadata": str(painted.metadata)}
+                        file.add(
+                            painted.picture,
+                            said | {"content": str(task.content), "style": task.style_name},
+                        )
+                    outcomes.append(_ended(task, painted))
+        return outcomes
+
+
+def _batched(given: Iterable[Given], size: int) -> Iterator[list[Given]]:
+    given = iter(given)
+    while batch := list(islice(given, size)):
+        yield batch
+
+
+def _written(task: Task, painted: Painted) -> Outcome:
+    if painted.picture is not None:
+        try:
+            write_bytes(task.output, painted.picture)
+        except UserError as error:
+            return outcome_of(task, "failed", painted.seconds, str(error))
+    return _ended(task, painted)
+
+
+def _ended(task: Task, painted: Painted) -> Outcome:
+    status = "painted" if painted.problem is None else "failed"
+    told = outcome_of(task, status, painted.seconds, painted.problem)
+    return replace(told, is_unread=painted.is_unread)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    """Of an index: what is the same whenever it is painted."""
+    row = {"content": outcome.content, "style": outcome.style, "output": outcome.output}
+    if outcome.problem is None:
+        return row
+    return row | {"status": "failed", "problem": outcome.problem, "is_unread": outcome.is_unread}
+
+
+def _read_index(index: Place) -> dict[str, Any] | None:
+    """None for what is none."""
+    try:
+        known = json.loads(read_bytes(index))
+    except ValueError:  # as UserErrors are
+        return None
+    return known if isinstance(known, dict) and {"made", "rows"} <= known.keys() else None
+
+
+def _read(place: Place) -> bytes | UserError:
+    try:
+        return read_bytes(place)
+    except UserError as error:
+        return error
+
+
+def _hashes(style: Style) -> list[str]:
+    return [hash_of(place_of(path)) for path in files_of(style)]
+
+
+def _size(place: Place, elsewhere: bool = False) -> int | None:
+    """Bytes of a file; None for one that is not there, or where asking would take a while."""
+    if not (elsewhere or isinstance(place, Path)):
+        return None
+    try:
+        return int(place.stat().st_size)
+    except OSError:
+        return None
+
+
+def _pixels(content: Place, settings: Settings) -> int:
+    """Of the result, by the head of a photo on this machine; as of a square one elsewhere. Of what
+    cannot be read, none."""
+    if settings.shape is not None or not isinstance(content, Path):
+        width, height = settings.shape or (settings.short_side, settings.short_side)
+        return width * height
+    try:
+        width, height = short_side_at(upright_size(content), settings.short_side)
+    except UserError:
+        return 0
+    return width * height
+
+
+def portions_of(
+    works: Sequence[Work], batch_size: int, shares: int = 1, pack: tuple[Place, str, int] | None = None
+) -> list[AnyPortion]:
+    """All tasks in portions of as many as are painted together, or fewer where there are not as many
+    for each share; or, for a pack, in parts: (folder, kind, rows in each)."""
+    portions: list[AnyPortion] = []
+    for work in works:
+        most = 1 if work.settings.has_brush else min(batch_size, -(-len(work.tasks) // shares) or 1)
+        size = pack[2] if pack else most
+        for start in range(0, len(work.tasks), size):
+            place = pack and pack[0] / f"part-{len(portions):05}.{pack[1]}"
+            portions.append(Portion(work.settings, tuple(work.tasks[start : start + size]), place))
+    return portions
+
+
+def share(portions: Sequence[AnyPortion], number: int, of: int) -> list[AnyPortion]:
+    """The share `number`, from 0 on, of so many: neighbours, of about as many pixels as the others'.
+    All processes that see the same files agree on it."""
+    if of == 1:
+        return list(portions)
+    pixels = [portion.pixels() for portion in portions]
+    total = sum(pixels) or 1
+    middles = [end - here / 2 for end, here in zip(accumulate(pixels), pixels)]
+    return [
+        portion
+        for portion, middle in zip(portions, middles)
+        if min(int(of * middle / total), of - 1) == number
+    ]
+
+
+def in_this_process(portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
+    """The engine that there is everywhere."""
+    if portions:
+        yield from map(make(), portions)

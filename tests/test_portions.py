@@ -1,0 +1,484 @@
+"""ldm.pipeline.portions and batches: pictures painted in portions, by any process, whatever happens to some of them."""
+
+import gc
+import json
+import pickle
+import tarfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pipeline_builders import picture, pixels
+
+from ldm.errors import UserError
+from ldm.media.images import load_image, read_metadata, save_image
+from ldm.pipeline.batches import BatchOptions, BatchPainter
+from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
+from ldm.pipeline.pairing import Pairing
+from ldm.pipeline.portions import (
+    AnyPortion,
+    Outcome,
+    Portion,
+    ShardPortion,
+    Worker,
+    in_this_process,
+    portions_of,
+    share,
+)
+from ldm.pipeline.provenance import METADATA_KEY
+from ldm.pipeline.settings import Settings
+from ldm.pipeline.tasks import Task, Work, describe, plan
+
+PALETTE = Settings(look="palette", size=32)  # the look that needs no model
+
+
+class Inverter:
+    """In the pipeline's place: inverts the contents, and fails where a picture is as wide as one in `bad`, or with more than `most`."""
+
+    def __init__(self, bad: Sequence[int] = (), most: int = 99):
+        self.bad, self.most, self.calls = bad, most, []
+
+    def __call__(self, contents: list[Image.Image], styles: list[Any], **options: Any) -> list[Image.Image]:
+        self.calls.append([content.width for content in contents])
+        if len(contents) > self.most or any(content.width in self.bad for content in contents):
+            raise UserError("not enough memory")
+        return [Image.fromarray(255 - np.asarray(content)) for content in contents]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """Five tasks; the picture of number i is 40 + i pixels wide."""
+    monkeypatch.chdir(tmp_path)
+    picture(40, 36, 9).save("s.png")
+    for i in range(5):
+        picture(40 + i, 36, i).save(f"{i}.png")
+    return tasks_for(5)
+
+
+def tasks_for(count: int, styles: Sequence[str] = ("s",), output: str = "out") -> list[Task]:
+    named = [(name, Path("s.png")) for name in styles]
+    return plan([Path(f"{i}.png") for i in range(count)], named, output, PALETTE)
+
+
+def worker(
+    paint: Any = None, batch_size: int = 3, styles: dict[str, Style] | None = None, **how: Any
+) -> Worker:
+    """One that paints with `paint`, or for real."""
+    styles = styles or dict.fromkeys("stuv", Path("s.png"))
+    made = Worker(BatchOptions(styles, PALETTE, batch_size=batch_size), **how)
+    if paint is not None:
+        made.painter.painter_of = lambda settings: paint
+    return made
+
+
+def run(tasks: Sequence[Task], made: Worker, batch_size: int = 3, **pack: Any) -> list[Outcome]:
+    portions = portions_of([Work(PALETTE, tasks)], batch_size, **pack)
+    return [one for done in in_this_process(portions, lambda: made) for one in done.outcomes]
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    return [one.line for one in outcomes if one.status == "failed"]
+
+
+def assert_written(tasks: Sequence[Task], but: Sequence[int] = ()) -> None:
+    about = worker().painter.description(PALETTE)
+    for i, task in enumerate(tasks):
+        assert task.output.exists() == (i not in but)
+        if i not in but:
+            assert np.array_equal(pixels(load_image(task.output)), 255 - pixels(load_image(task.content)))
+            assert read_metadata(task.output)[METADATA_KEY] == describe(task, about)
+
+
+# Painting
+
+
+def test_tasks_are_painted_batch_by_batch(tasks: list[Task]) -> None:
+    paint = Inverter()
+    told = run(tasks, worker(paint))
+    assert paint.calls == [[40, 41, 42], [43, 44]] and {one.status for one in told} == {"painted"}
+    assert_written(tasks)
+
+
+def test_what_is_there_is_not_painted_again(tasks: list[Task]) -> None:
+    run(tasks, worker(Inverter()))
+    tasks[1].output.unlink()
+    told = run(tasks, worker(paint := Inverter()))
+    assert paint.calls == [[41]] and [one.status for one in told] == ["there", "painted", *["there"] * 3]
+
+
+def test_with_overwrite_it_is(tasks: list[Task]) -> None:
+    run(tasks, worker(Inverter()))
+    assert {one.status for one in run(tasks, worker(Inverter(), overwrite=True))} == {"painted"}
+
+
+def test_a_whole_portion_is_painted_for_a_missing_one_which_alone_is_written(tasks: list[Task]) -> None:
+    run(tasks, worker(Inverter(), whole=True))
+    tasks[1].output.unlink()
+    times = [task.output.stat().st_mtime_ns for task in tasks if task.output.exists()]
+    run(tasks, worker(paint := Inverter(), whole=True))
+    assert paint.calls == [[40, 41, 42]] and tasks[1].output.exists()
+    assert [task.output.stat().st_mtime_ns for task in tasks if task is not tasks[1]] == times
+
+
+def test_a_portion_whose_missing_ones_cannot_be_read_is_not_painted(tasks: list[Task]) -> None:
+    Path("1.png").write_text("no picture")
+    for calls in ([[40, 42], [43, 44]], []):
+        told = run(tasks, worker(paint := Inverter(), whole=True))
+        assert paint.calls == calls and failures(told) == ["1.png: not a picture that can be read"]
+
+
+def test_a_content_in_several_styles_is_read_once(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(
+        "ldm.pipeline.batches.load_image",
+        lambda file, **options: read.append(file.name) or load_image(file, **options),
+    )
+    run(tasks_for(2, "stuv"), worker(Inverter(), batch_size=4), batch_size=4)
+    assert read == ["0.png", "1.png"]
+
+
+def test_one_unusable_picture_does_not_stop_its_batch(tasks: list[Task]) -> None:
+    told = run(tasks, worker(paint := Inverter(bad=[41])))
+    assert paint.calls == [[40, 41, 42], [40], [41], [42], [43, 44]]
+    assert failures(told) == ["out/1__s.png: not enough memory"]
+    assert_written(tasks, but=[1])
+
+
+def test_a_batch_that_is_too_large_is_painted_one_by_one(tasks: list[Task]) -> None:
+    assert not failures(run(tasks, worker(Inverter(most=1))))
+    assert_written(tasks)
+
+
+def test_a_failed_batchs_memory_is_free_when_its_pictures_are_tried_alone(tasks: list[Task]) -> None:
+    class Tensor:
+        pass
+
+    made, kept = [], []
+
+    def paint(contents: list[Image.Image], styles: list[Any], **options: Any) -> list[Image.Image]:
+        if len(contents) == 1:
+            kept.append(made[0]() is not None)
+            return contents
+        tensor = Tensor()
+        made.append(weakref.ref(tensor))
+        raise UserError("not enough memory")
+
+    gc.disable()  # what only the collector would free is not free in time
+    try:
+        run(tasks[:3], worker(paint))
+    finally:
+        gc.enable()
+    assert kept == [False, False, False]
+
+
+def test_contents_that_cannot_be_read_are_told_and_the_rest_painted(tasks: list[Task]) -> None:
+    Path("1.png").write_text("no picture")
+    Path("3.png").unlink()
+    Path("4.png").write_bytes(b"")
+    told = run(tasks, worker(Inverter(), batch_size=2), batch_size=2)
+    assert failures(told) == [
+        "1.png: not a picture that can be read",
+        "3.png: no such file",
+        "4.png: the file is empty (0 bytes)",
+    ]
+    assert_written(tasks, but=[1, 3, 4])
+
+
+def test_trouble_with_a_file_is_the_same_line_for_all_tasks_that_have_it(tasks: list[Task]) -> None:
+    Path("0.png").write_text("no picture")
+    told = run(tasks_for(2, "st"), worker(Inverter()))
+    assert failures(told) == ["0.png: not a picture that can be read"] * 2
+
+
+def test_a_result_that_cannot_be_written_is_told_and_the_rest_painted(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        if path.stem.startswith("2"):
+            raise UserError("No space left on device")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+    monkeypatch.setattr("ldm.pipeline.portions.write_bytes", full)
+    assert failures(run(tasks, worker(Inverter()))) == ["out/2__s.png: No space left on device"]
+    assert_written(tasks, but=[2])
+
+
+def test_an_interrupted_run_leaves_whole_files_only(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def half(self: Path, content: bytes) -> int:
+        if self.name.startswith(".1"):
+            write(self, content[:100])
+            raise KeyboardInterrupt
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(KeyboardInterrupt):
+        run(tasks, worker(Inverter()))
+    assert [path.name for path in Path("out").iterdir()] == ["0__s.png"]
+    assert_written(tasks[:1])
+
+
+# Styles
+
+
+def test_styles_are_read_once_and_no_larger_than_needed(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(900, 600).save("large.png")
+    painter = worker(styles={"large": Path("large.png"), "small": Path("s.png")}).painter
+    sizes = {name: painter.style(name, PALETTE).size for name in ("large", "small")}
+    assert sizes == {"large": (384, 256), "small": (40, 36)}
+    assert painter.style("large", PALETTE) is painter.style("large", PALETTE)
+
+
+def test_a_style_that_cannot_be_read_is_a_problem_of_its_own(tasks: list[Task]) -> None:
+    Path("n.txt").write_text("no picture")
+    styles = {
+        "n": "n.txt",
+        "m": StyleMix(["s.png", "n.txt"]),
+        "r": StyleRegions(["s.png"], ["m"]),
+        "s": "s.png",
+    }
+    painter = worker(styles=styles).painter
+    bad = [name for name in styles if isinstance(painter.style(name, PALETTE), UserError)]
+    assert bad == ["n", "m"] and "n.txt: not a picture" in str(painter.style("m", PALETTE))
+
+
+def test_a_narrow_style_is_not_blown_up_while_it_is_read(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (4000, 2)).save("narrow.png")
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: pytest.fail("resized"))
+    assert worker(styles={"n": "narrow.png"}).painter.style("n", PALETTE).size == (4000, 2)
+
+
+# Rows by columns, as engines have them
+
+
+def columns(**given: Any) -> dict[str, Any]:
+    return {"bytes": [Path(f"{i}.png").read_bytes() for i in range(2)], "path": ["a/0.png", "1.png"], **given}
+
+
+def test_a_batch_of_rows_comes_back_painted(tasks: list[Task]) -> None:
+    run(tasks, worker())
+    painted = BatchPainter(BatchOptions({"s": "s.png"}, PALETTE))(columns(label=[7, 8]))
+    assert set(painted) == {"path", "label", "picture", "metadata", "error"} and painted["label"] == [7, 8]
+    assert painted["picture"] == [task.output.read_bytes() for task in tasks[:2]]
+    assert json.loads(painted["metadata"][0])["content"] == "0.png" and painted["error"] == [None, None]
+
+
+def test_arrays_are_rows_as_well(tasks: list[Task]) -> None:
+    painter = BatchPainter(BatchOptions({"s": "s.png"}, PALETTE))
+    arrays = [np.asarray(load_image("0.png")), np.zeros((4, 4), np.uint8)]
+    painted = painter({"image": arrays})
+    expected = painter({"bytes": [Path("0.png").read_bytes()]})
+    assert np.array_equal(*[pixels(load_image(_file(one["picture"][0]))) for one in (painted, expected)])
+    assert painted["picture"][1] is None and "row 1: a picture as an array is" in painted["error"][1]
+
+
+def _file(content: bytes) -> Path:
+    Path("opened.png").write_bytes(content)
+    return Path("opened.png")
+
+
+def test_a_broken_row_is_told_in_its_place(tasks: list[Task]) -> None:
+    given = columns(style=["s", "z"])
+    given["bytes"][0] = b"no picture"
+    painted = BatchPainter(BatchOptions({"s": "s.png"}, PALETTE))(given)
+    assert painted["picture"] == [None, None] and painted["metadata"] == [None, None]
+    assert painted["error"] == ["a/0.png: not a picture that can be read", "there is no style 'z'"]
+
+
+@pytest.mark.parametrize(
+    "batch, styles, problem",
+    [
+        ({"path": ["a"]}, "s", "needs a column `bytes` or `image`; it has path"),
+        ({"bytes": [b""]}, "st", "needs a column `style`"),
+    ],
+)
+def test_missing_columns_are_named(batch: dict[str, Any], styles: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        BatchPainter(BatchOptions(dict.fromkeys(styles, "s.png"), PALETTE))(batch)
+
+
+def test_options_and_portions_travel(tasks: list[Task]) -> None:
+    options = BatchOptions({"s": "s.png"}, PALETTE, said={"mask": "m.png"})
+    portion = portions_of([Work(PALETTE, tasks)], 3)[0]
+    assert pickle.loads(pickle.dumps((options, portion))) == (options, portion)
+
+
+# Shares
+
+
+def portions_with(counts: Sequence[int]) -> list[AnyPortion]:
+    """Portions of as many tasks each; a picture has 32 x 32 pixels."""
+    one = Task(Path("a.png"), "s", "s", Path("o.png"))
+    settings = Settings(look="palette", size=(32, 32))
+    return [Portion(settings, (one,) * count) for count in counts]
+
+
+@pytest.mark.parametrize("counts, of", [([1] * 7, 3), ([1, 1], 4), ([], 2), ([5] * 5, 1), ([9, 1, 1, 1], 2)])
+def test_shares_are_neighbours_disjoint_and_complete(counts: list[int], of: int) -> None:
+    portions = portions_with(counts)
+    shares = [share(portions, number, of) for number in range(of)]
+    assert [portion for each in shares for portion in each] == portions
+
+
+def test_shares_have_about_as_many_pixels() -> None:
+    portions = portions_with([1] * 90 + [10] * 1)
+    sizes = [sum(len(portion.tasks) for portion in share(portions, n, 4)) for n in range(4)]
+    assert sizes == [25, 25, 25, 25]
+
+
+def test_a_wide_photo_counts_for_more(tasks: list[Task]) -> None:
+    picture(320, 32).save("wide.png")
+    wide = replace(tasks[0], content=Path("wide.png"))
+    assert Portion(PALETTE, (wide,)).pixels() == 10 * 32 * 32
+    assert Portion(PALETTE, (replace(wide, content=Path("gone.png")),)).pixels() == 0
+
+
+def test_few_tasks_make_a_portion_for_each_share(tasks: list[Task]) -> None:
+    portions = portions_of([Work(PALETTE, tasks)], 8, shares=4)
+    assert [len(share(portions, number, 4)) for number in range(4)] == [1, 0, 1, 1]
+    assert [len(portion.tasks) for portion in portions_of([Work(PALETTE, tasks)], 8, shares=5)] == [1] * 5
+
+
+# Packs
+
+
+def packed(tasks: Sequence[Task], kind: str = "tar", size: int = 3, **how: Any) -> list[Outcome]:
+    return run(tasks, worker(**how), batch_size=2, pack=(Path("packs"), kind, size))
+
+
+def members(path: str | Path) -> dict[str, bytes]:
+    with tarfile.open(path) as file:
+        return {member.name: file.extractfile(member).read() for member in file}
+
+
+def test_results_are_packed_into_shards(tasks: list[Task]) -> None:
+    run(tasks, worker())
+    told = packed(tasks)
+    assert [path.name for path in sorted(Path("packs").iterdir())] == [
+        *("part-00000.json", "part-00000.tar", "part-00001.json", "part-00001.tar")
+    ]
+    inside = members("packs/part-00000.tar")
+    assert list(inside)[:2] == ["0__s.png", "0__s.json"] and len(inside) == 6
+    assert inside["1__s.png"] == tasks[1].output.read_bytes()
+    said = json.loads(inside["1__s.json"])
+    assert said["content"] == "1.png" and json.loads(said["metadata"])["style"] == "s"
+    assert [one.status for one in told] == ["painted"] * 5
+
+
+def test_results_are_packed_into_tables(tasks: list[Task]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run(tasks, worker())
+    packed(tasks, "parquet")
+    rows = parquet.read_table("packs/part-00001.parquet").to_pylist()
+    assert [row["output"] for row in rows] == ["3__s.png", "4__s.png"]
+    assert [row["picture"] for row in rows] == [task.output.read_bytes() for task in tasks[3:]]
+
+
+def test_a_pack_that_is_there_is_not_painted_again_and_its_failures_are_told_again(tasks: list[Task]) -> None:
+    Path("1.png").write_text("no picture")
+    packed(tasks)
+    first, before = Path("packs/part-00000.tar"), Path("packs/part-00000.tar").stat().st_mtime_ns
+    told = packed(tasks, paint=lambda *given, **options: pytest.fail("painted"))
+    assert [one.status for one in told] == ["there", "failed", "there", "there", "there"]
+    assert failures(told) == ["1.png: not a picture that can be read"]
+    assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("lost", ["part-00000.tar", "part-00000.json"])
+def test_a_pack_without_its_index_or_an_index_without_its_pack_is_painted_again(
+    tasks: list[Task], lost: str
+) -> None:
+    packed(tasks)
+    whole = Path("packs/part-00000.tar").read_bytes()
+    Path("packs", lost).unlink()
+    told = packed(tasks)
+    assert [one.status for one in told] == ["painted"] * 3 + ["there"] * 2
+    assert Path("packs/part-00000.tar").read_bytes() == whole
+
+
+def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) -> None:
+    packed(tasks)
+    picture(50, 36, 5).save("4.png")
+    assert [one.status for one in packed(tasks)] == ["there"] * 3 + ["painted"] * 2
+    picture(40, 36, 77).save("s.png")
+    assert {one.status for one in packed(tasks)} == {"painted"}
+
+
+def test_a_pack_that_is_stopped_is_not_there(tasks: list[Task]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        packed(tasks, paint=lambda *given, **options: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert list(Path("packs").iterdir()) == []
+
+
+def test_names_with_dots_stay_one_sample_each(tasks: list[Task]) -> None:
+    for name in ("a.b.png", "a_b.png"):
+        picture(40, 36).save(name)
+    dotted = plan([Path("a.b.png"), Path("a_b.png")], [("s", Path("s.png"))], "out", PALETTE)
+    packed(dotted)
+    inside = members("packs/part-00000.tar")
+    assert {name.partition(".")[0] for name in inside} == {"a_b__s", "a_b__s-1"} and len(inside) == 4
+
+
+# Shards in
+
+
+def shard(path: Path, pictures: Sequence[str]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name in pictures:
+            file.add(name)
+    return path
+
+
+def shard_portion(path: Path, **pairing: Any) -> ShardPortion:
+    styles = tuple((name, Path("s.png")) for name in "st")
+    return ShardPortion(PALETTE, path, styles, Pairing(**pairing), Path("packs", path.name))
+
+
+def test_a_shard_of_photos_becomes_a_shard_of_results(tasks: list[Task]) -> None:
+    Path("broken.png").write_text("no picture")
+    portion = shard_portion(shard(Path("photos.tar"), ["0.png", "broken.png", "1.png"]))
+    told = worker()(portion).outcomes
+    assert [one.status for one in told] == ["painted"] * 2 + ["failed"] * 2 + ["painted"] * 2
+    assert failures(told)[0] == "photos.tar/broken.png: not a picture that can be read"
+    run(tasks_for(2, "st"), worker())
+    inside = members("packs/photos.tar")
+    assert inside["1__t.png"] == Path("out/1__t.png").read_bytes() and len(inside) == 8
+    again = worker(lambda *given, **options: pytest.fail("painted"))(portion).outcomes
+    assert [one.status for one in again] == ["there"] * 2 + ["failed"] * 2 + ["there"] * 2
+
+
+def test_each_photo_of_a_shard_has_styles_of_its_own(tasks: list[Task]) -> None:
+    path = shard(Path("photos.tar"), [f"{i}.png" for i in range(5)])
+    told = worker()(shard_portion(path, kind="random")).outcomes
+    pairs = Pairing("random").pairs([(str(i), Path(f"{i}.png")) for i in range(5)], [("s", 0), ("t", 0)])
+    assert [one.style for one in told] == [style for _, (style, _) in pairs]
+
+
+def test_a_shard_that_is_cut_short_is_one_failure_and_leaves_nothing(tasks: list[Task]) -> None:
+    path = shard(Path("photos.tar"), ["0.png", "1.png"])
+    path.write_bytes(path.read_bytes()[:2000])
+    (told,) = worker()(shard_portion(path)).outcomes
+    assert told.status == "failed" and "photos.tar: this shard cannot be read to its end" in told.line
+    assert list(Path("packs").iterdir()) == []
+
+
+def test_a_picture_of_any_format_is_saved_as_it_would_be_by_itself(tasks: list[Task]) -> None:
+    for suffix in (".jpg", ".webp", ".tif", ".bmp"):
+        save_image(picture(40, 36), f"one{suffix}")
+        (task,) = plan([Path("0.png")], [("s", Path("s.png"))], f"out/r{suffix}", PALETTE)
+        run([task], worker())
+        save_image(worker().painter.painter_of(PALETTE)("0.png", "s.png", settings=PALETTE), f"alone{suffix}")
+        assert task.output.read_bytes() == Path(f"alone{suffix}").read_bytes()
