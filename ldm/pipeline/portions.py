@@ -289,7 +289,7 @@ def portions_of(
     for each share; or, for a pack, in parts: (folder, kind, rows in each)."""
     portions: list[AnyPortion] = []
     for work in works:
-        most = 1 if work.settings.has_brush else min(batch_size, -(-len(work.tasks) // shares) or 1)
+        most = 1 if work.settings.has_brush else min(batch_size, max(1, len(work.tasks) // shares))
         size = pack[2] if pack else most
         for start in range(0, len(work.tasks), size):
             place = pack and pack[0] / f"part-{len(portions):05}.{pack[1]}"
