@@ -184,14 +184,14 @@ def test_damaged_archive(lightning_file: Path, damage, message: str) -> None:
 def test_truncated_legacy_file(tmp_path: Path) -> None:
     save_legacy(published_names(), tmp_path / "vgg.pth")
     (tmp_path / "vgg.pth").write_bytes(truncated((tmp_path / "vgg.pth").read_bytes()))
-    with pytest.raises(CheckpointError, match="PyTorch cannot read it"):
+    with pytest.raises(CheckpointError, match="cut short"):
         read_state_dict(tmp_path / "vgg.pth")
 
 
 def test_archive_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "photos.ckpt", "w") as archive:
         archive.writestr("photos/cat.txt", "a cat")
-    with pytest.raises(CheckpointError, match="PyTorch cannot read it"):
+    with pytest.raises(CheckpointError, match="an archive of something else"):
         read_state_dict(tmp_path / "photos.ckpt")
 
 
