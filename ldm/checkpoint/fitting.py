@@ -1,6 +1,7 @@
 """Whether a file fits a model: that of a config, or the published one that the file seems to be."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def mismatch_with(config: Path, tensors: Mapping[str, Tensor]) -> Mismatch:
 def forgive_missing_ema(mismatch: Mismatch) -> Mismatch:
     """A file without any EMA is no damaged one: it was made for inference."""
     missing = [name for name in mismatch.missing if not is_ema_name(name)]
-    return Mismatch(missing, mismatch.unexpected, mismatch.misshapen)
+    return replace(mismatch, missing=missing)
 
 
 def without_ckpt_paths(node: Any) -> Any:

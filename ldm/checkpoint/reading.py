@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.checkpoint.archives import read_archive, read_legacy
+from ldm.checkpoint.hashes import AT_LOAD, KEY, check_hash
 from ldm.checkpoint.pickled import MAX_DIMENSIONS, Refused
 from ldm.errors import CheckpointError
 from ldm.files import own_or
@@ -38,13 +39,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors by name, what else the file says at its top level)."""
+    """(tensors by name, what else the file says at its top level). A small file is held against its
+    hash, if it has one."""
     path = own_or(path)
     head = _head(path)
     _refuse_stray_download(path, head)
     try:
         tensors, extra = _content(path, head)
         _check_tensors(tensors, path.stat().st_size)
+        if path.stat().st_size <= AT_LOAD:
+            _check_hash(path, head)
     except Refused as error:
         raise _bad(path, str(error)) from error
     except Exception as error:  # damaged bytes can raise anything in the readers
@@ -55,8 +59,29 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, extra
 
 
+def checked_hash(path: Path) -> str:
+    """Where the hash stands that a whole file was held against, in words, or "". Raises
+    CheckpointError where it does not fit."""
+    path = own_or(path)
+    try:
+        return _check_hash(path, _head(path))
+    except Refused as error:
+        raise _bad(path, str(error)) from error
+
+
+def _check_hash(path: Path, head: bytes) -> str:
+    if not _is_safetensors(path, head):
+        return check_hash(path)
+    text = header_text(path)
+    return check_hash(path, _parse_header(text)[0].get("__metadata__", {}).get(KEY), text)
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    return path.suffix == ".safetensors" or head[8:9] == b"{"
+
+
 def _content(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if _is_safetensors(path, head):
         return _read_safetensors(path)
     if head.startswith(b"PK\x03\x04"):
         return _with_tensors_apart(read_archive(path))
@@ -126,21 +151,27 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _safetensors_header(path: Path) -> dict[str, Any]:
     """The JSON header, once the file is as long as it says: 8 bytes of header length, header,
     data."""
-    size = path.stat().st_size
+    text = header_text(path)
+    header, data_length = _parse_header(text)
+    if 8 + len(text) + data_length > path.stat().st_size:
+        raise Refused(
+            f"cut short: it should have {human_size(8 + len(text) + data_length)}; download it again"
+        )
+    return header
+
+
+def header_text(path: Path) -> bytes:
+    """The bytes of a safetensors file's header. Raises Refused."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > 100_000_000 or file.read(1) != b"{":  # the longest header that the format allows
             raise Refused("not a safetensors file: it does not begin with a safetensors header")
-        if 8 + length > size:
+        if 8 + length > path.stat().st_size:
             raise Refused("cut short inside its header; download it again")
         if length > MAX_HEADER:
             raise Refused(f"its header has {human_size(length)}, which is no model's")
         file.seek(8)
-        text = file.read(length)
-    header, data_length = _parse_header(text)
-    if 8 + length + data_length > size:
-        raise Refused(f"cut short: it should have {human_size(8 + length + data_length)}; download it again")
-    return header
+        return file.read(length)
 
 
 def _parse_header(text: bytes) -> tuple[dict[str, Any], int]:
@@ -162,7 +193,12 @@ def _bad(path: Path, problem: str) -> CheckpointError:
 
 def count_nonfinite(value: Tensor) -> int:
     """How many of its values are NaN or infinite."""
+    if value.is_complex():
+        return count_nonfinite(torch.view_as_real(value.resolve_conj()))
+    if not value.is_floating_point():
+        return 0
+    value = value.float() if value.element_size() == 1 else value  # torch has few operations on 8 bits
     # Only finite terms have a finite sum, and summing is eight times as fast as looking at each.
-    if not value.is_floating_point() or value.sum(dtype=torch.float32).isfinite():
+    if value.sum(dtype=torch.float32).isfinite():
         return 0
     return value.numel() - int(value.isfinite().count_nonzero())

@@ -56,6 +56,7 @@ def parse_args() -> argparse.Namespace:
 def print_report(report: "Report", digest: str) -> None:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in report.dtypes.items())
     print(f"  file: {human_size(report.size)}, sha256 {digest}...")
+    print(f"  its hash {report.hash_place}: fits" if report.hash_place else "  its hash: none comes with it")
     print(f"  tensors: {report.tensors} ({dtypes}), {report.parameters / 1e6:.1f} million values")
     print(f"  EMA: {'yes' if report.has_ema else 'no'}")
     if report.global_step is not None:
