@@ -22,7 +22,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm import checkpoint
-from ldm.checkpoint import bake_ema, describe, fitting, load_strict, read_state_dict, save_safetensors
+from ldm.checkpoint import (
+    bake_ema,
+    carried,
+    describe,
+    fitting,
+    load_strict,
+    read_state_dict,
+    save_safetensors,
+)
 from ldm.errors import CheckpointError
 from ldm.files import ROOT, file_hash
 from ldm.modules.losses.lpips import BUNDLED_VGG16
@@ -585,7 +593,7 @@ def test_verify_helpers() -> None:
     assert fitting.forgive_missing_ema(mismatch) == checkpoint.Mismatch(["model.a"], ["b"], [])
     node = {"ckpt_path": "a.ckpt", "stages": [{"params": {"ckpt_path": "b.ckpt", "ch": 3}}]}
     expected = {"ckpt_path": None, "stages": [{"params": {"ckpt_path": None, "ch": 3}}]}
-    assert fitting.without_ckpt_paths(node) == expected
+    assert carried.without_ckpt_paths(node) == expected
 
 
 @pytest.mark.parametrize(

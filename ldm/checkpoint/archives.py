@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ldm.checkpoint.pickled import FindStorage, Refused, no_storage, unpickle
+from ldm.checkpoint.headers import Refused
+from ldm.checkpoint.pickled import FindStorage, no_storage, unpickle
 from ldm.text import one_line, printable
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 from pathlib import Path
 
-from ldm.checkpoint.pickled import Refused
+from ldm.checkpoint.headers import Refused
 
 KEY = "sha256"  # in the metadata of a safetensors file
 NONE_YET = "0" * 64

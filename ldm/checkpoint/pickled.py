@@ -16,19 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.headers import MAX_DIMENSIONS, Refused
 from ldm.text import printable
 
 MAX_STEPS = 3_000_000  # a training checkpoint of the published model takes 200,000, at most 100 bytes each
 TENSOR_STEPS = 30  # what torch.save writes for one; a file that writes less pays as much
-MAX_DIMENSIONS = 64  # as torch's own operations take
 MAX_KEY = 2**60  # above, whole numbers have the same hash as others
 MAX_KEY_PARTS = 16
 
 Pickle = bytes | mmap
-
-
-class Refused(Exception):
-    """What is wrong with a file, to be said after its name."""
 
 
 @dataclass(frozen=True, eq=False)

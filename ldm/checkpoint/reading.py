@@ -4,7 +4,6 @@ with one.
 Everything here works on the file; what the names in it mean is in `ldm.checkpoint`.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,11 @@ from torch import Tensor
 
 from ldm.checkpoint.archives import read_archive, read_legacy
 from ldm.checkpoint.hashes import AT_LOAD, KEY, check_hash
-from ldm.checkpoint.pickled import MAX_DIMENSIONS, Refused
+from ldm.checkpoint.headers import METADATA, Refused, header_text, parsed, read_header
 from ldm.errors import CheckpointError
 from ldm.files import own_or
 from ldm.text import first_of, human_size, one_line, printable
 
-MAX_HEADER = 10_000_000  # bytes of a safetensors file's; one tensor takes a hundred
 MAX_NAME = 500  # characters of a tensor's name
 # Tensors may share numbers, as tied weights do, but not make much of few: so many times a file's
 # size, or so many bytes.
@@ -73,7 +71,7 @@ def _check_hash(path: Path, head: bytes) -> str:
     if not _is_safetensors(path, head):
         return check_hash(path)
     text = header_text(path)
-    return check_hash(path, _parse_header(text)[0].get("__metadata__", {}).get(KEY), text)
+    return check_hash(path, parsed(text).get(METADATA, {}).get(KEY), text)
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
@@ -141,50 +139,11 @@ def _refuse_stray_download(path: Path, head: bytes) -> None:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    header = _safetensors_header(path)
+    header = read_header(path)
     try:
-        return load_file(path), dict(header.get("__metadata__", {}))
+        return load_file(path), dict(header.get(METADATA, {}))
     except Exception as error:  # of a type of numbers that torch lacks it is a KeyError
         raise Refused(f"a damaged safetensors file ({one_line(error)}); download it again") from error
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header, once the file is as long as it says: 8 bytes of header length, header,
-    data."""
-    text = header_text(path)
-    header, data_length = _parse_header(text)
-    if 8 + len(text) + data_length > path.stat().st_size:
-        raise Refused(
-            f"cut short: it should have {human_size(8 + len(text) + data_length)}; download it again"
-        )
-    return header
-
-
-def header_text(path: Path) -> bytes:
-    """The bytes of a safetensors file's header. Raises Refused."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > 100_000_000 or file.read(1) != b"{":  # the longest header that the format allows
-            raise Refused("not a safetensors file: it does not begin with a safetensors header")
-        if 8 + length > path.stat().st_size:
-            raise Refused("cut short inside its header; download it again")
-        if length > MAX_HEADER:
-            raise Refused(f"its header has {human_size(length)}, which is no model's")
-        file.seek(8)
-        return file.read(length)
-
-
-def _parse_header(text: bytes) -> tuple[dict[str, Any], int]:
-    """(header, length of the data behind it in bytes)."""
-    try:
-        header = json.loads(text)
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        if any(len(entry["shape"]) > MAX_DIMENSIONS for entry in entries):
-            raise ValueError("too many dimensions")
-        return header, max((entry["data_offsets"][1] for entry in entries), default=0)
-    # the last: lists within lists, ten thousands of them
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise Refused("a damaged safetensors file: its header cannot be read; download it again") from error
 
 
 def _bad(path: Path, problem: str) -> CheckpointError:

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.checkpoint.hashes import KEY, NONE_YET, seal
-from ldm.checkpoint.reading import count_nonfinite, header_text
+from ldm.checkpoint.headers import header_text
+from ldm.checkpoint.reading import count_nonfinite
 from ldm.errors import CheckpointError
 from ldm.files import written_whole
 from ldm.text import one_line

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
-from ldm.config.factory import instantiate_from_config, load_config, to_plain
+from ldm.checkpoint.carried import config_of
+from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import take
 from ldm.errors import ConfigError
 from ldm.models import options
@@ -48,7 +49,9 @@ def load_for_inference(
         state,
         (*model.optional_keys(state), *LOSS_STATE),
         str(checkpoint),
-        f"is {config_path} its config? (--config names another)",
+        "the config in it does not fit; --config names another"
+        if Path(config_path) == Path(checkpoint)
+        else f"is {config_path} its config? (--config names another)",
     )
     return model
 
@@ -56,8 +59,9 @@ def load_for_inference(
 def build_for_inference(
     config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()
 ) -> Model:
-    """The model of a config, of that kind: no weights yet, no averages. Raises UserError."""
-    config: dict[str, Any] = to_plain(load_config(config_path))
+    """The model of a config, of that kind: no weights yet, no averages. config_path: a YAML file, or
+    a checkpoint that carries its config. Raises UserError."""
+    config = config_of(config_path)
     try:
         params = config["model"]["params"]
         first_stage = params["first_stage_config"].get("params") or {}
