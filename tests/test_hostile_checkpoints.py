@@ -34,6 +34,10 @@ def with_key(key: bytes) -> bytes:
     return zipped(pickled(text("weight"), tensor(), text("extra"), b"}" + key + b"Ns"), _0=bytes(16))
 
 
+def with_value(value: bytes) -> bytes:
+    return zipped(pickled(text("weight"), tensor(), text("extra"), value), _0=bytes(16))
+
+
 def calling(name: str, *arguments: bytes) -> bytes:
     module, _, function = name.rpartition(".")
     call = f"c{module}\n{function}\n".encode() + b"(" + b"".join(arguments) + b"tR"
@@ -97,6 +101,9 @@ HOSTILE = {
     ),
     "doubled tuple as a key.ckpt": (with_key(b")" + b"q\x00h\x00\x86" * 60), "a key .* nesting"),
     "deep tuple as a key.ckpt": (with_key(b")" + b"\x85" * 300_000), "a key .* nesting"),
+    "doubled tuple beside the weights.ckpt": (with_value(b")" + b"q\x00h\x00\x86" * 60), "over and over"),
+    "list in itself.ckpt": (with_value(b"]q\x00h\x00a"), "over and over"),
+    "deep list.ckpt": (with_value(b"]" * 100_000 + b"a" * 99_999), "within each other"),
     "keys of one hash.ckpt": (colliding_keys(), "a key .* number"),
     "many steps.ckpt": (zipped(b"\x80\x02(" + b"}" * 20_000_000 + b"l."), "3,000,000 steps"),
     "many tensors.ckpt": (many_tensors(), "3,000,000 steps"),
@@ -196,6 +203,17 @@ def test_a_checkpoint_made_by_hand_is_read(tmp_path: Path) -> None:
     """As the hostile ones are made, but for what is hostile in them."""
     (tmp_path / "plain.ckpt").write_bytes(of_tensor(tensor((2, 2), (2, 1))))
     assert torch.equal(read_state_dict(tmp_path / "plain.ckpt")["weight"], torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_every_type_of_numbers_is_read(tmp_path: Path, form: bool) -> None:
+    names = "float64 float16 bfloat16 float8_e4m3fn int8 uint8 int16 uint16 int32 uint32 int64 uint64 bool complex64"
+    values = {name: torch.tensor([[0, 1], [2, 3]]).to(getattr(torch, name)) for name in names.split()}
+    torch.save(values, tmp_path / "types.ckpt", _use_new_zipfile_serialization=form)
+    read = read_state_dict(tmp_path / "types.ckpt")
+    for name, value in values.items():
+        assert read[name].dtype == value.dtype and torch.equal(read[name].cfloat(), value.cfloat()), name
+    assert list(read) == names.split()
 
 
 def test_views_that_share_numbers_are_read(tmp_path: Path) -> None:

@@ -68,4 +68,6 @@ def _listed(path: Path) -> str | None:
         return None
     lines = (line.split(maxsplit=1) for line in beside.read_text("utf-8", "replace").splitlines())
     # an asterisk stands before the name of what was read as bytes
-    return next((line[0] for line in lines if len(line) == 2 and line[1].lstrip("*") == path.name), None)
+    return next(
+        (line[0].lower() for line in lines if len(line) == 2 and line[1].lstrip("*") == path.name), None
+    )

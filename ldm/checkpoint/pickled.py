@@ -21,6 +21,7 @@ from ldm.text import printable
 
 MAX_STEPS = 3_000_000  # a training checkpoint of the published model takes 200,000, at most 100 bytes each
 TENSOR_STEPS = 30  # what torch.save writes for one; a file that writes less pays as much
+MAX_DEPTH = 100  # containers within each other
 MAX_KEY = 2**60  # above, whole numbers have the same hash as others
 MAX_KEY_PARTS = 16
 
@@ -55,12 +56,32 @@ FindStorage = Callable[[torch.dtype, str, int], torch.UntypedStorage]
 
 def unpickle(pickle: Pickle, find_storage: FindStorage) -> Any:
     """The content of a pickle up to its end, after which a file stays. Raises Refused."""
-    return _Machine(find_storage).run(pickle)
+    content = _Machine(find_storage).run(pickle)
+    _check_nesting(content, {}, MAX_DEPTH)
+    return content
 
 
 def no_storage(dtype: torch.dtype, key: str, length: int) -> torch.UntypedStorage:
     """For a pickle of no tensors. Raises Refused."""
     raise Refused("a damaged file: tensors where there should be none")
+
+
+def _check_nesting(value: Any, seen: dict[int, int], depth: int) -> int:
+    """How many values a container has, those that stand in several places counted in each. Raises
+    Refused for more than can be gone through, and for containers within themselves."""
+    if not isinstance(value, dict | list | tuple | set):
+        return 1
+    if id(value) not in seen:
+        if depth == 0:
+            raise Refused(
+                f"containers in its pickle stand within each other {MAX_DEPTH} times, which is no model's"
+            )
+        seen[id(value)] = MAX_STEPS  # until it is known: what holds itself has no end
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        seen[id(value)] = 1 + sum(_check_nesting(part, seen, depth - 1) for part in parts)
+    if seen[id(value)] >= MAX_STEPS:
+        raise Refused("containers in its pickle hold each other over and over, which is no model's")
+    return seen[id(value)]
 
 
 class _Machine:
