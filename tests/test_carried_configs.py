@@ -19,7 +19,7 @@ from ldm.cli import convert, stylize, verify
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.files import ROOT as OWN
 from ldm.media.images import load_image
-from ldm.pipeline.bundled import PUBLISHED_CONFIG, resolve_checkpoint
+from ldm.pipeline.bundled import BUNDLED, PUBLISHED_CONFIG, resolve_checkpoint
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
@@ -108,7 +108,7 @@ def test_a_config_that_is_given_and_does_not_fit_ends_in_a_line_of_ten_names(
     assert code == 2 and err.count("\n") == 1 and "does not fit" in err and not output.exists()
     assert "missing" in err and "unexpected" in err and len(err) < 1500
     own = carrying(tmp_path / "own.safetensors", json.dumps({"model": NODE}))
-    with pytest.raises(CheckpointError, match=r"is .*mini.yaml its config\?") as caught:
+    with pytest.raises(CheckpointError, match=r"a config of its own; leave .*mini.yaml out: ") as caught:
         StyleTransferPipeline.from_pretrained(own, ROOT / "configs/mini.yaml", "cpu")
     assert len(str(caught.value)) < 1500
 
@@ -119,6 +119,15 @@ def test_where_no_config_fits_the_file_carries_none_and_that_is_said(
     torch.save({"weight": torch.ones(3)}, tmp_path / "a.ckpt")
     code, out, _ = command(convert, tmp_path / "a.ckpt", tmp_path / "a.safetensors")
     assert code == 0 and "without a config" in out and not carries_config(tmp_path / "a.safetensors")
+
+
+def test_the_bundled_model_is_held_against_its_config_and_carries_it_when_converted(
+    tmp_path: Path, command: Command
+) -> None:
+    bundled = ROOT / BUNDLED["mini"][0]
+    assert "against mini.yaml: every name and shape fits" in command(verify, bundled)[1]
+    assert command(convert, bundled, tmp_path / "a.safetensors")[0] == 0
+    assert config_of(tmp_path / "a.safetensors")["model"]["params"]["margin"] == 16
 
 
 # A stranger's config

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ldm.errors import UserError
 from ldm.files import check_config_file, check_exists, own_or
+from ldm.pipeline.bundled import bundled_config
 from ldm.program import ArgumentParser
 
 
@@ -30,7 +31,8 @@ def main() -> None:
         check_config_file(args.config)
     from ldm.checkpoint.converting import convert  # takes seconds, with torch
 
-    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half, args.config))
+    config = args.config or bundled_config(args.input)
+    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half, config))
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldm.files import check_config_file, check_exists, file_hash, own_or
+from ldm.pipeline.bundled import bundled_config
 from ldm.program import ArgumentParser
 from ldm.text import human_size
 
@@ -39,7 +40,7 @@ def main() -> int:
     print_report(report, file_hash(args.file))
     tensors = read_state_dict(args.file)
     own = args.file if carries_config(args.file) else None
-    config = args.config or own or published_config(tensors)
+    config = args.config or own or bundled_config(args.file) or published_config(tensors)
     if config is not None:
         found = mismatch_with(config, tensors)
         mismatch = found if report.has_ema else forgive_missing_ema(found)

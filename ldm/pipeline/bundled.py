@@ -22,8 +22,13 @@ def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tup
             raise UserError(
                 f"{path}: the bundled weights are missing; `git checkout {BUNDLED[str(checkpoint)][0]}` brings them back"
             )
-    configs = {ROOT / weights: bundled_config for weights, bundled_config in BUNDLED.values()}
-    return path, config_for(path, config, configs.get(path.resolve(), PUBLISHED_CONFIG))
+    return path, config_for(path, config or bundled_config(path), PUBLISHED_CONFIG)
+
+
+def bundled_config(path: Path) -> Path | None:
+    """The config of a checkpoint that comes along."""
+    configs = {ROOT / weights: ROOT / config for weights, config in BUNDLED.values()}
+    return configs.get(path.resolve())
 
 
 def config_for(checkpoint: Path, config: str | Path | None, default: str) -> Path:
