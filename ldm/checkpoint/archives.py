@@ -29,17 +29,18 @@ def read_archive(path: Path) -> Any:
             order := archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         ) != sys.byteorder.encode():
             raise Refused(f"written for a machine of the other byte order ({printable(order)})")
-        mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        size = path.stat().st_size
+        mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
 
         def find(dtype: torch.dtype, key: str, length: int) -> torch.UntypedStorage:
-            record, size = records.get(f"data/{key}"), length * dtype.itemsize
-            if record is None or record.file_size < size:
+            record, own = records.get(f"data/{key}"), length * dtype.itemsize
+            if record is None or record.file_size < own:
                 raise Refused("a damaged archive: the numbers of a tensor are missing")
             start = _start(file, record)
-            part: torch.UntypedStorage = mapped[start : start + size]
+            part: torch.UntypedStorage = mapped[start : start + own]
             return part
 
-        return unpickle(archive.read(records["data.pkl"]), _once(find))
+        return unpickle(archive.read(records["data.pkl"]), _once(find), size)
 
 
 def _opened(file: BinaryIO) -> zipfile.ZipFile:
@@ -107,11 +108,14 @@ def read_legacy(path: Path) -> Any:
         return storage
 
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        if unpickle(file, no_storage) != _LEGACY_MAGIC or unpickle(file, no_storage) != _LEGACY_VERSION:
+        if (
+            unpickle(file, no_storage, size) != _LEGACY_MAGIC
+            or unpickle(file, no_storage, size) != _LEGACY_VERSION
+        ):
             raise Refused("not a checkpoint: a pickle of something else")
-        unpickle(file, no_storage)  # on what machine
-        content = unpickle(file, _once(make))
-        keys = unpickle(file, no_storage)
+        unpickle(file, no_storage, size)  # on what machine
+        content = unpickle(file, _once(make), size)
+        keys = unpickle(file, no_storage, size)
         if sorted(keys) != sorted(storages):
             raise Refused("a damaged file: the numbers of a tensor are missing")
         for key in keys:
