@@ -28,4 +28,11 @@ def human_size(size: int) -> str:
 
 def one_line(error: Exception) -> str:
     """An error's class and text in at most 160 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()), 160)
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """A stranger's text as it can stand in a line: control characters as `?`, and no longer than
+    that."""
+    shown = "".join(each if each.isprintable() else "?" for each in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."

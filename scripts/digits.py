@@ -19,9 +19,9 @@ from PIL import Image
 
 from ldm.checks import DEVICES
 from ldm.errors import UserError
-from ldm.files import ROOT
+from ldm.files import own_or
 from ldm.media.images import save_image
-from ldm.pipeline.bundled import CLASSES_CONFIG
+from ldm.pipeline.bundled import CLASSES_CONFIG, config_for
 from ldm.pipeline.classes import class_pictures, load_class_model
 from ldm.program import ArgumentParser, at_least, run
 
@@ -40,9 +40,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        default=ROOT / CLASSES_CONFIG,
         metavar="YAML",
-        help=f"the checkpoint's config (default: {CLASSES_CONFIG})",
+        help=f"the checkpoint's config (default: the one in it, else {CLASSES_CONFIG})",
     )
     parser.add_argument(
         "--n", type=at_least(1), default=20, metavar="N", help="samples of each digit (default: 20)"
@@ -102,7 +101,8 @@ def features(picture: Image.Image) -> np.ndarray:
 def recognise(args: argparse.Namespace) -> None:
     from sklearn.svm import SVC
 
-    model = load_class_model(args.recognise, args.config, args.device)
+    config = config_for(own_or(args.recognise), args.config, CLASSES_CONFIG)
+    model = load_class_model(args.recognise, config, args.device)
     data = digits()
     classifier = SVC(gamma=0.001).fit([features(enlarged(image)) for image in data.images], data.target)
     labels = np.repeat(np.arange(10), args.n)

@@ -87,12 +87,12 @@ def test_it_trains_and_writes_weights_that_paint_and_a_sheet(
     caplog.set_level("INFO")
     assert run("--photos", folders["photos"], "--minutes", "0.001", **{"from": tiny_recipe}) == 0
     result = tmp_path / "mine/model.safetensors"
-    pipeline = StyleTransferPipeline.from_pretrained(result, tmp_path / "tiny.yaml", device="cpu")
+    pipeline = StyleTransferPipeline.from_pretrained(result, device="cpu")
     assert pipeline(picture(48, 32), picture(32, 32, 1), look="fast", size=32, steps=2).size == (48, 32)
     assert not [name for name in read_state_dict(result) if name.startswith("vgg.")]
     with Image.open(tmp_path / "mine/before_after.png") as sheet:
         assert sheet.height > 6 * 256 and 4 * 256 < sheet.width < 5 * 256
-    assert f"--checkpoint {result} --config {tmp_path}/tiny.yaml" in caplog.messages[-1]
+    assert f"--checkpoint {result} --content" in caplog.messages[-1]
     assert "only 6 paintings" in caplog.text
     # once more: what is trained stays as it is
     before = last(tmp_path / "mine")["global_step"]

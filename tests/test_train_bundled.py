@@ -199,7 +199,10 @@ def test_all_phases_follow_each_other(program: Any, folders: dict[str, Path]) ->
     }
     assert settings(sitting, "large")["model"]["params"]["ckpt_path"] == last_of["cross"]
     result = [last_of["large"], str(sitting.output / "model.safetensors")]
-    assert sitting.commands[-1] == ["checkpoint convert", *result, "--half", "--leave-out", "vgg.", "--force"]
+    config = str(ROOT / "configs/mini.yaml")
+    assert sitting.commands[-1] == [
+        "checkpoint convert", *result, "--half", "--leave-out", "vgg.", "--config", config, "--force",
+    ]  # fmt: skip
 
 
 def test_what_is_not_trained_comes_from_the_bundled_weights(program: Any) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ldm.checkpoint.carried import carried, carries_config, config_of, config_of_run
 from ldm.checkpoint.describing import Report, describe
 from ldm.checkpoint.ema import bake_ema, inference_only
-from ldm.checkpoint.loading import without
+from ldm.checkpoint.fitting import forgive_missing_ema, mismatch_with, published_config
+from ldm.checkpoint.loading import Mismatch, without
 from ldm.checkpoint.reading import read_state_dict
 from ldm.checkpoint.writing import save_safetensors
 from ldm.errors import CheckpointError, UserError
@@ -16,22 +18,65 @@ from ldm.files import file_hash
 from ldm.text import human_size
 
 
-def convert(source: Path, output: Path, leave_out: Sequence[str], keep_live: bool, half: bool) -> str:
-    """Write the .safetensors file of a checkpoint; what was done, in a line.
+def convert(
+    source: Path, output: Path, leave_out: Sequence[str], keep_live: bool, half: bool,
+    config: str | Path | None = None,
+) -> str:  # fmt: skip
+    """Write the .safetensors file of a checkpoint, with its config in it; what was done, in a line.
 
     leave_out: beginnings of names. keep_live: the live weights instead of the EMA. half: in
-    float16. Raises CheckpointError for a checkpoint that is not whole or finite, and UserError for
-    a beginning that no name has.
+    float16. config: by default the one that the source carries, that of its run, or the published
+    model's; where none fits, the file carries none. Raises CheckpointError for a checkpoint that is
+    not whole or finite or does not fit the config that is given, and UserError for a beginning that
+    no name has.
     """
     report = describe(source)
     if report.nonfinite:
         raise CheckpointError(f"{source}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
-    weights, tensors = _choose_weights(_leaving_out(leave_out, read_state_dict(source)), keep_live)
-    save_safetensors(tensors, output, _metadata(source, report, weights), half)
+    tensors = read_state_dict(source)
+    found = _fitting_config(source, tensors, config)
+    weights, tensors = _choose_weights(_leaving_out(leave_out, tensors), keep_live)
+    words = _metadata(source, report, weights) | (carried(config_of(found)) if found else {})
+    save_safetensors(tensors, output, words, half)
+    told = (
+        f"with the config {_told(found, source)}"
+        if found
+        else "without a config: give --config to paint with it"
+    )
     return (
-        f"{output}: {human_size(output.stat().st_size)}, {len(tensors)} tensors ({weights}), "
+        f"{output}: {human_size(output.stat().st_size)}, {len(tensors)} tensors ({weights}), {told}, "
         f"made from {source}: {human_size(report.size)}, {report.tensors} tensors"
     )
+
+
+def _fitting_config(source: Path, tensors: Mapping[str, Tensor], given: str | Path | None) -> Path | None:
+    """The config that goes with the weights. Raises CheckpointError where the given one does not
+    fit."""
+    if given is not None:
+        mismatch = _mismatch(Path(given), tensors)
+        if mismatch:
+            raise CheckpointError(f"{source} does not fit {given}: {mismatch}")
+        return Path(given)
+    own = source if carries_config(source) else None
+    for config in (own, config_of_run(source), published_config(tensors)):
+        if config is not None and not _unfit(config, tensors):
+            return config
+    return None
+
+
+def _unfit(config: Path, tensors: Mapping[str, Tensor]) -> bool:
+    try:
+        return bool(_mismatch(config, tensors))
+    except UserError:  # of code that has to be allowed, for one
+        return True
+
+
+def _mismatch(config: Path, tensors: Mapping[str, Tensor]) -> Mismatch:
+    return forgive_missing_ema(mismatch_with(config, tensors))
+
+
+def _told(config: Path, source: Path) -> str:
+    return "that was in it" if config == source else str(config)
 
 
 def _leaving_out(prefixes: Sequence[str], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

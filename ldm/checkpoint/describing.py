@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ldm.checkpoint.ema import is_ema_name
-from ldm.checkpoint.reading import count_nonfinite, read_checkpoint
+from ldm.checkpoint.reading import checked_hash, count_nonfinite, read_checkpoint
 from ldm.text import first_of
 
 # (what a file is, prefixes that must each begin one of its names); the first that fits, wins.
@@ -42,6 +42,7 @@ class Report:
     global_step: int | None
     epoch: int | None
     nonfinite: dict[str, int]  # name of a tensor -> number of its values that are NaN or infinite
+    hash_place: str  # where the hash stands that it was held against, in words; "" if there is none
 
 
 def describe(path: str | Path) -> Report:
@@ -60,6 +61,7 @@ def describe(path: str | Path) -> Report:
         global_step=_whole_number(extra.get("global_step")),
         epoch=_whole_number(extra.get("epoch")),
         nonfinite={name: count for name, count in nonfinite.items() if count},
+        hash_place=checked_hash(path),
     )
 
 

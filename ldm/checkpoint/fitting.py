@@ -1,14 +1,17 @@
 """Whether a file fits a model: that of a config, or the published one that the file seems to be."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ldm.checkpoint.carried import config_of, without_ckpt_paths
 from ldm.checkpoint.ema import TRAINING_ONLY, is_ema_name
 from ldm.checkpoint.loading import Mismatch, compare
-from ldm.config.factory import instantiate_from_config, load_config, to_plain
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import ConfigError
 from ldm.files import ROOT
 
@@ -40,23 +43,25 @@ def published_config(tensors: Mapping[str, Tensor]) -> Path | None:
 
 def mismatch_with(config: Path, tensors: Mapping[str, Tensor]) -> Mismatch:
     """How a file's tensors differ from the model that a config describes. Raises ConfigError."""
-    node = to_plain(load_config(config)).get("model")
+    node = config_of(config).get("model")
     if node is None:
         raise ConfigError(f"config {config}: it has no `model`")
-    model = instantiate_from_config(without_ckpt_paths(node))
+    model = _without_weights(without_ckpt_paths(node))
     # What the model need not have, and what is never loaded.
     optional = model.optional_keys(tensors) if hasattr(model, "optional_keys") else ()
     return compare(model, tensors, (*TRAINING_ONLY, *optional))
 
 
+def _without_weights(node: dict[str, Any]) -> Any:
+    """The model of a config: names, shapes and types are asked for, which take no memory."""
+    try:
+        with torch.device("meta"):
+            return instantiate_from_config(node)
+    except RuntimeError:  # of a part that reads weights of its own when it is built
+        return instantiate_from_config(node)
+
+
 def forgive_missing_ema(mismatch: Mismatch) -> Mismatch:
     """A file without any EMA is no damaged one: it was made for inference."""
     missing = [name for name in mismatch.missing if not is_ema_name(name)]
-    return Mismatch(missing, mismatch.unexpected, mismatch.misshapen)
-
-
-def without_ckpt_paths(node: Any) -> Any:
-    """The config with every `ckpt_path` set to null: names and shapes do not need weights."""
-    if isinstance(node, dict):
-        return {key: None if key == "ckpt_path" else without_ckpt_paths(value) for key, value in node.items()}
-    return [without_ckpt_paths(value) for value in node] if isinstance(node, list) else node
+    return replace(mismatch, missing=missing)

@@ -1,16 +1,20 @@
 """Loading state dicts strictly: every name and shape agrees, or nothing is touched."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.reading import count_nonfinite
 from ldm.errors import CheckpointError
 from ldm.text import first_of
 
 _FIT_ADVICE = (
     "use the config that belongs to the checkpoint, or name the prefixes to leave out in ignore_keys"
 )
+
+MOST_NAMES = 10  # of those that do not fit are told
 
 
 def part_of(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -27,14 +31,29 @@ class Mismatch:
     missing: list[str]  # names of the module that the state dict lacks
     unexpected: list[str]  # names of the state dict that the module lacks
     misshapen: list[str]  # "name: shape there, not the module's shape"
+    mistyped: list[str] = field(default_factory=list)  # "name: its type there, not the module's type"
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshapen)
+        return any(vars(self).values())
 
     def __str__(self) -> str:
+        """How many of each kind, and ten names of them all."""
+        kinds = {kind: names for kind, names in vars(self).items() if names}
+        shares = _shares([len(names) for names in kinds.values()], MOST_NAMES)
         return ", ".join(
-            f"{len(names)} {kind} ({first_of(names)})" for kind, names in vars(self).items() if names
+            f"{len(names)} {kind} ({first_of(names, share)})"
+            for (kind, names), share in zip(kinds.items(), shares)
         )
+
+
+def _shares(counts: list[int], limit: int) -> list[int]:
+    """How many of each are told, so that all are at most `limit`: the same number, or all there
+    are."""
+    level = max(
+        (each for each in range(1, limit + 1) if sum(min(each, count) for count in counts) <= limit),
+        default=1,
+    )
+    return [min(level, count) for count in counts]
 
 
 def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: Iterable[str] = ()) -> Mismatch:
@@ -51,7 +70,22 @@ def compare(module: nn.Module, state_dict: Mapping[str, Tensor], ignore_keys: It
             for name, value in expected.items()
             if name in given and given[name].shape != value.shape
         ],
+        mistyped=[
+            f"{name}: {_type(given[name])}, not {_type(value)}"
+            for name, value in expected.items()
+            if name in given and _kind(given[name]) != _kind(value)
+        ],
     )
+
+
+def _kind(value: Tensor) -> tuple[bool, bool, bool]:
+    """Weights of 16 and of 32 bits are of one kind; whole, complex and true-or-false ones of others,
+    which torch would turn into weights."""
+    return value.is_floating_point(), value.is_complex(), value.dtype is torch.bool
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def load_strict(
@@ -65,7 +99,7 @@ def load_strict(
 
     `ignore_keys` are prefixes of names that are neither loaded nor required; `where` names the
     source in errors, and `advice` says what to do. Raises CheckpointError, with the module
-    untouched, if anything differs or nothing is left to load.
+    untouched, if anything differs, a weight is NaN or infinite, or nothing is left to load.
     """
     prefixes = _prefixes(ignore_keys)
     given = without(state_dict, prefixes)
@@ -75,6 +109,11 @@ def load_strict(
     if not given:
         raise CheckpointError(
             f"{where}: nothing to load into {type(module).__name__}: all names are left out"
+        )
+    bad = [name for name, value in given.items() if count_nonfinite(value)]
+    if bad:
+        raise CheckpointError(
+            f"{where}: NaN or infinite values in {first_of(bad)}: damaged, or of a training that diverged; take another file"
         )
     module.load_state_dict(given, strict=False)  # not strict, as what ignore_keys leave out is missing
 

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.checkpoint.hashes import KEY, NONE_YET, seal
+from ldm.checkpoint.headers import header_text
 from ldm.checkpoint.reading import count_nonfinite
 from ldm.errors import CheckpointError
 from ldm.files import written_whole
@@ -26,7 +28,8 @@ def save_safetensors(
     metadata: dict[str, str] | None = None,
     half: bool = False,
 ) -> None:
-    """Write tensors and a few words about them to a `.safetensors` file, whole or not at all.
+    """Write tensors, a few words about them and a hash of it all to a `.safetensors` file, whole or
+    not at all.
 
     `half` stores floating-point weights as float16, but never the noise schedule and the latent's
     scale and shift. Raises CheckpointError if a weight does not fit float16 or the file cannot be
@@ -46,7 +49,8 @@ def save_safetensors(
             )
     try:
         with written_whole(path) as aside:
-            save_file(tensors, aside, {"format": "pt", **(metadata or {})})
+            save_file(tensors, aside, {"format": "pt", **(metadata or {}), KEY: NONE_YET})
+            seal(aside, header_text(aside))
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
 

@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from ldm.checks import DEVICES
-from ldm.files import ROOT, check_config_file, check_exists, own_or
+from ldm.files import check_config_file, check_exists, own_or
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet
-from ldm.pipeline.bundled import CLASSES_CONFIG
+from ldm.pipeline.bundled import CLASSES_CONFIG, config_for
 from ldm.program import ArgumentParser, at_least
 
 
@@ -47,9 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--config",
         type=Path,
-        default=ROOT / CLASSES_CONFIG,
         metavar="YAML",
-        help=f"its config (default: {CLASSES_CONFIG})",
+        help=f"its config (default: the one in it, else {CLASSES_CONFIG})",
     )
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
@@ -60,10 +59,11 @@ def main() -> None:
     args = parse_args()
     output = check_output(args.output)
     check_exists(own_or(args.checkpoint))
-    check_config_file(args.config)
+    config = config_for(own_or(args.checkpoint), args.config, CLASSES_CONFIG)
+    check_config_file(config)
     from ldm.pipeline.classes import class_pictures, load_class_model  # takes seconds, with torch
 
-    model = load_class_model(args.checkpoint, args.config, args.device)
+    model = load_class_model(args.checkpoint, config, args.device)
     labels = [label for label in args.classes for _ in range(args.n)]
     seeds = [args.seed + i for _ in args.classes for i in range(args.n)]
     pictures = class_pictures(

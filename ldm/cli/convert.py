@@ -4,6 +4,10 @@
     artfusion checkpoint convert checkpoints/artfusion/last.ckpt artfusion-fp16.safetensors --half
     artfusion checkpoint convert mymodel/cross/checkpoints/last.ckpt mymodel.safetensors --half --leave-out vgg.
 
+The file carries its config, so `--config` need not be given with it: the one that is given here, or
+that the input carries, or that of the training run whose folder it lies in, or the published
+model's.
+
 Optimiser states, the live weights that the EMA replaces, and the networks of the training losses
 are left out.
 Such a file belongs to a model built with `use_ema: false`; it cannot continue a training run. The
@@ -14,7 +18,8 @@ import argparse
 from pathlib import Path
 
 from ldm.errors import UserError
-from ldm.files import check_exists, own_or
+from ldm.files import check_config_file, check_exists, own_or
+from ldm.pipeline.bundled import bundled_config
 from ldm.program import ArgumentParser
 
 
@@ -22,9 +27,12 @@ def main() -> None:
     args = parse_args()
     check_exists(args.input)
     check_output(args.output, args.force)
+    if args.config is not None:
+        check_config_file(args.config)
     from ldm.checkpoint.converting import convert  # takes seconds, with torch
 
-    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half))
+    config = args.config or bundled_config(args.input)
+    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half, config))
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--leave-out", nargs="+", default=[], metavar="PREFIX", help="leave out tensors whose names begin so"
     )
+    parser.add_argument("--config", metavar="YAML", help="the config to carry (default: see above)")
     parser.add_argument("--force", action="store_true", help="overwrite the output file")
     return parser.parse_args()
 

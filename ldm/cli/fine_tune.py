@@ -36,7 +36,7 @@ LEAST, FEW = 5, 15  # paintings: below the first refused, below the second doubt
 PAIRS = 6  # on the sheet
 SETTINGS = Settings(look="fast", size=256)
 NEXT = """paint with:
-  artfusion stylize --look fast --checkpoint %s --config %s --content photo.jpg --style painting.jpg --output result.png
+  artfusion stylize --look fast --checkpoint %s --content photo.jpg --style painting.jpg --output result.png
 """
 # options of other training runs, as they are where nobody gives them
 ELSEWHERE: dict[str, object] = {"base": [], "resume": None, "name": None, "postfix": "", "logdir": "logs"}
@@ -161,7 +161,14 @@ def write_result(args: argparse.Namespace) -> None:
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
     result, sheet = _result(args), args.output / "before_after.png"
-    convert(args.output / "checkpoints/last.ckpt", result, ["vgg."], keep_live=False, half=True)
+    convert(
+        args.output / "checkpoints/last.ckpt",
+        result,
+        ["vgg."],
+        keep_live=False,
+        half=True,
+        config=MODEL_CONFIG,
+    )
     models = {
         name: StyleTransferPipeline.from_pretrained(weights, MODEL_CONFIG)
         for name, weights in (("before", _start(args)), ("after", result))
@@ -169,7 +176,7 @@ def write_result(args: argparse.Namespace) -> None:
     photos, paintings = find_pictures(_photos(args)), find_pictures(args.paintings)
     save_image(before_and_after(models, photos, paintings, SETTINGS), sheet)
     log.info("%s: the same photos, paintings and seeds with the weights before and after", sheet)
-    log.info(NEXT, shlex.quote(str(result)), shlex.quote(MODEL_CONFIG))
+    log.info(NEXT, shlex.quote(str(result)))
 
 
 def before_and_after(

@@ -129,7 +129,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="the bundled model (default) or a checkpoint file",
     )
     group.add_argument(
-        "--config", metavar="YAML", help="the checkpoint's config (default: that of the published model)"
+        "--config",
+        metavar="YAML",
+        help="the checkpoint's config (default: the one in it, else the published model's)",
     )
     group.add_argument("--device", default="auto", choices=DEVICES, help="default: a GPU if there is one")
     group.add_argument(

@@ -9,7 +9,7 @@ does what is left. Each phase is a run of `artfusion train` in a folder of its o
 with losses and pictures in it (tensorboard --logdir mymodel); the result is
 mymodel/model.safetensors:
 
-    artfusion stylize --checkpoint mymodel/model.safetensors --config configs/mini.yaml --content photo.jpg --style painting.jpg --output result.png
+    artfusion stylize --checkpoint mymodel/model.safetensors --content photo.jpg --style painting.jpg --output result.png
 
   first      the first stage: a light autoencoder
   decoder    its decoder alone, for brush work
@@ -141,6 +141,8 @@ def main() -> int:
                 "--half",
                 "--leave-out",
                 "vgg.",
+                "--config",
+                str(ROOT / "configs/mini.yaml"),
                 "--force",
             ]
         )

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
-from ldm.config.factory import instantiate_from_config, load_config, to_plain
+from ldm.checkpoint.carried import carries_config, config_of
+from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import take
 from ldm.errors import ConfigError
 from ldm.models import options
@@ -43,21 +44,26 @@ def load_for_inference(
     state = bake_ema(read_state_dict(checkpoint))
     with _Uninitialised():
         model = build_for_inference(config_path, kind, allow_targets)
-    load_strict(
-        model,
-        state,
-        (*model.optional_keys(state), *LOSS_STATE),
-        str(checkpoint),
-        f"is {config_path} its config? (--config names another)",
-    )
+    ignored = (*model.optional_keys(state), *LOSS_STATE)
+    load_strict(model, state, ignored, str(checkpoint), _advice(Path(checkpoint), Path(config_path)))
     return model
+
+
+def _advice(checkpoint: Path, config: Path) -> str:
+    """What to do where the weights do not fit the config."""
+    if config == checkpoint:
+        return "the config in it does not fit; --config names another"
+    if carries_config(checkpoint):
+        return f"it carries a config of its own; leave {config} out"
+    return f"is {config} its config? (--config names another)"
 
 
 def build_for_inference(
     config_path: str | Path, kind: type[Model], allow_targets: Iterable[str] = ()
 ) -> Model:
-    """The model of a config, of that kind: no weights yet, no averages. Raises UserError."""
-    config: dict[str, Any] = to_plain(load_config(config_path))
+    """The model of a config, of that kind: no weights yet, no averages. config_path: a YAML file, or
+    a checkpoint that carries its config. Raises UserError."""
+    config = config_of(config_path)
     try:
         params = config["model"]["params"]
         first_stage = params["first_stage_config"].get("params") or {}

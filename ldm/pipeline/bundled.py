@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm.checkpoint.carried import carries_config
 from ldm.errors import UserError
 from ldm.files import ROOT, own_or
 
@@ -11,8 +12,9 @@ CLASSES_CONFIG = "configs/class_conditional.yaml"
 
 
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
-    """(checkpoint file, config file); the bundled ones lie beside the package, and go together by
-    name or by path. Raises UserError where the bundled file is gone."""
+    """(checkpoint file, its config: a file of its own, or the checkpoint itself where it carries
+    one). The bundled ones lie beside the package, and go together by name or by path. Raises
+    UserError where the bundled file is gone."""
     path = own_or(checkpoint)
     if str(checkpoint) in BUNDLED and not path.is_file():
         path = ROOT / BUNDLED[str(checkpoint)][0]
@@ -20,5 +22,18 @@ def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tup
             raise UserError(
                 f"{path}: the bundled weights are missing; `git checkout {BUNDLED[str(checkpoint)][0]}` brings them back"
             )
-    configs = {ROOT / weights: bundled_config for weights, bundled_config in BUNDLED.values()}
-    return path, Path(config) if config else ROOT / configs.get(path.resolve(), PUBLISHED_CONFIG)
+    return path, config_for(path, config or bundled_config(path), PUBLISHED_CONFIG)
+
+
+def bundled_config(path: Path) -> Path | None:
+    """The config of a checkpoint that comes along."""
+    configs = {ROOT / weights: ROOT / config for weights, config in BUNDLED.values()}
+    return configs.get(path.resolve())
+
+
+def config_for(checkpoint: Path, config: str | Path | None, default: str) -> Path:
+    """The config that is given; else that in the checkpoint, which is then named itself; else this
+    one of the bundled."""
+    if config:
+        return Path(config)
+    return checkpoint if carries_config(checkpoint) else ROOT / default

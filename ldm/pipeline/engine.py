@@ -188,7 +188,10 @@ class Painter:
             log.warning("numbers overflowed in %s; painting these pictures again in fp32", self.precision)
             painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, unwatched)
         if not bool(painted.isfinite().all()):
-            raise UserError("the numbers overflowed, so there is no picture; choose smaller scales")
+            raise UserError(
+                "the numbers overflowed, so there is no picture; choose smaller scales, or, if usual ones do it too, other "
+                "weights: these are damaged or untrained"
+            )
         return painted
 
     def _paint(self, batch: Batch, settings: Settings, watch: Watch) -> Tensor:

@@ -86,8 +86,8 @@ class StyleTransferPipeline:
     ) -> "StyleTransferPipeline":
         """Load a model: "mini" (bundled), or the path of a `.ckpt` or `.safetensors` file.
 
-        config: its YAML; by default that of the published model. Averaged weights are used where a
-        checkpoint has them. compile: torch.compile the networks, and on CUDA record whole pictures
+        config: its YAML; by default the one in the checkpoint, else that of the published model.
+        Averaged weights are used where a checkpoint has them. compile: torch.compile the networks, and on CUDA record whole pictures
         as graphs, which takes a minute at the first picture of each size and pays on a GPU from
         some hundred pictures on. Raises UserError for whatever is missing, broken or does not fit
         together.
