@@ -211,6 +211,16 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run(config: Path) -> Non
     assert sorted(os.listdir(folder)) == ["last.ckpt"]
 
 
+def test_only_what_a_save_left_of_this_file_is_removed(config: Path) -> None:
+    folder = config.parent / "kept"
+    folder.mkdir()
+    for name in (".x.one.ckpt", ".notes.one.ckpt", ".[x]*.one.ckpt"):
+        (folder / name).write_text("half")
+    options = ["lightning.trainer.max_steps=1", f"lightning.last.path={folder}/[x]*.ckpt"]
+    main(["--base", str(config), "--logdir", str(config.parent), "--name", "plain", *options])
+    assert sorted(os.listdir(folder)) == [".notes.one.ckpt", ".x.one.ckpt", "[x]*.ckpt"]
+
+
 # The folder of a run
 
 

@@ -50,7 +50,7 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
         raise ConfigError(f"not the config of a style transfer model (no {error})") from error
     if first_stage_weights is None:
         raise UserError("the config's first stage has no ckpt_path, and random latents are no use")
-    model = instantiate_from_config(config).eval()
+    model = instantiate_from_config(config, kind="model", key="model").eval()
     if not isinstance(model, DualCondLDM):
         raise ConfigError(
             f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)"

@@ -40,13 +40,11 @@ class _Measure(pl.Callback):
         )
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, run_folder: Path) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed
     and memory."""
-    callbacks = recipe.configured_callbacks(
-        Path("checkpoints")
-    )  # for what is wrong with them; none of them runs
-    recipe.check_loggers()
+    callbacks = recipe.configured_callbacks(run_folder)  # for what is wrong with them; none of them runs
+    recipe.check_loggers(run_folder)
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
