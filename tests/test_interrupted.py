@@ -12,9 +12,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pipeline_builders import paintings_and_photos, save_config
+from torch.utils.data import get_worker_info
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
 from ldm.cli.train import main
+from ldm.data.wikiart import HybridTrain
+from ldm.data.workers import worker_errors
 from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
 from ldm.training.run_folder import alone_in
@@ -89,6 +92,49 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(tmp_path: Path
     assert process.exitcode == 0
     assert torch.load(path, weights_only=True)["global_step"] == 1
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+KILLED = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+
+def test_a_worker_that_ends_during_a_save_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*args: Any) -> None:
+        raise RuntimeError(KILLED)  # torch tells of it wherever the program is
+
+    monkeypatch.setattr("torch.save", save)
+    with pytest.raises(
+        UserError, match="has ended before its time .*killed by signal: Killed.*do that$"
+    ) as caught:
+        with worker_errors("do that"):
+            DurableCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
+    assert "disk" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+class Deadly(HybridTrain):
+    """Its loader's worker is killed in the middle, as by a system that is out of memory."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if get_worker_info() and Path(self.mark).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(self.mark).touch()
+        return super().__getitem__(index)
+
+    def __init__(self, mark: str, **options: Any):
+        super().__init__(**options)
+        self.mark = mark
+
+
+@posix
+def test_a_killed_loader_worker_is_told_in_one_line_which_names_no_disk(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deadly = ["data.params.train.target=test_interrupted.Deadly", "data.params.num_workers=1"]
+    mark = f"data.params.train.params.mark={config.parent / 'mark'}"
+    with pytest.raises(UserError, match="that reads the data has ended .*data.params.num_workers.*--resume"):
+        run(config, "deadly", None, *deadly, mark)
+    assert "disk" not in caplog.text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

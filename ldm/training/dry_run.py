@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldm.device import peak_memory
 from ldm.errors import ConfigError, did_you_mean
@@ -81,9 +81,11 @@ def _check_watched(callbacks: Sequence[pl.Callback], logged: Sequence[str]) -> N
     """Raises ConfigError for a best checkpoint by a value that is not logged."""
     for callback in callbacks:
         watched = getattr(callback, "monitor", None)
-        if isinstance(callback, ModelCheckpoint) and watched not in (None, "epoch", "step", *logged):
+        known = (None, "epoch", "step", *logged)
+        if isinstance(callback, ModelCheckpoint | EarlyStopping) and watched not in known:
+            what = "early stopping" if isinstance(callback, EarlyStopping) else "the best checkpoint"
             raise ConfigError(
-                f"the best checkpoint is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}"
+                f"{what} is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}"
             )
 
 

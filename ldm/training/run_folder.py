@@ -3,8 +3,8 @@
 import argparse
 import datetime
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -83,10 +83,16 @@ class KeepConfig(pl.Callback):
             OmegaConf.save(self.config, self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")
 
 
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # of one in which there is something by now
+        for folder in folders:
+            folder.rmdir()
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Within it no other process can enter for the same folder. Raises UserError if one has."""
-    is_new = not folder.exists()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".running", timeout=0)  # the system lets go of it however this process ends
     try:
@@ -100,8 +106,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
+        if made and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
             shutil.rmtree(folder)
+            _remove_empty(made[1:])
         raise
     finally:
         lock.release()

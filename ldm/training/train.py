@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config.factory import allowing_targets, instantiate_from_config
 from ldm.config.merge import merged_config, typed_keys
+from ldm.data.workers import worker_errors
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.dry_run import dry_run
@@ -45,6 +46,8 @@ _NOISE = (
     ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
+# What Lightning raises for a callback that watches what is not logged.
+_LATE = re.compile("Early stopping conditioned on metric")
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
@@ -73,12 +76,13 @@ def train(args: argparse.Namespace) -> None:
         if args.dry_run:
             return dry_run(recipe, folder)
         take = resumed.take if resumed else None
-        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
-        if resumed:
-            resumed.check_beginning(trainer, data)
         check_free(folder, own)
-        with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
-            _fit(trainer, model, data, resumed.path if resumed else None)
+        with recipe.opening.held():
+            trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
+            if resumed:
+                resumed.check_beginning(trainer, data)
+            with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
+                _fit(trainer, model, data, resumed.path if resumed else None)
 
 
 def _quieten() -> None:
@@ -93,12 +97,19 @@ def _quieten() -> None:
 def _fit(
     trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
 ) -> None:
+    advice = (
+        "lower data.params.num_workers or data.params.batch_size and go on with --resume "
+        f"{trainer.default_root_dir}, where the last checkpoint is whole"
+    )
     try:
-        trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
+        with worker_errors(advice):
+            trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
         end = "finished"
     except StoppedBySignal:
         end = "stopped"
-    except MisconfigurationException as error:  # what Lightning finds out on the way
+    except (MisconfigurationException, RuntimeError) as error:  # what Lightning finds out on the way
+        if isinstance(error, RuntimeError) and not _LATE.match(str(error)):
+            raise
         raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:
         log.info(

@@ -26,6 +26,7 @@ from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
+from ldm.training.opening import OpeningLines
 from ldm.training.published_flags import gpu_devices, present_options
 from ldm.training.reproducible import StepSeeds
 from ldm.training.run_folder import KeepConfig
@@ -66,6 +67,7 @@ class Recipe:
     ):
         """`typed`: keys of the config whose values the command line gives."""
         self.config, self.model, self.data, self.gpus, self.typed = config, model, data, gpus, typed
+        self.opening = OpeningLines()
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
         if not model.automatic_optimization:
@@ -110,6 +112,7 @@ class Recipe:
             NamedMoments(),
             *self.configured_callbacks(run_folder),
             throughput.last,
+            self.opening,
             *([ProgressLine()] if options.get("enable_progress_bar", True) else []),
         ]
 
@@ -118,7 +121,7 @@ class Recipe:
         for that alone."""
         paths = RunPaths(run_folder, self.typed)
         own = [
-            instantiate_from_config(node, kind="callback", key=key)
+            _from_node(node, "callback", key)
             for key, node in self._placed(paths, "callbacks", self.section("callbacks"))
         ]
         for callback in own:
@@ -266,7 +269,7 @@ class Recipe:
         loggers: list[Logger] = [board, CSVLogger(run_folder, name="csv")]
         for key, node in self._logger_nodes(run_folder):
             try:
-                loggers.append(instantiate_from_config(node, kind="logger", key=key))
+                loggers.append(_from_node(node, "logger", key))
             except ModuleNotFoundError as error:
                 raise ConfigError(
                     f"lightning.logger: {node['target']} needs a package that is not installed: {error}"
@@ -353,6 +356,13 @@ def _model_checkpoint(key: str, folder: Path, options: dict[str, Any]) -> ModelC
         "save_last": None,
     }
     return _built(ModelCheckpoint, options, f"lightning.{key}")
+
+
+def _from_node(node: Any, kind: str, key: str) -> Any:
+    try:
+        return instantiate_from_config(node, kind=kind, key=key)
+    except MisconfigurationException as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _built(kind: type, options: dict[str, Any], where: str) -> Any:
