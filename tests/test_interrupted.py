@@ -6,11 +6,13 @@ import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from pipeline_builders import paintings_and_photos, save_config
 from torch.utils.data import get_worker_info
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
@@ -20,7 +22,7 @@ from ldm.data.wikiart import HybridTrain
 from ldm.data.workers import worker_errors
 from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
-from ldm.training.run_folder import alone_in
+from ldm.training.run_folder import KeepConfig, alone_in
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 
@@ -268,6 +270,32 @@ def test_only_what_a_save_left_of_this_file_is_removed(config: Path) -> None:
 
 
 # The folder of a run
+
+
+def test_a_kill_while_the_config_is_kept_leaves_none_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = KeepConfig(OmegaConf.create({"model": {}}), tmp_path)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+
+    def half(config: Any, path: Path) -> None:
+        path.write_text("model: {targ")
+        os._exit(9)
+
+    def work() -> None:
+        monkeypatch.setattr("ldm.training.run_folder.OmegaConf.save", half)
+        keep.on_train_start(trainer, pl.LightningModule())
+
+    process = in_a_process(work)
+    process.join()
+    assert process.exitcode == 9 and not list(tmp_path.glob("config_*"))
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "checkpoints").mkdir()
+    also_left = tmp_path / "checkpoints/.best-epoch=0-step=3.a1b2c3d4.ckpt"
+    also_left.write_text("half")
+    keep.on_train_start(trainer, pl.LightningModule())
+    (kept,) = tmp_path.glob("config_*.yaml")
+    assert OmegaConf.load(kept) == {"model": {}} and not left.exists() and not also_left.exists()
 
 
 def test_a_new_run_never_goes_into_the_folder_of_an_old_one(config: Path) -> None:

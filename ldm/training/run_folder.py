@@ -12,6 +12,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.errors import UserError
+from ldm.files import written_whole
+
+# of `written_whole`
+_LEFTOVERS = (".config_*.????????.yaml", "checkpoints/.*.????????.ckpt")
 
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
@@ -77,10 +81,15 @@ class KeepConfig(pl.Callback):
         self.config, self.folder = config, folder
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write config_<time>.yaml, from the first process alone."""
+        """Write config_<time>.yaml, from the first process alone, and remove what a kill in the
+        middle of writing has left."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")
+            for leftover in [leftover for kind in _LEFTOVERS for leftover in self.folder.glob(kind)]:
+                leftover.unlink(missing_ok=True)
+            path = self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml"
+            with written_whole(path) as aside:
+                OmegaConf.save(self.config, aside)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
