@@ -471,6 +471,20 @@ def test_what_is_no_yaml_of_keys_and_values_is_refused_by_name(tmp_path: Path, c
         load_config(write(tmp_path / "a.yaml", content))
 
 
+def test_aliases_that_multiply_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
+    levels = [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]
+    with pytest.raises(
+        ConfigError, match="a.yaml: has more than 100,000 values with its aliases written out"
+    ):
+        load_config(write(tmp_path / "a.yaml", "\n".join(["a0: &a0 [x, y]", *levels])))
+    usual = "a: &a {x: 1, y: 2}\nb: *a\nc: {<<: *a, y: 3}\n"
+    assert to_plain(load_config(write(tmp_path / "b.yaml", usual))) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 1, "y": 3},
+    }
+
+
 def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with pytest.raises(ConfigError):

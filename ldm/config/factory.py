@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +27,8 @@ from ldm.published.configs import our_target
 
 # The learning rate of a `model` node is for the training command.
 NODE_KEYS = ("target", "params", "learning_rate", "base_learning_rate")
+
+_MAX_VALUES = 100_000  # of a config; the largest here has some hundreds
 
 # What a constructor's **options hand on to its bases shows only when it is called.
 _CALL_ERRORS = re.compile(r"missing \d+ required|multiple values for|unexpected keyword argument")
@@ -238,7 +241,10 @@ def load_config(path: str | Path) -> Any:
     if not path.is_file():
         raise UserError(f"config {path}: no such file")
     try:
+        _check_size(path)
         config = OmegaConf.load(path)
+    except UserError:
+        raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"config {path}: not a readable YAML file: {_first_line(error)}") from error
     except Exception as error:  # PyYAML's own errors share no useful base with the above
@@ -247,6 +253,25 @@ def load_config(path: str | Path) -> Any:
         raise ConfigError(f"config {path}: expected keys and values at the top, found something else")
     check_resolvers(config, f"config {path}")
     return config
+
+
+def _check_size(path: Path) -> None:
+    """Raises ConfigError for a YAML file whose aliases, each of which stands for more of them, make
+    it larger than memory."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 1  # within itself, which YAML's reader refuses
+            values = node.value if isinstance(node.value, list) else ()
+            parts = (part for value in values for part in (value if isinstance(value, tuple) else (value,)))
+            sizes[id(node)] += sum(map(size, parts))
+        return sizes[id(node)]
+
+    with path.open(encoding="utf-8") as file:  # of a text, PyYAML's errors would show a part
+        tree = yaml.compose(file, Loader=yaml.SafeLoader)
+    if tree is not None and size(tree) > _MAX_VALUES:
+        raise ConfigError(f"config {path}: has more than {_MAX_VALUES:,} values with its aliases written out")
 
 
 def _first_line(error: Exception) -> str:
