@@ -81,15 +81,17 @@ class KeepConfig(pl.Callback):
         self.config, self.folder = config, folder
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write config_<time>.yaml, from the first process alone, and remove what a kill in the
-        middle of writing has left."""
+        """Write config_<time>.yaml, from the first process alone."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in [leftover for kind in _LEFTOVERS for leftover in self.folder.glob(kind)]:
-                leftover.unlink(missing_ok=True)
             path = self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml"
             with written_whole(path) as aside:
                 OmegaConf.save(self.config, aside)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in [leftover for kind in _LEFTOVERS for leftover in folder.glob(kind)]:
+        leftover.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
@@ -100,12 +102,14 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process can enter for the same folder. Raises UserError if one has."""
+    """Within it no other process can enter for the same folder; what a kill in the middle of writing
+    has left in it is removed. Raises UserError where one has."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".running", timeout=0)  # the system lets go of it however this process ends
     try:
         lock.acquire()
+        _remove_leftovers(folder)
     except Timeout as error:
         raise UserError(
             f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"
