@@ -1,5 +1,6 @@
 """Where this project's own files lie; a file's hash; writing a file whole or not at all."""
 
+import glob
 import hashlib
 import os
 import tempfile
@@ -83,7 +84,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Whoever opens `path` finds the old content or the new one, never a part. Raises OSError.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_aside_prefix(path), suffix=path.suffix)
     os.close(handle)
     aside = Path(name)
     try:
@@ -95,6 +96,16 @@ def written_whole(path: Path) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def left_asides(path: Path) -> list[Path]:
+    """What writers of this file that were killed on the way have left beside it."""
+    pattern = f"{glob.escape(_aside_prefix(path))}*{glob.escape(path.suffix)}"
+    return sorted(path.parent.glob(pattern))
+
+
+def _aside_prefix(path: Path) -> str:
+    return f".{path.stem[:40]}."
 
 
 def _flush_folder(folder: Path) -> None:

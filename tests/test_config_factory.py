@@ -1,7 +1,9 @@
 """The config factory: config nodes become objects, and a stranger's config file can neither run code nor mislead."""
 
 import inspect
+import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +15,6 @@ from omegaconf import OmegaConf
 from pipeline_builders import MODEL, model_config
 
 from ldm.config.factory import (
-    TRUSTED_PREFIXES,
     allowing_targets,
     get_obj_from_str,
     instantiate_from_config,
@@ -21,7 +22,12 @@ from ldm.config.factory import (
     to_plain,
 )
 from ldm.config.groups import flat_keys, take
+from ldm.config.interpolations import RESOLVERS, resolver_in
+from ldm.config.registry import registered
 from ldm.errors import ConfigError, UserError
+from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.models.inference import build_for_inference
+from ldm.published.configs import our_target
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
 DUAL_COND = "ldm.models.diffusion.dual_cond_ddpm.DualCondLDM"
@@ -142,13 +148,95 @@ def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: ob
         "torch.nn.modules.module.warnings",
         "torch.nn.functional.relu",
         "pytorch_lightning.os",
+        "torch.nn.modules.linear.SiLU",  # a class of the package, named by where it is not
+        # Classes of ours and of Lightning that write where they are told, or delete:
+        "pytorch_lightning.loggers.csv_logs.ExperimentWriter",
+        "pytorch_lightning.loggers.csv_logs._ExperimentWriter",
+        "lightning_fabric.loggers.csv_logs._ExperimentWriter",
+        "pytorch_lightning.Trainer",
+        "pytorch_lightning.plugins.TorchCheckpointIO",
+        "ldm.training.keep_last.KeepLast",
+        "ldm.training.run_folder.KeepConfig",
+        "ldm.training.checkpoint_files.DurableCheckpointIO",
+        "ldm.data.cached.LatentCache",
+        "ldm.media.video.VideoWriter",
+        "ldm.pipeline.pipeline.StyleTransferPipeline",
     ],
 )
 def test_what_a_trusted_module_only_imported_is_refused(target: str) -> None:
     with pytest.raises(
-        ConfigError, match=f"'{target}' (is not a class defined under|.*has no|.*No module named)"
+        ConfigError, match=f"'{target}'(: .* has no '.*' that a config may name| is not under)"
     ):
         instantiate_from_config({"target": target})
+
+
+@pytest.mark.parametrize(
+    "target, kind",
+    [
+        ("torch.nn.modules.linear.Linear", "model"),
+        ("ldm.modules.losses.LPIPSWithDiscriminator", "model"),
+        ("ldm.lr_scheduler.LambdaLinearScheduler", "schedule"),
+        ("torch.optim.AdamW", "optimizer"),
+        ("torch.optim.lr_scheduler.StepLR", "torch schedule"),
+        ("main.DataModuleFromConfig", "data module"),
+        ("ldm.data.pictures.PictureFolder", "data set"),
+        ("pytorch_lightning.callbacks.EarlyStopping", "callback"),
+        ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "callback"),
+        ("ldm.training.budget.TimeBudget", "callback"),
+        ("pytorch_lightning.loggers.WandbLogger", "logger"),
+        ("pytorch_lightning.loggers.csv_logs.CSVLogger", "logger"),
+    ],
+)
+def test_what_a_config_may_name_is_for_one_purpose(target: str, kind: str) -> None:
+    assert registered(our_target(target)) == (get_obj_from_str(target), kind)
+    other = "callback" if kind == "model" else "model"
+    with pytest.raises(ConfigError, match=f"is a {kind}, where a {other} belongs"):
+        registered(our_target(target), other)
+
+
+@pytest.mark.parametrize("part", ["unet_config", "first_stage_config"])
+def test_a_model_is_made_of_models_alone(part: str, tmp_path: Path) -> None:
+    writer = {"target": "pytorch_lightning.loggers.CSVLogger", "params": {"save_dir": str(tmp_path)}}
+    with pytest.raises(ConfigError, match="is a logger, where a model belongs"):
+        instantiate_from_config(model_config(**{part: writer}))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {
+            "target": "pytorch_lightning.loggers.csv_logs.ExperimentWriter",
+            "params": {"log_dir": "LOGS", "first_stage_config": {}},
+        },
+        {
+            "target": "pytorch_lightning.loggers.CSVLogger",
+            "params": {"save_dir": "LOGS", "first_stage_config": {}},
+        },
+        model_config(
+            unet_config={
+                "target": "pytorch_lightning.loggers.csv_logs.ExperimentWriter",
+                "params": {"log_dir": "LOGS"},
+            }
+        ),
+    ],
+    ids=["a writer", "a logger", "a part"],
+)
+def test_a_config_to_paint_with_deletes_nothing(tmp_path: Path, node: dict[str, Any]) -> None:
+    (tmp_path / "metrics.csv").write_text("losses of weeks")
+    text = json.dumps({"model": node}).replace("LOGS", str(tmp_path))
+    path = write(tmp_path / "a.yaml", text)
+    with pytest.raises(ConfigError, match="that a config may name|where a model belongs"):
+        build_for_inference(path, DualCondModel)
+    assert (tmp_path / "metrics.csv").read_text() == "losses of weeks"
+
+
+def test_a_node_of_another_kind_is_refused_where_one_kind_belongs() -> None:
+    with pytest.raises(ConfigError, match="'torch.nn.Linear' is a model, where a callback belongs"):
+        instantiate_from_config(LINEAR, kind="callback")
+
+
+def test_what_was_allowed_is_for_anything(strangers_module: ModuleType) -> None:
+    assert instantiate_from_config({"target": "stranger.parts.Part"}, ["stranger"], kind="callback")
 
 
 def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +305,16 @@ def test_a_node_needs_a_target(node: object) -> None:
         instantiate_from_config(node)
 
 
+def test_a_node_without_a_target_is_told_by_its_key() -> None:
+    first_stage = model_config()["params"]["first_stage_config"]
+    broken = {**first_stage, "params": {**first_stage["params"], "lossconfig": {"params": {}}}}
+    key = "model.params.first_stage_config.params.lossconfig"
+    with pytest.raises(ConfigError, match=f"^{key}: a config node needs a `target` key"):
+        instantiate_from_config(model_config(first_stage_config=broken), key="model")
+    with pytest.raises(ConfigError, match="^model.params.unet_config: .* unknown key 'x'"):
+        instantiate_from_config(model_config(unet_config={"target": "torch.nn.SiLU", "x": 1}), key="model")
+
+
 @pytest.mark.parametrize("params", [[1, 2], "in_features", {1: 2}])
 def test_params_must_be_names_with_values(params: object) -> None:
     with pytest.raises(ConfigError, match="`params` of torch.nn.Linear must be names with values"):
@@ -242,8 +340,8 @@ def test_a_misspelt_class_names_the_near_one(target: str, near: str) -> None:
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="No module named 'ldm.modells'"):
-        instantiate_from_config({"target": "ldm.modells.Model"})
+    with pytest.raises(ConfigError, match="No module named 'ldm.models.modells'"):
+        instantiate_from_config({"target": "ldm.models.modells.Model"})
 
 
 @pytest.mark.parametrize(
@@ -257,7 +355,6 @@ def test_a_module_that_is_not_there_is_named() -> None:
         ("ldm.modules.diffusionmodules.model.StyleUNetModel", "num_head_channel", "num_head_channels"),
         ("ldm.data.wikiart.HybridTrain", "style_dropp", "style_drop"),
         ("ldm.data.wikiart.WikiArtTrain", "short_sides", "short_side"),
-        ("pytorch_lightning.Trainer", "max_epoch", "max_epochs"),
     ],
 )
 def test_a_wrong_parameter_names_the_near_one(target: str, wrong: str, near: str) -> None:
@@ -318,7 +415,17 @@ def test_a_value_that_the_class_refuses_is_a_config_error() -> None:
         instantiate_from_config({**unet, "params": {**unet["params"], "num_norm_groups": 3}})
 
 
-def test_errors_inside_a_constructor_are_not_taken_for_bad_configs(strangers_module: ModuleType) -> None:
+@pytest.mark.parametrize("value", ["2", None, [2], {"a": 1}, 1.5, -3], ids=str)
+def test_a_value_of_a_wrong_type_is_a_config_error_of_one_line(value: object) -> None:
+    with pytest.raises(ConfigError, match="^torch.nn.Linear cannot be built from its `params`: .*$"):
+        instantiate_from_config(
+            {"target": "torch.nn.Linear", "params": {"in_features": value, "out_features": 1}}
+        )
+
+
+def test_errors_inside_an_allowed_constructor_are_not_taken_for_bad_configs(
+    strangers_module: ModuleType,
+) -> None:
     def broken() -> None:
         raise TypeError("a programming error")
 
@@ -364,6 +471,20 @@ def test_what_is_no_yaml_of_keys_and_values_is_refused_by_name(tmp_path: Path, c
         load_config(write(tmp_path / "a.yaml", content))
 
 
+def test_aliases_that_multiply_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
+    levels = [f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(12)]
+    with pytest.raises(
+        ConfigError, match="a.yaml: has more than 100,000 values with its aliases written out"
+    ):
+        load_config(write(tmp_path / "a.yaml", "\n".join(["a0: &a0 [x, y]", *levels])))
+    usual = "a: &a {x: 1, y: 2}\nb: *a\nc: {<<: *a, y: 3}\n"
+    assert to_plain(load_config(write(tmp_path / "b.yaml", usual))) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 2},
+        "c": {"x": 1, "y": 3},
+    }
+
+
 def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with pytest.raises(ConfigError):
@@ -383,12 +504,54 @@ def test_interpolations_are_resolved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a: ${b}", "a: ???", "a: ${oc.nonsense:1}", "a: ${a}"])
 def test_what_cannot_be_resolved_is_a_config_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="^config: "):
+    with pytest.raises(ConfigError, match="^config( .*)?: "):
         to_plain(load_config(write(tmp_path / "a.yaml", text)))
 
 
-def test_the_list_of_trusted_prefixes() -> None:
-    assert TRUSTED_PREFIXES == ("ldm.", "torch.nn.", "torch.optim.", "pytorch_lightning.")
+@pytest.mark.parametrize(
+    "text, resolver",
+    [
+        ("${oc.env:HOME}", "oc.env"),
+        ("a ${ oc.env : HOME,x} b", "oc.env"),
+        ("${oc.env:${model.name}}", "oc.env"),
+        ("${oc.select:'${oc.env:HOME}'}", "oc.env"),
+        ("${oc.create:'${model.name}'}", "oc.create"),
+        ("${oc.decode:x}", "oc.decode"),
+        ("${${model.name}:HOME}", "x"),
+        ("${oc.e${model.name}:HOME}", "oc.ex"),
+        ("${model.name}", None),
+        ("${model[name].${model.x}}", None),
+        ("${oc.select:model.name, ${model.x}}", None),
+        ("at 10:30 for $5", None),
+    ],
+)
+def test_a_file_looks_up_nothing_but_values_of_the_config(
+    tmp_path: Path, text: str, resolver: str | None
+) -> None:
+    assert resolver_in(text) == resolver
+    if resolver == "oc.ex":  # which is no interpolation at all
+        return
+    path = tmp_path / "a.yaml"
+    OmegaConf.save({"model": {"name": "env", "x": [text]}}, path)
+    with (
+        nullcontext()
+        if resolver is None
+        else pytest.raises(
+            ConfigError, match=rf"a.yaml: model.x.0 asks for \$\{{{resolver}:.*on the command line"
+        )
+    ):
+        load_config(path)
+
+
+def test_the_list_of_resolvers_that_a_file_may_use() -> None:
+    assert RESOLVERS == ("oc.select", "oc.dict.keys", "oc.dict.values")
+
+
+def test_what_a_file_holds_is_not_told_where_it_is_no_config(tmp_path: Path) -> None:
+    for content in ("- secret-word", "[secret-word]", "secret-word: [", "a: secret-word: b"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(write(tmp_path / "a.yaml", content))
+        assert "secret-word" not in str(caught.value), content
 
 
 # Groups of options

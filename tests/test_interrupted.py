@@ -6,18 +6,23 @@ import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from pipeline_builders import paintings_and_photos, save_config
+from torch.utils.data import get_worker_info
 from training_builders import data_module, diffusion_node, hybrid_node, last, recipe
 
 from ldm.cli.train import main
+from ldm.data.wikiart import HybridTrain
+from ldm.data.workers import worker_errors
 from ldm.errors import CheckpointError, NonFiniteError, UserError
 from ldm.training.checkpoint_files import DurableCheckpointIO, find_checkpoint
-from ldm.training.run_folder import alone_in
+from ldm.training.run_folder import KeepConfig, alone_in
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals and limits")
 
@@ -89,6 +94,49 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(tmp_path: Path
     assert process.exitcode == 0
     assert torch.load(path, weights_only=True)["global_step"] == 1
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+KILLED = "DataLoader worker (pid 7) is killed by signal: Killed. "
+
+
+def test_a_worker_that_ends_during_a_save_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*args: Any) -> None:
+        raise RuntimeError(KILLED)  # torch tells of it wherever the program is
+
+    monkeypatch.setattr("torch.save", save)
+    with pytest.raises(
+        UserError, match="has ended before its time .*killed by signal: Killed.*do that$"
+    ) as caught:
+        with worker_errors("do that"):
+            DurableCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
+    assert "disk" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+class Deadly(HybridTrain):
+    """Its loader's worker is killed in the middle, as by a system that is out of memory."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if get_worker_info() and Path(self.mark).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(self.mark).touch()
+        return super().__getitem__(index)
+
+    def __init__(self, mark: str, **options: Any):
+        super().__init__(**options)
+        self.mark = mark
+
+
+@posix
+def test_a_killed_loader_worker_is_told_in_one_line_which_names_no_disk(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    deadly = ["data.params.train.target=test_interrupted.Deadly", "data.params.num_workers=1"]
+    mark = f"data.params.train.params.mark={config.parent / 'mark'}"
+    with pytest.raises(UserError, match="that reads the data has ended .*data.params.num_workers.*--resume"):
+        run(config, "deadly", None, *deadly, mark)
+    assert "disk" not in caplog.text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -211,7 +259,42 @@ def test_what_a_killed_save_left_is_removed_by_the_next_run(config: Path) -> Non
     assert sorted(os.listdir(folder)) == ["last.ckpt"]
 
 
+def test_only_what_a_save_left_of_this_file_is_removed(config: Path) -> None:
+    folder = config.parent / "kept"
+    folder.mkdir()
+    for name in (".x.one.ckpt", ".notes.one.ckpt", ".[x]*.one.ckpt"):
+        (folder / name).write_text("half")
+    options = ["lightning.trainer.max_steps=1", f"lightning.last.path={folder}/[x]*.ckpt"]
+    main(["--base", str(config), "--logdir", str(config.parent), "--name", "plain", *options])
+    assert sorted(os.listdir(folder)) == [".notes.one.ckpt", ".x.one.ckpt", "[x]*.ckpt"]
+
+
 # The folder of a run
+
+
+def test_a_kill_while_the_config_is_kept_leaves_none_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = KeepConfig(OmegaConf.create({"model": {}}), tmp_path)
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+
+    def half(config: Any, path: Path) -> None:
+        path.write_text("model: {targ")
+        os._exit(9)
+
+    def work() -> None:
+        monkeypatch.setattr("ldm.training.run_folder.OmegaConf.save", half)
+        keep.on_train_start(trainer, pl.LightningModule())
+
+    process = in_a_process(work)
+    process.join()
+    assert process.exitcode == 9 and not list(tmp_path.glob("config_*"))
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "checkpoints").mkdir()
+    also_left = tmp_path / "checkpoints/.best-epoch=0-step=3.a1b2c3d4.ckpt"
+    also_left.write_text("half")
+    with alone_in(tmp_path):  # a run goes on there, be it finished or not
+        assert not left.exists() and not also_left.exists()
 
 
 def test_a_new_run_never_goes_into_the_folder_of_an_old_one(config: Path) -> None:

@@ -53,6 +53,7 @@ DOCUMENTS = [
 # What a package is imported as, where that is not its name.
 IMPORTED_AS = {
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "opencv-python-headless": "cv2",
     "pytorch-lightning": "pytorch_lightning",

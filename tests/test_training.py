@@ -519,12 +519,23 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("model=null", "needs a `target` key"),
         ("model.params.embed=3", "DualCondLDM has no parameter 'embed'"),
         ("model.parms.channels=3", "unknown key 'parms'; did you mean params"),
-        ("model={target: pytorch_lightning.LightningDataModule}", "it must be a LightningModule"),
+        ("model={target: pytorch_lightning.LightningDataModule}", "is not under"),
+        ("model={target: torch.nn.SiLU}", "it must be a LightningModule"),
+        ("model.params.unet_config=null", "model.params.unet_config: a config node needs a `target`"),
+        ("model.params.scheduler_config={target: torch.nn.SiLU}", "is a model, where a schedule belongs"),
+        ("model.params.scheduler_config={params: {}}", "model.params.scheduler_config: a config node needs"),
+        ("model.params.vgg_ckpt_path=nowhere.pt", "nowhere.pt: no such file"),
+        ("lightning.callbacks.x={params: {}}", "lightning.callbacks.x: a config node needs a `target`"),
+        (
+            "lightning.callbacks.x={target: pytorch_lightning.callbacks.StochasticWeightAveraging, params: {swa_lrs: x}}",
+            "lightning.callbacks.x: .*swa_lrs",
+        ),
+        ("lightning.trainer.profiler=nothing", "the trainer cannot be set up"),
         ("model.learning_rate=fast", "model.learning_rate must be a positive number, got 'fast'"),
         ("model.learning_rate=0", "model.learning_rate must be a positive number"),
         ("model.params.first_stage_config.params.ckpt_path=nowhere.ckpt", "nowhere.ckpt: no such file"),
         ("data=null", "needs a `target` key"),
-        ("data={target: torch.nn.SiLU}", "it must be a LightningDataModule"),
+        ("data={target: torch.nn.SiLU}", "is a model, where a data module belongs"),
         ("data.params.batch_size=0", "batch_size must be a whole number"),
         ("data.params.batch_sizes=3", "has no parameter 'batch_sizes'; did you mean batch_size"),
         ("data.params.max_unreadable_share=2", "max_unreadable_share must be between 0 and 1, got 2"),
@@ -534,13 +545,35 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("data.params.train.params.styl_size=3", "did you mean style_size"),
     ],
 )
-def test_a_wrong_config_is_a_user_error(
-    diffusion_config: Path, tmp_path: Path, override: str, problem: str
+def test_a_wrong_config_is_a_user_error_and_nothing_else(
+    diffusion_config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, override: str, problem: str
 ) -> None:
     config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
     with pytest.raises(UserError, match=problem):
         train(config, override)
-    assert not list(tmp_path.rglob("*.ckpt"))
+    assert list(tmp_path.iterdir()) == [config]
+    assert not [line for line in caplog.records if line.name.startswith("pytorch_lightning")]
+
+
+def test_what_lightning_tells_when_it_is_set_up_comes_when_training_begins(
+    diffusion_config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    train(config, "lightning.trainer.max_steps=1")
+    lines = [line.getMessage() for line in caplog.records]
+    told = [i for i, line in enumerate(lines) if line.startswith("GPU available")]
+    assert len(told) == 1 and "M parameters" in " ".join(lines[: told[0]])
+    assert "stopped: `max_steps=1` reached" in " ".join(lines[told[0] :])
+
+
+def test_early_stopping_by_what_is_not_logged_is_one_line(diffusion_config: Path, tmp_path: Path) -> None:
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    node = "lightning.callbacks.x={target: pytorch_lightning.callbacks.EarlyStopping, params: {monitor: val/los}}"
+    with pytest.raises(ConfigError, match="training cannot go on: Early stopping .*val/los"):
+        train(config, node)
+    with pytest.raises(ConfigError, match="early stopping is told by 'val/los', which is not logged"):
+        train(config, "--dry-run", node)
 
 
 def test_a_gpu_that_is_not_there_is_a_user_error(
@@ -549,7 +582,7 @@ def test_a_gpu_that_is_not_there_is_a_user_error(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="the trainer cannot be set up.* leave out --gpus"):
-        train(diffusion_config, "--gpus", "0,")
+        train(diffusion_config, "--gpus", "0,", name="gpu")
 
 
 def test_a_missing_config_is_one_line_and_exit_code_2(

@@ -16,7 +16,9 @@ from torch import nn
 from training_builders import lightning_recipe
 
 from ldm.cli.train import parse_args
+from ldm.config.factory import allowing_targets
 from ldm.config.merge import merged_config
+from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import has_bf16
 from ldm.errors import ConfigError, UserError
 from ldm.files import ROOT
@@ -49,13 +51,13 @@ def test_a_file_is_merged_onto_the_one_it_extends_wherever_it_is_read_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sub").mkdir()
-    save_all(
+    _, top = save_all(
         tmp_path,
         base={"model": {"a": 1, "b": 1, "c": 1}, "data": {}},
-        middle={"extends": "base.yaml", "model": {"b": 2, "c": 2}},
+        top={"extends": "sub/middle.yaml", "model": {"c": 3}},
     )
-    (top,) = save_all(tmp_path / "sub", top={"extends": "../middle.yaml", "model": {"c": 3}})
-    monkeypatch.chdir(tmp_path / "sub")
+    save_all(tmp_path / "sub", middle={"extends": "../base.yaml", "model": {"b": 2, "c": 2}})
+    monkeypatch.chdir(tmp_path)
     for path in (top, "top.yaml"):
         assert plain(path) == {"model": {"a": 1, "b": 2, "c": 3}, "data": {}}
 
@@ -83,6 +85,47 @@ def test_a_file_that_extends_itself_is_refused(tmp_path: Path, extended: list[st
         save_all(tmp_path, **{name: {"extends": f"{base}.yaml", "model": {}, "data": {}}})
     with pytest.raises(ConfigError, match="a.yaml: extends itself"):
         merged_config([str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize("way", ["../base.yaml", "absolute", "a link"])
+def test_a_file_extends_nothing_outside_of_its_folder(tmp_path: Path, way: str) -> None:
+    (tmp_path / "sub").mkdir()
+    (base,) = save_all(tmp_path, base={"secret": "word"})
+    (tmp_path / "sub/link.yaml").symlink_to(base)
+    extended = {"absolute": base, "a link": "link.yaml"}.get(way, way)
+    with pytest.raises(
+        ConfigError, match="lies outside of .*sub; give both files, --base .*base.yaml"
+    ) as caught:
+        merged_config(save_all(tmp_path / "sub", a={"extends": extended}))
+    assert "secret" not in str(caught.value) and "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extended", [["a.yaml"], {"a": 1}, 3, True], ids=str)
+def test_what_is_extended_is_the_name_of_a_file(tmp_path: Path, extended: object) -> None:
+    with pytest.raises(ConfigError, match="`extends` must be the name of a file"):
+        merged_config(save_all(tmp_path, a={"extends": extended}))
+
+
+def test_a_config_elsewhere_may_extend_one_of_this_projects(tmp_path: Path) -> None:
+    own = str(ROOT / "configs/mini.yaml")
+    assert merged_config(save_all(tmp_path, a={"extends": own, "data": {"params": {"batch_size": 1}}})).model
+
+
+def test_the_command_line_may_look_up_what_files_may_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICTURES", "/mnt/pictures")
+    (path,) = save_all(tmp_path, a={"model": {"name": "x"}, "data": {"root": "y"}})
+    config = merged_config([path], ["data.root=${oc.env:PICTURES}/${model.name}", "data.n=${model.name}"])
+    assert OmegaConf.to_container(config, resolve=False)["data"] == {
+        "root": "/mnt/pictures/x",  # the run keeps its config in a file, to go on with
+        "n": "${model.name}",
+    }
+    with pytest.raises(ConfigError, match="data.root=.*NOWHERE"):
+        merged_config([path], ["data.root=${oc.env:NOWHERE}"])
+    kept = {"model": {}, "data": {"root": "${oc.env:PICTURES}"}}
+    with pytest.raises(ConfigError, match="data.root asks for"):
+        merged_config(save_all(tmp_path, kept=kept))
 
 
 def test_a_missing_file_to_extend_is_named(tmp_path: Path) -> None:
@@ -336,6 +379,7 @@ def test_what_the_published_command_set_itself_is_taken_for_what_it_means_now(
         ("distributed_backend", "horovod", "give lightning.trainer.strategy=ddp"),
         ("strategy", "ddp_spawn", "give ddp; processes that are not started anew"),
         ("callbacks", [], "give lightning.callbacks.NAME.target=CLASS"),
+        ("default_root_dir", "x", "give --logdir DIR"),
     ],
 )
 def test_keys_of_an_older_lightning_name_what_replaced_them(key: str, value: object, advice: str) -> None:
@@ -546,6 +590,105 @@ def test_what_the_trainer_does_not_know_is_refused(
 def test_the_trainers_section_is_names_with_values(lightning: object) -> None:
     with pytest.raises(ConfigError, match="`lightning` must be names with values"):
         Recipe(OmegaConf.create({"lightning": lightning}), pl.LightningModule(), pl.LightningDataModule())
+
+
+# Paths
+
+
+ELSEWHERE = [
+    ({"last": {"path": "OUT/last.ckpt"}}, "lightning.last.path"),
+    ({"last": {"path": "last.ckpt"}}, "lightning.last.path"),  # of the folder that the command is given in
+    ({"modelcheckpoint": {"dirpath": "OUT"}}, "lightning.modelcheckpoint.dirpath"),
+    ({"modelcheckpoint": {"params": {"dirpath": "OUT"}}}, "lightning.modelcheckpoint.params.dirpath"),
+    ({"modelcheckpoint_step": {"dirpath": ".."}}, "lightning.modelcheckpoint_step.dirpath"),
+    ({"modelcheckpoint_epoch": {"filename": "../../x"}}, "lightning.modelcheckpoint_epoch.filename"),
+    *(
+        (
+            {"callbacks": {"x": {"target": f"pytorch_lightning.callbacks.{name}", "params": params}}},
+            f"lightning.callbacks.x.params.{next(iter(params))}",
+        )
+        for name, params in (
+            ("ModelCheckpoint", {"dirpath": "OUT"}),
+            ("ModelCheckpoint", {"filename": "OUT/x"}),
+            ("OnExceptionCheckpoint", {"dirpath": "OUT"}),
+            ("SpikeDetection", {"exclude_batches_path": "OUT/x"}),
+        )
+    ),
+    *(
+        (
+            {"logger": {"target": f"pytorch_lightning.loggers.{name}", "params": params}},
+            f"lightning.logger.params.{next(iter(params))}",
+        )
+        for name, params in (
+            ("CSVLogger", {"save_dir": "OUT"}),
+            ("CSVLogger", {"save_dir": "."}),
+            ("CSVLogger", {"name": "OUT"}),
+            ("CSVLogger", {"version": "../../.."}),
+            ("TensorBoardLogger", {"sub_dir": "OUT"}),
+            ("WandbLogger", {"dir": "OUT"}),
+            ("MLFlowLogger", {"tracking_uri": "file:OUT"}),
+        )
+    ),
+]
+
+
+def in_folder(value: Any, folder: Path) -> Any:
+    """A config's part with OUT as the folder."""
+    if isinstance(value, dict):
+        return {key: in_folder(item, folder) for key, item in value.items()}
+    return value.replace("OUT", str(folder)) if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("lightning, key", ELSEWHERE, ids=str)
+def test_a_config_file_makes_a_run_write_into_its_own_folder_alone(
+    tmp_path: Path, lightning: dict[str, Any], key: str
+) -> None:
+    lightning = in_folder(lightning, tmp_path / "elsewhere")
+    recipe = lightning_recipe(trainer={"accelerator": "cpu"}, **lightning)
+    with pytest.raises(
+        ConfigError, match=f"^{key}: .* leads out of the run's folder, .*command line: {key}="
+    ):
+        recipe.trainer(tmp_path / "run", seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "lightning, key",
+    [each for each in ELSEWHERE if "Wandb" not in str(each) and "MLFlow" not in str(each)],
+    ids=str,
+)
+def test_the_command_line_may_name_any_place(tmp_path: Path, lightning: dict[str, Any], key: str) -> None:
+    config = OmegaConf.create({"lightning": in_folder(lightning, tmp_path / "elsewhere")})
+    config.lightning.trainer = {"accelerator": "cpu"}
+    if "CSVLogger" in str(lightning):
+        config = OmegaConf.merge({"lightning": {"logger": {"params": {}}}}, config)
+    recipe = Recipe(config, Monitored(), DataModuleFromConfig(batch_size=1), typed={key})
+    assert recipe.trainer(tmp_path / "run", seed=0)
+
+
+def test_loggers_and_callbacks_write_into_the_runs_folder_by_themselves(tmp_path: Path) -> None:
+    trainer = trainer_of(
+        tmp_path,
+        logger={"target": "pytorch_lightning.loggers.CSVLogger", "params": {"name": "mine"}},
+        callbacks={"x": {"target": "pytorch_lightning.callbacks.OnExceptionCheckpoint"}},
+    )
+    assert Path(trainer.loggers[-1].log_dir).parent == tmp_path / "mine"
+    (found,) = [c for c in trainer.callbacks if type(c).__name__ == "OnExceptionCheckpoint"]
+    assert Path(found.dirpath) == tmp_path / "checkpoints"
+
+
+def test_a_path_within_the_runs_folder_is_taken(tmp_path: Path) -> None:
+    places = {
+        "last": {"path": str(tmp_path / "run/a/last.ckpt")},
+        "modelcheckpoint_step": {"dirpath": str(tmp_path / "run/b"), "every_n_train_steps": 5},
+    }
+    assert trainer_of(tmp_path / "run", **places)
+
+
+def test_what_was_allowed_by_name_sees_to_its_paths_itself(tmp_path: Path) -> None:
+    node = {"target": "training_builders.Anywhere", "params": {"path": "/x"}}
+    with allowing_targets(["training_builders"]):
+        assert trainer_of(tmp_path, callbacks={"x": node})
 
 
 # Performance

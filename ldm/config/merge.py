@@ -1,14 +1,16 @@
 """Config files and command-line overrides as one tree of keys that all exist."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.factory import get_obj_from_str, load_config
+from ldm.config.interpolations import resolver_in
 from ldm.errors import ConfigError, did_you_mean
-from ldm.files import own_or
+from ldm.files import ROOT, own_or
 
 TOP_KEYS = ("model", "data", "lightning")
 
@@ -16,7 +18,7 @@ TOP_KEYS = ("model", "data", "lightning")
 def merged_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> DictConfig:
     """Config files merged from left to right, then `key.sub=value` overrides. Raises ConfigError.
 
-    A file may begin with `extends: FILE`, a config beside it that it is merged onto. A node that
+    A file may begin with `extends: FILE`, a config beside it or below that it is merged onto. A node that
     names another `target` than the one it is merged onto replaces it whole, since its parameters
     are those of another class; a subclass keeps them.
     """
@@ -27,7 +29,32 @@ def merged_config(paths: Sequence[str | Path], overrides: Sequence[str] = ()) ->
     for key in ("model", "data"):
         if key not in tree:
             raise ConfigError(f"the config has no `{key}` section")
-    return OmegaConf.create(tree)
+    return _with_looked_up(OmegaConf.create(tree), overrides)
+
+
+def typed_keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that overrides give, by their whole dotted keys. Raises ConfigError."""
+    return dict(_leaves(_overrides(overrides)))
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _with_looked_up(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The config with the values of what overrides ask of resolvers that files may not use. A run
+    keeps its config in a file."""
+    for key, text in typed_keys(overrides).items():
+        if isinstance(text, str) and resolver_in(text):
+            try:
+                OmegaConf.update(config, key, OmegaConf.select(config, key))
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{key}={text}: {str(error).splitlines()[0]}") from error
+    return config
 
 
 def check_keys(section: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -49,7 +76,21 @@ def _tree(path: str | Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
     here = own_or(path).resolve()
     if here in inside:
         raise ConfigError(f"config {path}: extends itself")
-    return dict(_merge(_tree(here.parent / str(base), (*inside, here)), tree))
+    inside = (*inside, here)
+    return dict(_merge(_tree(_extended(path, base, inside), inside), tree))
+
+
+def _extended(path: str | Path, base: Any, inside: Sequence[Path]) -> Path:
+    """The file that a config extends: one of this project's, or one in the folder of the config
+    that was asked for, or below. Raises ConfigError."""
+    if not isinstance(base, str):
+        raise ConfigError(f"config {path}: `extends` must be the name of a file, got {base!r}")
+    found = (inside[-1].parent / base).resolve()
+    if not any(found.is_relative_to(folder) for folder in (inside[0].parent, ROOT / "configs")):
+        raise ConfigError(
+            f"config {path}: extends {base}, which lies outside of {inside[0].parent}; give both files, --base {found} {path}"
+        )
+    return found
 
 
 def _containers(config: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ldm.checkpoint import fingerprint
 from ldm.data.splits import check_split, of_split
 from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
-from ldm.files import written_whole
+from ldm.files import left_asides, written_whole
 
 KINDS = ("paintings", "photos")
 _FORMAT = 2
@@ -94,11 +94,15 @@ class LatentCache:
         pictures: list[str],
         unreadable: list[str],
     ) -> None:
-        """Store a shard; a stop at any moment leaves it undone or done."""
-        for name, array in (("latent", latents), ("style", styles)):
-            with written_whole(self._path(kind, shard, f"_{name}.npy")) as aside:
+        """Store a shard; a stop at any moment leaves it undone or done, and what it leaves beside
+        that is removed here."""
+        paths = [self._path(kind, shard, ending) for ending in ("_latent.npy", "_style.npy", ".json")]
+        for path, array in zip(paths, (latents, styles)):
+            with written_whole(path) as aside:
                 np.save(aside, array.astype(np.float16))
-        _write_json(self._path(kind, shard, ".json"), {"pictures": pictures, "unreadable": unreadable})
+        _write_json(paths[-1], {"pictures": pictures, "unreadable": unreadable})
+        for leftover in [leftover for path in paths for leftover in left_asides(path)]:
+            leftover.unlink(missing_ok=True)
 
     def read(self, kind: str, shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """(latents, style statistics, both memory-mapped; what the shard's own file says)."""

@@ -64,7 +64,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         """Build the data sets that are not there yet. Raises ConfigError and UserError."""
         for name, config in self.configs.items():
             if config is not None and name not in self.datasets:
-                self.datasets[name] = instantiate_from_config(config)
+                self.datasets[name] = instantiate_from_config(
+                    config, kind="data set", key=f"data.params.{name}"
+                )
 
     # Loaders
 

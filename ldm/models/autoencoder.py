@@ -85,7 +85,9 @@ class FirstStageTraining:
         if self.scheduler_config is None:
             return optimizers
         # not the object, whose values a checkpoint would bring back
-        schedule = instantiate_from_config(self.scheduler_config).__call__
+        schedule = instantiate_from_config(
+            self.scheduler_config, kind="schedule", key="model.params.scheduler_config"
+        ).__call__
         return optimizers, [{"scheduler": LambdaLR(optimizer, schedule)} for optimizer in optimizers]
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

@@ -34,7 +34,7 @@ class FirstStage(nn.Module):
     ):
         super().__init__(**options)
         self.encoder, self.decoder, z_channels = build_halves(ddconfig, self.double_z)
-        self.loss = instantiate_from_config(lossconfig)
+        self.loss = instantiate_from_config(lossconfig, key="lossconfig")
         self.embed_dim, self.has_weights = embed_dim, False
         moments = 1 + self.double_z
         self.quant_conv = nn.Conv2d(moments * z_channels, moments * embed_dim, 1)
@@ -175,7 +175,7 @@ def build_halves(ddconfig: Mapping[str, Any], double_z: bool = True) -> tuple[nn
         target = ddconfig.get(f"{half}_target", f"ldm.modules.vae.model.{half.capitalize()}")
         halves.append(
             instantiate_from_config(
-                {"target": target, "params": {**params, **ddconfig.get(f"{half}_params", {})}}
+                {"target": target, "params": {**params, **ddconfig.get(f"{half}_params", {})}}, key="ddconfig"
             )
         )
     return halves[0], halves[1], params["z_channels"]

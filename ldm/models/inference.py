@@ -74,7 +74,7 @@ def build_for_inference(
         first_stage["ckpt_path"] = None
     for node in (config["model"], params["first_stage_config"]):
         leave_out_training(node)
-    model = instantiate_from_config(config["model"], allow_targets)
+    model = instantiate_from_config(config["model"], allow_targets, kind="model", key="model")
     if not isinstance(model, kind):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not {kind.what}")
     return model

@@ -17,6 +17,7 @@ from ldm.config.merge import merged_config
 from ldm.data.cached import KINDS, LatentCache, encoder_fingerprints
 from ldm.data.order import mixed_seed
 from ldm.data.pictures import PictureFolder
+from ldm.data.workers import worker_errors
 from ldm.device import autocast, choose_device, has_bf16, memory_errors
 from ldm.errors import ConfigError, UserError
 from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
@@ -37,8 +38,9 @@ def make_cache(args: argparse.Namespace) -> None:
     if args.size % factor:
         raise UserError(f"--size must be a multiple of {factor}, got {args.size}")
     cache = open_cache(args, folders, model)
-    for kind, folder in folders.items():
-        fill(cache, kind, folder, model, args)
+    with worker_errors("lower --num-workers or --batch-size; the same call goes on from there"):
+        for kind, folder in folders.items():
+            fill(cache, kind, folder, model, args)
     report(cache)
 
 
@@ -50,7 +52,7 @@ def encoders(config: dict[str, Any]) -> DualCondLDM:
         raise ConfigError(f"not the config of a style transfer model (no {error})") from error
     if first_stage_weights is None:
         raise UserError("the config's first stage has no ckpt_path, and random latents are no use")
-    model = instantiate_from_config(config).eval()
+    model = instantiate_from_config(config, kind="model", key="model").eval()
     if not isinstance(model, DualCondLDM):
         raise ConfigError(
             f"the config describes a {type(model).__name__}, not a style transfer model (DualCondLDM)"

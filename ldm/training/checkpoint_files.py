@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from ldm.data.workers import of_worker
 from ldm.errors import CheckpointError
 from ldm.files import written_whole
 
@@ -43,6 +44,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             with written_whole(path) as aside:
                 torch.save(checkpoint, aside)
         except (OSError, RuntimeError) as error:  # the latter: torch's own word for a full disk
+            if of_worker(error):  # which a signal tells at any moment
+                raise
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{path}: could not be written, is the disk full? What was there before is untouched ({reason})"

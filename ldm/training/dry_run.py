@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldm.device import peak_memory
 from ldm.errors import ConfigError, did_you_mean
@@ -40,13 +40,11 @@ class _Measure(pl.Callback):
         )
 
 
-def dry_run(recipe: Recipe) -> None:
+def dry_run(recipe: Recipe, run_folder: Path) -> None:
     """Run one training step after one to warm up, and one validation step; log parameters, speed
     and memory."""
-    callbacks = recipe.configured_callbacks(
-        Path("checkpoints")
-    )  # for what is wrong with them; none of them runs
-    recipe.check_loggers()
+    callbacks = recipe.configured_callbacks(run_folder)  # for what is wrong with them; none of them runs
+    recipe.check_loggers(run_folder)
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -83,9 +81,11 @@ def _check_watched(callbacks: Sequence[pl.Callback], logged: Sequence[str]) -> N
     """Raises ConfigError for a best checkpoint by a value that is not logged."""
     for callback in callbacks:
         watched = getattr(callback, "monitor", None)
-        if isinstance(callback, ModelCheckpoint) and watched not in (None, "epoch", "step", *logged):
+        known = (None, "epoch", "step", *logged)
+        if isinstance(callback, ModelCheckpoint | EarlyStopping) and watched not in known:
+            what = "early stopping" if isinstance(callback, EarlyStopping) else "the best checkpoint"
             raise ConfigError(
-                f"the best checkpoint is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}"
+                f"{what} is told by {watched!r}, which is not logged{did_you_mean(watched, logged)}; there are {', '.join(logged)}"
             )
 
 

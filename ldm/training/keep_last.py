@@ -15,6 +15,7 @@ import torch
 
 from ldm.checks import check_count
 from ldm.errors import CheckpointError, NonFiniteError
+from ldm.files import left_asides
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class KeepLast(pl.Callback):
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed
         if trainer.is_global_zero:
-            for leftover in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):
+            for leftover in left_asides(self.path):
                 leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
         # Lightning has set up its own handlers by now, which would broadcast to other processes
         # from within a handler.

@@ -122,7 +122,7 @@ def present_options(given: Mapping[str, Any]) -> dict[str, Any]:
             "lightning.trainer.strategy: give ddp; processes that are not started anew cannot say what they have trained"
         )
     for key in options:
-        if key in _GONE or key == "callbacks":
+        if key in _GONE or key in ("callbacks", "default_root_dir"):
             raise ConfigError(f"lightning.trainer.{key}: {_GONE.get(key) or _OURS[key]}")
     return options
 

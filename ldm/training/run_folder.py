@@ -3,8 +3,8 @@
 import argparse
 import datetime
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -12,6 +12,10 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.errors import UserError
+from ldm.files import written_whole
+
+# of `written_whole`
+_LEFTOVERS = (".config_*.????????.yaml", "checkpoints/.*.????????.ckpt")
 
 
 def run_folder(args: argparse.Namespace, checkpoint: Path | None) -> Path:
@@ -80,17 +84,32 @@ class KeepConfig(pl.Callback):
         """Write config_<time>.yaml, from the first process alone."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(self.config, self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml")
+            path = self.folder / f"config_{datetime.datetime.now():%Y%m%d_%H%M%S}.yaml"
+            with written_whole(path) as aside:
+                OmegaConf.save(self.config, aside)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in [leftover for kind in _LEFTOVERS for leftover in folder.glob(kind)]:
+        leftover.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # of one in which there is something by now
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process can enter for the same folder. Raises UserError if one has."""
-    is_new = not folder.exists()
+    """Within it no other process can enter for the same folder; what a kill in the middle of writing
+    has left in it is removed. Raises UserError where one has."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".running", timeout=0)  # the system lets go of it however this process ends
     try:
         lock.acquire()
+        _remove_leftovers(folder)
     except Timeout as error:
         raise UserError(
             f"{folder}: another training run is writing into it; stop that, or give this one another name by --name NAME"
@@ -100,8 +119,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
+        if made and not any(folder.glob("checkpoints/*")):  # a refused start leaves nothing
             shutil.rmtree(folder)
+            _remove_empty(made[1:])
         raise
     finally:
         lock.release()

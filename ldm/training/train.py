@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config.factory import allowing_targets, instantiate_from_config
-from ldm.config.merge import merged_config
+from ldm.config.merge import merged_config, typed_keys
+from ldm.data.workers import worker_errors
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.dry_run import dry_run
@@ -45,6 +46,8 @@ _NOISE = (
     ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
+# What Lightning raises for a callback that watches what is not logged.
+_LATE = re.compile("Early stopping conditioned on metric")
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
@@ -68,17 +71,18 @@ def train(args: argparse.Namespace) -> None:
         model, data = build(config, seed)
         if resumed:
             resumed.fit_to(model, seed)
-        recipe = Recipe(config, model, data, args.gpus)
+        recipe = Recipe(config, model, data, args.gpus, typed_keys(args.overrides))
         apply_performance(model, recipe.section("performance"))
         if args.dry_run:
-            return dry_run(recipe)
+            return dry_run(recipe, folder)
         take = resumed.take if resumed else None
-        trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
-        if resumed:
-            resumed.check_beginning(trainer, data)
         check_free(folder, own)
-        with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
-            _fit(trainer, model, data, resumed.path if resumed else None)
+        with recipe.opening.held():
+            trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
+            if resumed:
+                resumed.check_beginning(trainer, data)
+            with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
+                _fit(trainer, model, data, resumed.path if resumed else None)
 
 
 def _quieten() -> None:
@@ -93,12 +97,19 @@ def _quieten() -> None:
 def _fit(
     trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, checkpoint: Path | None
 ) -> None:
+    advice = (
+        "lower data.params.num_workers or data.params.batch_size and go on with --resume "
+        f"{trainer.default_root_dir}, where the last checkpoint is whole"
+    )
     try:
-        trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
+        with worker_errors(advice):
+            trainer.fit(model, data, ckpt_path=checkpoint)  # read already: see Recipe.trainer
         end = "finished"
     except StoppedBySignal:
         end = "stopped"
-    except MisconfigurationException as error:  # what Lightning finds out on the way
+    except (MisconfigurationException, RuntimeError) as error:  # what Lightning finds out on the way
+        if isinstance(error, RuntimeError) and not _LATE.match(str(error)):
+            raise
         raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:
         log.info(
@@ -113,10 +124,10 @@ def _fit(
 def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """(model, data module), the data found before the model is built. Raises ConfigError where they
     do not fit."""
-    data = _built(config, "data", pl.LightningDataModule)
+    data = _built(config, "data", "data module", pl.LightningDataModule)
     data.seed = seed
     data.setup("fit")
-    model = _built(config, "model", pl.LightningModule)
+    model = _built(config, "model", "model", pl.LightningModule)
     for key in ("base_learning_rate", "learning_rate"):
         if config.model.get(key) is not None:
             model.learning_rate = _positive(config.model[key], f"model.{key}")
@@ -132,11 +143,11 @@ def build(config: DictConfig, seed: int) -> tuple[pl.LightningModule, pl.Lightni
     return model, data
 
 
-def _built(config: DictConfig, section: str, kind: type) -> Any:
+def _built(config: DictConfig, section: str, kind: str, base: type) -> Any:
     """What a section of the config describes. Raises ConfigError where that is of another kind."""
-    built = instantiate_from_config(config[section])
-    if not isinstance(built, kind):
-        raise ConfigError(f"{section}.target is a {type(built).__name__}; it must be a {kind.__name__}")
+    built = instantiate_from_config(config[section], kind=kind, key=section)
+    if not isinstance(built, base):
+        raise ConfigError(f"{section}.target is a {type(built).__name__}; it must be a {base.__name__}")
     return built
 
 

@@ -2,21 +2,21 @@
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.checks import check_count
-from ldm.config.factory import check_config, get_obj_from_str, instantiate_from_config, to_plain
+from ldm.config.factory import build, check_config, get_obj_from_str, instantiate_from_config, to_plain
 from ldm.config.merge import check_keys
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
@@ -26,9 +26,11 @@ from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.guard import NonFiniteGuard
 from ldm.training.keep_last import KeepLast
 from ldm.training.moments import NamedMoments
+from ldm.training.opening import OpeningLines
 from ldm.training.published_flags import gpu_devices, present_options
 from ldm.training.reproducible import StepSeeds
 from ldm.training.run_folder import KeepConfig
+from ldm.training.run_paths import RunPaths
 from ldm.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,11 @@ class Recipe:
         model: pl.LightningModule,
         data: pl.LightningDataModule,
         gpus: str | None = None,
+        typed: Container[str] = (),
     ):
-        self.config, self.model, self.data, self.gpus = config, model, data, gpus
+        """`typed`: keys of the config whose values the command line gives."""
+        self.config, self.model, self.data, self.gpus, self.typed = config, model, data, gpus, typed
+        self.opening = OpeningLines()
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
         if not model.automatic_optimization:
@@ -88,7 +93,7 @@ class Recipe:
                 "default_root_dir": run_folder,
                 "logger": self._loggers(run_folder),
                 "plugins": [DurableCheckpointIO(resumed)],
-                "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+                "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
                 **given,
                 "callbacks": callbacks,
             }
@@ -105,24 +110,43 @@ class Recipe:
             seeds,
             NonFiniteGuard(),
             NamedMoments(),
-            *self.configured_callbacks(run_folder / "checkpoints"),
+            *self.configured_callbacks(run_folder),
             throughput.last,
+            self.opening,
             *([ProgressLine()] if options.get("enable_progress_bar", True) else []),
         ]
 
-    def configured_callbacks(self, checkpoints: Path) -> list[pl.Callback]:
-        """What the config describes, writing into the folder `checkpoints`. Raises ConfigError; a
-        dry run asks for that alone."""
-        own = [instantiate_from_config(node) for node in self.section("callbacks").values()]
+    def configured_callbacks(self, run_folder: Path) -> list[pl.Callback]:
+        """What the config describes, writing into a run's folder. Raises ConfigError; a dry run asks
+        for that alone."""
+        paths = RunPaths(run_folder, self.typed)
+        own = [
+            _from_node(node, "callback", key)
+            for key, node in self._placed(paths, "callbacks", self.section("callbacks"))
+        ]
         for callback in own:
             if hasattr(callback, "check_model"):
                 callback.check_model(self.model)
         return [
             *own,
-            *self._model_checkpoints(checkpoints),
+            *self._model_checkpoints(paths),
             # Behind the others, whose state it writes.
-            _built(KeepLast, {"path": checkpoints / "last.ckpt", **self.section("last")}, "lightning.last"),
+            self._keep_last(paths),
         ]
+
+    def _keep_last(self, paths: RunPaths) -> KeepLast:
+        options = self.section("last")
+        paths.check(options, "lightning.last")
+        path = paths.folder / "checkpoints/last.ckpt"
+        return _built(KeepLast, {"path": path, **options}, "lightning.last")
+
+    @staticmethod
+    def _placed(paths: RunPaths, key: str, nodes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """(key, node) of nodes of the `lightning` section, which write into the run's folder."""
+        for name, node in nodes.items():
+            where = f"lightning.{key}.{name}" if name else f"lightning.{key}"
+            is_one = isinstance(node, dict) and "target" in node
+            yield where, paths.placed(node, where) if is_one else node
 
     # Devices and number format
 
@@ -180,13 +204,15 @@ class Recipe:
 
     # What is written
 
-    def _model_checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
+    def _model_checkpoints(self, paths: RunPaths) -> list[ModelCheckpoint]:
         """The best by the model's `monitor`, where there is a validation set; every n steps or
         epochs where asked for."""
-        best = self._checkpoint_options("modelcheckpoint")
+        best = self._checkpoint_options("modelcheckpoint", paths)
         regular = {
-            key: self._checkpoint_options(key) for key in ("modelcheckpoint_step", "modelcheckpoint_epoch")
+            key: self._checkpoint_options(key, paths)
+            for key in ("modelcheckpoint_step", "modelcheckpoint_epoch")
         }
+        folder = paths.folder / "checkpoints"
         if {"every_n_train_steps", "train_time_interval"} & best.keys() and "monitor" not in best:
             found, regular = [], {"modelcheckpoint": best, **regular}  # it asks for no best
         else:
@@ -219,14 +245,16 @@ class Recipe:
         built = _model_checkpoint("modelcheckpoint", folder, options)
         return built if watched and validates else None
 
-    def _checkpoint_options(self, key: str) -> dict[str, Any]:
-        options = self.section(key)
-        if not {"target", "params"} & options.keys():
-            return options
-        check_keys(options, ("target", "params"), f"`lightning.{key}`")
-        if "target" in options:
-            get_obj_from_str(options["target"])
-        return _as_section(options.get("params"), f"lightning.{key}.params")
+    def _checkpoint_options(self, key: str, paths: RunPaths) -> dict[str, Any]:
+        options, where = self.section(key), f"lightning.{key}"
+        if {"target", "params"} & options.keys():
+            check_keys(options, ("target", "params"), f"`{where}`")
+            if "target" in options:
+                get_obj_from_str(options["target"])
+            where = f"{where}.params"
+            options = _as_section(options.get("params"), where)
+        paths.check(options, where)
+        return options
 
     def _loggers(self, run_folder: Path) -> list[Logger]:
         """TensorBoard and CSV, and those of the config: one node, or several by name."""
@@ -239,24 +267,25 @@ class Recipe:
                 "training draws its curves and pictures for TensorBoard: pip install 'artfusion[train]'"
             ) from error
         loggers: list[Logger] = [board, CSVLogger(run_folder, name="csv")]
-        for node in self._logger_nodes():
+        for key, node in self._logger_nodes(run_folder):
             try:
-                loggers.append(instantiate_from_config(node))
+                loggers.append(_from_node(node, "logger", key))
             except ModuleNotFoundError as error:
                 raise ConfigError(
                     f"lightning.logger: {node['target']} needs a package that is not installed: {error}"
                 ) from error
         return loggers
 
-    def _logger_nodes(self) -> list[Any]:
+    def _logger_nodes(self, run_folder: Path) -> Iterator[tuple[str, Any]]:
         extra = self.section("logger")
-        return [extra] if "target" in extra else list(extra.values())
+        nodes = {"": extra} if {"target", "params"} & extra.keys() else extra
+        return self._placed(RunPaths(run_folder, self.typed), "logger", nodes)
 
-    def check_loggers(self) -> None:
+    def check_loggers(self, run_folder: Path) -> None:
         """Raises ConfigError for those that cannot be built, without building them, which may reach
         out to a server."""
-        for node in self._logger_nodes():
-            check_config(node)
+        for key, node in self._logger_nodes(run_folder):
+            check_config(node, kind="logger", key=key)
 
 
 class ProgressLine(TQDMProgressBar):
@@ -299,7 +328,7 @@ def _check_numbers(options: dict[str, Any]) -> None:
 def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     """Raises ConfigError for options that Lightning does not have or take."""
     try:
-        return instantiate_from_config({"target": "pytorch_lightning.Trainer", "params": options})
+        return build(pl.Trainer, options, "pytorch_lightning.Trainer")
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
         advice = (
             "; leave out --gpus (lightning.trainer.gpus=null) and lightning.trainer.accelerator to train on what there is"
@@ -329,9 +358,16 @@ def _model_checkpoint(key: str, folder: Path, options: dict[str, Any]) -> ModelC
     return _built(ModelCheckpoint, options, f"lightning.{key}")
 
 
+def _from_node(node: Any, kind: str, key: str) -> Any:
+    try:
+        return instantiate_from_config(node, kind=kind, key=key)
+    except MisconfigurationException as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
 def _built(kind: type, options: dict[str, Any], where: str) -> Any:
     try:
-        return instantiate_from_config({"target": f"{kind.__module__}.{kind.__name__}", "params": options})
+        return build(kind, options, f"{kind.__module__}.{kind.__name__}")
     except MisconfigurationException as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -364,7 +364,9 @@ class DDPM(PublishedNames, AveragedWeights, LatentDiffusionModel, pl.LightningMo
         if self.scheduler_config is None:
             return optimizer
         # not the object, whose values a checkpoint would bring back
-        schedule = instantiate_from_config(self.scheduler_config).__call__
+        schedule = instantiate_from_config(
+            self.scheduler_config, kind="schedule", key="model.params.scheduler_config"
+        ).__call__
         return [optimizer], [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 
 

@@ -32,7 +32,7 @@ class DualConditionDiffusionWrapper(nn.Module):
         keys = tuple(conditioning_key or ("other", "other"))
         if len(keys) != 2 or not set(keys) <= {"concat", "other"}:
             raise ConfigError(f"conditioning_key must be two of concat and other, got {conditioning_key!r}")
-        self.diffusion_model = instantiate_from_config(diff_model_config)
+        self.diffusion_model = instantiate_from_config(diff_model_config, key="unet_config")
         self.first_conditioning_key, self.second_conditioning_key = keys
 
     def forward(self, x: Tensor, t: Tensor, c1: Tensor | None = None, c2: Tensor | None = None) -> Tensor:

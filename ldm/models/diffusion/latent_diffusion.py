@@ -78,7 +78,7 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         check_choice("conditioning_key", conditioning_key, CONDITIONING_KEYS)
         self.conditioning_key = conditioning_key
-        self.diffusion_model = instantiate_from_config(diff_model_config)
+        self.diffusion_model = instantiate_from_config(diff_model_config, key="unet_config")
 
     def forward(
         self,
@@ -145,7 +145,8 @@ class LatentDiffusionModel(GaussianDiffusion):
 
     def instantiate_first_stage(self, config: Mapping[str, Any]) -> None:
         """Build the frozen autoencoder."""
-        self.first_stage_model = instantiate_from_config(config).eval().requires_grad_(False)
+        built = instantiate_from_config(config, key="first_stage_config")
+        self.first_stage_model = built.eval().requires_grad_(False)
 
     def instantiate_cond_stage(self, config: str | Mapping[str, Any]) -> None:
         """Build the condition stage, frozen unless it is to learn. Raises ConfigError."""
@@ -156,7 +157,7 @@ class LatentDiffusionModel(GaussianDiffusion):
                 raise ConfigError(f"cond_stage_trainable: {config} has nothing to train")
             self.cond_stage_model = self.first_stage_model if config == "__is_first_stage__" else None
         else:
-            self.cond_stage_model = instantiate_from_config(config)
+            self.cond_stage_model = instantiate_from_config(config, key="cond_stage_config")
             if not self.cond_stage_trainable:
                 self.cond_stage_model.eval().requires_grad_(False)
         if method is not None and not callable(getattr(self.cond_stage_model, method, None)):

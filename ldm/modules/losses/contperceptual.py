@@ -72,7 +72,7 @@ class FirstStageLoss(nn.Module):
             built = (
                 LPIPS(vgg_ckpt_path, lin_ckpt_path)
                 if perceptual_config is None
-                else instantiate_from_config(perceptual_config)
+                else instantiate_from_config(perceptual_config, key="perceptual_config")
             )
             self.perceptual_loss = built.eval()
         self.discriminator = (
