@@ -30,11 +30,12 @@ _LEFT_OUT: tuple[int, ...] = (
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as it is to be shown; as it is where that cannot be understood. Raises
-    Pillow's errors for a picture that is broken itself."""
+    """The picture turned as it is to be shown; itself where it is, or where that cannot be
+    understood. Raises Pillow's errors for a picture that is broken itself."""
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        # else Pillow would copy it
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # whatever is written there: the pixels are right
         return image
 

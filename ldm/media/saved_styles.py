@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.media.images import NamedBytes, at_most, load_image, to_rgb
+from ldm.media.images import NamedBytes, at_most, load_image
+from ldm.media.rgb import to_rgb
 
 SUFFIX = ".safetensors"
 SIDE = 640  # of the pictures kept, at most: the shorter one, in pixels

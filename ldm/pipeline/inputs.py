@@ -14,7 +14,8 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.exif import upright
-from ldm.media.images import at_most, load_image, to_rgb
+from ldm.media.images import at_most, load_image
+from ldm.media.rgb import to_rgb
 from ldm.media.saved_styles import load_style
 from ldm.pipeline.library import saved_style
 from ldm.pipeline.settings import Range
