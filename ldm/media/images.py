@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -59,22 +59,39 @@ def load_image(
     with _opened(source, max_pixels) as image:
         if draft_size is not None:
             image.draft("RGB", (draft_size, draft_size))
-        return to_rgb(_as_deep_as_its_file(upright(image), image.format), keep_alpha)
+        return _in_rgb(image, keep_alpha)
+
+
+def load_opened(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.Image:
+    """A picture that Pillow has opened, as `load_image` gives one; `name` is for errors. Of what
+    several threads have, only one may load at a time. Raises UserError."""
+    with _errors_of(name), unwarned():
+        check_pixels(image.size)
+        return _in_rgb(image, keep_alpha)
+
+
+def _in_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    return to_rgb(_as_deep_as_its_file(upright(image), image.format), keep_alpha)
 
 
 @contextmanager
 def _opened(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture in a file, of which only the head is read by then. Raises UserError, also for what
     is found to be broken within."""
-    source = Path(source) if isinstance(source, (str, os.PathLike)) else source
-    name = str(source) if isinstance(source, Path) else name_of_file(source)
-    try:
+    source = Path(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else source
+    with _errors_of(str(source) if isinstance(source, Path) else name_of_file(source)), unwarned():
         _check_file(source)
-        with unwarned():
-            _have_plugins(source)
-            with Image.open(source, formats=_formats()) as image:
-                check_pixels(image.size, min(max_pixels, _most_pixels(image.format)))
-                yield image
+        _have_plugins(source)
+        with Image.open(source, formats=_formats()) as image:
+            check_pixels(image.size, min(max_pixels, _most_pixels(image.format)))
+            yield image
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """What goes wrong in the body as a UserError in one line, which gives the picture's name."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -94,6 +111,11 @@ def _as_deep_as_its_file(image: Image.Image, format: str | None) -> Image.Image:
     return image.convert("I;16") if image.mode == "I" and format in _OF_16_BITS else image
 
 
+def is_open_file(given: object) -> TypeGuard[BinaryIO]:
+    """Whether it is something to be read."""
+    return hasattr(given, "read")
+
+
 def name_of_file(file: BinaryIO) -> str:
     """What errors call an open file."""
     name = getattr(file, "name", None)
@@ -109,6 +131,10 @@ def load_square(path: str | Path, size: int) -> Image.Image:
 def _check_file(source: Path | BinaryIO) -> None:
     """Raises UserError where there is no file, or nothing in it."""
     if not isinstance(source, Path):
+        if isinstance(source, io.TextIOBase):
+            raise UserError("the file is open as text; open it for reading bytes ('rb')")
+        if not source.seekable():
+            raise UserError("the file cannot be read twice; give io.BytesIO of what is in it")
         length = source.seek(0, os.SEEK_END)
         source.seek(0)
     elif os.path.isfile(source):  # unlike Path's, false for a name that is too long

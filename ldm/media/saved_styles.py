@@ -8,6 +8,7 @@ holds nothing that could be run.
 
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class SavedStyle:
 
 def is_saved_style(path: object) -> bool:
     """Whether this is the path of a saved style, by its ending alone."""
-    return isinstance(path, (str, Path)) and Path(path).suffix.lower() == SUFFIX
+    return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() == SUFFIX
 
 
 def check_target(path: Path) -> Path:
