@@ -22,6 +22,7 @@ from ldm.media.rgb import to_rgb
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit
 # What reading a picture takes at most, what its decoder and the result do together.
 MAX_BYTES = 1_600_000_000
+LONGEST = 16  # times its shorter side: no picture for looking at is longer
 _BYTES_A_PIXEL, _THOSE_OF_JPEG2000 = 20, 24
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -196,7 +197,7 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     is not, so that nothing foreign is painted at its edges."""
     if image.mode != "RGBA":
         return image, None
-    small = np.asarray(at_most(image, 256), dtype=np.float64)  # large ones would take gigabytes
+    small = np.asarray(sampled(image, 256), dtype=np.float64)  # large ones would take gigabytes
     colours, shares = small[..., :3], small[..., 3:]
     mean = (colours * shares).sum(axis=(0, 1)) / max(shares.sum(), 1.0)
     ground = Image.new("RGBA", image.size, tuple(round(value) for value in mean))
@@ -225,6 +226,14 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 def at_most(image: Image.Image, size: int) -> Image.Image:
     """The picture, where its shorter side is longer than `size` pixels scaled to it."""
     return resize_short_side(image, size) if min(image.size) > size else image
+
+
+def sampled(image: Image.Image, size: int) -> Image.Image:
+    """The picture for counting its colours: as `at_most`, and its longer side at most LONGEST times
+    as long, whatever its aspect."""
+    seen = at_most(image, size)
+    width, height = (min(side, LONGEST * size) for side in seen.size)
+    return seen if seen.size == (width, height) else seen.resize((width, height), Image.Resampling.BOX)
 
 
 def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:

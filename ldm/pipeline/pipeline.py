@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.checks import rightly_called
-from ldm.device import choose_device, choose_precision, memory_errors, own_ways
+from ldm.device import choose_device, choose_precision, memory_errors, own_ways, total_memory
 from ldm.errors import ConfigError, UserError, in_short
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
@@ -34,6 +34,7 @@ from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
+from ldm.pipeline.memory import check_memory
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour
 from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
@@ -136,7 +137,8 @@ class StyleTransferPipeline:
         before: only the steps of the last size are made. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
         then; what it raises ends the painting.
-        Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as
+        Raises UserError for unusable pictures and settings, also for a result that would take more
+        than 0.8 of the device's memory (see `ldm.pipeline.memory`), and PaintingStopped with the picture as
         far as it came on Ctrl-C in the fine look.
         """
         if not isinstance(settings, Settings):
@@ -152,6 +154,9 @@ class StyleTransferPipeline:
             results = recolour(request, settings)
             return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
+        for places in _together(jobs, settings, batch_size):
+            sizes = [jobs[i].size for i in places]
+            check_memory(sizes, settings.has_brush, total_memory(self.model.device))
         with own_ways(self.model.device), memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
         return results[0] if request.is_single else results
@@ -162,9 +167,7 @@ class StyleTransferPipeline:
         """Pictures of the same kind go through together, in the fine look each alone; the results
         keep the order."""
         statistics = self._statistics(jobs, settings)
-        # Small differences grow from one gradient step to the next, so company would change a fine
-        # picture.
-        together = list(batches(jobs, 1 if settings.has_brush else batch_size))
+        together = _together(jobs, settings, batch_size)
         results: dict[int, Image.Image] = {}
         firsts = [jobs[places[0]] for places in together]
         total = sum(self.work_at(job.size, settings, job.start is not None) for job in firsts)
@@ -272,6 +275,13 @@ def compile_networks(model: DualCondModel) -> None:
     network = model.model.diffusion_model
     network.predict = torch.compile(network.predict, dynamic=False)
     model.first_stage_model.decoder.compile(dynamic=False)
+
+
+def _together(jobs: Sequence[Job], settings: Settings, batch_size: int) -> list[list[int]]:
+    """The places of the jobs that go through together."""
+    # Small differences grow from one gradient step to the next, so company would change a fine
+    # picture.
+    return list(batches(jobs, 1 if settings.has_brush else batch_size))
 
 
 def _stacked(arrays: Sequence[Any]) -> Tensor:
