@@ -420,6 +420,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path, extension: str, share: floa
         load_image(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="libtiff's own words can be turned off on Linux")
+def test_a_broken_tiff_is_an_error_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = saved(picture(64, 64), tmp_path / "a.tif", compression="tiff_adobe_deflate")
+    content = bytearray(path.read_bytes())
+    content[8:40] = bytes(32)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a.tif: the picture is broken"):
+        load_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)

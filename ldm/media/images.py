@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.exif import is_turned, kept_of, upright
-from ldm.media.quiet import unwarned
+from ldm.media.quiet import hush_libtiff, unwarned
 from ldm.media.rgb import to_rgb
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit
@@ -68,6 +68,8 @@ def load_opened(image: Image.Image, name: str, keep_alpha: bool = False) -> Imag
     several threads have, only one may load at a time. Raises UserError."""
     with _errors_of(name), unwarned():
         check_pixels(image.size)
+        if image.format == "TIFF":
+            hush_libtiff()
         return _in_rgb(image, keep_alpha)
 
 
@@ -85,6 +87,8 @@ def _opened(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIX
         _have_plugins(source)
         with Image.open(source, formats=_formats()) as image:
             check_pixels(image.size, min(max_pixels, _most_pixels(image.format)))
+            if image.format == "TIFF":
+                hush_libtiff()
             yield image
 
 

@@ -1,14 +1,17 @@
-"""Reading pictures without the warnings that Pillow has for them.
+"""Reading pictures without the warnings that Pillow has for them, and its libtiff.
 
 Not by `warnings.catch_warnings`, which changes the filters of all threads, and where two of them use
 it at a time can leave its own behind for good: one filter stays, and matches nothing but what Pillow
 says in a thread, or task, that reads a picture here at that moment.
 """
 
+import ctypes
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
 
 from PIL import Image
 
@@ -39,3 +42,14 @@ def unwarned() -> Iterator[None]:
         yield
     finally:
         _reading.reset(token)
+
+
+@cache
+def hush_libtiff() -> None:
+    """Pillow's libtiff writes to standard error no more what it finds broken, which is raised
+    anyway, and which names no file."""
+    with suppress(OSError, AttributeError):  # where it is built in, nobody can tell it
+        libtiff = ctypes.CDLL(import_module("PIL._imaging").__file__)
+        libtiff.TIFFSetErrorHandler.argtypes = [ctypes.c_void_p]
+        libtiff.TIFFSetErrorHandler.restype = ctypes.c_void_p
+        libtiff.TIFFSetErrorHandler(None)
