@@ -648,6 +648,14 @@ def test_a_file_that_is_not_there_has_no_metadata(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.png") == {}
 
 
+def test_the_metadata_of_a_decompression_bomb_are_none_without_a_warning(tmp_path: Path) -> None:
+    data = bytearray(saved(Image.new("L", (8, 8)), tmp_path / "bomb.png").read_bytes())
+    data[16:24] = (10_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(data)
+    assert read_metadata(tmp_path / "bomb.png") == {}
+
+
 def test_other_formats_ignore_metadata(tmp_path: Path) -> None:
     save_image(picture(8, 8), tmp_path / "a.jpg", {"seed": "3"})
     assert load_image(tmp_path / "a.jpg").size == (8, 8)

@@ -100,15 +100,18 @@ def _errors_of(name: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: too many pixels to open safely ({error})") from error
+        raise UserError(f"{name}: too many pixels to open safely ({_printable(error)})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not a picture that can be read") from error
     except MemoryError as error:
         raise UserError(f"{name}: there is not enough memory for it") from error
     except Exception as error:  # Pillow has all kinds for what is broken
-        raise UserError(
-            f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})"
-        ) from error
+        raise UserError(f"{name}: the picture is broken or cut short ({_printable(error)})") from error
+
+
+def _printable(error: Exception) -> str:
+    """What it says in one line, in which what comes from a file does nothing to a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))[:160]
 
 
 def _as_deep_as_its_file(image: Image.Image, format: str | None) -> Image.Image:
@@ -298,10 +301,10 @@ def save_animation(frames: Sequence[Image.Image], path: str | Path, duration: in
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The text stored in a PNG; empty for one that has none or cannot be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with unwarned(), Image.open(path, formats=["PNG"]) as image:
             texts = image.info.items()
             return {str(key): value for key, value in texts if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow has all kinds for what is broken
         return {}
 
 
