@@ -206,6 +206,13 @@ def test_a_turn_that_cannot_be_understood_is_none(tmp_path: Path, exif: bytes) -
     exif_of(photo)  # None, or what can be kept
 
 
+def test_broken_data_beside_a_turn_do_not_keep_a_picture_from_standing_upright(tmp_path: Path) -> None:
+    make, width = b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"  # the name of a camera as a number of pixels
+    data = exif().tobytes().replace(make, width)
+    photo = saved(picture(24, 16), tmp_path / "a.jpg", exif=data)
+    assert width in data and load_image(photo).size == upright_size(photo) == (16, 24)
+
+
 def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
