@@ -1,6 +1,6 @@
 """The command `artfusion train`, in a clone, and what published scripts import of `main`."""
 
-from ldm.cli.main import run_command
+from ldm.__main__ import run_command
 from ldm.lazy import names_from
 
 # Imported when asked for, as that takes seconds, in which Ctrl-C should end the command as well as

@@ -1,11 +1,17 @@
 """Checks of values that come from configs and callers."""
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ldm.errors import ConfigError, UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What callers may name; here, so that options are checked before torch is imported.
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -46,6 +52,22 @@ def check_fractions(**fractions: float) -> None:
     for name, value in fractions.items():
         if not (_is_number(value) and 0 <= value <= 1):
             raise ConfigError(f"{name} must be between 0 and 1, got {value}")
+
+
+def rightly_called(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with a UserError where it is called with arguments that it does not take, lacks
+    some, or is given one twice."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise UserError(f"{error} ({', '.join(list(signature.parameters)[1:])})") from error
+        return function(*args, **kwargs)
+
+    return called
 
 
 def check_face_detector() -> None:

@@ -126,6 +126,19 @@ def peak_memory(device: torch.device, children: bool = False) -> int:
     return main_memory(children)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that a GPU has, or that this process may take of main memory; 0 if not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has none of it
+        return 0
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    allowed = limit.read_text().strip() if limit.is_file() else ""
+    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+
+
 @contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
     """Within it, running out of memory is a UserError with this advice."""

@@ -2,7 +2,9 @@
 with 2."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+MAX_SHOWN = 100  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -28,3 +30,12 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     any."""
     like = difflib.get_close_matches(str(name), list(dict.fromkeys(names)), n=3)
     return f"; did you mean {' or '.join(like)}?" if like else ""
+
+
+def in_short(value: object, show: Callable[[object], str] = repr) -> str:
+    """A value as a message shows it: the beginning of what `show` makes of it, in one line."""
+    try:
+        text = " ".join(show(value).split())
+    except ValueError:  # a whole number of more digits than Python writes out
+        text = f"a number of very many digits ({type(value).__name__})"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."

@@ -6,12 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from ldm.commands import COMMANDS
+from ldm.early import STOPPED, as_usual
 from ldm.errors import UserError, did_you_mean
 from ldm.files import PACKAGE
+from ldm.streams import Lasting, lasting_streams
 
 # The sub-command that `artfusion` runs, and its arguments. sys.argv stays what was typed: Lightning
 # starts further processes by it.
@@ -92,32 +95,52 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:
-    """Run a program's `main` and exit: its own code or 0; 2 with one line for what a user can mend;
-    130 on Ctrl-C.
+    """Run a program's `main` and exit: its own code or 0; 1 where what it printed went nowhere; 2
+    with one line for what a user can mend; 130 on Ctrl-C.
 
     leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded.
     For programs that start no processes.
     """
-    if sys.stderr is None:  # closed by who started this; nobody listens
-        sys.stderr = open(os.devnull, "w")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        code = main() or 0
-    except BrokenPipeError:  # who listened, `head` say, has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, no network
-        print("error: " + _one_line(str(error)), file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        code = 130
+    output, errors = lasting_streams()
+    with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)):
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        code = _code_of(main)
+        code = max(code, _flushed(output)) if code < 2 else code
+        if output is not None and output.error and not isinstance(output.error, BrokenPipeError):
+            print(f"error: standard output: {_one_line(str(output.error))}", file=sys.stderr)
+        _flushed(errors)
     if leave_at_once:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _code_of(main: Callable[[], int | None]) -> int:
+    """The exit code; what went wrong is told."""
+    try:
+        as_usual()
+        return main() or 0
+    except SystemExit as ended:  # argparse's, behind --help
+        if not isinstance(ended.code, (int, type(None))):
+            raise
+        return ended.code or 0
+    except BrokenPipeError:  # who listened has heard enough
+        return 1
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission, no network
+        print("error: " + _one_line(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+
+
+def _flushed(stream: Lasting | None) -> int:
+    """The exit code by whether all that was printed has gone somewhere."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except BrokenPipeError:
+        return 1
+    return 1 if stream is not None and stream.error else 0
 
 
 def own_command(name: str, *arguments: str, before: Sequence[str] = ()) -> list[str]:

@@ -1,5 +1,6 @@
 """Texts that people read: tables, lists of names, sizes."""
 
+import os
 from collections.abc import Iterable, Sequence
 
 
@@ -24,6 +25,12 @@ def human_size(size: int) -> str:
         return f"{size} bytes"
     exponent = 1 if size < 1e6 else 2 if size < 1e9 else 3
     return f"{size / 1000**exponent:.1f} {' kMG'[exponent]}B"
+
+
+def as_typed(text: str) -> str:
+    """A program's argument as the UTF-8 that was typed, whatever the locale; bytes that are none as
+    their numbers."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def one_line(error: Exception) -> str:

@@ -9,6 +9,11 @@ each digit. They are recognised by a support vector machine trained on the real 
 it prints the share that is taken for what it should be.
 """
 
+from ldm.early import stop_at_once
+
+if __name__ == "__main__":
+    stop_at_once()
+
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +27,6 @@ from ldm.errors import UserError
 from ldm.files import own_or
 from ldm.media.images import save_image
 from ldm.pipeline.bundled import CLASSES_CONFIG, config_for
-from ldm.pipeline.classes import class_pictures, load_class_model
 from ldm.program import ArgumentParser, at_least, run
 
 SIDE, LARGE, WHITE = 8, 32, 16  # of the originals: pixels per side, and the value of white
@@ -100,6 +104,8 @@ def features(picture: Image.Image) -> np.ndarray:
 
 def recognise(args: argparse.Namespace) -> None:
     from sklearn.svm import SVC
+
+    from ldm.pipeline.classes import class_pictures, load_class_model
 
     config = config_for(own_or(args.recognise), args.config, CLASSES_CONFIG)
     model = load_class_model(args.recognise, config, args.device)

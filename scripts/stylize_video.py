@@ -1,6 +1,6 @@
 """The command `artfusion video`, in a clone."""
 
-from ldm.cli.main import run_command
+from ldm.__main__ import run_command
 
 if __name__ == "__main__":
     run_command("video")

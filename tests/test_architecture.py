@@ -9,7 +9,20 @@ import pytest
 from pipeline_builders import ROOT
 
 # Every room may import from those before it. The first ones are single files: the ground floor.
-GROUND = ("errors", "files", "text", "checks", "memory", "device", "ranks", "commands", "program", "lazy")
+GROUND = (
+    "errors",
+    "files",
+    "text",
+    "checks",
+    "memory",
+    "device",
+    "ranks",
+    "commands",
+    "early",
+    "streams",
+    "program",
+    "lazy",
+)
 ROOMS = (
     *GROUND,
     "published",

@@ -413,7 +413,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str
 
         monkeypatch.setattr(program, "_called", [])
         monkeypatch.setattr(cli_main, "importlib", SimpleNamespace(import_module=module_of))
-        monkeypatch.setattr(cli_main, "run", lambda command, leave_at_once: run(command))
+        monkeypatch.setattr(cli_main, "run", lambda command, leave_at_once=False: run(command))
         monkeypatch.setattr("sys.argv", ["/bin/artfusion", *typed])
         with pytest.raises(SystemExit) as stopped:
             cli_main.main()

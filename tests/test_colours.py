@@ -8,7 +8,7 @@ from PIL import Image
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
-from ldm.media.colours import is_grey, with_palette_of
+from ldm.media.colours import is_grey, sample_of, with_palette_of
 from ldm.media.images import at_most
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -88,3 +88,11 @@ def test_a_style_takes_the_colours_of_a_palette_first(tiny: StyleTransferPipelin
     assert tiny(photo, painting, palette=palette, **FAST) == expected != tiny(photo, painting, **FAST)
     with pytest.raises(UserError, match="palette and preserve_color both say whose colours"):
         tiny(photo, painting, palette=palette, preserve_color=True, **FAST)
+
+
+def test_a_picture_of_any_aspect_has_its_colours_counted_at_few_places() -> None:
+    """A line of a million pixels would take gigabytes."""
+    line = Image.new("RGB", (100_000, 1), "white")
+    line.paste((0, 0, 0), (0, 0, 50_000, 1))
+    colours, _ = sample_of(line, side=16)
+    assert len(colours) == 256 and np.allclose(colours.mean(axis=0), 127.5, atol=1)

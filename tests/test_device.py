@@ -9,7 +9,7 @@ import torch
 from pipeline_builders import picture
 
 from ldm.cli.options import add_model_options, load_pipeline
-from ldm.device import _seconds_with, _usual_threads, use_free_threads
+from ldm.device import _seconds_with, _usual_threads, peak_memory, total_memory, use_free_threads
 
 
 @pytest.fixture
@@ -69,3 +69,8 @@ def test_programs_look_before_each_picture_and_servers_do_not(
     photos = [picture(32, 32, i) for i in range(3)]
     pipeline(photos, photos[0], look="fast", size=32, steps=1, batch_size=2)
     assert looked == [True, True] * settle
+
+
+def test_the_memory_there_is_is_more_than_what_was_taken() -> None:
+    cpu = torch.device("cpu")
+    assert total_memory(cpu) > peak_memory(cpu) > 0

@@ -1,11 +1,17 @@
 """ldm.media.images: whatever file a user has becomes correct RGB or one clear error, and writing is all or nothing."""
 
+import io
 import os
 import shutil
 import struct
+import subprocess
 import sys
+import warnings
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -23,11 +29,11 @@ from ldm.media.images import (
     resize_short_side,
     save_animation,
     save_image,
-    to_rgb,
     upright_size,
     with_colors_of,
     without_alpha,
 )
+from ldm.media.rgb import to_rgb
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -200,6 +206,13 @@ def test_a_turn_that_cannot_be_understood_is_none(tmp_path: Path, exif: bytes) -
     exif_of(photo)  # None, or what can be kept
 
 
+def test_broken_data_beside_a_turn_do_not_keep_a_picture_from_standing_upright(tmp_path: Path) -> None:
+    make, width = b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"  # the name of a camera as a number of pixels
+    data = exif().tobytes().replace(make, width)
+    photo = saved(picture(24, 16), tmp_path / "a.jpg", exif=data)
+    assert width in data and load_image(photo).size == upright_size(photo) == (16, 24)
+
+
 def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +275,82 @@ def test_sixteen_bit_colours_are_scaled_not_clipped(tmp_path: Path) -> None:
 def test_float_grey_from_0_to_1_is_scaled(tmp_path: Path) -> None:
     path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "a.tif")
     assert pixels(load_image(path))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([-0.01, 0.5, 1.2], [0, 128, 255]),  # highlights, and what a filter undershoots
+        ([0.0, 0.001, 0.01], [0, 0, 3]),
+        ([0, 127.5, 300], [0, 128, 255]),
+        ([0, 20, 20], [0, 20, 20]),
+        ([0, 32896, 70_000], [0, 128, 255]),
+    ],
+)
+def test_floats_are_on_the_scale_that_their_maximum_fits(
+    tmp_path: Path, values: list[float], expected: list[int]
+) -> None:
+    path = saved(Image.fromarray(np.array([values], dtype=np.float32)), tmp_path / "a.tif")
+    assert pixels(load_image(path))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "values, problem",
+    [
+        ([0, 0.5, float("nan")], "not all of its numbers are finite"),
+        ([0, float("inf"), 1], "not all of its numbers are finite"),
+        ([0, 1, 5], "from 0 to 5, are on none of the scales 0 to 1, 0 to 255 and 0 to 65535"),
+        ([0, 1000, 3000], "on none of the scales"),
+        ([0, 1, 1e6], "on none of the scales"),
+        ([-1, 0, 1], "from -1 to 1, are on none of the scales"),
+    ],
+)
+def test_floats_on_no_scale_are_refused_not_guessed(
+    tmp_path: Path, values: list[float], problem: str
+) -> None:
+    path = saved(Image.fromarray(np.array([values], dtype=np.float32)), tmp_path / "a.tif")
+    with pytest.raises(UserError, match=problem) as caught:
+        load_image(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values, expected", [([0, 128, 255], [0, 128, 255]), ([0, 32896, 65535], [0, 128, 255])]
+)
+def test_whole_numbers_of_32_bits_are_of_8_or_16(
+    tmp_path: Path, values: list[int], expected: list[int]
+) -> None:
+    path = saved(Image.fromarray(np.array([values], dtype=np.int32)), tmp_path / "a.tif")
+    assert pixels(load_image(path))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("values", [[0, 1, 65536], [-1, 0, 1]])
+def test_whole_numbers_of_more_than_16_bits_are_refused(tmp_path: Path, values: list[int]) -> None:
+    path = saved(Image.fromarray(np.array([values], dtype=np.int32)), tmp_path / "a.tif")
+    with pytest.raises(UserError, match="a.tif: grey numbers .* are more than 16 bits"):
+        load_image(path)
+
+
+def test_a_dark_picture_of_16_bits_stays_dark_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"P5 2 1 65535\n" + np.array([0, 255], dtype=">u2").tobytes())
+    assert pixels(load_image(tmp_path / "a.ppm"))[0, :, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16", "F", "LA"])
+def test_a_picture_of_many_strips_is_read_as_one(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    image = picture(23, 17)
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(np.asarray(image.convert("L")).astype({"F": np.float32}.get(mode, np.uint16)))
+    else:
+        image = image.convert(mode)
+    image.info["icc_profile"] = rgb_profile(1.0)
+    if "A" in mode:
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    whole = [to_rgb(image, keep_alpha) for keep_alpha in (False, True)]
+    monkeypatch.setattr("ldm.media.rgb.STRIP_PIXELS", 50)
+    for keep_alpha in (False, True):
+        assert to_rgb(image, keep_alpha).mode == ("RGBA" if keep_alpha and "A" in mode else "RGB")
+        assert np.array_equal(pixels(to_rgb(image, keep_alpha)), pixels(whole[keep_alpha]))
 
 
 @pytest.mark.parametrize("colour", [WHITE, BLACK, RED])
@@ -338,6 +427,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path, extension: str, share: floa
         load_image(path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="libtiff's own words can be turned off on Linux")
+def test_a_broken_tiff_is_an_error_and_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    path = saved(picture(64, 64), tmp_path / "a.tif", compression="tiff_adobe_deflate")
+    content = bytearray(path.read_bytes())
+    content[8:40] = bytes(32)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="a.tif: the picture is broken"):
+        load_image(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         load_image(tmp_path)
@@ -364,6 +464,113 @@ def test_a_decompression_bomb_is_refused_without_a_warning(
     with pytest.raises(UserError, match="pixels"):
         load_image(path)
     assert not recwarn.list
+
+
+PEAK = """
+import sys
+from ldm.media.images import load_image
+
+def peak():
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(status["VmHWM"].split()[0])
+
+load_image(sys.argv[1])
+before = peak()
+width, height = load_image(sys.argv[2], keep_alpha=True).size
+print((peak() - before) / (width * height))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory as Linux counts them")
+@pytest.mark.parametrize(
+    "mode, extension, most",
+    [("F", "tif", 12), ("I;16", "png", 12), ("RGBA", "png", 12), ("RGBA", "webp", 20)],
+)
+def test_reading_takes_so_many_bytes_a_pixel_at_most(
+    tmp_path: Path, mode: str, extension: str, most: int
+) -> None:
+    small, large = tmp_path / f"a.{extension}", tmp_path / f"b.{extension}"
+    for side, path in ((64, small), (3000, large)):
+        ramp = np.linspace(0, 1, side * side, dtype=np.float32).reshape(side, side)
+        if mode == "RGBA":
+            image = Image.fromarray((255 * ramp).astype(np.uint8)).convert("RGBA")
+            image.putpixel((0, 0), (0, 0, 0, 0))
+        else:
+            image = Image.fromarray(ramp if mode == "F" else (65535 * ramp).astype(np.uint16))
+        image.save(path)
+    taken = subprocess.run(
+        [sys.executable, "-c", PEAK, str(small), str(large)], capture_output=True, text=True, check=True
+    )
+    assert float(taken.stdout) < most
+
+
+def test_what_would_take_too_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(picture(100, 100), tmp_path / "a.jp2")
+    monkeypatch.setattr("ldm.media.images.MAX_BYTES", 239_999)
+    with pytest.raises(UserError, match="a.jp2: 100x100 pixels are more than the limit of 9999"):
+        load_image(path)
+    assert load_image(saved(picture(100, 100), tmp_path / "a.png")).size == (100, 100)
+
+
+# Warnings
+
+
+class Watched(io.BytesIO):
+    """A file that calls something whenever it is read."""
+
+    def __init__(self, content: bytes, called: Callable[[], object]):
+        super().__init__(content)
+        self.called, self.name = called, "watched.png"
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.called()
+        return super().read(size)
+
+
+def a_warning_of_pillow_is_heard() -> bool:
+    """Whether the application, in which warnings are errors, would hear of one now."""
+    try:
+        warnings.warn_explicit("heard", UserWarning, "PIL/TiffImagePlugin.py", 1, "PIL.TiffImagePlugin")
+    except UserWarning:
+        return True
+    return False
+
+
+def png_bytes() -> bytes:
+    buffer = io.BytesIO()
+    picture(8, 8).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_what_pillow_warns_of_is_unheard_in_the_thread_that_reads_alone() -> None:
+    heard: dict[str, set[bool]] = {"here": set(), "elsewhere": set()}
+
+    def listen() -> None:
+        heard["here"].add(a_warning_of_pillow_is_heard())
+        with ThreadPoolExecutor(1) as other:
+            heard["elsewhere"].add(other.submit(a_warning_of_pillow_is_heard).result())
+
+    load_image(Watched(png_bytes(), listen))
+    assert heard == {"here": {False}, "elsewhere": {True}}
+
+
+def test_threads_that_read_at_a_time_leave_the_filters_of_warnings_as_they_were() -> None:
+    begun, go_on = Event(), Event()
+
+    def wait() -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    def second_begins_first_ends() -> None:
+        if not go_on.is_set():
+            go_on.set()
+            first.result(10)
+
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(load_image, Watched(png_bytes(), wait))
+        assert begun.wait(10)
+        load_image(Watched(png_bytes(), second_begins_first_ends))
+    assert a_warning_of_pillow_is_heard()
 
 
 # Tensors
@@ -446,6 +653,14 @@ def test_a_file_without_metadata_has_none(tmp_path: Path, content: bytes | None)
 
 def test_a_file_that_is_not_there_has_no_metadata(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.png") == {}
+
+
+def test_the_metadata_of_a_decompression_bomb_are_none_without_a_warning(tmp_path: Path) -> None:
+    data = bytearray(saved(Image.new("L", (8, 8)), tmp_path / "bomb.png").read_bytes())
+    data[16:24] = (10_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(data)
+    assert read_metadata(tmp_path / "bomb.png") == {}
 
 
 def test_other_formats_ignore_metadata(tmp_path: Path) -> None:

@@ -163,7 +163,10 @@ def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(
     path = tmp_path / "cut.jpg"
     picture(64, 64).save(path)
     path.write_bytes(path.read_bytes()[:700])
-    with Image.open(path) as opened, pytest.raises(UserError, match="cut.jpg: the picture cannot be read"):
+    with (
+        Image.open(path) as opened,
+        pytest.raises(UserError, match="cut.jpg: the picture is broken or cut short"),
+    ):
         pipeline(opened, painting, **FAST)
 
 
@@ -369,8 +372,8 @@ def test_other_samplers_take_more_steps(
     "wrong, problem",
     [
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
-        ({"batch_size": 1.5}, "batch_size must be a whole number of at least 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5"),
         ({"settings": {"steps": 3}}, "settings must be a Settings"),
         ({"effort": 2.0, "look": "fast"}, "effort is for the look fine"),
         ({"styel_scale": 2.0}, "there is no setting 'styel_scale'.*style_scale"),
@@ -450,6 +453,35 @@ def test_too_little_memory_is_a_user_error(
     monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
     with pytest.raises(UserError, match="not enough memory: choose a smaller size, batch_size or tile"):
         pipeline(photo, photo, **FAST)
+
+
+@pytest.mark.parametrize(
+    "size, options, told",
+    [
+        ((400, 1), {"look": "fast"}, "a picture of 12800x32 pixels would take about 0.4 GB"),
+        ((400, 1), {}, "a picture of 12800x32 pixels would take about 0.5 GB"),
+        ((32, 32), {"look": "fast", "size": 640}, "3 pictures of 640x640 pixels would take about 0.5 GB"),
+    ],
+)
+def test_a_result_that_would_take_too_much_memory_is_refused_before_it_is_begun(
+    pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, size: tuple, options: dict, told: str
+) -> None:
+    monkeypatch.setattr("ldm.pipeline.pipeline.total_memory", lambda device: 400_000_000)
+    monkeypatch.setattr(pipeline, "_paint_all", lambda *given: pytest.fail("begun"))
+    contents = [picture(*size)] * (3 if "3 pictures" in told else 1)
+    with pytest.raises(UserError) as caught:
+        pipeline(contents, picture(32, 32), **{"size": 32, **options})
+    assert str(caught.value).startswith(told) and "more than 80% of the 0.4 GB there are" in str(caught.value)
+
+
+def test_memory_that_is_not_known_stops_no_picture(
+    pipeline: StyleTransferPipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    photo: Image.Image,
+    painting: Image.Image,
+) -> None:
+    monkeypatch.setattr("ldm.pipeline.pipeline.total_memory", lambda device: 0)
+    assert isinstance(pipeline(photo, painting, **FAST), Image.Image)
 
 
 def test_other_errors_of_torch_are_not_taken_for_memory(

@@ -278,11 +278,11 @@ def test_a_batch_of_rows_comes_back_painted(tasks: list[Task]) -> None:
 
 def test_arrays_are_rows_as_well(tasks: list[Task]) -> None:
     painter = BatchPainter(BatchOptions({"s": "s.png"}, PALETTE))
-    arrays = [np.asarray(load_image("0.png")), np.zeros((4, 4), np.uint8)]
+    arrays = [np.asarray(load_image("0.png")), np.zeros((4, 4, 2), np.uint8)]
     painted = painter({"image": arrays})
     expected = painter({"bytes": [Path("0.png").read_bytes()]})
     assert np.array_equal(*[pixels(load_image(_file(one["picture"][0]))) for one in (painted, expected)])
-    assert painted["picture"][1] is None and "row 1: a picture as an array is" in painted["error"][1]
+    assert painted["picture"][1] is None and "row 1: an array of shape (4, 4, 2)" in painted["error"][1]
 
 
 def _file(content: bytes) -> Path:

@@ -906,6 +906,9 @@ class Pipe:
     def __init__(self, content: bytes = b""):
         self.buffer = io.BytesIO(content)
 
+    def flush(self) -> None:
+        """As of a text stream."""
+
 
 def test_pictures_come_from_and_go_to_pipes(
     stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

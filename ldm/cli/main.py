@@ -23,16 +23,21 @@ commands:
 def main() -> NoReturn:
     """Run what the program's arguments say, and exit."""
     arguments = sys.argv[1:]
+    told = _told(arguments)
+    if told is None:
+        run_command(*_command(arguments))
+    run(lambda: print(told))
+
+
+def _told(arguments: Sequence[str]) -> str | None:
+    """The version, or the list of commands that is asked for; None for what is to be run."""
     if arguments == ["--version"]:
-        print(f"artfusion {__version__}")
-    elif not arguments or arguments[0] in HELP:
-        print(USAGE + _listed(list(COMMANDS)))
-    elif (group := _group(arguments[0])) and (not arguments[1:] or arguments[1] in HELP):
-        print("commands:\n" + _listed(group))
-    else:
-        name, rest = _command(arguments)
-        run_command(name, rest)
-    sys.exit(0)
+        return f"artfusion {__version__}"
+    if not arguments or arguments[0] in HELP:
+        return USAGE + _listed(list(COMMANDS))
+    if (group := _group(arguments[0])) and (not arguments[1:] or arguments[1] in HELP):
+        return "commands:\n" + _listed(group)
+    return None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from ldm.pipeline.inputs import StyleMix, check_seen, read_content
 from ldm.pipeline.settings import MIN_SIDE
 from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, at_least
+from ldm.text import as_typed
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +72,7 @@ def main() -> None:
     parts = [
         style_of(path, args.size) for path in tqdm(paths, "reading", unit="picture", leave=False, delay=2)
     ]
-    style = merged(parts, shares, args.note)
+    style = merged(parts, shares, as_typed(args.note))
     save_style(style, args.file, args.size)
     pictures = f"{len(style.pictures)} picture{'s' * (len(style.pictures) > 1)}"
     print(f"{args.file}: {pictures}, {args.file.stat().st_size / 1e6:.2f} MB")

@@ -21,7 +21,8 @@ from PIL import Image
 
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.images import EXTENSIONS, load_image, to_rgb
+from ldm.media.images import EXTENSIONS, load_image
+from ldm.media.rgb import to_rgb
 
 if TYPE_CHECKING:
     import av

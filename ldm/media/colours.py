@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldm.media.images import at_most, without_alpha
+from ldm.media.images import sampled, without_alpha
 
 _SAMPLE_SIDE = 256  # shorter side at which colours are counted
 _GREY_CHROMA = 4.0  # of 255: what JPEG leaves of a grey picture's colours stays below it
@@ -22,7 +22,7 @@ def sample_of(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(colours (n, 3), shares (n,)) of the pixels of a picture shrunk to this shorter side; those
     that cannot be seen are left out, others count by their share."""
-    opaque, alpha = without_alpha(at_most(image, side))
+    opaque, alpha = without_alpha(sampled(image, side))
     colours = np.asarray(opaque.convert(mode), dtype=np.float64).reshape(-1, 3)
     if alpha is None:
         return colours, np.ones(len(colours))

@@ -3,12 +3,21 @@
 import logging
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 60_000  # JPEG has place for 65,533
 _ORIENTATION = ExifTags.Base.Orientation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # All else in the first directory says how the pixels of that very file lie in it.
 _KEPT = (
     ExifTags.Base.ImageDescription,
@@ -30,21 +39,26 @@ _LEFT_OUT: tuple[int, ...] = (
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as it is to be shown; as it is where that cannot be understood. Raises
-    Pillow's errors for a picture that is broken itself."""
+    """The picture turned as it is to be shown; itself where it is, or where that cannot be
+    understood. Raises Pillow's errors for a picture that is broken itself."""
     image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever is written there: the pixels are right
-        return image
+    # Not by Pillow's exif_transpose, which also writes the data anew, and leaves a picture as it lies
+    # where any of them are broken.
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def is_turned(image: Image.Image) -> bool:
     """Whether width and height of the opened picture change places when it is upright."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What is written of it; 1, upright, where nothing can be read."""
     try:
-        return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception:
-        return False
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever is written there: the pixels are right
+        return 1
 
 
 def kept_of(image: Image.Image, name: str) -> bytes | None:

@@ -4,23 +4,27 @@ behind."""
 import importlib
 import io
 import os
-import struct
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.exif import is_turned, kept_of, upright
-from ldm.media.places import Place, check_file, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, place_of, read_bytes, write_bytes
+from ldm.media.quiet import hush_libtiff, unwarned
+from ldm.media.rgb import to_rgb
 
-MAX_PIXELS = 80_000_000  # below Pillow's own warning limit; an 80-megapixel picture takes 240 MB as RGB
+MAX_PIXELS = 80_000_000  # below Pillow's own warning limit
+# What reading a picture takes at most, what its decoder and the result do together.
+MAX_BYTES = 1_600_000_000
+LONGEST = 16  # times its shorter side: no picture for looking at is longer
+_BYTES_A_PIXEL, _THOSE_OF_JPEG2000 = 20, 24
 # Only these are tried: Pillow hands some others, such as EPS, to programs outside.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 EXTENSIONS = (
@@ -28,9 +32,8 @@ EXTENSIONS = (
 )  # fmt: skip
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".avif")
 WITH_EXIF = (".jpg", ".jpeg", *WITH_ALPHA)
+_OF_16_BITS = ("PNG", "PPM", "JPEG2000")  # at most; some versions of Pillow have them as 32
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# What sRGB's profiles call themselves.
-_SRGB = ("sRGB IEC61966-2", "sRGB built-in", "sRGB2014", "c2")
 
 
 class NamedBytes(io.BytesIO):
@@ -42,7 +45,7 @@ class NamedBytes(io.BytesIO):
 
 
 def load_image(
-    source: str | Path | BinaryIO,
+    source: str | os.PathLike[str] | BinaryIO,
     draft_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     keep_alpha: bool = False,
@@ -53,39 +56,79 @@ def load_image(
     `source` is the file's path, or the file open for reading bytes, whose `name` the errors then
     give; it stays open. `draft_size` lets the JPEG decoder work at a reduced scale whose sides are
     still at least that many pixels. Raises UserError for a missing file, one that is no picture, a
-    broken one, or one of more than `max_pixels`.
+    broken one, or one of more than `max_pixels`, or that would take more than MAX_BYTES of memory.
     """
     with _opened(source, max_pixels) as image:
         if draft_size is not None:
             image.draft("RGB", (draft_size, draft_size))
-        return to_rgb(upright(image), keep_alpha)
+        return _in_rgb(image, keep_alpha)
+
+
+def load_opened(image: Image.Image, name: str, keep_alpha: bool = False) -> Image.Image:
+    """A picture that Pillow has opened, as `load_image` gives one; `name` is for errors. Of what
+    several threads have, only one may load at a time. Raises UserError."""
+    with _errors_of(name), unwarned():
+        check_pixels(image.size)
+        if image.format == "TIFF":
+            hush_libtiff()
+        return _in_rgb(image, keep_alpha)
+
+
+def _in_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    return to_rgb(_as_deep_as_its_file(upright(image), image.format), keep_alpha)
 
 
 @contextmanager
-def _opened(source: str | Path | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def _opened(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture in a file, of which only the head is read by then. Raises UserError, also for what
     is found to be broken within."""
-    source = Path(source) if isinstance(source, (str, Path)) else source
-    name = _checked_name(source)
+    source = Path(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else source
+    with _errors_of(str(source) if isinstance(source, Path) else name_of_file(source)), unwarned():
+        _check_file(source)
+        _have_plugins(source)
+        with Image.open(source, formats=_formats()) as image:
+            check_pixels(image.size, min(max_pixels, _most_pixels(image.format)))
+            if image.format == "TIFF":
+                hush_libtiff()
+            yield image
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """What goes wrong in the body as a UserError in one line, which gives the picture's name."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            # Of EXIF data, naming no file: what cannot be read of them is not needed.
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            _have_plugins(source, name)
-            with Image.open(source, formats=_formats()) as image:
-                _check_pixels(name, image.size, max_pixels)
-                yield image
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: too many pixels to open safely ({error})") from error
+        raise UserError(f"{name}: too many pixels to open safely ({_printable(error)})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not a picture that can be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{name}: the picture is broken or cut short ({' '.join(str(error).split())})"
-        ) from error
+    except MemoryError as error:
+        raise UserError(f"{name}: there is not enough memory for it") from error
+    except Exception as error:  # Pillow has all kinds for what is broken
+        raise UserError(f"{name}: the picture is broken or cut short ({_printable(error)})") from error
+
+
+def _printable(error: Exception) -> str:
+    """What it says in one line, in which what comes from a file does nothing to a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))[:160]
+
+
+def _as_deep_as_its_file(image: Image.Image, format: str | None) -> Image.Image:
+    """With 16 bits, where it has them in its file, which Pillow has as 32."""
+    return image.convert("I;16") if image.mode == "I" and format in _OF_16_BITS else image
+
+
+def is_open_file(given: object) -> TypeGuard[BinaryIO]:
+    """Whether it is something to be read."""
+    return hasattr(given, "read")
+
+
+def name_of_file(file: BinaryIO) -> str:
+    """What errors call an open file."""
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "the picture in an open file"
 
 
 def load_square(path: str | Path, size: int) -> Image.Image:
@@ -94,24 +137,34 @@ def load_square(path: str | Path, size: int) -> Image.Image:
     return ImageOps.fit(load_image(path), (size, size))
 
 
-def _checked_name(source: Path | BinaryIO) -> str:
-    """What errors call the file. Raises UserError where there is none, or nothing in it."""
-    if isinstance(source, Path):
-        check_file(source)
-        name, length = str(source), source.stat().st_size
-    else:
-        name, length = source.name, source.seek(0, os.SEEK_END)
+def _check_file(source: Path | BinaryIO) -> None:
+    """Raises UserError where there is no file, or nothing in it."""
+    if not isinstance(source, Path):
+        if isinstance(source, io.TextIOBase):
+            raise UserError("the file is open as text; open it for reading bytes ('rb')")
+        if not source.seekable():
+            raise UserError("the file cannot be read twice; give io.BytesIO of what is in it")
+        length = source.seek(0, os.SEEK_END)
         source.seek(0)
+    elif os.path.isfile(source):  # unlike Path's, false for a name that is too long
+        length = source.stat().st_size
+    else:
+        raise UserError("is a folder, not a picture" if os.path.isdir(source) else "no such file")
     if length == 0:
-        raise UserError(f"{name}: the file is empty (0 bytes)")
-    return name
+        raise UserError("the file is empty (0 bytes)")
 
 
-def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
+def check_pixels(size: tuple[int, int], limit: int = MAX_PIXELS) -> None:
+    """Raises UserError for a picture of this (width, height) where it is too large."""
     if size[0] * size[1] > limit:
         raise UserError(
-            f"{name}: {size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first"
+            f"{size[0]}x{size[1]} pixels are more than the limit of {limit}; make it smaller first"
         )
+
+
+def _most_pixels(format: str | None) -> int:
+    """So many that reading them takes no more than MAX_BYTES."""
+    return MAX_BYTES // (_THOSE_OF_JPEG2000 if format == "JPEG2000" else _BYTES_A_PIXEL)
 
 
 def _formats() -> list[str]:
@@ -120,7 +173,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _have_plugins(source: Path | BinaryIO, name: str) -> None:
+def _have_plugins(source: Path | BinaryIO) -> None:
     """Have Pillow read what iPhones write, if the file is that. Raises UserError without the package
     for it."""
     if isinstance(source, Path):
@@ -134,44 +187,8 @@ def _have_plugins(source: Path | BinaryIO, name: str) -> None:
     try:
         pillow_heif = importlib.import_module("pillow_heif")
     except ImportError as error:
-        raise UserError(f"{name}: HEIC pictures need pip install 'artfusion[heic]'") from error
+        raise UserError("HEIC pictures need pip install 'artfusion[heic]'") from error
     pillow_heif.register_heif_opener()
-
-
-def to_rgb(image: Image.Image, keep_alpha: bool = False) -> Image.Image:
-    """Any Pillow mode as sRGB: colours by the profile that comes with them, 16-bit scaled to 8,
-    CMYK and palettes converted, transparency over white, or with `keep_alpha` as RGBA, where there
-    is any."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image)
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        if image.mode not in ("LA", "La"):  # the profile of a grey picture is for grey
-            rgba = _in_srgb(rgba.convert("RGB"), image.info)
-            rgba.putalpha(alpha)
-        if keep_alpha and np.asarray(alpha).min() < 255:
-            return rgba
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode == "P":
-        image = image.convert("RGB")
-    return _in_srgb(image, image.info)
-
-
-def _in_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
-    """The picture as sRGB by the colour profile in its info; one that cannot be understood does not
-    count."""
-    profile = info.get("icc_profile")
-    if isinstance(profile, bytes):
-        try:
-            given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if not ImageCms.getProfileDescription(given).startswith(_SRGB):
-                srgb = ImageCms.createProfile("sRGB")
-                image = ImageCms.profileToProfile(image, given, srgb, outputMode="RGB") or image
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass
-    return image.convert("RGB")
 
 
 def upright_size(path: str | Path) -> tuple[int, int]:
@@ -188,7 +205,7 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     is not, so that nothing foreign is painted at its edges."""
     if image.mode != "RGBA":
         return image, None
-    small = np.asarray(at_most(image, 256), dtype=np.float64)  # large ones would take gigabytes
+    small = np.asarray(sampled(image, 256), dtype=np.float64)  # large ones would take gigabytes
     colours, shares = small[..., :3], small[..., 3:]
     mean = (colours * shares).sum(axis=(0, 1)) / max(shares.sum(), 1.0)
     ground = Image.new("RGBA", image.size, tuple(round(value) for value in mean))
@@ -199,17 +216,7 @@ def exif_of(source: str | Path | BinaryIO) -> bytes | None:
     """What may be kept of a picture file's EXIF data (camera, date, place ...) for a result of it;
     None for none. Raises UserError for what is no picture."""
     with _opened(source) as image:
-        return kept_of(image, str(source) if isinstance(source, (str, Path)) else source.name)
-
-
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    # Pillow clips these modes at 255 instead of scaling them.
-    grey = np.asarray(image, dtype=np.float64)
-    full_scale = 1.0 if image.mode == "F" and grey.max() <= 1 else 255.0 if grey.max() <= 255 else 65535.0
-    if image.mode.startswith("I;16"):
-        full_scale = 65535.0
-    scaled = np.clip(grey / full_scale * 255.0, 0, 255).round().astype(np.uint8)
-    return Image.fromarray(scaled, mode="L").convert("RGB")
+        return kept_of(image, str(source) if isinstance(source, (str, Path)) else name_of_file(source))
 
 
 def short_side_at(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -227,6 +234,14 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
 def at_most(image: Image.Image, size: int) -> Image.Image:
     """The picture, where its shorter side is longer than `size` pixels scaled to it."""
     return resize_short_side(image, size) if min(image.size) > size else image
+
+
+def sampled(image: Image.Image, size: int) -> Image.Image:
+    """The picture for counting its colours: as `at_most`, and its longer side at most LONGEST times
+    as long, whatever its aspect."""
+    seen = at_most(image, size)
+    width, height = (min(side, LONGEST * size) for side in seen.size)
+    return seen if seen.size == (width, height) else seen.resize((width, height), Image.Resampling.BOX)
 
 
 def with_colors_of(colors: Image.Image, brightness: Image.Image) -> Image.Image:
@@ -258,7 +273,7 @@ def save_image(
 
 
 def encoded(
-    image: Image.Image, suffix: str, metadata: Mapping[str, str] | None = None, exif: bytes | None = None
+    image: Image.Image, suffix: str, metadata: dict[str, str] | None = None, exif: bytes | None = None
 ) -> bytes:
     """The bytes that `save_image` writes into a file with this suffix. Raises OSError or ValueError
     for what the format cannot hold."""
@@ -294,10 +309,10 @@ def read_metadata(path: str | Place) -> dict[str, str]:
     """The text stored in a PNG; empty for one that has none or cannot be read."""
     try:
         given = path if isinstance(path, (str, Path)) else io.BytesIO(read_bytes(path))
-        with Image.open(given, formats=["PNG"]) as image:
+        with unwarned(), Image.open(given, formats=["PNG"]) as image:
             texts = image.info.items()
             return {str(key): value for key, value in texts if isinstance(value, str)}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow has all kinds for what is broken
         return {}
 
 

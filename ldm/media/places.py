@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -48,9 +48,13 @@ def place_of(name: str | Place) -> Place:
         raise UserError(f"{text}: urls of this kind cannot be used here ({error})") from error
 
 
-def is_place(value: Any) -> TypeGuard[Place]:
-    """Whether it is a path, or what `place_of` makes of a url."""
-    return isinstance(value, Path) or (type(value).__module__.startswith("upath.") and is_url(value))
+def elsewhere(value: Any) -> "UPath | None":
+    """The place that a url, or what `place_of` made of one, names on another machine; None for
+    anything else. Raises UserError as `place_of` does."""
+    if isinstance(value, str):
+        place = place_of(value) if is_url(value) else None
+        return None if isinstance(place, Path) else place
+    return value if type(value).__module__.startswith("upath.") and is_url(value) else None
 
 
 def key_of(place: Place) -> str:

@@ -8,6 +8,7 @@ holds nothing that could be run.
 
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from safetensors.numpy import save_file
 
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
-from ldm.media.images import NamedBytes, at_most, load_image, to_rgb
+from ldm.media.images import NamedBytes, at_most, load_image
+from ldm.media.rgb import to_rgb
 
 SUFFIX = ".safetensors"
 SIDE = 640  # of the pictures kept, at most: the shorter one, in pixels
@@ -57,7 +59,7 @@ class SavedStyle:
 
 def is_saved_style(path: object) -> bool:
     """Whether this is the path of a saved style, by its ending alone."""
-    return isinstance(path, (str, Path)) and Path(path).suffix.lower() == SUFFIX
+    return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() == SUFFIX
 
 
 def check_target(path: Path) -> Path:

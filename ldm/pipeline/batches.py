@@ -25,7 +25,9 @@ from PIL import Image
 from ldm import __version__
 from ldm.errors import UserError
 from ldm.files import bytes_hash
+from ldm.media.arrays import TAKEN, image_of
 from ldm.media.images import NamedBytes, at_most, encoded, exif_of, load_image
+from ldm.media.rgb import to_rgb
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.inputs import Picture, Style, with_paintings
 from ldm.pipeline.parts import Part, part_of
@@ -67,7 +69,7 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture to paint. content: a picture file's bytes, or (H, W, 3) uint8 RGB. name: what it is
+    """A picture to paint. content: a picture file's bytes, or an array of it (`arrays.TAKEN`). name: what it is
     called, a path or url. style: one of the options' by name. suffix: of the result's format."""
 
     content: bytes | NDArray[np.uint8]
@@ -119,7 +121,7 @@ class BatchPainter:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """A batch of rows, by columns, painted.
 
-        Taken: `bytes` (picture files) or `image` ((H, W, 3) uint8 RGB); if there, `path`, which
+        Taken: `bytes` (picture files) or `image` (arrays, see `ldm.media.arrays.TAKEN`); if there, `path`, which
         errors and metadata name, and `style`, needed where there are several. Given: `picture` (a
         PNG file's bytes, None where it failed), `metadata` (JSON), `error` (a line, or None), and
         whatever other columns there were. Raises UserError where a column is missing.
@@ -283,9 +285,10 @@ def _encoded(one: Ready, picture: Image.Image, metadata: Mapping[str, str]) -> b
 
 
 def _from_array(row: Row) -> Image.Image:
-    given = np.asarray(row.content)
-    if given.ndim != 3 or given.shape[2] != 3 or given.dtype != np.uint8 or 0 in given.shape:
-        raise UserError(
-            f"{row.name}: a picture as an array is (height, width, 3) of uint8, got {given.shape} of {given.dtype}"
-        )
-    return Image.fromarray(given)
+    try:
+        picture = image_of(row.content)
+    except UserError as error:
+        raise UserError(f"{row.name}: {error}") from error
+    if picture is None:
+        raise UserError(f"{row.name}: neither a picture file's bytes nor an array: {TAKEN}")
+    return to_rgb(picture, keep_alpha=True)

@@ -1,26 +1,34 @@
 """What the pipeline takes as content and style: pictures, mixtures of styles, styles by region."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from numbers import Real
-from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.errors import UserError, in_short
+from ldm.media.arrays import TAKEN, image_of
 from ldm.media.colours import is_grey, with_palette_of
-from ldm.media.exif import upright
-from ldm.media.images import NamedBytes, at_most, load_image, to_rgb
-from ldm.media.places import Place, is_place, place_of, read_bytes
+from ldm.media.images import NamedBytes, at_most, is_open_file, load_image, load_opened, name_of_file
+from ldm.media.places import Place, elsewhere, read_bytes
+from ldm.media.rgb import to_rgb
 from ldm.media.saved_styles import load_style
 from ldm.pipeline.library import saved_style
 from ldm.pipeline.settings import Range
 
-Picture = str | Place | Image.Image
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# A file's path or url, or the file open for reading bytes; a PIL picture; an array or a tensor, see
+# `ldm.media.arrays.TAKEN`.
+Picture: TypeAlias = Union[str, os.PathLike[str], Place, BinaryIO, Image.Image, NDArray[Any], "Tensor"]
 ASPECT_TOLERANCE = 0.02  # by which a mask's aspect may differ from the picture's
 
 
@@ -36,12 +44,15 @@ class StyleMix:
         """The weights, summing to 1. Raises UserError."""
         _check_list(self.styles, "styles")
         if self.weights is not None and not isinstance(self.weights, Iterable):
-            raise UserError(f"style weights must be a list of numbers, got {self.weights!r}")
+            raise UserError(f"style weights must be a list of numbers, got {in_short(self.weights)}")
         weights = [1.0] * len(self.styles) if self.weights is None else list(self.weights)
         if not weights or len(weights) != len(self.styles):
             raise UserError(f"{len(weights)} style weights for {len(self.styles)} styles")
-        if not all(isinstance(w, Real) and w in Range(0) for w in weights) or sum(weights) == 0:
-            raise UserError(f"style weights must be numbers from 0 on, not all of them 0, got {weights}")
+        possible = all(isinstance(weight, Real) and weight in Range(0) for weight in weights)
+        if not possible or not sum(weights) or not isfinite(sum(weights)):
+            raise UserError(
+                f"style weights must be numbers from 0 on, not all of them 0, got {in_short(weights)}"
+            )
         return [weight / sum(weights) for weight in weights]
 
 
@@ -66,8 +77,9 @@ class StyleRegions:
             )
 
 
-OneStyle = Picture | StyleMix
-Style = OneStyle | StyleRegions
+OneStyle: TypeAlias = Picture | StyleMix
+Style: TypeAlias = OneStyle | StyleRegions
+_SHARED = Lock()  # what a caller has opened may be given to several threads, and Pillow has no lock
 
 
 def opened(style: OneStyle) -> OneStyle:
@@ -151,7 +163,7 @@ class PictureReader:
 
     def __init__(self, style_side: int | None = None, palette: Picture | None = None) -> None:
         self.style_side, self.palette = style_side, palette
-        self._read: dict[Any, Image.Image] = {}
+        self._read: dict[Any, tuple[Picture, Image.Image]] = {}
         self._opened: dict[str, OneStyle] = {}
 
     def __call__(self, picture: Picture) -> Image.Image:
@@ -179,13 +191,13 @@ class PictureReader:
 
     def _seen(self, picture: Picture) -> Image.Image:
         """The picture as `content` gives it. Raises UserError where nothing of it is to be seen."""
-        return check_seen(self.content(picture), name_of(picture) or str(picture))
+        return check_seen(self.content(picture), name_of(picture) or "the style picture")
 
     def _once(self, kind: str, picture: Picture, read: Callable[[Picture], Image.Image]) -> Image.Image:
-        key = (kind, id(picture) if isinstance(picture, Image.Image) else str(picture))
+        key = (kind, os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else id(picture))
         if key not in self._read:
-            self._read[key] = read(picture)
-        return self._read[key]
+            self._read[key] = picture, read(picture)  # kept, so that no other gets its id
+        return self._read[key][1]
 
     def style(self, style: Style) -> ReadStyle:
         """A style with all its pictures read. Raises UserError."""
@@ -196,10 +208,11 @@ class PictureReader:
 
     def _mixed(self, style: OneStyle) -> list[tuple[Image.Image, float]]:
         """(picture, share) of all pictures that a style is made of."""
-        if isinstance(style, (str, Path)):  # its pictures are kept: they are known by their ids
-            if str(style) not in self._opened:
-                self._opened[str(style)] = opened(style)
-            style = self._opened[str(style)]
+        if isinstance(style, (str, os.PathLike)):  # its pictures are kept: they are known by their ids
+            name = os.fspath(style)
+            if name not in self._opened:
+                self._opened[name] = opened(style)
+            style = self._opened[name]
         if not isinstance(style, StyleMix):
             return [(self._painting(style), 1.0)]
         return [
@@ -223,21 +236,28 @@ def read_content(picture: Picture) -> Image.Image:
 
 def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     """A picture as RGB, upright; one that was only opened is read from its file now. Raises
-    UserError."""
-    if isinstance(picture, str) or is_place(picture):
-        place = place_of(picture)
-        source = place if isinstance(place, Path) else NamedBytes(read_bytes(place), str(place))
-        image = load_image(source, keep_alpha=keep_alpha)
-        vars(image)["filename"] = str(picture)  # as Pillow has it of a file that it has only opened
-        return image
-    if not isinstance(picture, Image.Image):
-        raise UserError(
-            f"content and style are paths or PIL pictures, or lists of them; got a {type(picture).__name__}"
-        )
-    try:
-        return to_rgb(upright(picture), keep_alpha)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{name_of(picture) or picture}: the picture cannot be read ({error})") from error
+    UserError, also for what is no picture."""
+    place = elsewhere(picture)
+    if place is not None:
+        image = load_image(NamedBytes(read_bytes(place), str(place)), keep_alpha=keep_alpha)
+    elif isinstance(picture, (str, os.PathLike)):
+        image = load_image(picture, keep_alpha=keep_alpha)
+    elif isinstance(picture, Image.Image):
+        with _SHARED:
+            return load_opened(picture, name_of(picture) or "the picture", keep_alpha)
+    elif is_open_file(picture):
+        with _SHARED:
+            image = load_image(picture, keep_alpha=keep_alpha)
+    else:
+        given = image_of(picture)
+        if given is None:
+            raise UserError(
+                f"content and style are paths or pictures, or lists of them; got {type(picture).__name__}. "
+                f"Pictures are PIL's, files open for reading bytes, arrays or tensors: {TAKEN}"
+            )
+        return load_opened(given, "the picture", keep_alpha)
+    vars(image)["filename"] = name_of(picture)  # as Pillow has it of a file that it has only opened
+    return image
 
 
 def to_opaque(picture: Image.Image) -> Image.Image:
@@ -247,7 +267,13 @@ def to_opaque(picture: Image.Image) -> Image.Image:
 
 def name_of(picture: Picture) -> str:
     """The file of a picture; nothing for one that came from none."""
-    return getattr(picture, "filename", "") if isinstance(picture, Image.Image) else str(picture)
+    if elsewhere(picture) is not None:
+        return str(picture)
+    if isinstance(picture, (str, os.PathLike)):
+        return os.fspath(picture)
+    if isinstance(picture, Image.Image):
+        return str(getattr(picture, "filename", ""))
+    return name_of_file(picture) if is_open_file(picture) else ""
 
 
 def mask_array(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:

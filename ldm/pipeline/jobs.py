@@ -144,10 +144,10 @@ class Request:
         self, content: Image.Image, name: str, read: PictureReader, settings: Settings
     ) -> tuple[Image.Image | None, Image.Image | None]:
         """A job's (keep, faces) for a content picture that comes from the file `name`."""
-        by_faces, share = self.keep == FACES, settings.face_detail
+        by_faces, share = isinstance(self.keep, str) and self.keep == FACES, settings.face_detail
         found = find_faces(content, name) if by_faces or share else None
         faces = found.point(lambda value: round(share * value)) if found and share else None
-        if self.keep is None or self.keep == FACES:
+        if self.keep is None or by_faces:
             return found if by_faces else None, faces
         return fitted_mask(read.mask(self.keep), content.size), faces
 

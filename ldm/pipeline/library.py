@@ -18,9 +18,9 @@ def library() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob(f"*{SUFFIX}"))}
 
 
-def of_library(name: str | Path) -> Path | None:
+def of_library(name: str | os.PathLike[str]) -> Path | None:
     """The file of the library's style of this name, unless something else is there by that name."""
-    return None if os.path.lexists(name) else library().get(str(name))
+    return None if os.path.lexists(name) else library().get(os.fspath(name))
 
 
 def saved_style(style: Any) -> Path | None:
@@ -28,7 +28,7 @@ def saved_style(style: Any) -> Path | None:
     no saved one."""
     if is_saved_style(style):
         return Path(style)
-    return of_library(style) if isinstance(style, (str, Path)) else None
+    return of_library(style) if isinstance(style, (str, os.PathLike)) else None
 
 
 def hint(name: str) -> str:

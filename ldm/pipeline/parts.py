@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageChops
 
 from ldm.errors import UserError
-from ldm.pipeline.inputs import Picture, check_mask, read_content, read_picture
+from ldm.pipeline.inputs import Picture, check_mask, name_of, read_content, read_picture
 from ldm.pipeline.settings import MIN_SIDE
 
 Box = tuple[int, int, int, int]  # left, top, width, height, in pixels
@@ -31,7 +31,7 @@ def _cut(picture: Picture, whole: Image.Image, box: Box) -> Image.Image:
     left, top, width, height = box
     if left + width > whole.width or top + height > whole.height:
         raise UserError(
-            f"{picture}: {whole.width}x{whole.height} pixels have no part of {width}x{height} at {left},{top}"
+            f"{name_of(picture) or 'the picture'}: {whole.width}x{whole.height} pixels have no part of {width}x{height} at {left},{top}"
         )
     return whole.crop((left, top, left + width, top + height))
 

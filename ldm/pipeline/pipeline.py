@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm.device import choose_device, choose_precision, memory_errors, own_ways
-from ldm.errors import ConfigError, UserError
+from ldm.checks import rightly_called
+from ldm.device import choose_device, choose_precision, memory_errors, own_ways, total_memory
+from ldm.errors import ConfigError, UserError, in_short
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.inference import build_for_inference, load_for_inference
@@ -33,9 +34,10 @@ from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
+from ldm.pipeline.memory import check_memory
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour
-from ldm.pipeline.settings import MIN_SIDE, Settings
+from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
 from ldm.pipeline.tiles import UNCUT
 
 # below, content guidance dissolves the photo; above, style guidance overshoots the painting's
@@ -101,6 +103,7 @@ class StyleTransferPipeline:
             # float32, whatever the default for new weights is
             return cls(model.to(where, torch.float32), precision, compile)
 
+    @rightly_called
     def __call__(
         self,
         content: Picture | Sequence[Picture] | None,
@@ -118,9 +121,12 @@ class StyleTransferPipeline:
     ) -> Image.Image | list[Image.Image]:
         """The content picture(s) painted in the style(s): one picture, or a list of them.
 
-        content: paths or PIL pictures; None shows what the model knows of the style by itself.
-        style: paths or PIL pictures, or a StyleMix or StyleRegions of several; what of a painting is
-        transparent does not count. Lists of the same length pair up, a single one goes with all. settings, changes: see
+        Pictures, here and in mixes and masks, are paths, files open for reading bytes, PIL pictures,
+        numpy arrays of uint8, (H, W), (H, W, 3) or (H, W, 4), or torch tensors of uint8 or of floats
+        from 0 to 1, (H, W), (1, H, W), (3, H, W) or (4, H, W): grey, RGB or RGBA.
+        content: None shows what the model knows of the style by itself.
+        style: a picture, or a StyleMix or StyleRegions of several; what of a painting is transparent
+        does not count. Lists of the same length pair up, a single one goes with all. settings, changes: see
         `ldm.pipeline.settings.Settings`, whose fields may be given by name.
         keep: a black and white picture, white where the content stays as it is; or "faces", for
         those of each picture.
@@ -131,20 +137,26 @@ class StyleTransferPipeline:
         before: only the steps of the last size are made. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
         then; what it raises ends the painting.
-        Raises UserError for unusable pictures and settings, and PaintingStopped with the picture as
+        Raises UserError for unusable pictures and settings, also for a result that would take more
+        than 0.8 of the device's memory (see `ldm.pipeline.memory`), and PaintingStopped with the picture as
         far as it came on Ctrl-C in the fine look.
         """
         if not isinstance(settings, Settings):
-            raise UserError(f"settings must be a Settings, got {settings!r}; single ones go by name")
+            raise UserError(f"settings must be a Settings, got {in_short(settings)}; single ones go by name")
         settings = settings.but(**changes)
         settings.check(self.model.num_timesteps)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        Number("", range=Range(1), whole=True).check("batch_size", batch_size)
+        Flag("").check("progress", progress)
+        if watch is not None and not callable(watch):
+            raise UserError(f"watch must be a function, got {in_short(watch)}")
         request = Request(content, style, keep, start, palette, not_style)
         if not settings.paints:
             results = recolour(request, settings)
             return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
+        for places in _together(jobs, settings, batch_size):
+            sizes = [jobs[i].size for i in places]
+            check_memory(sizes, settings.has_brush, total_memory(self.model.device))
         with own_ways(self.model.device), memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
         return results[0] if request.is_single else results
@@ -155,9 +167,7 @@ class StyleTransferPipeline:
         """Pictures of the same kind go through together, in the fine look each alone; the results
         keep the order."""
         statistics = self._statistics(jobs, settings)
-        # Small differences grow from one gradient step to the next, so company would change a fine
-        # picture.
-        together = list(batches(jobs, 1 if settings.has_brush else batch_size))
+        together = _together(jobs, settings, batch_size)
         results: dict[int, Image.Image] = {}
         firsts = [jobs[places[0]] for places in together]
         total = sum(self.work_at(job.size, settings, job.start is not None) for job in firsts)
@@ -265,6 +275,13 @@ def compile_networks(model: DualCondModel) -> None:
     network = model.model.diffusion_model
     network.predict = torch.compile(network.predict, dynamic=False)
     model.first_stage_model.decoder.compile(dynamic=False)
+
+
+def _together(jobs: Sequence[Job], settings: Settings, batch_size: int) -> list[list[int]]:
+    """The places of the jobs that go through together."""
+    # Small differences grow from one gradient step to the next, so company would change a fine
+    # picture.
+    return list(batches(jobs, 1 if settings.has_brush else batch_size))
 
 
 def _stacked(arrays: Sequence[Any]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.files import bytes_hash, file_hash
-from ldm.media.places import Place, is_place, place_of, read_bytes
+from ldm.media.places import Place, elsewhere, place_of, read_bytes
 from ldm.pipeline.inputs import Picture, Style, StyleMix, StyleRegions
 from ldm.pipeline.settings import Settings
 
@@ -58,7 +58,9 @@ def _hash_elsewhere(place: Place) -> str:
 def files_of(style: Style) -> list[str | Place]:
     """The pictures, saved styles and masks of a style that is given by files."""
     masks = style.masks if isinstance(style, StyleRegions) else ()
-    return [path for path in (*paintings_of(style), *masks) if isinstance(path, str) or is_place(path)]
+    given = (*paintings_of(style), *masks)
+    files = (path if isinstance(path, (str, Path)) else elsewhere(path) for path in given)
+    return [path for path in files if path is not None]
 
 
 def paintings_of(style: Style) -> list[Picture]:

@@ -9,8 +9,10 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from ldm.checks import check_face_detector
-from ldm.errors import UserError, did_you_mean
+from ldm.errors import UserError, did_you_mean, in_short
 
 MIN_SIDE = 32
 MAX_RESULT_PIXELS = 40_000_000
@@ -173,8 +175,8 @@ class Choice(Dial):
         return ", ".join(self.names)
 
     def check(self, name: str, value: Any) -> None:
-        if value not in self.names:
-            raise UserError(f"{name} {value!r} is not one of {self.range_help}")
+        if not isinstance(value, str) or value not in self.names:
+            raise UserError(f"{name} {in_short(value)} is not one of {self.range_help}")
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ class Flag(Dial):
     range_help = "yes or no"
 
     def check(self, name: str, value: Any) -> None:
-        if value not in (True, False):
-            raise UserError(f"{name} must be True or False, got {value!r}")
+        if not isinstance(value, (int, np.bool_)) or value not in (True, False):
+            raise UserError(f"{name} must be True or False, got {in_short(value)}")
 
 
 @dataclass(frozen=True)
@@ -206,16 +208,16 @@ class Number(Dial):
         if self.optional and value is None:
             return
         values = as_list(value) if self.each else [value]
-        if not all(isinstance(one, Integral if self.whole else Real) for one in values):
+        if not values or not all(_is_number(one, Integral if self.whole else Real) for one in values):
             more = (
                 ", or a list of them" * self.each
                 + "," * (self.each and self.optional)
                 + " or None" * self.optional
             )
-            raise UserError(f"{name} must be a {'whole ' * self.whole}number{more}, got {value!r}")
+            raise UserError(f"{name} must be a {'whole ' * self.whole}number{more}, got {in_short(value)}")
         for one in values:
             if one not in self.range:
-                raise UserError(f"{name} must be {self.range}, got {one}")
+                raise UserError(f"{name} must be {self.range}, got {in_short(one, str)}")
 
 
 @dataclass(frozen=True)
@@ -241,14 +243,14 @@ class Size(Dial):
     def check(self, name: str, value: Any) -> None:
         what = "a whole number or a pair of them"
         sides: tuple[Any, Any] = (value, value)
-        if not isinstance(value, Integral):
+        if not _is_number(value, Integral):
             sides = pair_of(value, Integral, name, what)
         for side in sides:
-            if side not in PIXELS:
-                raise UserError(f"{name} must be {PIXELS}, got {side}")
-        if sides[0] * sides[1] > MAX_RESULT_PIXELS:
+            if side < MIN_SIDE:
+                raise UserError(f"{name} must be {PIXELS}, got {in_short(side, str)}")
+        if int(sides[0]) * int(sides[1]) > MAX_RESULT_PIXELS:
             raise UserError(
-                f"{name} {value} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one"
+                f"{name} {in_short(value)} means more than the limit of {MAX_RESULT_PIXELS} pixels; choose a smaller one"
             )
 
 
@@ -418,12 +420,22 @@ DIALS: dict[str, Dial] = {setting.name: setting.metadata["dial"] for setting in 
 
 def as_list(value: Any) -> list[Any]:
     """A single value, or those of a list, as a list."""
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    return list(value) if _is_list(value) else [value]
 
 
 def pair_of(value: Any, kind: type, name: str, what: str) -> tuple[Any, Any]:
     """The two values of a pair. Raises UserError for anything else."""
-    is_pair = isinstance(value, Sequence) and len(value) == 2
-    if not is_pair or not all(isinstance(part, kind) for part in value):
-        raise UserError(f"{name} must be {what}, got {value!r}")
+    is_pair = _is_list(value) and len(value) == 2
+    if not is_pair or not all(_is_number(part, kind) for part in value):
+        raise UserError(f"{name} must be {what}, got {in_short(value)}")
     return value[0], value[1]
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it has several values; text and bytes are one."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether it is of that kind of numbers, to which yes and no do not belong."""
+    return isinstance(value, kind) and not isinstance(value, bool)
