@@ -4,7 +4,7 @@ import glob
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,6 +102,30 @@ def left_asides(path: Path) -> list[Path]:
     """What writers of this file that were killed on the way have left beside it."""
     pattern = f"{glob.escape(_aside_prefix(path))}*{glob.escape(path.suffix)}"
     return sorted(path.parent.glob(pattern))
+
+
+def remove_left_asides(paths: Iterable[Path], before: float) -> None:
+    """Remove what `left_asides` finds for many files, as far as it was last written before a time
+    (`time.time`). Reads each folder once."""
+    known: dict[Path, set[tuple[str, str]]] = {}
+    for path in paths:
+        known.setdefault(path.parent, set()).add((_aside_prefix(path), path.suffix))
+    for folder, asides in known.items():
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            hidden = [Path(entry.path) for entry in entries if entry.name.startswith(".")]
+        for file in hidden:
+            # what `mkstemp` puts between the two has no dot
+            if (file.stem.rpartition(".")[0] + ".", file.suffix) in asides and _written_before(file, before):
+                file.unlink(missing_ok=True)
+
+
+def _written_before(file: Path, time: float) -> bool:
+    try:
+        return file.stat().st_mtime < time
+    except OSError:  # it has just taken its place
+        return False
 
 
 def _aside_prefix(path: Path) -> str:

@@ -65,7 +65,7 @@ def undisturbed(folder: Path, call: Callable[..., list[str]]) -> dict[str, bytes
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("[!.]*"))}
 
 
 def broken_in(text: str) -> set[str]:

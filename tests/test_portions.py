@@ -348,7 +348,7 @@ def test_a_wide_photo_counts_for_more(tasks: list[Task]) -> None:
 
 def test_few_tasks_make_a_portion_for_each_share(tasks: list[Task]) -> None:
     portions = portions_of([Work(PALETTE, tasks)], 8, shares=4)
-    assert [len(share(portions, number, 4)) for number in range(4)] == [1, 1, 1, 2]
+    assert sorted(len(share(portions, number, 4)) for number in range(4)) == [1, 1, 1, 2]
     assert [len(portion.tasks) for portion in portions_of([Work(PALETTE, tasks)], 8, shares=5)] == [1] * 5
 
 

@@ -1,4 +1,4 @@
-"""Tables of pictures to paint: CSV files with a row for each, its photo, its painting, its settings."""
+"""Tables of pictures to paint, in CSV or Parquet: a row for each, its photo, painting, settings."""
 
 import csv
 import os
@@ -10,8 +10,10 @@ from typing import Any
 from ldm.cli.options import dial_value
 from ldm.errors import UserError, did_you_mean
 from ldm.files import check_folder, written_whole
-from ldm.media.images import check_output
+from ldm.media.packs import check_pack
+from ldm.media.places import Place, check_file, is_url, key_of, place_of
 from ldm.pipeline.folders import distinct_names
+from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.library import library
 from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
 from ldm.pipeline.tasks import (
@@ -21,6 +23,7 @@ from ldm.pipeline.tasks import (
     check_tasks,
     check_template,
     folder_of_results,
+    output_at,
     task_of,
 )
 
@@ -41,7 +44,7 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     rows = _rows(path)
     output = output or "."
     check_template(output)
-    contents = [path.parent / row["content"] for _, row in rows]
+    contents = [_place(path.parent, row["content"]) for _, row in rows]
     styles = [_style_file(path.parent, row["style"]) for _, row in rows]
     names = [_names(contents), _names(styles)]
     works: dict[Any, tuple[Settings, list[Task]]] = {}
@@ -52,12 +55,12 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
             own = settings.but(**_settings(row))
             own.check()
             for picture in (content, style):
-                if not picture.is_file():
-                    raise UserError(f"{picture}: {'is a folder' if picture.is_dir() else 'no such file'}")
-            named = [(known[_key(each)], each) for known, each in zip(names, (content, style), strict=True)]
+                if isinstance(picture, Path):  # asking elsewhere takes a while
+                    check_file(picture)
+            named = [(known[key_of(each)], each) for known, each in zip(names, (content, style), strict=True)]
             task = task_of(*named, output, own)
             if row.get("output"):
-                task = replace(task, output=check_output(Path(folder_of_results(output), row["output"])))
+                task = replace(task, output=output_at(_joined(folder_of_results(output), row["output"])))
         except (UserError, OSError, ValueError) as error:  # the last two of names that cannot be
             raise UserError(f"{path}:{number}: {error}") from error
         works.setdefault(str(own), (own, []))[1].append(task)
@@ -65,10 +68,20 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
     return [Work(own, tasks) for own, tasks in works.values()]
 
 
-def _style_file(folder: Path, name: str) -> Path:
+def _place(folder: Path, name: str) -> Place:
+    """A url, or a path from the table's folder. Raises UserError."""
+    return place_of(name) if is_url(name) else folder / name
+
+
+def _joined(folder: str, name: str) -> str:
+    """A result's name in the folder of results, be that a url."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def _style_file(folder: Path, name: str) -> Place:
     """A picture or saved style, or that of this name in the library."""
-    file = folder / name
-    return file if file.exists() else library().get(name, file)
+    file = _place(folder, name)
+    return library().get(name, file) if isinstance(file, Path) and not file.exists() else file
 
 
 def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Path]) -> None:
@@ -76,7 +89,7 @@ def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Pat
     pictures, which have no place in it, and for a file that is one of the `inputs`."""
     tasks = [(work.settings, task) for work in works for task in work.tasks]
     for _, task in tasks:
-        if not isinstance(task.style, (str, Path)):
+        if isinstance(task.style, (StyleMix, StyleRegions)):
             raise UserError(
                 "--write-manifest: a row has one painting; leave out --style-weights, --style-from and --mask"
             )
@@ -95,15 +108,42 @@ def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Pat
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
         for settings, task in tasks:
-            style = ours.get(str(task.style)) or os.path.abspath(str(task.style))
-            pictures = [os.path.abspath(task.content), style, os.path.abspath(task.output)]
+            style = ours.get(str(task.style)) or key_of(place_of(str(task.style)))
+            pictures = [key_of(task.content), style, key_of(task.output)]
             table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(line number, values by column) of every row that has any. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    check_file(path, "table")
+    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    if not rows:
+        raise UserError(f"{path}: no rows in it")
+    for number, row in rows:
+        for name in PICTURES[:2]:
+            if not row[name].strip():
+                raise UserError(f"{path}:{number}: no {name}")
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    check_pack("parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())})") from error
+    _check_head(path, table.column_names)
+    rows = table.to_pylist()
+    return [
+        (number, {name: "" if value is None else str(value) for name, value in row.items()})
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with path.open(newline="", **{**_TEXT, "encoding": "utf-8-sig"}) as file:
             table = csv.DictReader(file, strict=True)
@@ -113,14 +153,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             rows = [(table.line_num, row) for row in table if any(row.values())]
     except csv.Error as error:
         raise UserError(f"{path}: no table of comma-separated values ({error})") from error
-    if not rows:
-        raise UserError(f"{path}: no rows in it")
     for number, row in rows:
         if None in row or None in row.values():
             raise UserError(f"{path}:{number}: not as many values as columns ({len(head)})")
-        for name in PICTURES[:2]:
-            if not row[name].strip():
-                raise UserError(f"{path}:{number}: no {name}")
     return rows
 
 
@@ -139,15 +174,10 @@ def _check_head(path: Path, head: Sequence[str]) -> None:
             raise UserError(f"{path}: the column {name!r} is there twice")
 
 
-def _names(paths: Iterable[Path]) -> dict[str, str]:
+def _names(paths: Iterable[Place]) -> dict[str, str]:
     """By file, what results are called after it."""
-    once = {_key(path): path for path in paths}
+    once = {key_of(path): path for path in paths}
     return dict(zip(once, distinct_names(list(once.values())), strict=True))
-
-
-def _key(path: Path) -> str:
-    """The same for all paths of a file."""
-    return os.path.abspath(path)
 
 
 def _settings(row: Mapping[str, str]) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from ldm.cli.options import masks_of, model_of
 from ldm.cli.reports import Report, Tally, spoken
 from ldm.cli.spreading import engine_of, is_job, may_fail
 from ldm.errors import UserError
-from ldm.files import file_hash
+from ldm.files import file_hash, remove_left_asides
 from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.media.places import Place
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
 from ldm.pipeline.jobs import PaintingStopped, check_scaled
 from ldm.pipeline.parts import part_of
-from ldm.pipeline.portions import AnyPortion, Portion, Worker, outcome_of
+from ldm.pipeline.portions import AnyPortion, Portion, Worker, outcome_of, results_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, is_finished, metadata_of
 
@@ -101,6 +101,7 @@ class Painting:
         args = self.args
         counts = [len(portion.tasks) for portion in portions if isinstance(portion, Portion)]
         planned = sum(counts) if len(counts) == len(portions) else None
+        remove_left_asides(results_of(portions), before=time.time())
         make = partial(Worker, self.options, args.overwrite, is_job(args))
         tally = Tally(self.report, planned, may_fail(args), stops=args.max_failed is not None)
         return tally.follow(engine_of(args)(portions, make), tells_rates=args.engine == "ray")

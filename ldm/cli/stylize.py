@@ -56,8 +56,15 @@ long it would take:
 
 Ctrl-C leaves a single picture as far as it came, and of several all that are done.
 
-Exit codes: 0, all done; 1, some pictures failed, see the list at the end; 2, nothing was done, see
-the message; 130, stopped.
+On many processors and machines (docs/cluster.md): workers of Ray, a share of the work, results in
+shards:
+
+    artfusion stylize --content photos/ --style klimt.jpg --output results/ --engine ray
+    artfusion stylize --content photos/ --style klimt.jpg --output results/ --shard 0/8
+    artfusion stylize --content 's3://bucket/photos-{000..099}.tar' --style klimt.jpg --output s3://bucket/painted --pack tar
+
+Exit codes: 0, all done; 1, some pictures failed, see the list at the end, or what was printed went
+nowhere; 2, nothing was done, see the message; 130, stopped.
 """
 
 import argparse

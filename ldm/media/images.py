@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.exif import is_turned, kept_of, upright
-from ldm.media.places import Place, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, elsewhere, place_of, read_bytes, write_bytes
 from ldm.media.quiet import hush_libtiff, unwarned
 from ldm.media.rgb import to_rgb
 
@@ -44,8 +44,12 @@ class NamedBytes(io.BytesIO):
         self.name = name
 
 
+# A file: its path or url, or it itself open for reading bytes.
+Source: TypeAlias = str | os.PathLike[str] | Place | BinaryIO
+
+
 def load_image(
-    source: str | os.PathLike[str] | BinaryIO,
+    source: Source,
     draft_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     keep_alpha: bool = False,
@@ -53,8 +57,7 @@ def load_image(
     """The picture in a file as sRGB, upright by its EXIF rotation, transparency laid on white, or
     with `keep_alpha`, where there is any, as RGBA.
 
-    `source` is the file's path, or the file open for reading bytes, whose `name` the errors then
-    give; it stays open. `draft_size` lets the JPEG decoder work at a reduced scale whose sides are
+    An open `source` has its `name` in errors, and stays open. `draft_size` lets the JPEG decoder work at a reduced scale whose sides are
     still at least that many pixels. Raises UserError for a missing file, one that is no picture, a
     broken one, or one of more than `max_pixels`, or that would take more than MAX_BYTES of memory.
     """
@@ -79,10 +82,10 @@ def _in_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """The picture in a file, of which only the head is read by then. Raises UserError, also for what
-    is found to be broken within."""
-    source = Path(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else source
+def _opened(given: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The picture in a file, of which only the head is read by then; elsewhere, all of it. Raises
+    UserError, also for what is found to be broken within."""
+    source = _here(given)
     with _errors_of(str(source) if isinstance(source, Path) else name_of_file(source)), unwarned():
         _check_file(source)
         _have_plugins(source)
@@ -91,6 +94,14 @@ def _opened(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIX
             if image.format == "TIFF":
                 hush_libtiff()
             yield image
+
+
+def _here(source: Source) -> Path | BinaryIO:
+    """A file that Pillow can open. Raises UserError where it has to be fetched, and cannot be."""
+    place = elsewhere(source)
+    if place is not None:
+        return NamedBytes(read_bytes(place), str(place))
+    return Path(os.fsdecode(source)) if isinstance(source, (str, os.PathLike)) else cast(BinaryIO, source)
 
 
 @contextmanager
@@ -191,10 +202,10 @@ def _have_plugins(source: Path | BinaryIO) -> None:
     pillow_heif.register_heif_opener()
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
+def upright_size(source: Source) -> tuple[int, int]:
     """(width, height) of a picture file as it is shown, by its head alone where that will do. Raises
     UserError."""
-    with _opened(path) as image:
+    with _opened(source) as image:
         if image.format == "TIFF":  # Pillow turns these by itself, some versions as late as on loading
             return upright(image).size
         return image.size[::-1] if is_turned(image) else image.size
@@ -212,11 +223,11 @@ def without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return Image.alpha_composite(ground, image).convert("RGB"), image.getchannel("A")
 
 
-def exif_of(source: str | Path | BinaryIO) -> bytes | None:
+def exif_of(source: Source) -> bytes | None:
     """What may be kept of a picture file's EXIF data (camera, date, place ...) for a result of it;
     None for none. Raises UserError for what is no picture."""
     with _opened(source) as image:
-        return kept_of(image, str(source) if isinstance(source, (str, Path)) else name_of_file(source))
+        return kept_of(image, name_of_file(source) if is_open_file(source) else str(source))
 
 
 def short_side_at(size: tuple[int, int], side: int) -> tuple[int, int]:

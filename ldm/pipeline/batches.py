@@ -277,7 +277,7 @@ class BatchPainter:
         return [Painted(file, said[METADATA_KEY], None, seconds) for file, said in zip(files, metadata)]
 
 
-def _encoded(one: Ready, picture: Image.Image, metadata: Mapping[str, str]) -> bytes:
+def _encoded(one: Ready, picture: Image.Image, metadata: dict[str, str]) -> bytes:
     try:
         return encoded(picture, one.row.suffix, metadata, one.exif)
     except (OSError, ValueError) as error:  # Pillow has both for what a format cannot hold

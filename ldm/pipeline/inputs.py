@@ -16,8 +16,8 @@ from PIL import Image
 from ldm.errors import UserError, in_short
 from ldm.media.arrays import TAKEN, image_of
 from ldm.media.colours import is_grey, with_palette_of
-from ldm.media.images import NamedBytes, at_most, is_open_file, load_image, load_opened, name_of_file
-from ldm.media.places import Place, elsewhere, read_bytes
+from ldm.media.images import at_most, is_open_file, load_image, load_opened, name_of_file
+from ldm.media.places import Place, elsewhere
 from ldm.media.rgb import to_rgb
 from ldm.media.saved_styles import load_style
 from ldm.pipeline.library import saved_style
@@ -239,7 +239,7 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
     UserError, also for what is no picture."""
     place = elsewhere(picture)
     if place is not None:
-        image = load_image(NamedBytes(read_bytes(place), str(place)), keep_alpha=keep_alpha)
+        image = load_image(place, keep_alpha=keep_alpha)
     elif isinstance(picture, (str, os.PathLike)):
         image = load_image(picture, keep_alpha=keep_alpha)
     elif isinstance(picture, Image.Image):

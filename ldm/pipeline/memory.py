@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from ldm.errors import UserError
 
-# What painting takes beside the model: measured on CPUs in float32, of squares of 1 to 4 megapixels;
+# What painting takes beside the model: measured on a CPU in bfloat16, of squares of 1 to 4 megapixels;
 # longer pictures take less.
 BYTES_A_PIXEL = {"sampled": 140, "brushed": 400}
 WINDOWS = 300_000_000  # what the networks take, which see so much of a picture at a time

@@ -282,6 +282,13 @@ def _pixels(content: Place, settings: Settings) -> int:
     return width * height
 
 
+def results_of(portions: Sequence[AnyPortion]) -> Iterator[Path]:
+    """The files of this machine that portions are painted into."""
+    for portion in portions:
+        files = [task.output for task in portion.tasks] if portion.pack is None else [portion.pack]
+        yield from (file for file in files if isinstance(file, Path))
+
+
 def portions_of(
     works: Sequence[Work], batch_size: int, shares: int = 1, pack: tuple[Place, str, int] | None = None
 ) -> list[AnyPortion]:

@@ -60,7 +60,7 @@ class RayEngine:
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         DataContext.get_current().enable_progress_bars = False  # the run has one of its own
-        workers, gpus = self._sizes(ray.cluster_resources())  # type: ignore[no-untyped-call]
+        workers, gpus = self.sizes(ray.cluster_resources())  # type: ignore[no-untyped-call]
         rows = [{"portion": pickle.dumps(portion)} for portion in portions]
         # A block for each portion: what comes of a block is told at its end, and lost with its worker.
         told = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -76,7 +76,7 @@ class RayEngine:
             assert isinstance(done, Done)
             yield done
 
-    def _sizes(self, resources: Mapping[str, float]) -> tuple[int, float]:
+    def sizes(self, resources: Mapping[str, float]) -> tuple[int, float]:
         """(workers, GPUs for each). Raises UserError where the cluster has not as many."""
         there = resources.get("GPU", 0.0)
         gpus = self.gpus_per_worker if self.gpus_per_worker is not None else min(there, 1.0)

@@ -1,0 +1,152 @@
+"""The options that spread `artfusion stylize` over processes and machines."""
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pipeline_builders import picture, run_program
+
+from ldm.cli.stylize import main
+from ldm.errors import UserError
+from ldm.pipeline.ray_engine import RayEngine
+
+LOOK = ["--look", "palette", "--size", "32"]  # which needs no model
+
+
+@pytest.fixture
+def stylize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command, in a folder with six photos, one of them broken, and two paintings."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for i in range(6):
+        picture(40, 36, i).save(f"photos/{i}.png")
+    Path("photos/3.png").write_text("no picture")
+    for i, name in enumerate("st"):
+        picture(40, 36, 10 + i).save(f"{name}.png")
+
+    def call(*options: str, content: str = "photos") -> int:
+        inputs = ["--content", content, "--style", "s.png", "--output", "out/"]
+        return run_program(main, [*LOOK, *inputs, *options], monkeypatch)
+
+    return call
+
+
+def written() -> list[str]:
+    return sorted(path.name for path in Path("out").iterdir())
+
+
+def test_shares_by_number_make_the_whole(stylize: Callable) -> None:
+    codes = [stylize("--shard", f"{number}/2") for number in range(2)]
+    assert written() == [f"{i}__s.png" for i in (0, 1, 2, 4, 5)] and sorted(codes) == [0, 1]
+
+
+@pytest.mark.parametrize("given", ["2/2", "1", "a/b", "-1/2", "0/0", "1/2/3"])
+def test_a_share_that_cannot_be_is_one_line(stylize: Callable, capsys, given: str) -> None:
+    assert stylize(f"--shard={given}") == 2
+    assert "such as 0/8 to 7/8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (["--workers", "2"], "--workers is for --engine ray"),
+        (["--ray-address", "auto"], "--ray-address is for --engine ray"),
+        (["--gpus-per-worker", "1"], "--gpus-per-worker is for --engine ray"),
+        (["--engine", "ray", "--shard", "0/2"], "leave out --shard"),
+        (["--engine", "ray", "--gpus-per-worker", "-1"], "--gpus-per-worker must be 0 or more"),
+        (["--max-failed", "2"], "expected a number from 0 to 1"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(
+    stylize: Callable, capsys, options: list[str], problem: str
+) -> None:
+    assert stylize(*options) == 2 and problem in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_a_share_may_fail(stylize: Callable) -> None:
+    assert stylize() == 1
+    assert stylize("--max-failed", "0.2") == 0
+    assert stylize("--max-failed", "0.1") == 1
+
+
+def test_under_torchrun_a_broken_photo_is_no_failure_of_the_process(
+    stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert stylize() == 0 and "failed: photos/3.png" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert stylize("--shard", "0/2") == 2
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_results_are_packed(stylize: Callable, kind: str) -> None:
+    pytest.importorskip("pyarrow")
+    assert stylize("--pack", kind, "--pack-size", "4", "--max-failed", "1") == 0
+    assert written() == [f"part-0000{i}.{end}" for i in (0, 1) for end in sorted(("json", kind))]
+
+
+def test_photos_in_shards_are_painted_into_shards(stylize: Callable, capsys) -> None:
+    for number in range(2):
+        with tarfile.open(f"photos-{number}.tar", "w") as file:
+            for i in range(3):
+                file.add(f"photos/{3 * number + i}.png", f"{i}.png")
+    options = ["--pack", "tar", "--json", "--style", "t.png", "--pair", "random"]
+    assert stylize(*options, content="photos-{0..1}.tar") == 1
+    assert written() == [f"photos-{i}.{end}" for i in range(2) for end in ("json", "tar")]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["content"] for line in lines][:2] == ["photos-0.tar/0.png", "photos-0.tar/1.png"]
+    assert [line["status"] for line in lines].count("painted") == 5
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        ([], "photos in tar shards need --pack"),
+        (["--pack", "tar", "--pair", "zip"], "--pair zip is not for photos in tar shards"),
+        (["--pack", "tar", "--dry-run"], "--dry-run is not for photos in tar shards"),
+        (["--pack", "tar", "--write-manifest", "m.csv"], "--write-manifest has no row for photos in tar"),
+        (["--pack", "tar", "--pair", "random", "--per-content", "2"], "there are only 1 styles"),
+    ],
+)
+def test_what_shards_cannot_have_is_told(stylize: Callable, capsys, options: list[str], problem: str) -> None:
+    with tarfile.open("photos.tar", "w") as file:
+        file.add("photos/0.png")
+    assert stylize(*options, content="photos.tar") == 2 and problem in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_a_shard_that_is_missing_is_told_before_anything_is_painted(stylize: Callable, capsys) -> None:
+    assert stylize("--pack", "tar", content="photos-{0..1}.tar") == 2
+    assert "photos-0.tar: no such shard (2 of 2 are missing)" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(stylize: Callable) -> None:
+    Path("out").mkdir()
+    Path("out/.0__s.abcdefgh.png").write_bytes(b"half")
+    stylize()
+    assert not Path("out/.0__s.abcdefgh.png").exists()
+
+
+@pytest.mark.parametrize(
+    "engine, resources, sizes",
+    [
+        (RayEngine(), {"CPU": 8.0}, (8, 0.0)),
+        (RayEngine(workers=3), {"CPU": 8.0}, (3, 0.0)),
+        (RayEngine(), {"CPU": 8.0, "GPU": 2.0}, (2, 1.0)),
+        (RayEngine(gpus_per_worker=0.5), {"CPU": 8.0, "GPU": 2.0}, (4, 0.5)),
+        (RayEngine(gpus_per_worker=0), {"CPU": 8.0, "GPU": 2.0}, (8, 0.0)),
+    ],
+)
+def test_as_many_workers_as_the_cluster_has_places_for(
+    engine: RayEngine, resources: dict[str, float], sizes: tuple[int, float]
+) -> None:
+    assert engine.sizes(resources) == sizes
+
+
+@pytest.mark.parametrize("engine", [RayEngine(workers=9), RayEngine(gpus_per_worker=4)])
+def test_more_workers_than_fit_are_refused(engine: RayEngine) -> None:
+    with pytest.raises(UserError, match="workers do not fit into a cluster"):
+        engine.sizes({"CPU": 8.0, "GPU": 2.0})
