@@ -119,7 +119,7 @@ class Tally:
 
     def _rate(self, seconds: float) -> str:
         each = self.counts["painted"] / seconds
-        return f"{each:.2g} pictures/s in {spoken(seconds)}, at most {self.memory / 1e9:.1f} GB for a worker"
+        return f"{each:.3g} pictures/s in {spoken(seconds)}, at most {self.memory / 1e9:.1f} GB for a worker"
 
 
 class Streams:
