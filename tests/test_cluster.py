@@ -158,6 +158,41 @@ def test_killed_workers_and_jobs_lose_nothing_and_change_nothing(
     assert results(out) == undisturbed
 
 
+def test_without_a_model_a_job_is_one_line(folder: Path, call: Callable) -> None:
+    pytest.importorskip("ray")
+    (folder / "empty.ckpt").write_bytes(b"")
+    done = run(call("none", "--engine", "ray", "--workers", "1", "--checkpoint", "empty.ckpt"), folder)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: empty.ckpt")
+
+
+PIPELINE = """
+import ray
+from ldm import Settings
+from ldm.pipeline.batches import BatchOptions, BatchPainter
+
+ray.init(num_cpus=1, include_dashboard=False)
+options = BatchOptions({"painting": "painting.png"}, Settings(look="palette", size=32))
+photos = ray.data.read_binary_files("photos", include_paths=True).limit(20)
+painted = photos.map_batches(
+    BatchPainter,
+    fn_constructor_args=[options],
+    batch_size=8,
+    compute=ray.data.ActorPoolStrategy(size=1),
+)
+painted.write_parquet("table")
+"""
+
+
+def test_the_painter_goes_into_a_pipeline_of_ray_data(folder: Path) -> None:
+    pytest.importorskip("ray")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    done = run([sys.executable, "-c", PIPELINE], folder)
+    assert done.returncode == 0, done.stderr
+    rows = parquet.read_table(folder / "table").to_pylist()
+    assert len(rows) == 20 and sum(row["error"] is not None for row in rows) == 1
+    assert all((row["picture"] or b"\x89PNG").startswith(b"\x89PNG") for row in rows)
+
+
 def test_shares_by_number_paint_what_one_process_does(
     folder: Path, call: Callable, undisturbed: dict[str, bytes]
 ) -> None:

@@ -239,3 +239,37 @@ def test_an_error_is_told_of_the_row_that_has_it(stylize: Callable, capsys: pyte
         assert "y.png" in by["y", "s"] and not by["a", "s"]
         # a picture that is broken in two rows is told once at the end
         assert err.count("y.png: not a picture") == 1
+
+
+# Parquet
+
+
+def test_a_parquet_table_is_read_like_a_csv_file(folder: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {"content": "a.png", "style": "s.png", "seed": 3, "preserve_color": True, "output": None},
+        {"content": "b.png", "style": "s.png", "seed": None, "preserve_color": None, "output": "y.png"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), "data/t.parquet")
+    head = "content,style,seed,preserve_color,output"
+    same = table(head, "a.png,s.png,3,yes,", "b.png,s.png,,,y.png")
+    read = [read_manifest(Path(path), Settings(), "out") for path in ("data/t.parquet", same)]
+    assert read[0] == read[1] and read[0][0].settings.seed == 3
+
+
+@pytest.mark.parametrize("content", [b"no table", b""])
+def test_a_parquet_file_that_is_none_is_one_line(folder: Path, content: bytes) -> None:
+    pytest.importorskip("pyarrow")
+    Path("data/t.parquet").write_bytes(content)
+    with pytest.raises(UserError, match="t.parquet: not a Parquet table"):
+        read_manifest(Path("data/t.parquet"), Settings(), "out")
+
+
+def test_rows_may_name_urls(folder: Path) -> None:
+    path = table("content,style,output", "memory://bucket/a.png,s.png,one.png")
+    (work,) = read_manifest(path, Settings(), "memory://bucket/out")
+    assert str(work.tasks[0].content) == "memory://bucket/a.png"
+    assert str(work.tasks[0].output) == "memory://bucket/out/one.png"

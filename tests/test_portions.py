@@ -18,6 +18,7 @@ from pipeline_builders import picture, pixels
 from ldm.errors import UserError
 from ldm.media.images import load_image, read_metadata, save_image
 from ldm.pipeline.batches import BatchOptions, BatchPainter
+from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.portions import (
@@ -415,6 +416,14 @@ def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) ->
     assert [one.status for one in packed(tasks)] == ["there"] * 3 + ["painted"] * 2
     picture(40, 36, 77).save("s.png")
     assert {one.status for one in packed(tasks)} == {"painted"}
+
+
+def test_without_a_model_nothing_is_a_failure_of_the_pictures(tasks: list[Task]) -> None:
+    made = Worker(BatchOptions({"s": "s.png"}, model=ModelChoice("gone.ckpt")))
+    portions = portions_of([Work(Settings(look="fast"), tasks)], 3, pack=(Path("packs"), "tar", 3))
+    with pytest.raises(UserError, match="gone.ckpt: no such file"):
+        list(in_this_process(portions, lambda: made))
+    assert not Path("packs").exists()
 
 
 def test_a_pack_that_is_stopped_is_not_there(tasks: list[Task]) -> None:

@@ -5,6 +5,7 @@ processes and machines at will.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, islice
@@ -78,7 +79,8 @@ class Portion:
 
     def pixels(self) -> int:
         """How much there is to paint, about."""
-        return sum(_pixels(task.content, self.settings) for task in self.tasks)
+        photos = Counter(task.content for task in self.tasks)
+        return sum(count * _pixels(photo, self.settings) for photo, count in photos.items())
 
 
 @dataclass(frozen=True)
@@ -167,24 +169,24 @@ class Worker:
         ]
         read = iter(self.painter.read(rows, settings))
         ready = [content if isinstance(content, UserError) else next(read) for _, content in batch]
-        open_ = any(
+        wanted = any(
             isinstance(one, Ready) and task.output not in there for (task, _), one in zip(batch, ready)
         )
         painted = iter(
-            self.painter.paint([one for one in ready if isinstance(one, Ready)], settings) if open_ else ()
+            self.painter.paint([one for one in ready if isinstance(one, Ready)], settings) if wanted else ()
         )
         for (task, _), one in zip(batch, ready):
             if isinstance(one, UserError):
                 yield task, Painted(None, None, str(one), 0.0, is_unread=True)
-            elif open_:
+            elif wanted:
                 yield task, next(painted)
 
     def _packed(self, portion: AnyPortion, pack: Place) -> list[Outcome]:
         """All results into one file; the index beside it, written last, says that it is whole and
         what is in it."""
-        index = pack.with_suffix(".json")
+        index, painted_with = pack.with_suffix(".json"), self.painter.description(portion.settings)
         try:
-            about = {"with": self.painter.description(portion.settings), "from": portion.made_of()}
+            about = {"with": painted_with, "from": portion.made_of()}
             known = None if self.overwrite or not is_there(pack) else _read_index(index)
             if known is not None and known["made"] == json.loads(json.dumps(about)):
                 return [Outcome(**{"status": "there", **row}) for row in known["rows"]]

@@ -73,6 +73,8 @@ class RayEngine:
         )
         for row in told.iter_rows():
             done = pickle.loads(row["done"])
+            if isinstance(done, UserError):
+                raise done
             assert isinstance(done, Done)
             yield done
 
@@ -95,4 +97,11 @@ class _Actor:
         self.worker: Worker = pickle.loads(make)()
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[bytes]]:
-        return {"done": [pickle.dumps(self.worker(pickle.loads(portion))) for portion in batch["portion"]]}
+        return {"done": [pickle.dumps(self._done(pickle.loads(portion))) for portion in batch["portion"]]}
+
+    def _done(self, portion: AnyPortion) -> Done | UserError:
+        """An error is handed over: raised here, Ray would print pages about it."""
+        try:
+            return self.worker(portion)
+        except UserError as error:  # no model, say, which is not the portion's fault
+            return error
