@@ -66,7 +66,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     monkeypatch.setattr(detecting, "face_detector", lambda: detect)
     monkeypatch.setattr("ldm.pipeline.settings.check_face_detector", lambda: None)
-    monkeypatch.setattr("ldm.cli.stylize.check_face_detector", lambda: None)
+    monkeypatch.setattr("ldm.cli.asked.check_face_detector", lambda: None)
     faces._remembered.cache_clear()
     return seen
 
