@@ -476,6 +476,37 @@ def test_each_photo_of_a_shard_has_styles_of_its_own(tasks: list[Task]) -> None:
     assert [one.style for one in told] == [style for _, (style, _) in pairs]
 
 
+@pytest.mark.parametrize("member", ["../up.png", "/root/up.png", "x/../../up.png", "..png.png", "a/.png.png"])
+def test_members_may_be_called_anything_and_stay_inside(tasks: list[Task], member: str) -> None:
+    with tarfile.open("photos.tar", "w") as file:
+        file.add("0.png", filter=lambda info: info.replace(name=member, deep=False))
+    (done, _) = worker()(shard_portion(Path("photos.tar"))).outcomes
+    assert done.status == "painted" and "/" not in list(members("packs/photos.tar"))[0]
+
+
+def test_a_shard_without_its_end_is_a_failure(tasks: list[Task]) -> None:
+    path = shard(Path("photos.tar"), ["0.png", "1.png"])
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole + b"\0" * (-len(whole) % 512))
+    (told,) = worker()(shard_portion(path)).outcomes
+    assert told.status == "failed" and "cannot be read to its end" in told.line
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": "8"},
+        {"batch_size": 0},
+        {"settings": {}},
+        {"styles": ["s.png"]},
+        {"settings": Settings(size="x")},
+    ],
+)
+def test_options_that_cannot_be_are_told_at_once(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        BatchOptions(**{"styles": {"s": "s.png"}, **wrong})
+
+
 def test_a_shard_that_is_cut_short_is_one_failure_and_leaves_nothing(tasks: list[Task]) -> None:
     path = shard(Path("photos.tar"), ["0.png", "1.png"])
     path.write_bytes(path.read_bytes()[:2000])

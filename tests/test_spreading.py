@@ -81,6 +81,46 @@ def test_under_torchrun_a_broken_photo_is_no_failure_of_the_process(
     assert stylize("--shard", "0/2") == 2
 
 
+@pytest.mark.parametrize("output", ["out.png", "out/{content}.png"])
+def test_packs_need_a_folder(stylize: Callable, capsys, output: str) -> None:
+    assert stylize("--pack", "tar", "--output", output) == 2
+    assert "--pack takes a folder as --output" in capsys.readouterr().err
+
+
+def test_names_do_nothing_to_a_terminal(stylize: Callable, capsys) -> None:
+    Path("photos/\x1b[31m\n.png").write_text("no picture")
+    assert stylize() == 1
+    err = capsys.readouterr().err
+    assert "failed: photos/\\x1b[31m\\n.png: not a picture" in err and "\x1b[31m" not in err
+
+
+def test_urls_of_this_machine_are_its_files(stylize: Callable, tmp_path: Path) -> None:
+    assert stylize("--max-failed", "1", content=(tmp_path / "photos").as_uri()) == 0
+    assert stylize("--max-failed", "1", content=f"{tmp_path.as_uri()}/photos/[01].png") == 0
+    assert len(written()) == 5
+
+
+def test_a_pack_that_cannot_be_written_counts_as_its_pictures(stylize: Callable, capsys) -> None:
+    Path("out/part-00000.tar").mkdir(parents=True)
+    assert stylize("--pack", "tar", "--pack-size", "4", "--max-failed", "0.5") == 1
+    assert "0 there already, 4 failed" in capsys.readouterr().out
+
+
+def test_a_shard_and_single_photos_do_not_overwrite_each_other(stylize: Callable, capsys) -> None:
+    with tarfile.open("part-00000.tar", "w") as file:
+        file.add("photos/0.png")
+    assert stylize("--pack", "tar", "--content", "part-00000.tar") == 2
+    assert "would be lost" in capsys.readouterr().err and not Path("out").exists()
+
+
+def test_shards_by_a_pattern(stylize: Callable) -> None:
+    for number in range(2):
+        with tarfile.open(f"photos-{number}.tar", "w") as file:
+            file.add(f"photos/{number}.png")
+    assert stylize("--pack", "tar", content="photos-*.tar") == 0
+    assert written() == [f"photos-{i}.{end}" for i in range(2) for end in ("json", "tar")]
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_results_are_packed(stylize: Callable, kind: str) -> None:
     pytest.importorskip("pyarrow")
@@ -106,7 +146,7 @@ def test_photos_in_shards_are_painted_into_shards(stylize: Callable, capsys) -> 
     [
         ([], "photos in tar shards need --pack"),
         (["--pack", "tar", "--pair", "zip"], "--pair zip is not for photos in tar shards"),
-        (["--pack", "tar", "--dry-run"], "--dry-run is not for photos in tar shards"),
+        (["--pack", "tar", "--dry-run"], "--dry-run does not look into packs"),
         (["--pack", "tar", "--write-manifest", "m.csv"], "--write-manifest has no row for photos in tar"),
         (["--pack", "tar", "--pair", "random", "--per-content", "2"], "there are only 1 styles"),
     ],

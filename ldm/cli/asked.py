@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 
 from ldm.checks import FACES, check_face_detector
@@ -46,8 +47,9 @@ class Asked:
         if args.manifest is not None:
             works = read_manifest(args.manifest, settings, args.output)
             return cls(args, works, {task.style_name: task.style for work in works for task in work.tasks})
-        shards = [name for name in args.content if name.lower().endswith(".tar")]
-        pictures = [name for name in args.content if name not in shards]
+        given = [name for name in args.content if name.lower().endswith(".tar")]
+        pictures = [name for name in args.content if name not in given]
+        shards = [shard for name in given for shard in sorted(glob(name)) or [name]]
         contents = expand(pictures, folder_of_results(args.output)) if pictures else []
         styles, pairing = named_styles(args), pairing_of(args, settings)
         if streams.writes:
@@ -65,7 +67,14 @@ class Asked:
         """All of it, as it is painted."""
         args = self.args
         pack = args.pack and (place_of(args.output or "."), args.pack, args.pack_size)
-        return [*portions_of(self.works, args.batch_size, shard_of(args)[1], pack), *self.shards]
+        portions = [*portions_of(self.works, args.batch_size, shard_of(args)[1], pack), *self.shards]
+        packs = [key_of(portion.pack) for portion in portions if portion.pack is not None]
+        if len(set(packs)) < len(packs):
+            raise UserError(
+                "a shard of photos is called like the packs of single photos, part-00000 and so on, and would be lost; "
+                "give it in a run of its own"
+            )
+        return portions
 
     def inputs(self) -> list[str | Place]:
         """All files that are read."""

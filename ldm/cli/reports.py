@@ -31,11 +31,11 @@ class Report:
     def say(self, line: str) -> None:
         """A line for people; none where scripts listen or nobody does."""
         if not (self.as_json or self.quiet):
-            _print(self.named(line), sys.stdout)
+            _print(_printable(self.named(line)), sys.stdout)
 
     def warn(self, line: str) -> None:
         """What went wrong, on standard error."""
-        _print(self.named(line), sys.stderr)
+        _print(_printable(self.named(line)), sys.stderr)
 
     def result(self, outcome: Outcome) -> None:
         """A result that is over, or would be painted."""
@@ -176,6 +176,14 @@ def _renamed(line: str, names: Mapping[str, str]) -> str:
     for path, name in names.items():
         line = line.replace(path, name)
     return line
+
+
+def _printable(line: str) -> str:
+    """Names come from anybody's files, and are to do nothing to a terminal."""
+    return "".join(
+        char if char.isprintable() or "\ud800" <= char <= "\udfff" else char.encode("unicode_escape").decode()
+        for char in line
+    )
 
 
 def _print(line: str, stream: TextIO | None) -> None:

@@ -9,6 +9,7 @@ from ldm.errors import UserError
 from ldm.media.packs import KINDS, check_pack
 from ldm.pipeline.portions import AnyPortion, Engine, in_this_process, share
 from ldm.pipeline.ray_engine import RayEngine, check_ray
+from ldm.pipeline.tasks import is_folder
 from ldm.program import at_least
 from ldm.ranks import rank_and_world
 
@@ -92,6 +93,10 @@ def check_spreading(args: argparse.Namespace) -> None:
                 raise UserError(f"--{name.replace('_', '-')} is for --engine ray")
     if args.pack is not None:
         check_pack(args.pack)
+        if args.output is not None and not is_folder(args.output):
+            raise UserError(f"--pack takes a folder as --output, for the files it makes; got {args.output}")
+        if args.dry_run:
+            raise UserError("--dry-run does not look into packs; leave out --pack")
     if args.gpus_per_worker is not None and not args.gpus_per_worker >= 0:
         raise UserError(f"--gpus-per-worker must be 0 or more, got {args.gpus_per_worker}")
 

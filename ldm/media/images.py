@@ -98,6 +98,7 @@ def _opened(given: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image
 
 def _here(source: Source) -> Path | BinaryIO:
     """A file that Pillow can open. Raises UserError where it has to be fetched, and cannot be."""
+    source = place_of(source) if isinstance(source, str) else source
     place = elsewhere(source)
     if place is not None:
         return NamedBytes(read_bytes(place), str(place))

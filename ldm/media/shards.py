@@ -4,12 +4,32 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from tarfile import (  # type: ignore[attr-defined]  # whose types lack two of them
+    EmptyHeaderError,
+    ReadError,
+    TarFile,
+    TarInfo,
+    TruncatedHeaderError,
+)
 
 from ldm.errors import ConfigError, UserError
 from ldm.media.images import EXTENSIONS
 
 # {000..099}, or {one,other}
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+
+
+class _Member(TarInfo):
+    """A header, or the end mark: a tar file that ends without one is cut short."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tarfile)
+        except (EmptyHeaderError, TruncatedHeaderError) as error:
+            if tarfile.offset == 0:  # of no tar file at all tarfile says enough
+                raise
+            raise ReadError("it ends without the mark of its end") from error
 
 
 def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
@@ -21,7 +41,7 @@ def pictures_in(shard: str) -> Iterator[tuple[str, bytes]]:
         # Not fsspec.open, which takes "::" in a name for several file systems in each other.
         with (
             fsspec.filesystem(_scheme(shard) or "file").open(shard) as file,
-            tarfile.open(fileobj=file, mode="r|*") as tar,
+            tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar,
         ):
             for member in tar:
                 content = tar.extractfile(member) if member.isfile() and _is_picture(member.name) else None

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm import __version__
-from ldm.errors import UserError
+from ldm.checks import check_count
+from ldm.errors import UserError, in_short
 from ldm.files import bytes_hash
 from ldm.media.arrays import TAKEN, image_of
 from ldm.media.images import NamedBytes, at_most, encoded, exif_of, load_image
@@ -50,6 +51,7 @@ class BatchOptions:
     styles: by the names that rows call them. part: of the styles, that is looked at alone. keep,
     palette, not_style: see the pipeline's call; these files have to be where the painter is.
     keep_exif: write the photos' EXIF data into the results. said: what metadata say besides.
+    Raises UserError for values that cannot be.
     threads: of the CPU to compute with; None is as many as are free, looked at before each batch.
     With a number, pictures do not depend on what else the machine does.
     """
@@ -65,6 +67,16 @@ class BatchOptions:
     keep_exif: bool = False
     said: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.styles, Mapping):
+            raise UserError(
+                f"styles must be styles by their names, such as a dict, got {in_short(self.styles)}"
+            )
+        if not isinstance(self.settings, Settings):
+            raise UserError(f"settings must be a Settings, got {in_short(self.settings)}")
+        self.settings.check()
+        check_count("batch_size", self.batch_size)
 
 
 @dataclass(frozen=True)

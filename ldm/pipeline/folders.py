@@ -11,7 +11,7 @@ from pathlib import Path
 from ldm.data.splits import find_files
 from ldm.errors import UserError
 from ldm.media.images import EXTENSIONS, read_metadata
-from ldm.media.places import Place, found_by, is_url, key_of, parts_of
+from ldm.media.places import Place, found_by, is_url, key_of, parts_of, place_of
 from ldm.media.saved_styles import SUFFIX
 from ldm.pipeline.library import hint, of_library
 from ldm.pipeline.provenance import METADATA_KEY
@@ -38,7 +38,10 @@ def expand(names: Sequence[str], results: str | None = None, styles: bool = Fals
 
 def _meant_by(name: str, results: str | None, styles: bool) -> Sequence[Place]:
     if is_url(name):
-        return _search_elsewhere(name, results)
+        place = place_of(name)
+        if not isinstance(place, Path):
+            return _search_elsewhere(name, results)
+        name = str(place)  # a url of this machine
     file = Path(name) if os.path.isfile(name) else of_library(name) if styles else None
     return _search(name, results, styles) if file is None else [file]
 

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.errors import UserError
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
-from ldm.media.places import Place, is_there, parts_of, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, is_there, place_of, read_bytes, write_bytes
 from ldm.media.shards import pictures_in
 from ldm.memory import main_memory
 from ldm.pipeline.batches import BatchOptions, BatchPainter, Painted, Ready, Row
@@ -96,9 +96,7 @@ class ShardPortion:
     def given(self) -> Iterator[Given]:
         """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
         for name, content in pictures_in(str(self.shard)):
-            photo = place_of(name)
-            inner = parts_of(photo).relative_to(parts_of(self.shard))
-            named = "-".join(inner.with_suffix("").parts), photo
+            named = _name_in(name[len(str(self.shard)) + 1 :]), place_of(name)
             for found, style in self.pairing.pairs([named], self.styles):
                 folder = str(self.pack.parent)
                 yield task_of(found, style, folder + "/{content}__{style}.png", self.settings), content
@@ -195,7 +193,10 @@ class Worker:
             write_bytes(index, json.dumps({"made": about, "rows": rows}, sort_keys=True).encode())
             return outcomes
         except (UserError, OSError) as error:
-            return [Outcome(str(pack), "", str(pack), "failed", 0.0, str(error))]
+            lost = Outcome(str(pack), "", str(pack), "failed", 0.0, str(error), is_unread=True)
+            if isinstance(portion, ShardPortion):
+                return [lost]  # nobody knows how many there are
+            return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
 
     def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
         outcomes = []
@@ -210,6 +211,12 @@ class Worker:
                         )
                     outcomes.append(_ended(task, painted))
         return outcomes
+
+
+def _name_in(member: str) -> str:
+    """What the results of a member of a shard are called: its path, which may say anything."""
+    path = PurePosixPath(member)
+    return "-".join(part for part in (*path.parent.parts, path.stem) if part not in ("/", "..", ".")) or "_"
 
 
 def _batched(given: Iterable[Given], size: int) -> Iterator[list[Given]]:

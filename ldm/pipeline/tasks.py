@@ -62,7 +62,8 @@ def _has_fields(output: str) -> bool:
     return any(field is not None for _, field, _, _ in _parsed(output))
 
 
-def _is_folder(output: str) -> bool:
+def is_folder(output: str) -> bool:
+    """Whether an `--output` is a folder, in which pictures get names of their own."""
     return not _has_fields(output) and (
         Path(output).suffix == "" or output.endswith(("/", os.sep)) or os.path.isdir(output)
     )
@@ -70,7 +71,7 @@ def _is_folder(output: str) -> bool:
 
 def _as_template(output: str) -> str:
     """A folder as the template of the pictures in it; anything else as it is."""
-    if not _is_folder(output):
+    if not is_folder(output):
         return output
     return (
         f"{output.rstrip('/')}/{DEFAULT_TEMPLATE}" if is_url(output) else str(Path(output) / DEFAULT_TEMPLATE)
@@ -110,7 +111,7 @@ def plan(
     """
     check_template(output)
     pairs = list(pairing.pairs(list(zip(distinct_names(contents), contents)), styles))
-    if len(pairs) > 1 and not _has_fields(output) and not _is_folder(output):
+    if len(pairs) > 1 and not _has_fields(output) and not is_folder(output):
         raise UserError(
             f"--output {output}: {len(pairs)} pictures do not fit into one file; give a folder, with / at its end, "
             "or a name with {content} and {style}"
