@@ -58,6 +58,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "pytorch-lightning": "pytorch_lightning",
     "torch-fidelity": "torch_fidelity",
+    "universal_pathlib": "upath",
 }
 
 
@@ -111,7 +112,7 @@ def test_everything_imported_is_declared() -> None:
         if kind not in ("test", "notebook")
         for name in names
     ]
-    declared = {re.split(r"\W*[<>=]", name)[0] for name in PROJECT["dependencies"] + extras}
+    declared = {re.split(r"[\[<>=]", name)[0] for name in PROJECT["dependencies"] + extras}
     assert imported <= {IMPORTED_AS.get(name, name) for name in declared}
 
 

@@ -1,6 +1,7 @@
 """Every program's beginning and end: Ctrl-C from the first moment on, words that nobody can take, names of any bytes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,13 @@ IN_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def started(*command: str | bytes, folder: Path, **options: object) -> subprocess.CompletedProcess:
     """A program's own process, begun in a folder."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.run(command, cwd=folder, env=env, timeout=300, **options)
+    # what is started in the background by some shells is not to hear Ctrl-C
+    hearing = {} if os.name != "posix" else {"preexec_fn": _hear_ctrl_c}
+    return subprocess.run(command, cwd=folder, env=env, timeout=300, **hearing, **options)
+
+
+def _hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
