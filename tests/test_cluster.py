@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ import ray
 from ldm import Settings
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 
-ray.init(num_cpus=1, include_dashboard=False)
+ray.init(num_cpus=3, include_dashboard=False)
 options = BatchOptions({"painting": "painting.png"}, Settings(look="palette", size=32))
 photos = ray.data.read_binary_files("photos", include_paths=True).limit(20)
 painted = photos.map_batches(
