@@ -21,7 +21,7 @@ from ldm.memory import main_memory
 from ldm.pipeline.batches import BatchOptions, BatchPainter, Painted, Ready, Row
 from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
-from ldm.pipeline.provenance import files_of, hash_of
+from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, Work, is_finished, task_of
 
@@ -74,7 +74,7 @@ class Portion:
     def made_of(self) -> list[Any]:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
-        hashes = {name: _hashes(style) for name, style in styles.items()}
+        hashes = {name: hashes_of(style) for name, style in styles.items()}
         return [[task.content.name, _size(task.content), hashes[task.style_name]] for task in self.tasks]
 
     def pixels(self) -> int:
@@ -103,7 +103,7 @@ class ShardPortion:
 
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
-        hashes = [[name, _hashes(style)] for name, style in self.styles]
+        hashes = [[name, hashes_of(style)] for name, style in self.styles]
         return [self.shard.name, _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
 
     def pixels(self) -> int:
@@ -262,10 +262,6 @@ def _read(place: Place) -> bytes | UserError:
         return read_bytes(place)
     except UserError as error:
         return error
-
-
-def _hashes(style: Style) -> list[str]:
-    return [hash_of(place_of(path)) for path in files_of(style)]
 
 
 def _size(place: Place, elsewhere: bool = False) -> int | None:

@@ -27,8 +27,13 @@ def made_from(content_name: str, content_hash: str, style_name: str, style: Styl
         "content": content_name,
         "content_sha256": content_hash,
         "style": style_name,
-        "style_sha256": [hash_of(place_of(path)) for path in files_of(style)],
+        "style_sha256": hashes_of(style),
     }
+
+
+def hashes_of(style: Style) -> list[str]:
+    """Of all its files. Raises OSError or UserError for one that cannot be read."""
+    return [hash_of(place_of(path)) for path in files_of(style)]
 
 
 def painted_with(settings: Settings, precision: str) -> dict[str, Any]:
