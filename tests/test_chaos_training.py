@@ -108,10 +108,6 @@ def straight(config: Path) -> tuple[dict[str, Any], float]:
     return last(config.parent / "straight"), seconds
 
 
-@pytest.mark.skipif(
-    "ARTFUSION_CHAOS_ROUNDS" not in os.environ,
-    reason="on a busy machine a run in some ten has ended with other weights, and nobody knows why yet",
-)
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_training_that_is_killed_again_and_again_ends_where_it_would_have(
     config: Path, straight: tuple[dict[str, Any], float], seed: int

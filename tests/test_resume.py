@@ -150,11 +150,15 @@ def test_a_stop_anywhere_changes_nothing(config: Path, straight: dict[str, Any],
     assert_equal_runs(resumed(config, f"stop{batch}"), straight)
 
 
-def test_several_stops_change_nothing(config: Path, straight: dict[str, Any]) -> None:
-    run(config, "twice", callback=stop_after(3, signal.SIGINT))
-    resumed(config, "twice", callback=stop_after(4))
-    assert last(config.parent / "logs/twice")["global_step"] == 7
-    assert_equal_runs(resumed(config, "twice"), straight)
+@pytest.mark.parametrize("first, second", [(3, 4), (BATCHES, 1), (BATCHES - 1, 1)])
+def test_several_stops_change_nothing(
+    config: Path, straight: dict[str, Any], first: int, second: int
+) -> None:
+    name = f"twice{first}"
+    run(config, name, callback=stop_after(first, signal.SIGINT))
+    resumed(config, name, callback=stop_after(second))
+    assert last(config.parent / "logs" / name)["global_step"] == first + second
+    assert_equal_runs(resumed(config, name), straight)
 
 
 def test_loader_workers_change_nothing(config: Path, straight: dict[str, Any]) -> None:

@@ -131,16 +131,20 @@ class KeepLast(pl.Callback):
 def _counted(trainer: pl.Trainer, since_step: int) -> Iterator[None]:
     """Within it, Lightning counts as done what a checkpoint holds: no batches since the last
     optimiser step, whose gradients are nowhere, and as many epochs as their batches tell. It counts
-    one that a run ends in the middle of, too, and would go on with the next."""
+    one that a run ends in the middle of, too, and would go on with the next; and of a whole one, the
+    last batch as begun only, which would be missing from all that follows."""
     loop = trainer.fit_loop
     batches: Any = loop.epoch_loop.batch_progress
     epochs: Any = loop.epoch_progress
     is_whole = not since_step and batches.current.processed >= loop.max_batches
     too_many = epochs.current.processed - epochs.current.completed - is_whole
+    missing = is_whole * (batches.current.processed - batches.current.completed)
     fields = ("ready", "started", "processed", "completed")
     changes = [
         *((each, "processed", too_many) for each in (epochs.current, epochs.total)),
         *((each, name, since_step) for each in (batches.current, batches.total) for name in fields),
+        *((each, "completed", -missing) for each in (batches.current, batches.total)),
+        (loop.epoch_loop, "_batches_that_stepped", -missing),
     ]
     for progress, name, by in changes:
         setattr(progress, name, getattr(progress, name) - by)
