@@ -21,7 +21,7 @@ from ldm.media.shards import shard_names
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.jobs import check_beside
-from ldm.pipeline.library import saved_style
+from ldm.pipeline.library import check_no_saved_style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.parts import part_of
 from ldm.pipeline.portions import AnyPortion, ShardPortion, portions_of
@@ -90,8 +90,7 @@ class Asked:
             check_face_detector()
         given, read = others_of(args), PictureReader()
         for path in given:
-            if saved_style(path):
-                raise UserError(f"{path}: is a saved style, where a single picture is wanted")
+            check_no_saved_style(path)
             read(path)
         for settings in [work.settings for work in self.works]:
             check_beside(settings, args.palette_from, args.not_style)

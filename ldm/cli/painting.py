@@ -14,7 +14,8 @@ from ldm.errors import UserError
 from ldm.files import file_hash, remove_left_asides
 from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.media.places import Place
-from ldm.pipeline.batches import BatchOptions, BatchPainter
+from ldm.pipeline.batch_options import BatchOptions
+from ldm.pipeline.batches import RowPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
 from ldm.pipeline.jobs import PaintingStopped, check_scaled
 from ldm.pipeline.parts import part_of
@@ -61,7 +62,7 @@ class Painting:
             # Workers share the processors, and pictures shall not depend on how many there are.
             threads=1 if args.engine == "ray" else None,
         )
-        self.painter = BatchPainter(self.options)
+        self.painter = RowPainter(self.options)
         self._rates: dict[Any, float] = {}
 
     def one(self, task: Task, settings: Settings) -> int:

@@ -18,7 +18,8 @@ from ldm.media.packs import pack_at
 from ldm.media.places import Place, is_there, place_of, read_bytes, write_bytes
 from ldm.media.shards import pictures_in
 from ldm.memory import main_memory
-from ldm.pipeline.batches import BatchOptions, BatchPainter, Painted, Ready, Row
+from ldm.pipeline.batch_options import BatchOptions
+from ldm.pipeline.batches import Painted, Ready, Row, RowPainter
 from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
@@ -134,7 +135,7 @@ class Worker:
     """
 
     def __init__(self, options: BatchOptions, overwrite: bool = False, whole: bool = False):
-        self.painter = BatchPainter(options)
+        self.painter = RowPainter(options)
         self.overwrite, self.whole = overwrite, whole
 
     def __call__(self, portion: AnyPortion) -> Done:
