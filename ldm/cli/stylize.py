@@ -79,6 +79,7 @@ from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share
 from ldm.errors import UserError
+from ldm.media.places import place_of
 from ldm.pipeline.library import of_library
 from ldm.pipeline.pairing import KINDS
 from ldm.pipeline.parts import Part
@@ -102,6 +103,9 @@ def parse_args() -> argparse.Namespace:
     for name in ("per_content", "group_by"):
         if getattr(args, name) is not None and args.pair != "random":
             parser.error(f"--{name.replace('_', '-')} is for --pair random")
+    for name in ("manifest", "write_manifest"):
+        given = getattr(args, name)
+        setattr(args, name, None if given is None else place_of(given))
     if args.pictures:
         _take_pictures(args, parser)
     if args.manifest is not None:
@@ -165,15 +169,13 @@ def _add_pictures(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--manifest",
-        type=Path,
         metavar="CSV",
-        help="in place of --content and --style: a row for each picture, with the columns content and style (paths from the table's folder), and if you like output (from the folder --output) and the names of settings; what is empty is as the options say",
+        help="in place of --content and --style: a row for each picture, with the columns content and style (paths from the table's folder), and if you like output (within the folder --output) and the names of settings; what is empty is as the options say",
     )
     parser.add_argument(
         "--write-manifest",
-        type=Path,
         metavar="CSV",
-        help="write what is to be painted as such a file, before anything is; --keep, --palette-from, --not-style and --style-region are not in it",
+        help="write what is to be painted as such a file, before anything is, with results from the folder --output, which is to be given again; --keep, --palette-from, --not-style and --style-region are not in it",
     )
 
 
@@ -332,7 +334,7 @@ def _write_manifest(asked: Asked, streams: Streams) -> None:
         raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
     if asked.shards:
         raise UserError("--write-manifest has no row for photos in tar shards")
-    write_manifest(args.write_manifest, asked.works, asked.inputs())
+    write_manifest(args.write_manifest, asked.works, asked.inputs(), args.output)
     left_out = [name for name in BESIDE if getattr(args, name) is not None]
     if left_out:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)

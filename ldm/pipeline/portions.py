@@ -75,7 +75,7 @@ class Portion:
     def made_of(self) -> list[Any]:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
-        hashes = {name: hashes_of(style) for name, style in styles.items()}
+        hashes = {name: _hashes(style) for name, style in styles.items()}
         return [[task.content.name, _size(task.content), hashes[task.style_name]] for task in self.tasks]
 
     def pixels(self) -> int:
@@ -104,7 +104,7 @@ class ShardPortion:
 
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
-        hashes = [[name, hashes_of(style)] for name, style in self.styles]
+        hashes = [[name, _hashes(style)] for name, style in self.styles]
         return [self.shard.name, _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
 
     def pixels(self) -> int:
@@ -263,6 +263,14 @@ def _read(place: Place) -> bytes | UserError:
         return read_bytes(place)
     except UserError as error:
         return error
+
+
+def _hashes(style: Style) -> list[str] | None:
+    """Of a style's files; None where one cannot be read, which is the trouble of its pictures alone."""
+    try:
+        return hashes_of(style)
+    except (UserError, OSError):
+        return None
 
 
 def _size(place: Place, elsewhere: bool = False) -> int | None:
