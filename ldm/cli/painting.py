@@ -139,12 +139,13 @@ class Painting:
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
         size = None if heaviest is None else self._bytes(*heaviest[1:])
         memory = "" if size is None else f", at most about {size / 1e9:.1f} GB of memory"
+        by = " for one worker" if self.args.engine == "ray" else ""
         report.say(
-            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all{memory}"
+            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all{by}{memory}"
         )
         for line in failures:
             report.warn(f"would fail: {line}")
-        return 1 if doable < asked else 0
+        return 1 if asked - doable > may_fail(self.args) * planned else 0
 
     def _todo(self, work: Portion, always: bool = False) -> list[Task]:
         """The tasks that are not done yet; always: nor those that are."""

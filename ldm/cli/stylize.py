@@ -77,7 +77,7 @@ from ldm.cli.manifest import write_manifest
 from ldm.cli.options import add_model_options, add_settings_options
 from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
-from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share
+from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share, shard_of
 from ldm.errors import UserError
 from ldm.media.places import place_of
 from ldm.pipeline.library import of_library
@@ -165,7 +165,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--group-by",
         metavar="REGEX",
-        help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames",
+        help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames; the path of a photo in a shard is that of the shard and its own in it, photos-000.tar/a/b.jpg",
     )
     parser.add_argument(
         "--manifest",
@@ -313,19 +313,31 @@ def main() -> int:
         logging.getLogger().setLevel(logging.WARNING)
     check_spreading(args)
     with Streams(args) as streams:
-        if streams.names and (is_job(args) or args.pack):
-            raise UserError("a pipe (-) holds one picture, which one process paints into a file of its own")
+        if streams.names and (is_job(args) or args.pack or args.max_failed is not None):
+            raise UserError(
+                "a pipe (-) holds one picture, which one process paints into a file of its own, and it may not fail"
+            )
         asked = Asked.by(args, streams)
         asked.check()
         if args.write_manifest is not None:
             _write_manifest(asked, streams)
         painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names), asked.named)
-        if len(asked.tasks) == 1 and not (args.dry_run or args.pack or is_job(args)):
+        if len(asked.tasks) == 1 and not _is_of_many(args):
             code = painting.one(asked.tasks[0], asked.works[0].settings)
             streams.write()
             return code
-        portions = own_share(asked.portions(), args)
-        return painting.foretell(portions) if args.dry_run else painting.many(portions)
+        portions = asked.portions()
+        if args.dry_run:
+            return painting.foretell(own_share(portions, args))
+        code = painting.many(own_share(portions, args))
+        if shard_of(args)[0] == 0:  # one of the shares says it for all
+            painting.report.left(asked.left_packs(portions))
+        return code
+
+
+def _is_of_many(args: argparse.Namespace) -> bool:
+    """Whether options treat a picture as one of many, be it alone."""
+    return bool(args.dry_run or args.pack or is_job(args) or args.max_failed is not None)
 
 
 def _write_manifest(asked: Asked, streams: Streams) -> None:

@@ -5,6 +5,7 @@ processes and machines at will.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
-from ldm.media.places import Place, is_there, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, found_by, is_there, place_of, read_bytes, write_bytes
 from ldm.media.shards import pictures_in
 from ldm.memory import main_memory
 from ldm.pipeline.batch_options import BatchOptions
@@ -26,6 +27,7 @@ from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, Work, is_finished, task_of
 
+PART = "part-"  # begins the names of packs of single photos
 Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
 
 
@@ -313,9 +315,20 @@ def portions_of(
         most = 1 if work.settings.has_brush else min(batch_size, max(1, len(work.tasks) // shares))
         size = pack[2] if pack else most
         for start in range(0, len(work.tasks), size):
-            place = pack and pack[0] / f"part-{len(portions):05}.{pack[1]}"
+            place = pack and pack[0] / f"{PART}{len(portions):05}.{pack[1]}"
             portions.append(Portion(work.settings, tuple(work.tasks[start : start + size]), place))
     return portions
+
+
+def packs_in(folder: Place, kind: str) -> list[Place]:
+    """The packs of `portions_of` that are in a folder, whichever run has made them. Raises
+    UserError."""
+    name = re.compile(rf"{PART}[0-9]{{5,}}\.{kind}")
+    if isinstance(folder, Path):
+        found: list[Place] = sorted(folder.glob(f"{PART}*.{kind}"))
+    else:
+        found = found_by(f"{folder}/{PART}*.{kind}", ())
+    return [place for place in found if name.fullmatch(place.name)]
 
 
 def share(portions: Sequence[AnyPortion], number: int, of: int) -> list[AnyPortion]:
