@@ -100,7 +100,12 @@ class ShardPortion:
         """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
         for name, content in pictures_in(str(self.shard)):
             named = _name_in(name[len(str(self.shard)) + 1 :]), place_of(name)
-            for found, style in self.pairing.pairs([named], self.styles):
+            try:
+                pairs = list(self.pairing.pairs([named], self.styles))
+            except UserError as error:  # of a photo with which there is no style to go
+                yield Task(named[1], "", "", self.pack), error
+                continue
+            for found, style in pairs:
                 folder = str(self.pack.parent)
                 yield task_of(found, style, folder + "/{content}__{style}.png", self.settings), content
 
