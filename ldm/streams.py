@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 
 class Lasting:
@@ -22,7 +22,7 @@ class Lasting:
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._end(error)
+            self.end(error)
             return len(text)
 
     def flush(self) -> None:
@@ -30,9 +30,15 @@ class Lasting:
         try:
             self._stream.flush()
         except OSError as error:
-            self._end(error)
+            self.end(error)
 
-    def _end(self, error: OSError) -> None:
+    @property
+    def buffer(self) -> "LastingBytes":
+        """What takes bytes, and lasts as long."""
+        return LastingBytes(self, self._stream.buffer)
+
+    def end(self, error: OSError) -> None:
+        """From now on all goes nowhere."""
         to_nowhere(self._stream)
         self.error = error
         if isinstance(error, BrokenPipeError):
@@ -40,6 +46,28 @@ class Lasting:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class LastingBytes:
+    """The bytes of a `Lasting` stream."""
+
+    def __init__(self, stream: Lasting, buffer: BinaryIO):
+        self._stream, self._buffer = stream, buffer
+
+    def write(self, content: bytes) -> int:
+        """As a binary stream's."""
+        try:
+            return self._buffer.write(content)
+        except OSError as error:
+            self._stream.end(error)
+            return len(content)
+
+    def flush(self) -> None:
+        """As a binary stream's."""
+        try:
+            self._buffer.flush()
+        except OSError as error:
+            self._stream.end(error)
 
 
 def to_nowhere(stream: TextIO) -> None:

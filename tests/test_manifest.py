@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from pipeline_builders import SMALL, largest_difference, picture, run_program, script
 
 from ldm.cli.manifest import read_manifest, write_manifest
 from ldm.errors import UserError
 from ldm.media.images import load_image, read_metadata
+from ldm.media.places import place_of
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.settings import DIALS, Settings
-from ldm.pipeline.tasks import Work, plan
+from ldm.pipeline.tasks import Work, folder_of_results, plan
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_what_is_to_be_painted_is_written_and_read_again(
         rows = list(csv.DictReader(file))
     assert [Path(row["output"]).name for row in rows] == ["a__s.png", "b__t.png"]
     assert all((row["look"], row["seed"]) == ("free", "4") for row in rows)
-    assert stylize("--manifest", "plans/plan.csv") == 0
+    assert stylize("--manifest", "plans/plan.csv", "--output", "out/") == 0
     assert told("out/b__t.png")["content_scale"] == 0.5
     assert stylize(*pictures, *options, "--output", "out/", "--json") == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
@@ -125,12 +127,12 @@ def test_every_setting_comes_back_as_it_was(folder: Path, monkeypatch: pytest.Mo
     assert {*VALUES, "effort"} == {*DIALS}
     for settings in (Settings(**VALUES), Settings(effort=2.5, size=64), Settings()):
         tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], "out/", settings)
-        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [])
-        [work] = read_manifest(Path("plan.csv"), Settings(), None)
-        assert work.settings == settings and work.tasks[0].output == Path("out/a__s.png").resolve()
+        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [], "out/")
+        [work] = read_manifest(Path("plan.csv"), Settings(), "out/")
+        assert work.settings == settings and work.tasks[0].output == Path("out/a__s.png")
     mixed = plan([Path("data/a.png")], [("m", StyleMix(["data/s.png", "data/t.png"]))], "out/", Settings())
     with pytest.raises(UserError, match="a row has one painting"):
-        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)], [])
+        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)], [], "out/")
     assert not Path("mixed.csv").exists()
 
 
@@ -146,7 +148,26 @@ def test_every_setting_comes_back_as_it_was(folder: Path, monkeypatch: pytest.Mo
         (["content,style", "a.png,s.png,x"], "table.csv:2: not as many values as columns (2)"),
         (["content,style", "a.png,s.png", "a.png,"], "table.csv:3: no style"),
         (["content,style", "a.png,x.png"], "table.csv:2: data/x.png: no such file"),
-        (["content,style,seed", "a.png,s.png,one"], "table.csv:2: seed 'one' is not between"),
+        (["content,style,seed", "a.png,s.png,one"], "table.csv:2: seed 'one' is not a whole number between"),
+        (
+            ["content,style,seed", "a.png,s.png,1", "a.png,t.png,1.5"],
+            "table.csv:3: seed '1.5' is not a whole",
+        ),
+        (["content,style,size", "a.png,s.png,64.5"], "table.csv:2: size '64.5' is not"),
+        (
+            ["content,style,output", "a.png,s.png,", "a.png,t.png,../x.png"],
+            "table.csv:3: output ../x.png: leaves",
+        ),
+        (
+            ["content,style,output", "a.png,s.png,data/../../x.png"],
+            "table.csv:2: output data/../../x.png: leaves",
+        ),
+        (["content,style,output", "a.png,s.png,/tmp/x.png"], "table.csv:2: output /tmp/x.png: leaves"),
+        (["content,style,output", "a.png,s.png,memory://b/x.png"], "output memory://b/x.png: leaves"),
+        (
+            ["content,style", "x.png,s.png", "a.png,x.png"],
+            "x.png: no such file; every other row lacks a file",
+        ),
         (["content,style,size", "a.png,s.png,9"], "table.csv:2: size must be at least 32 pixels, got 9"),
         (["content,style,preserve_color", "a.png,s.png,maybe"], "preserve_color 'maybe' is not yes or no"),
         (["content,style,look", "a.png,s.png,finest"], "look 'finest' is not one of"),
@@ -216,7 +237,7 @@ def test_names_may_be_of_any_kind(stylize: Callable, capsys: pytest.CaptureFixtu
         shutil.copy("data/a.png", f"data/{name}")
     pictures = ["--content", *(f"data/{name}" for name in odd), "--style", "data/s.png"]
     assert stylize(*pictures, "--output", "out/", "--write-manifest", "plan.csv", "--dry-run") == 0
-    assert stylize("--manifest", "plan.csv") == 0
+    assert stylize("--manifest", "plan.csv", "--output", "out/") == 0
     assert {path.name for path in Path("out").iterdir()} == {f"{name[:-4]}__s.png" for name in odd}
     # the same file by several paths is one
     path = table(
@@ -273,3 +294,123 @@ def test_rows_may_name_urls(folder: Path) -> None:
     (work,) = read_manifest(path, Settings(), "memory://bucket/out")
     assert str(work.tasks[0].content) == "memory://bucket/a.png"
     assert str(work.tasks[0].output) == "memory://bucket/out/one.png"
+
+
+# What pandas writes
+
+
+def test_whole_numbers_may_have_a_point_as_columns_with_gaps_have_them(folder: Path) -> None:
+    path = table("content,style,seed,size,preserve_color", "a.png,s.png,3.0,64.0,1.0", "b.png,s.png,,,0.0")
+    first, second = read_manifest(path, Settings(), "out")
+    assert (
+        first.settings == Settings(seed=3, size=64, preserve_color=True) and type(first.settings.seed) is int
+    )
+    assert second.settings == Settings()
+
+
+def test_a_frame_with_gaps_is_a_table(folder: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(
+        {"content": ["a.png", "b.png"], "style": "s.png", "seed": [3, None], "output": [None, "y.png"]}
+    )
+    frame.to_csv("data/t.csv", index=False)
+    frame.to_parquet("data/t.parquet", index=False)
+    for name in ("data/t.csv", "data/t.parquet"):
+        first, second = read_manifest(Path(name), Settings(), "out")
+        assert (first.settings.seed, second.settings.seed) == (3, 0)
+        assert second.tasks[0].output == Path("out/y.png")
+
+
+# Files that are not there
+
+
+def test_a_file_that_is_not_there_fails_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stylize(*options: Any) -> int:
+        given = ["--manifest", path, "--output", "out/", "--look", "palette", "--size", "32", *options]
+        return run_program(script("stylize").main, given, monkeypatch)
+
+    path = table("content,style", "a.png,s.png", "gone.png,s.png", "b.png,missing.png", "b.png,s.png")
+    for options in ([], ["--max-failed", "0.4"], ["--dry-run"], ["--pack", "tar"]):
+        assert stylize(*options) == 1
+        err = capsys.readouterr().err
+        assert "data/gone.png: no such file" in err and "data/missing.png: no such file" in err
+    assert stylize("--max-failed", "0.5") == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        *("a__s.png", "b__s.png", "part-00000.json", "part-00000.tar")
+    ]
+
+
+# Where results go
+
+
+def test_a_written_table_can_be_carried_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(size=64)
+    for output, other in (
+        ("out/", "elsewhere"),
+        ("out/{style}/{content}.jpg", "elsewhere/{style}/{content}.jpg"),
+        ("one.png", "two.png"),
+        ("memory://bucket/out", "memory://other"),
+        (str(folder / "deep/er"), "elsewhere"),
+    ):
+        tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], output, settings)
+        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [], output)
+        assert (
+            str(folder / "deep") not in Path("plan.csv").read_text()
+            and "bucket" not in Path("plan.csv").read_text()
+        )
+        [same], [moved] = (read_manifest(Path("plan.csv"), Settings(), place) for place in (output, other))
+        assert str(same.tasks[0].output) == str(tasks[0].output)
+        folders = (folder_of_results(each) or "." for each in (output, other))
+        names = [
+            str(work.tasks[0].output).removeprefix(f"{each}/") for work, each in zip((same, moved), folders)
+        ]
+        assert names[0] == names[1]
+
+
+def test_an_output_may_be_given_as_a_whole_path_within_the_folder(folder: Path) -> None:
+    path = table("content,style,output", f"a.png,s.png,{folder / 'out/deep/x.png'}")
+    (work,) = read_manifest(path, Settings(), "out")
+    assert work.tasks[0].output == folder / "out/deep/x.png"
+
+
+@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "memory://bucket/x.png"])
+def test_an_output_elsewhere_stays_in_its_folder_as_well(folder: Path, name: str) -> None:
+    path = table("content,style,output", "a.png,s.png,fine.png", f"a.png,t.png,{name}")
+    with pytest.raises(
+        UserError, match="table.csv:3: output .*: leaves the folder of results, memory://b/out"
+    ):
+        read_manifest(path, Settings(), "memory://b/out")
+
+
+# Tables elsewhere
+
+
+def test_a_table_may_lie_at_a_url(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for name in ("a", "s"):
+        memory.pipe_file(f"/bucket/data/{name}.png", Path(f"data/{name}.png").read_bytes())
+    photo = Path("data/b.png").absolute()
+    lines = f"content,style\n../data/a.png,../data/s.png\n{photo},ukiyo-e\n{photo.as_uri()},../data/s.png\n"
+    memory.pipe_file("/bucket/tables/t.csv", lines.encode())
+    local = table("content,style", "a.png,s.png", "b.png,s.png")
+    try:
+        (work,) = read_manifest(place_of("memory://bucket/tables/t.csv"), Settings(), "out")
+        first, second, third = work.tasks
+        assert str(first.content) == "memory://bucket/data/a.png" and second.content == third.content == photo
+        main, options = script("stylize").main, ["--output", "out/", "--look", "palette", "--size", "32"]
+        written = "memory://bucket/tables/plan.csv"
+        for url in ("memory://bucket/tables/t.csv", local.absolute().as_uri()):
+            given = ["--manifest", url, "--write-manifest", written, *options]
+            assert run_program(main, given, monkeypatch) == 0
+            assert run_program(main, ["--manifest", written, *options], monkeypatch) == 0
+            assert "0 painted, " in capsys.readouterr().out.splitlines()[-1]
+        assert len(list(Path("out").iterdir())) == 3
+        assert run_program(main, ["--manifest", "memory://bucket/gone.csv", *options], monkeypatch) == 2
+        assert "memory://bucket/gone.csv: no such file" in capsys.readouterr().err
+    finally:
+        memory.rm("/bucket", recursive=True)

@@ -117,7 +117,7 @@ def test_everything_imported_is_declared() -> None:
 
 
 def test_what_most_need_comes_with_the_package_itself_and_nothing_before_it_is_asked_for() -> None:
-    code = "import sys, ldm; assert 'torch' not in sys.modules; from ldm import Settings, StyleMix, StyleRegions, StyleTransferPipeline"
+    code = "import sys, ldm; assert 'torch' not in sys.modules; from ldm import Settings, StyleMix, StyleRegions, StyleTransferPipeline, UserError"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'StyleMixx'"):
         importlib.import_module("ldm").StyleMixx

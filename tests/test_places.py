@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.files import remove_left_asides, written_whole
 from ldm.media.images import load_image, read_metadata, save_image
 from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes
-from ldm.pipeline.batches import BatchOptions, BatchPainter
+from ldm.pipeline.batches import BatchOptions, RowPainter
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, read_picture
 from ldm.pipeline.portions import Worker, portions_of
@@ -114,7 +114,7 @@ def test_photos_and_paintings_elsewhere_are_painted_as_those_here(bucket: str, t
 
 
 def test_a_url_goes_wherever_a_picture_goes(bucket: str, tmp_path: Path) -> None:
-    paint = BatchPainter(BatchOptions({}, PALETTE)).painter_of(PALETTE)
+    paint = RowPainter(BatchOptions({}, PALETTE)).painter_of(PALETTE)
     here = paint(
         tmp_path / "a.jpg", StyleMix([tmp_path / "painting.png", tmp_path / "c.png"]), settings=PALETTE
     )

@@ -306,7 +306,9 @@ def test_a_broken_row_is_told_in_its_place(tasks: list[Task]) -> None:
         ({"bytes": [b""]}, "st", "needs a column `style`"),
     ],
 )
-def test_missing_columns_are_named(batch: dict[str, Any], styles: str, problem: str) -> None:
+def test_missing_columns_are_named(
+    tasks: list[Task], batch: dict[str, Any], styles: str, problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         BatchPainter(BatchOptions(dict.fromkeys(styles, "s.png"), PALETTE))(batch)
 

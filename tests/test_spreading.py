@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 from pipeline_builders import picture, run_program
 
@@ -57,6 +58,8 @@ def test_a_share_that_cannot_be_is_one_line(stylize: Callable, capsys, given: st
         (["--engine", "ray", "--shard", "0/2"], "leave out --shard"),
         (["--engine", "ray", "--gpus-per-worker", "-1"], "--gpus-per-worker must be 0 or more"),
         (["--max-failed", "2"], "expected a number from 0 to 1"),
+        (["--pack-size", "4"], "--pack-size is for --pack"),
+        (["--pack-size", "1000"], "--pack-size is for --pack"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(
@@ -69,6 +72,42 @@ def test_a_share_may_fail(stylize: Callable) -> None:
     assert stylize() == 1
     assert stylize("--max-failed", "0.2") == 0
     assert stylize("--max-failed", "0.1") == 1
+
+
+def test_so_it_may_in_a_dry_run(stylize: Callable) -> None:
+    assert stylize("--dry-run") == 1
+    assert stylize("--dry-run", "--max-failed", "0.2") == 0
+    assert stylize("--dry-run", "--max-failed", "0.1") == 1
+
+
+def test_a_photo_alone_may_fail_as_one_of_many(stylize: Callable, capsys) -> None:
+    assert stylize(content="photos/3.png") == 2
+    assert stylize("--max-failed", "1", content="photos/3.png") == 0
+    assert "failed: photos/3.png" in capsys.readouterr().err
+    assert stylize("--max-failed", "1", "--output", "-", content="photos/0.png") == 2
+    assert "it may not fail" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_whose_time_it_tells(stylize: Callable, capsys) -> None:
+    pytest.importorskip("ray")
+    stylize("--dry-run", "--engine", "ray")
+    assert " in all for one worker" in capsys.readouterr().out
+
+
+def test_an_empty_share_says_so_in_words_alone(stylize: Callable, capsys) -> None:
+    assert stylize("--shard", "1/99") == 0
+    said = capsys.readouterr()
+    assert said.out == "0 painted, 0 there already, 0 failed\n" and said.err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")
+def test_a_picture_that_goes_nowhere_is_exit_code_1(
+    stylize: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert stylize("--output", "-", content="photos/0.png") == 1
+    assert "error: standard output: [Errno 28]" in capsys.readouterr().err
 
 
 def test_under_torchrun_a_broken_photo_is_no_failure_of_the_process(
@@ -128,6 +167,49 @@ def test_results_are_packed(stylize: Callable, kind: str) -> None:
     assert written() == [f"part-0000{i}.{end}" for i in (0, 1) for end in sorted(("json", kind))]
 
 
+def test_packs_of_an_earlier_larger_run_are_told_of_and_left_alone(stylize: Callable, capsys) -> None:
+    assert stylize("--pack", "tar", "--pack-size", "2", "--max-failed", "1") == 0
+    assert "earlier" not in capsys.readouterr().err
+    for name in ("part-x.tar", "others.tar", "part-00009.parquet"):
+        Path("out", name).write_bytes(b"something else")
+    before = written()
+    assert stylize("--pack", "tar", "--pack-size", "2", content="photos/[01].png") == 0
+    assert (
+        "out: packs of an earlier, larger run are there, too, and in no index of this one: 2, from part-00001.tar on"
+        in capsys.readouterr().err
+    )
+    assert written() == before
+    # each share sees those of the others as such, and one speaks for all
+    for number, told in enumerate((1, 0)):
+        stylize("--pack", "tar", "--pack-size", "2", "--shard", f"{number}/2", content="photos/[0124].png")
+        assert capsys.readouterr().err.count("in no index of this one: 1, from") == told
+
+
+def test_so_are_those_elsewhere(stylize: Callable, capsys) -> None:
+    memory, output = fsspec.filesystem("memory"), ["--output", "memory://packs/out", "--pack", "tar"]
+    try:
+        for content in ("photos/[012].png", "photos/0.png"):
+            assert stylize(*output, "--pack-size", "1", content=content) == 0
+        err = capsys.readouterr().err
+        assert "memory://packs/out: packs of an earlier" in err and ": 2, from part-00001.tar on" in err
+    finally:
+        memory.rm("/packs", recursive=True)
+
+
+def test_photos_in_shards_are_grouped_by_their_paths_in_them(stylize: Callable, capsys) -> None:
+    with tarfile.open("photos-0.tar", "w") as file:
+        for i in (0, 1):
+            file.add(f"photos/{i}.png", f"clip7/{i}.png")
+    options = ["--pack", "tar", "--style", "t.png", "--pair", "random", "--group-by"]
+    assert stylize(*options, "clip[0-9]", "--json", content="photos-0.tar") == 0
+    assert len({json.loads(line)["style"] for line in capsys.readouterr().out.splitlines()}) == 1
+    # one in which it finds nothing fails alone
+    assert stylize(*options, "clip7/0", content="photos-0.tar") == 1
+    said = capsys.readouterr()
+    assert "1 painted, 0 there already, 1 failed" in said.out
+    assert said.err.endswith("failed: --group-by clip7/0: finds nothing in photos-0.tar/clip7/1.png\n")
+
+
 def test_photos_in_shards_are_painted_into_shards(stylize: Callable, capsys) -> None:
     for number in range(2):
         with tarfile.open(f"photos-{number}.tar", "w") as file:
@@ -149,6 +231,7 @@ def test_photos_in_shards_are_painted_into_shards(stylize: Callable, capsys) -> 
         (["--pack", "tar", "--dry-run"], "--dry-run does not look into packs"),
         (["--pack", "tar", "--write-manifest", "m.csv"], "--write-manifest has no row for photos in tar"),
         (["--pack", "tar", "--pair", "random", "--per-content", "2"], "there are only 1 styles"),
+        (["--pack", "tar", "--pack-size", "2"], "--pack-size is for single photos"),
     ],
 )
 def test_what_shards_cannot_have_is_told(stylize: Callable, capsys, options: list[str], problem: str) -> None:

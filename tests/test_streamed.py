@@ -326,6 +326,27 @@ def test_a_pattern_stands_for_its_names(pattern: str, expected: list[str]) -> No
     assert expanded(pattern) == expected
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a-{000..99999999999}.tar",
+        "a-{0..1000000}.tar",
+        "{0..999}/{0..999}/{a,b}.tar",
+        "{1..0}{0..99999999}.tar",
+        f"{{0..1{'0' * 5000}}}.tar",
+        "{a,b}" * 400 + ".tar",
+    ],
+    ids=range(6),
+)
+def test_a_pattern_stands_for_no_more_names_than_a_million(pattern: str) -> None:
+    with pytest.raises(UserError, match="stands for more than 1,000,000 names, the most that a pattern may"):
+        expanded(pattern)
+
+
+def test_a_pattern_may_be_long() -> None:
+    assert expanded("{1..1}" * 2000) == ["1" * 2000] and expanded("{1..0}{0..9}") == []
+
+
 # Over the network
 
 

@@ -13,7 +13,7 @@ from ldm.cli.manifest import read_manifest
 from ldm.cli.options import masks_of, settings_of
 from ldm.cli.painting import picture_options
 from ldm.cli.reports import Streams
-from ldm.cli.spreading import shard_of
+from ldm.cli.spreading import PACK_SIZE, shard_of
 from ldm.errors import UserError
 from ldm.media.places import Place, key_of, place_of
 from ldm.media.saved_styles import is_saved_style
@@ -21,10 +21,10 @@ from ldm.media.shards import shard_names
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import OneStyle, PictureReader, Style, StyleMix, StyleRegions
 from ldm.pipeline.jobs import check_beside
-from ldm.pipeline.library import saved_style
+from ldm.pipeline.library import check_no_saved_style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.parts import part_of
-from ldm.pipeline.portions import AnyPortion, ShardPortion, portions_of
+from ldm.pipeline.portions import AnyPortion, ShardPortion, packs_in, portions_of
 from ldm.pipeline.provenance import files_of, paintings_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, Work, check_inputs_survive, folder_of_results, plan
@@ -49,6 +49,8 @@ class Asked:
             return cls(args, works, {task.style_name: task.style for work in works for task in work.tasks})
         given = [name for name in args.content if name.lower().endswith(".tar")]
         pictures = [name for name in args.content if name not in given]
+        if given and not pictures and args.pack_size is not None:
+            raise UserError("--pack-size is for single photos; each shard of photos makes one of results")
         shards = [shard for name in given for shard in sorted(glob(name)) or [name]]
         contents = expand(pictures, folder_of_results(args.output)) if pictures else []
         styles, pairing = named_styles(args), pairing_of(args, settings)
@@ -66,7 +68,7 @@ class Asked:
     def portions(self) -> list[AnyPortion]:
         """All of it, as it is painted."""
         args = self.args
-        pack = args.pack and (place_of(args.output or "."), args.pack, args.pack_size)
+        pack = args.pack and (place_of(args.output or "."), args.pack, args.pack_size or PACK_SIZE)
         portions = [*portions_of(self.works, args.batch_size, shard_of(args)[1], pack), *self.shards]
         packs = [key_of(portion.pack) for portion in portions if portion.pack is not None]
         if len(set(packs)) < len(packs):
@@ -75,6 +77,15 @@ class Asked:
                 "give it in a run of its own"
             )
         return portions
+
+    def left_packs(self, portions: Sequence[AnyPortion]) -> list[Place]:
+        """Packs of single photos, in order, that an earlier, larger run has left beside all those of this
+        one. Raises UserError."""
+        if not (self.args.pack and self.tasks):
+            return []
+        own = {key_of(portion.pack) for portion in portions if portion.pack is not None}
+        found = packs_in(place_of(self.args.output or "."), self.args.pack)
+        return [pack for pack in found if key_of(pack) not in own]
 
     def inputs(self) -> list[str | Place]:
         """All files that are read."""
@@ -90,8 +101,7 @@ class Asked:
             check_face_detector()
         given, read = others_of(args), PictureReader()
         for path in given:
-            if saved_style(path):
-                raise UserError(f"{path}: is a saved style, where a single picture is wanted")
+            check_no_saved_style(path)
             read(path)
         for settings in [work.settings for work in self.works]:
             check_beside(settings, args.palette_from, args.not_style)
@@ -140,7 +150,7 @@ def shard_portions(
     if pairing.kind == "zip" or args.dry_run:
         option = "--dry-run" if args.dry_run else "--pair zip"
         raise UserError(f"{names[0]}: {option} is not for photos in tar shards, which nobody has counted")
-    list(pairing.pairs([("", Path("photo.jpg"))], styles))  # raises if there are too few
+    pairing.check_styles(len(styles))
     places, folder = [place_of(name) for name in names], place_of(args.output)
     packs = [folder / f"{name}.{args.pack}" for name in distinct_names(places)]
     check_inputs_survive(packs, places)

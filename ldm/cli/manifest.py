@@ -1,21 +1,23 @@
 """Tables of pictures to paint, in CSV or Parquet: a row for each, its photo, painting, settings."""
 
 import csv
+import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.cli.options import dial_value
 from ldm.errors import UserError, did_you_mean
-from ldm.files import check_folder, written_whole
+from ldm.files import check_folder
 from ldm.media.packs import check_pack
-from ldm.media.places import Place, check_file, is_url, key_of, place_of
+from ldm.media.places import Place, check_file, is_there, is_url, key_of, place_of, read_bytes, written_at
 from ldm.pipeline.folders import distinct_names
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.library import library
-from ldm.pipeline.settings import DIALS, Flag, Interval, Settings
+from ldm.pipeline.settings import DIALS, Flag, Interval, Number, Settings, Size
 from ldm.pipeline.tasks import (
     Task,
     Work,
@@ -30,14 +32,16 @@ from ldm.pipeline.tasks import (
 PICTURES = ("content", "style", "output")
 # File names may be of any bytes.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+# What pandas writes for a whole number in a column with gaps: 3.0.
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
-def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Work]:
+def read_manifest(path: Place, settings: Settings, output: str | None) -> list[Work]:
     """The work that a table asks for, rows of the same settings together. Raises UserError, with the
-    row's number.
+    row's number; a picture that is not there is one only if every row lacks one: else it fails alone.
 
-    Columns: content and style, paths from the table's folder; output, a path from the folder of
+    Columns: content and style, paths from the table's folder; output, a path within the folder of
     `output`, where it is not to be named as usual; settings, by their names; what is empty is as in
     `settings`.
     """
@@ -54,39 +58,68 @@ def read_manifest(path: Path, settings: Settings, output: str | None) -> list[Wo
                 raise UserError("no name or number has a zero byte in it")
             own = settings.but(**_settings(row))
             own.check()
-            for picture in (content, style):
-                if isinstance(picture, Path):  # asking elsewhere takes a while
-                    check_file(picture)
             named = [(known[key_of(each)], each) for known, each in zip(names, (content, style), strict=True)]
             task = task_of(*named, output, own)
             if row.get("output"):
-                task = replace(task, output=output_at(_joined(folder_of_results(output), row["output"])))
+                task = replace(task, output=output_at(_within(folder_of_results(output), row["output"])))
         except (UserError, OSError, ValueError) as error:  # the last two of names that cannot be
             raise UserError(f"{path}:{number}: {error}") from error
         works.setdefault(str(own), (own, []))[1].append(task)
+    missing = [next(_missing(*pictures), None) for pictures in zip(contents, styles, strict=True)]
+    if all(missing):
+        others = "; every other row lacks a file, too" * (len(rows) > 1)
+        raise UserError(f"{path}:{rows[0][0]}: {missing[0]}{others}")
     check_tasks([task for _, tasks in works.values() for task in tasks])
     return [Work(own, tasks) for own, tasks in works.values()]
 
 
-def _place(folder: Path, name: str) -> Place:
+def _place(folder: Place, name: str) -> Place:
     """A url, or a path from the table's folder. Raises UserError."""
-    return place_of(name) if is_url(name) else folder / name
+    if is_url(name) or os.path.isabs(name):
+        return place_of(name)
+    return folder / name if isinstance(folder, Path) else (folder / name).resolve()
 
 
-def _joined(folder: str, name: str) -> str:
-    """A result's name in the folder of results, be that a url."""
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+def _missing(*pictures: Place) -> Iterator[str]:
+    """What is wrong with those that are not there."""
+    for picture in pictures:
+        if isinstance(picture, Path):  # asking elsewhere takes a while
+            try:
+                check_file(picture)
+            except UserError as error:
+                yield str(error)
 
 
-def _style_file(folder: Path, name: str) -> Place:
+def _within(folder: str, name: str) -> str:
+    """A result's name in the folder of results, be that a url. Raises UserError for one outside of
+    it."""
+    if is_url(folder):
+        joined, path = f"{folder.rstrip('/')}/{name}", PurePosixPath(name)
+        leaves = path.is_absolute() or ".." in path.parts
+    else:
+        joined = os.path.join(folder, name)
+        leaves = os.path.relpath(joined, folder or ".").split(os.sep)[0] == os.pardir
+    if leaves or is_url(name):
+        raise UserError(
+            f"output {name}: leaves the folder of results, {folder or '.'} (--output); give a path within it"
+        )
+    return joined
+
+
+def _style_file(folder: Place, name: str) -> Place:
     """A picture or saved style, or that of this name in the library."""
-    file = _place(folder, name)
-    return library().get(name, file) if isinstance(file, Path) and not file.exists() else file
+    file, ours = _place(folder, name), library().get(name)
+    if ours is None:
+        return file
+    return file if (file.exists() if isinstance(file, Path) else is_there(file)) else ours
 
 
-def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Path]) -> None:
-    """A table of this work, which `read_manifest` reads; styles of the library by name. Raises UserError for styles of several
-    pictures, which have no place in it, and for a file that is one of the `inputs`."""
+def write_manifest(
+    path: Place, works: Sequence[Work], inputs: Sequence[str | Place], output: str | None
+) -> None:
+    """A table of this work, which `read_manifest` reads with the same `output`, or with another for
+    results elsewhere; styles of the library by name. Raises UserError for styles of several pictures,
+    which have no place in it, and for a file that is one of the `inputs`."""
     tasks = [(work.settings, task) for work in works for task in work.tasks]
     for _, task in tasks:
         if isinstance(task.style, (StyleMix, StyleRegions)):
@@ -102,18 +135,24 @@ def write_manifest(path: Path, works: Sequence[Work], inputs: Sequence[str | Pat
         for one in fields(Settings)
         if any(getattr(work.settings, one.name) != getattr(usual, one.name) for work in works)
     ]
-    check_folder(path.parent, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as aside, aside.open("w", newline="", **_TEXT) as file:
+    if isinstance(path, Path):
+        check_folder(path.parent, path)
+    folder = key_of(place_of(folder_of_results(output or ".")))
+    with written_at(path) as aside, aside.open("w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
         for settings, task in tasks:
             style = ours.get(str(task.style)) or key_of(place_of(str(task.style)))
-            pictures = [key_of(task.content), style, key_of(task.output)]
+            pictures = [key_of(task.content), style, _name_in(folder, key_of(task.output))]
             table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _name_in(folder: str, file: str) -> str:
+    """The path of a file from a folder, both given by their `key_of`."""
+    return file[len(folder.rstrip("/")) + 1 :] if is_url(file) else os.path.relpath(file, folder)
+
+
+def _rows(path: Place) -> list[tuple[int, dict[str, str]]]:
     """(line number, values by column) of every row that has any. Raises UserError."""
     check_file(path, "table")
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
@@ -126,13 +165,14 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _parquet_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _parquet_rows(path: Place) -> list[tuple[int, dict[str, str]]]:
     check_pack("parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    content = read_bytes(path)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet table ({' '.join(str(error).split())})") from error
     _check_head(path, table.column_names)
@@ -143,14 +183,14 @@ def _parquet_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     ]
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _csv_rows(path: Place) -> list[tuple[int, dict[str, str]]]:
+    text = read_bytes(path).decode(**{**_TEXT, "encoding": "utf-8-sig"})
     try:
-        with path.open(newline="", **{**_TEXT, "encoding": "utf-8-sig"}) as file:
-            table = csv.DictReader(file, strict=True)
-            head = [name.strip() for name in table.fieldnames or ()]
-            _check_head(path, head)
-            table.fieldnames = head
-            rows = [(table.line_num, row) for row in table if any(row.values())]
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        head = [name.strip() for name in table.fieldnames or ()]
+        _check_head(path, head)
+        table.fieldnames = head
+        rows = [(table.line_num, row) for row in table if any(row.values())]
     except csv.Error as error:
         raise UserError(f"{path}: no table of comma-separated values ({error})") from error
     for number, row in rows:
@@ -159,7 +199,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
-def _check_head(path: Path, head: Sequence[str]) -> None:
+def _check_head(path: Place, head: Sequence[str]) -> None:
     for name in PICTURES[:2]:
         if name not in head:
             hint = "; separate values by commas, not by semicolons" if ";" in "".join(head) else ""
@@ -186,8 +226,12 @@ def _settings(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
+    dial = DIALS[name]
+    is_whole = isinstance(dial, (Flag, Size)) or (isinstance(dial, Number) and dial.whole)
+    if is_whole:
+        text = _WHOLE.sub(r"\1", text)
     try:
-        match DIALS[name]:
+        match dial:
             case Flag():
                 if text.lower() not in (*_YES, *_NO):
                     raise ValueError
@@ -196,7 +240,8 @@ def _value(name: str, text: str) -> Any:
                 return tuple(float(part) for part in text.split())
         return dial_value(name, text)
     except Exception as error:  # argparse has one of its own for what its types refuse
-        raise UserError(f"{name} {text!r} is not {DIALS[name].range_help}") from error
+        what = "a whole number " if isinstance(dial, Number) and dial.whole else ""
+        raise UserError(f"{name} {text!r} is not {what}{dial.range_help}") from error
 
 
 def _text(value: Any) -> str:

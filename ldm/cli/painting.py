@@ -14,7 +14,8 @@ from ldm.errors import UserError
 from ldm.files import file_hash, remove_left_asides
 from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.media.places import Place
-from ldm.pipeline.batches import BatchOptions, BatchPainter
+from ldm.pipeline.batch_options import BatchOptions
+from ldm.pipeline.batches import RowPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
 from ldm.pipeline.jobs import PaintingStopped, check_scaled
 from ldm.pipeline.parts import part_of
@@ -61,7 +62,7 @@ class Painting:
             # Workers share the processors, and pictures shall not depend on how many there are.
             threads=1 if args.engine == "ray" else None,
         )
-        self.painter = BatchPainter(self.options)
+        self.painter = RowPainter(self.options)
         self._rates: dict[Any, float] = {}
 
     def one(self, task: Task, settings: Settings) -> int:
@@ -138,12 +139,13 @@ class Painting:
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
         size = None if heaviest is None else self._bytes(*heaviest[1:])
         memory = "" if size is None else f", at most about {size / 1e9:.1f} GB of memory"
+        by = " for one worker" if self.args.engine == "ray" else ""
         report.say(
-            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all{memory}"
+            f"{doable} to paint, {planned - asked} there already, {asked - doable} would fail; about {spoken(total)} in all{by}{memory}"
         )
         for line in failures:
             report.warn(f"would fail: {line}")
-        return 1 if doable < asked else 0
+        return 1 if asked - doable > may_fail(self.args) * planned else 0
 
     def _todo(self, work: Portion, always: bool = False) -> list[Task]:
         """The tasks that are not done yet; always: nor those that are."""

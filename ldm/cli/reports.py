@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ldm.errors import UserError
+from ldm.media.places import Place
 from ldm.pipeline.portions import Done, Outcome
 
 STREAM = "-"  # in place of a file: standard input or output
@@ -36,6 +37,14 @@ class Report:
     def warn(self, line: str) -> None:
         """What went wrong, on standard error."""
         _print(_printable(self.named(line)), sys.stderr)
+
+    def left(self, packs: Sequence[Place]) -> None:
+        """Packs of an earlier run, in order, which this one has no part in."""
+        if packs:
+            self.warn(
+                f"{packs[0].parent}: packs of an earlier, larger run are there, too, and in no index of this one: {len(packs)}, "
+                f"from {packs[0].name} on; remove them, or leave them out where the packs are read"
+            )
 
     def result(self, outcome: Outcome) -> None:
         """A result that is over, or would be painted."""
@@ -72,7 +81,8 @@ class Tally:
         """Follow a run to its end: its exit code. tells_rates: at the end, pictures per second and
         memory, too."""
         began = time.monotonic()
-        with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=self.report.quiet) as bar:
+        unseen = self.report.quiet or self.planned == 0  # an empty share, say
+        with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=unseen) as bar:
             try:
                 for done in told:
                     self._add(done, bar)

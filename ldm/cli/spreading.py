@@ -14,6 +14,7 @@ from ldm.program import at_least
 from ldm.ranks import rank_and_world
 
 ENGINES = ("here", "ray")
+PACK_SIZE = 1000
 
 
 def add_spreading_options(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +50,16 @@ def add_spreading_options(parser: argparse.ArgumentParser) -> None:
         help="put results together into files of this kind in the folder --output, which photos in tar shards (--content 'photos-{000..099}.tar') need",
     )
     group.add_argument(
-        "--pack-size", type=at_least(1), default=1000, metavar="N", help="results in each (default: 1000)"
+        "--pack-size",
+        type=at_least(1),
+        metavar="N",
+        help=f"for --pack: results of single photos in each (default: {PACK_SIZE}); a shard of photos makes one of its own",
     )
     group.add_argument(
         "--max-failed",
         type=parse_fraction,
         metavar="SHARE",
-        help="exit with 0 if no more than this share of the pictures failed, and stop as soon as more have (default: exit with 1 if any has, at the end; with 0 under torchrun, which stops all processes if one does not)",
+        help="exit with 0 if no more than this share of the pictures (with --shard and torchrun, of this process's) failed, and stop as soon as more have (default: exit with 1 if any has, at the end; with 0 under torchrun, which stops all processes if one does not)",
     )
 
 
@@ -91,6 +95,8 @@ def check_spreading(args: argparse.Namespace) -> None:
         for name in ("ray_address", "workers", "gpus_per_worker"):
             if getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --engine ray")
+    if args.pack is None and args.pack_size is not None:
+        raise UserError("--pack-size is for --pack")
     if args.pack is not None:
         check_pack(args.pack)
         if args.output is not None and not is_folder(args.output):

@@ -77,8 +77,9 @@ from ldm.cli.manifest import write_manifest
 from ldm.cli.options import add_model_options, add_settings_options
 from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
-from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share
+from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share, shard_of
 from ldm.errors import UserError
+from ldm.media.places import place_of
 from ldm.pipeline.library import of_library
 from ldm.pipeline.pairing import KINDS
 from ldm.pipeline.parts import Part
@@ -102,6 +103,9 @@ def parse_args() -> argparse.Namespace:
     for name in ("per_content", "group_by"):
         if getattr(args, name) is not None and args.pair != "random":
             parser.error(f"--{name.replace('_', '-')} is for --pair random")
+    for name in ("manifest", "write_manifest"):
+        given = getattr(args, name)
+        setattr(args, name, None if given is None else place_of(given))
     if args.pictures:
         _take_pictures(args, parser)
     if args.manifest is not None:
@@ -161,19 +165,17 @@ def _add_pictures(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--group-by",
         metavar="REGEX",
-        help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames",
+        help="for --pair random: contents in whose whole paths it finds the same have the same styles: '([^/]*)_frame' of frames; the path of a photo in a shard is that of the shard and its own in it, photos-000.tar/a/b.jpg",
     )
     parser.add_argument(
         "--manifest",
-        type=Path,
         metavar="CSV",
-        help="in place of --content and --style: a row for each picture, with the columns content and style (paths from the table's folder), and if you like output (from the folder --output) and the names of settings; what is empty is as the options say",
+        help="in place of --content and --style: a row for each picture, with the columns content and style (paths from the table's folder), and if you like output (within the folder --output) and the names of settings; what is empty is as the options say",
     )
     parser.add_argument(
         "--write-manifest",
-        type=Path,
         metavar="CSV",
-        help="write what is to be painted as such a file, before anything is; --keep, --palette-from, --not-style and --style-region are not in it",
+        help="write what is to be painted as such a file, before anything is, with results from the folder --output, which is to be given again; --keep, --palette-from, --not-style and --style-region are not in it",
     )
 
 
@@ -311,19 +313,31 @@ def main() -> int:
         logging.getLogger().setLevel(logging.WARNING)
     check_spreading(args)
     with Streams(args) as streams:
-        if streams.names and (is_job(args) or args.pack):
-            raise UserError("a pipe (-) holds one picture, which one process paints into a file of its own")
+        if streams.names and (is_job(args) or args.pack or args.max_failed is not None):
+            raise UserError(
+                "a pipe (-) holds one picture, which one process paints into a file of its own, and it may not fail"
+            )
         asked = Asked.by(args, streams)
         asked.check()
         if args.write_manifest is not None:
             _write_manifest(asked, streams)
         painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names), asked.named)
-        if len(asked.tasks) == 1 and not (args.dry_run or args.pack or is_job(args)):
+        if len(asked.tasks) == 1 and not _is_of_many(args):
             code = painting.one(asked.tasks[0], asked.works[0].settings)
             streams.write()
             return code
-        portions = own_share(asked.portions(), args)
-        return painting.foretell(portions) if args.dry_run else painting.many(portions)
+        portions = asked.portions()
+        if args.dry_run:
+            return painting.foretell(own_share(portions, args))
+        code = painting.many(own_share(portions, args))
+        if shard_of(args)[0] == 0:  # one of the shares says it for all
+            painting.report.left(asked.left_packs(portions))
+        return code
+
+
+def _is_of_many(args: argparse.Namespace) -> bool:
+    """Whether options treat a picture as one of many, be it alone."""
+    return bool(args.dry_run or args.pack or is_job(args) or args.max_failed is not None)
 
 
 def _write_manifest(asked: Asked, streams: Streams) -> None:
@@ -332,7 +346,7 @@ def _write_manifest(asked: Asked, streams: Streams) -> None:
         raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
     if asked.shards:
         raise UserError("--write-manifest has no row for photos in tar shards")
-    write_manifest(args.write_manifest, asked.works, asked.inputs())
+    write_manifest(args.write_manifest, asked.works, asked.inputs(), args.output)
     left_out = [name for name in BESIDE if getattr(args, name) is not None]
     if left_out:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)

@@ -1,6 +1,7 @@
 """Pictures that come as arrays and tensors. Nothing here imports torch: a tensor's maker has."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm.errors import UserError
+from ldm.media.images import check_pixels
 
 TAKEN = (
     "numpy arrays are uint8, (H, W), (H, W, 3) or (H, W, 4); torch tensors uint8, or floats from 0 to 1, "
@@ -19,10 +21,27 @@ def image_of(array: Any) -> Image.Image | None:
     """The picture in a numpy array or a torch tensor of one, grey, RGB or RGBA (see TAKEN); None for
     what is neither. Raises UserError for other shapes, types and ranges."""
     if _is_tensor(array):
-        return _of_array(_pixels_last(array), f"a tensor of shape {tuple(array.shape)} and {array.dtype}")
+        what = f"a tensor of shape {tuple(array.shape)} and {array.dtype}"
+        _check_shape(
+            what, array.ndim == 2 or (array.ndim == 3 and array.shape[0] in (1, 3, 4)), array.shape[-2:]
+        )
+        return _of_array(_pixels_last(array), what)
     if isinstance(array, np.ndarray):
-        return _of_array(array, f"an array of shape {array.shape} and {array.dtype}")
+        what = f"an array of shape {array.shape} and {array.dtype}"
+        _check_shape(what, array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)), array.shape[:2])
+        return _of_array(array, what)
     return None
+
+
+def _check_shape(what: str, is_picture: bool, size: Sequence[int]) -> None:
+    """Raises UserError, before anything is copied, for what is no picture, or has too large a size (H,
+    W): a view may have more pixels than there is memory."""
+    if not is_picture or 0 in size:
+        raise UserError(f"{what} is no picture: {TAKEN}")
+    try:
+        check_pixels((size[1], size[0]))
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def _is_tensor(array: Any) -> bool:
@@ -31,8 +50,7 @@ def _is_tensor(array: Any) -> bool:
 
 
 def _of_array(array: NDArray[Any], what: str) -> Image.Image:
-    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not is_picture or 0 in array.shape:
+    if array.dtype != np.uint8:
         raise UserError(f"{what} is no picture: {TAKEN}")
     return Image.fromarray(np.ascontiguousarray(array))
 

@@ -3,6 +3,8 @@
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from itertools import chain, product
+from math import prod
 from pathlib import Path, PurePosixPath
 from tarfile import (  # type: ignore[attr-defined]  # whose types lack two of them
     EmptyHeaderError,
@@ -12,9 +14,10 @@ from tarfile import (  # type: ignore[attr-defined]  # whose types lack two of t
     TruncatedHeaderError,
 )
 
-from ldm.errors import ConfigError, UserError
+from ldm.errors import ConfigError, UserError, in_short
 from ldm.media.images import EXTENSIONS
 
+MOST_NAMES = 1_000_000  # of a pattern; as shards of a thousand pictures, a thousand million of these
 # {000..099}, or {one,other}
 BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -76,15 +79,34 @@ def shard_names(patterns: str | Sequence[str]) -> list[str]:
 
 def expanded(pattern: str) -> list[str]:
     """The names that a pattern stands for: numbers of {000..099}, words of {one,other}, all
-    combinations of several."""
-    found = BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last, words = found.groups()
-    parts = words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
+    combinations of several. Raises UserError for more than MOST_NAMES."""
+    found = list(BRACES.finditer(pattern))
+    if prod(max(1, _count(braces)) for braces in found) > MOST_NAMES:
+        raise UserError(
+            f"{in_short(pattern, str)}: stands for more than {MOST_NAMES:,} names, the most that a pattern may; name those that there are"
+        )
+    ends = [0, *(braces.end() for braces in found)]
+    between = [pattern[end : braces.start()] for end, braces in zip(ends, found)]
     return [
-        pattern[: found.start()] + part + rest for part in parts for rest in expanded(pattern[found.end() :])
+        "".join(chain(*zip(between, texts, strict=True))) + pattern[ends[-1] :]
+        for texts in product(*map(_texts, found))
     ]
+
+
+def _count(braces: re.Match[str]) -> int:
+    """How many texts one of BRACES stands for."""
+    first, last, words = braces.groups()
+    if words:
+        return len(words.split(","))
+    try:
+        return max(0, int(last) - int(first) + 1)
+    except ValueError:  # more digits than Python reads
+        return MOST_NAMES + 1
+
+
+def _texts(braces: re.Match[str]) -> list[str]:
+    first, last, words = braces.groups()
+    return words.split(",") if words else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
 
 
 def _check_scheme(name: str) -> None:

@@ -13,7 +13,7 @@ It knows of no engine. Ray Data takes it as it is:
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm import __version__
-from ldm.checks import check_count
-from ldm.errors import UserError, in_short
+from ldm.errors import UserError
 from ldm.files import bytes_hash
 from ldm.media.arrays import TAKEN, image_of
 from ldm.media.images import NamedBytes, at_most, encoded, exif_of, load_image
 from ldm.media.rgb import to_rgb
-from ldm.pipeline.chosen import ModelChoice
-from ldm.pipeline.inputs import Picture, Style, with_paintings
-from ldm.pipeline.parts import Part, part_of
+from ldm.pipeline.batch_options import BatchOptions
+from ldm.pipeline.columns import columns_of
+from ldm.pipeline.inputs import Style, with_paintings
+from ldm.pipeline.parts import part_of
 from ldm.pipeline.provenance import METADATA_KEY, made_from, metadata_saying, painted_with
 from ldm.pipeline.recolouring import STYLE_SIDE, Recolourer
 from ldm.pipeline.settings import Settings
@@ -42,41 +42,6 @@ if TYPE_CHECKING:
 STYLES_KEPT = 256  # read, about 200 kB each at 256 pixels
 READERS = 4  # threads that decode and encode files while others do
 INPUTS = ("bytes", "image")
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """How a BatchPainter paints. It can be pickled, as long as its pictures can.
-
-    styles: by the names that rows call them. part: of the styles, that is looked at alone. keep,
-    palette, not_style: see the pipeline's call; these files have to be where the painter is.
-    keep_exif: write the photos' EXIF data into the results. said: what metadata say besides.
-    Raises UserError for values that cannot be.
-    threads: of the CPU to compute with; None is as many as are free, looked at before each batch.
-    With a number, pictures do not depend on what else the machine does.
-    """
-
-    styles: Mapping[str, Style]
-    settings: Settings = Settings()
-    model: ModelChoice = field(default_factory=ModelChoice)
-    batch_size: int = 8
-    keep: Picture | None = None
-    palette: Picture | None = None
-    not_style: Picture | None = None
-    part: Part | None = None
-    keep_exif: bool = False
-    said: Mapping[str, Any] = field(default_factory=dict)
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.styles, Mapping):
-            raise UserError(
-                f"styles must be styles by their names, such as a dict, got {in_short(self.styles)}"
-            )
-        if not isinstance(self.settings, Settings):
-            raise UserError(f"settings must be a Settings, got {in_short(self.settings)}")
-        self.settings.check()
-        check_count("batch_size", self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -121,46 +86,15 @@ class _Photo:
     exif: bytes | None
 
 
-class BatchPainter:
-    """Paints rows by `BatchOptions`. The model is read when the first row is there, and kept."""
+class RowPainter:
+    """Paints rows by `BatchOptions`, whatever is wrong with some of its styles. The model is read when
+    the first row is there, and kept."""
 
     def __init__(self, options: BatchOptions):
         self.options = options
         self._styles = lru_cache(STYLES_KEPT)(self._read_style)
         self._known: dict[int, _Photo | UserError] = {}
         self._pool = ThreadPoolExecutor(READERS)
-
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """A batch of rows, by columns, painted.
-
-        Taken: `bytes` (picture files) or `image` (arrays, see `ldm.media.arrays.TAKEN`); if there, `path`, which
-        errors and metadata name, and `style`, needed where there are several. Given: `picture` (a
-        PNG file's bytes, None where it failed), `metadata` (JSON), `error` (a line, or None), and
-        whatever other columns there were. Raises UserError where a column is missing.
-        """
-        rows = self._rows(batch)
-        ready = self.read(rows)
-        painted = iter(self.paint([one for one in ready if isinstance(one, Ready)]))
-        results = [
-            next(painted) if isinstance(one, Ready) else Painted(None, None, str(one), 0.0) for one in ready
-        ]
-        kept = {name: list(values) for name, values in batch.items() if name not in INPUTS}
-        return kept | {
-            "picture": [one.picture for one in results],
-            "metadata": [one.metadata for one in results],
-            "error": [one.problem for one in results],
-        }
-
-    def _rows(self, batch: Mapping[str, Sequence[Any]]) -> list[Row]:
-        given = next((batch[name] for name in INPUTS if name in batch), None)
-        if given is None:
-            raise UserError(f"a batch needs a column `bytes` or `image`; it has {', '.join(batch)}")
-        only = next(iter(self.options.styles)) if len(self.options.styles) == 1 else None
-        if only is None and "style" not in batch:
-            raise UserError("a batch needs a column `style` where the options have several styles, or none")
-        styles = batch["style"] if "style" in batch else [only] * len(given)
-        paths = batch["path"] if "path" in batch else [f"row {i}" for i in range(len(given))]
-        return [Row(*row) for row in zip(given, map(str, paths), map(str, styles), strict=True)]
 
     @cached_property
     def pipeline(self) -> "StyleTransferPipeline":
@@ -241,7 +175,9 @@ class BatchPainter:
     def _photo(self, row: Row) -> _Photo | UserError:
         try:
             if not isinstance(row.content, bytes):
-                return _Photo(row.content, _from_array(row), bytes_hash(row.content.tobytes()), None)
+                picture = _from_array(row)
+                pixels = row.content if isinstance(row.content, np.ndarray) else picture
+                return _Photo(row.content, picture, bytes_hash(pixels.tobytes()), None)
             # RGBA where some of it is transparent
             picture = load_image(NamedBytes(row.content, row.name), keep_alpha=True)
             vars(picture)["filename"] = row.name  # as Pillow has it
@@ -287,6 +223,48 @@ class BatchPainter:
             return str(error)
         seconds = (time.monotonic() - began) / len(batch)
         return [Painted(file, said[METADATA_KEY], None, seconds) for file, said in zip(files, metadata)]
+
+
+class BatchPainter(RowPainter):
+    """Paints batches of rows by columns. Raises UserError at once for options whose files are not
+    there, see `BatchOptions.found`."""
+
+    def __init__(self, options: BatchOptions):
+        super().__init__(options.found())
+
+    def __call__(self, batch: Any) -> dict[str, list[Any]]:
+        """A batch of rows, by columns (`ldm.pipeline.columns.TAKEN`), painted.
+
+        Taken: `bytes` (picture files) or `image` (arrays, see `ldm.media.arrays.TAKEN`); if there, `path`, which
+        errors and metadata name, and `style`, needed where there are several. Given: `picture` (a
+        PNG file's bytes, None where it failed), `metadata` (JSON), `error` (a line, or None), and
+        whatever other columns there were. Raises UserError where a column is missing, or of another
+        length than the others.
+        """
+        columns = columns_of(batch)
+        ready = self.read(self._rows(columns))
+        painted = iter(self.paint([one for one in ready if isinstance(one, Ready)]))
+        results = [
+            next(painted) if isinstance(one, Ready) else Painted(None, None, str(one), 0.0) for one in ready
+        ]
+        kept = {name: values for name, values in columns.items() if name not in INPUTS}
+        return kept | {
+            "picture": [one.picture for one in results],
+            "metadata": [one.metadata for one in results],
+            "error": [one.problem for one in results],
+        }
+
+    def _rows(self, columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+        given = next((columns[name] for name in INPUTS if name in columns), None)
+        if given is None:
+            has = ", ".join(map(str, columns)) or "none"
+            raise UserError(f"a batch needs a column `bytes` or `image`; it has {has}")
+        if "style" not in columns and len(self.options.styles) > 1:
+            raise UserError("a batch needs a column `style` where the options have several styles")
+        styles = columns.get("style", [next(iter(self.options.styles))] * len(given))
+        paths = columns.get("path", [f"row {i}" for i in range(len(given))])
+        contents = [bytes(one) if isinstance(one, (bytearray, memoryview)) else one for one in given]
+        return [Row(*row) for row in zip(contents, map(str, paths), map(str, styles), strict=True)]
 
 
 def _encoded(one: Ready, picture: Image.Image, metadata: dict[str, str]) -> bytes:

@@ -5,14 +5,16 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 from ldm.data.splits import find_files
 from ldm.errors import UserError
-from ldm.media.images import EXTENSIONS, read_metadata
-from ldm.media.places import Place, found_by, is_url, key_of, parts_of, place_of
-from ldm.media.saved_styles import SUFFIX
+from ldm.media.images import EXTENSIONS, read_metadata, upright_size
+from ldm.media.places import Place, check_file, elsewhere, found_by, is_url, key_of, parts_of, place_of
+from ldm.media.saved_styles import SUFFIX, is_saved_style, load_thumbnail
+from ldm.pipeline.inputs import OneStyle, Picture, Style, StyleMix, StyleRegions, name_of, read_content
 from ldm.pipeline.library import hint, of_library
 from ldm.pipeline.provenance import METADATA_KEY
 from ldm.text import first_of
@@ -34,6 +36,51 @@ def expand(names: Sequence[str], results: str | None = None, styles: bool = Fals
         for place in _meant_by(name, results, styles):
             found.setdefault(key_of(place), place)
     return list(found.values())
+
+
+def found_style(style: Style) -> Style:
+    """The style with the files that its names stand for, as `expand` has them; all pictures of a folder
+    or pattern are one. Raises UserError for what is not there, or no picture by its head."""
+    if isinstance(style, StyleRegions):
+        style.check()
+        for mask in style.masks:
+            check_head(mask)
+        return replace(style, styles=[_found_one(each) for each in style.styles])
+    return _found_one(style)
+
+
+def _found_one(style: OneStyle) -> OneStyle:
+    if isinstance(style, StyleMix):
+        style.shares()  # raises if they do not fit
+        return replace(style, styles=[_found_one(each) for each in style.styles])
+    if not _is_named(style):
+        check_head(style)
+        return style
+    place = place_of(name_of(style))
+    is_folder = isinstance(place, Path) and os.path.isdir(place)
+    files = expand([str(place)], styles=not is_folder)
+    for file in files:
+        check_head(file)
+    return StyleMix(files) if is_folder or len(files) > 1 else files[0]
+
+
+def _is_named(picture: Picture) -> bool:
+    """Whether it is given by a path or url."""
+    return isinstance(picture, (str, os.PathLike)) or elsewhere(picture) is not None
+
+
+def check_head(picture: Picture) -> None:
+    """Raises UserError for a picture or saved style that cannot be read, by the beginning of its file on
+    this machine; elsewhere, for a file that is not there."""
+    place = elsewhere(picture)
+    if place is not None:
+        check_file(place)
+    elif is_saved_style(picture):
+        load_thumbnail(name_of(picture))
+    elif isinstance(picture, (str, os.PathLike)):
+        upright_size(picture)
+    else:
+        read_content(picture)
 
 
 def _meant_by(name: str, results: str | None, styles: bool) -> Sequence[Place]:

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ldm.errors import did_you_mean
+from ldm.errors import UserError, did_you_mean
 from ldm.files import ROOT
 from ldm.media.saved_styles import SUFFIX, is_saved_style
 
@@ -29,6 +29,12 @@ def saved_style(style: Any) -> Path | None:
     if is_saved_style(style):
         return Path(style)
     return of_library(style) if isinstance(style, (str, os.PathLike)) else None
+
+
+def check_no_saved_style(picture: Any) -> None:
+    """Raises UserError for a saved style, where a single picture is wanted."""
+    if saved_style(picture):
+        raise UserError(f"{picture}: is a saved style, where a single picture is wanted")
 
 
 def hint(name: str) -> str:

@@ -38,6 +38,11 @@ class Pairing:
         except re.error as error:
             raise UserError(f"--group-by {self.group_by}: no regular expression ({error})") from error
 
+    def check_styles(self, count: int) -> None:
+        """Raises UserError for fewer styles than each photo is to have."""
+        if self.kind == "random" and self.per_content > count:
+            raise UserError(f"--per-content {self.per_content}: there are only {count} styles")
+
     def pairs(
         self, contents: Sequence[tuple[str, Place]], styles: Sequence[tuple[str, Named]]
     ) -> Iterator[tuple[tuple[str, Place], tuple[str, Named]]]:
@@ -50,8 +55,7 @@ class Pairing:
                     f"--pair zip: {len(contents)} photos and {len(styles)} styles do not pair up; give as many of each"
                 )
             return zip(contents, styles)
-        if self.per_content > len(styles):
-            raise UserError(f"--per-content {self.per_content}: there are only {len(styles)} styles")
+        self.check_styles(len(styles))
         return ((content, style) for content in contents for style in self._drawn(content[1], styles))
 
     def _drawn(self, content: Place, styles: Sequence[tuple[str, Named]]) -> list[tuple[str, Named]]:

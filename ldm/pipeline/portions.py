@@ -5,6 +5,7 @@ processes and machines at will.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,16 +16,18 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
-from ldm.media.places import Place, is_there, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, found_by, is_there, place_of, read_bytes, write_bytes
 from ldm.media.shards import pictures_in
 from ldm.memory import main_memory
-from ldm.pipeline.batches import BatchOptions, BatchPainter, Painted, Ready, Row
+from ldm.pipeline.batch_options import BatchOptions
+from ldm.pipeline.batches import Painted, Ready, Row, RowPainter
 from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, Work, is_finished, task_of
 
+PART = "part-"  # begins the names of packs of single photos
 Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
 
 
@@ -74,7 +77,7 @@ class Portion:
     def made_of(self) -> list[Any]:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
-        hashes = {name: hashes_of(style) for name, style in styles.items()}
+        hashes = {name: _hashes(style) for name, style in styles.items()}
         return [[task.content.name, _size(task.content), hashes[task.style_name]] for task in self.tasks]
 
     def pixels(self) -> int:
@@ -97,13 +100,18 @@ class ShardPortion:
         """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
         for name, content in pictures_in(str(self.shard)):
             named = _name_in(name[len(str(self.shard)) + 1 :]), place_of(name)
-            for found, style in self.pairing.pairs([named], self.styles):
+            try:
+                pairs = list(self.pairing.pairs([named], self.styles))
+            except UserError as error:  # of a photo with which there is no style to go
+                yield Task(named[1], "", "", self.pack), error
+                continue
+            for found, style in pairs:
                 folder = str(self.pack.parent)
                 yield task_of(found, style, folder + "/{content}__{style}.png", self.settings), content
 
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
-        hashes = [[name, hashes_of(style)] for name, style in self.styles]
+        hashes = [[name, _hashes(style)] for name, style in self.styles]
         return [self.shard.name, _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
 
     def pixels(self) -> int:
@@ -134,7 +142,7 @@ class Worker:
     """
 
     def __init__(self, options: BatchOptions, overwrite: bool = False, whole: bool = False):
-        self.painter = BatchPainter(options)
+        self.painter = RowPainter(options)
         self.overwrite, self.whole = overwrite, whole
 
     def __call__(self, portion: AnyPortion) -> Done:
@@ -264,6 +272,14 @@ def _read(place: Place) -> bytes | UserError:
         return error
 
 
+def _hashes(style: Style) -> list[str] | None:
+    """Of a style's files; None where one cannot be read, which is the trouble of its pictures alone."""
+    try:
+        return hashes_of(style)
+    except (UserError, OSError):
+        return None
+
+
 def _size(place: Place, elsewhere: bool = False) -> int | None:
     """Bytes of a file; None for one that is not there, or where asking would take a while."""
     if not (elsewhere or isinstance(place, Path)):
@@ -304,9 +320,20 @@ def portions_of(
         most = 1 if work.settings.has_brush else min(batch_size, max(1, len(work.tasks) // shares))
         size = pack[2] if pack else most
         for start in range(0, len(work.tasks), size):
-            place = pack and pack[0] / f"part-{len(portions):05}.{pack[1]}"
+            place = pack and pack[0] / f"{PART}{len(portions):05}.{pack[1]}"
             portions.append(Portion(work.settings, tuple(work.tasks[start : start + size]), place))
     return portions
+
+
+def packs_in(folder: Place, kind: str) -> list[Place]:
+    """The packs of `portions_of` that are in a folder, whichever run has made them. Raises
+    UserError."""
+    name = re.compile(rf"{PART}[0-9]{{5,}}\.{kind}")
+    if isinstance(folder, Path):
+        found: list[Place] = sorted(folder.glob(f"{PART}*.{kind}"))
+    else:
+        found = found_by(f"{folder}/{PART}*.{kind}", ())
+    return [place for place in found if name.fullmatch(place.name)]
 
 
 def share(portions: Sequence[AnyPortion], number: int, of: int) -> list[AnyPortion]:
