@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import pickle
 import tarfile
 import weakref
@@ -16,6 +17,7 @@ from PIL import Image
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
+from ldm.files import remove_left_asides
 from ldm.media.images import load_image, read_metadata, save_image
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.chosen import ModelChoice
@@ -29,6 +31,7 @@ from ldm.pipeline.portions import (
     Worker,
     in_this_process,
     portions_of,
+    results_of,
     share,
 )
 from ldm.pipeline.provenance import METADATA_KEY
@@ -408,6 +411,32 @@ def test_a_pack_without_its_index_or_an_index_without_its_pack_is_painted_again(
     told = packed(tasks)
     assert [one.status for one in told] == ["painted"] * 3 + ["there"] * 2
     assert Path("packs/part-00000.tar").read_bytes() == whole
+
+
+@pytest.mark.parametrize("size", [0, 700])
+def test_a_pack_that_has_been_cut_short_since_is_painted_again(tasks: list[Task], size: int) -> None:
+    packed(tasks)
+    first = Path("packs/part-00000.tar")
+    whole = first.read_bytes()
+    os.truncate(first, size)
+    assert [one.status for one in packed(tasks)] == ["painted"] * 3 + ["there"] * 2
+    assert first.read_bytes() == whole and {one.status for one in packed(tasks)} == {"there"}
+
+
+def test_the_same_job_begun_twice_at_once_ends_well_twice(tasks: list[Task]) -> None:
+    pack = {"pack": (Path("packs"), "tar", 3)}
+    paint, second = Inverter(), list[Outcome]()
+
+    def begun_again(*given: Any, **options: Any) -> list[Image.Image]:
+        if not second:
+            remove_left_asides(results_of(portions_of([Work(PALETTE, tasks)], 2, **pack)))
+            second.extend(packed(tasks, paint=Inverter()))
+        return paint(*given, **options)
+
+    first = packed(tasks, paint=begun_again)
+    assert [one.status for one in second] == ["painted"] * 5
+    assert [one.status for one in first] == ["painted"] * 3 + ["there"] * 2
+    assert len(list(Path("packs").iterdir())) == 4 and {one.status for one in packed(tasks)} == {"there"}
 
 
 def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) -> None:

@@ -101,7 +101,7 @@ class Painting:
         args = self.args
         counts = [len(portion.tasks) for portion in portions if isinstance(portion, Portion)]
         planned = sum(counts) if len(counts) == len(portions) else None
-        remove_left_asides(results_of(portions), before=time.time())
+        remove_left_asides(results_of(portions))
         make = partial(Worker, self.options, args.overwrite, is_job(args))
         tally = Tally(self.report, planned, may_fail(args), stops=args.max_failed is not None)
         return tally.follow(engine_of(args)(portions, make), tells_rates=args.engine == "ray")

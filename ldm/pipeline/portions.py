@@ -186,11 +186,12 @@ class Worker:
         try:
             about = {"with": painted_with, "from": portion.made_of()}
             known = None if self.overwrite or not is_there(pack) else _read_index(index)
-            if known is not None and known["made"] == json.loads(json.dumps(about)):
+            if known is not None and _is_of(known, about, pack):
                 return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
             outcomes = self._into(pack, portion)
             rows = [_row(one) for one in outcomes]
-            write_bytes(index, json.dumps({"made": about, "rows": rows}, sort_keys=True).encode())
+            told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
+            write_bytes(index, json.dumps(told, sort_keys=True).encode())
             return outcomes
         except (UserError, OSError) as error:
             lost = Outcome(str(pack), "", str(pack), "failed", 0.0, str(error), is_unread=True)
@@ -254,7 +255,13 @@ def _read_index(index: Place) -> dict[str, Any] | None:
         known = json.loads(read_bytes(index))
     except ValueError:  # as UserErrors are
         return None
-    return known if isinstance(known, dict) and {"made", "rows"} <= known.keys() else None
+    return known if isinstance(known, dict) and {"made", "rows", "bytes"} <= known.keys() else None
+
+
+def _is_of(index: dict[str, Any], about: dict[str, Any], pack: Place) -> bool:
+    """Whether an index is that of a pack made like this, which has come to no harm since."""
+    is_whole = index["bytes"] == _size(pack, elsewhere=True)
+    return is_whole and bool(index["made"] == json.loads(json.dumps(about)))
 
 
 def _read(place: Place) -> bytes | UserError:
