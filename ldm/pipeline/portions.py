@@ -12,7 +12,7 @@ from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.errors import UserError
+from ldm.errors import UserError, in_one_line
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
 from ldm.media.places import Place, is_there, place_of, read_bytes, write_bytes
@@ -138,13 +138,20 @@ class Worker:
         self.overwrite, self.whole = overwrite, whole
 
     def __call__(self, portion: AnyPortion) -> Done:
-        """Everything of a portion that is not done yet."""
-        outcomes = self._filed(portion) if portion.pack is None else self._packed(portion, portion.pack)
+        """Everything of a portion that is not done yet. Raises UserError without a model, which is
+        not the portion's fault; whatever else happens is told of its pictures."""
+        about = self.painter.description(portion.settings)
+        try:
+            if portion.pack is None:
+                outcomes = self._filed(portion, about)
+            else:
+                outcomes = self._packed(portion, portion.pack, about)
+        except Exception as error:
+            outcomes = _lost(portion, in_one_line(error))
         return Done(outcomes, main_memory())
 
-    def _filed(self, portion: Portion) -> list[Outcome]:
+    def _filed(self, portion: Portion, about: dict[str, Any]) -> list[Outcome]:
         """Each result into a file of its own."""
-        about = self.painter.description(portion.settings)
         there = {task.output for task in portion.tasks if not self.overwrite and is_finished(task, about)}
         if len(there) == len(portion.tasks):
             return [outcome_of(task, "there") for task in portion.tasks]
@@ -179,25 +186,18 @@ class Worker:
             elif wanted:
                 yield task, next(painted)
 
-    def _packed(self, portion: AnyPortion, pack: Place) -> list[Outcome]:
+    def _packed(self, portion: AnyPortion, pack: Place, painted_with: dict[str, Any]) -> list[Outcome]:
         """All results into one file; the index beside it, written last, says that it is whole and
         what is in it."""
-        index, painted_with = pack.with_suffix(".json"), self.painter.description(portion.settings)
-        try:
-            about = {"with": painted_with, "from": portion.made_of()}
-            known = None if self.overwrite or not is_there(pack) else _read_index(index)
-            if known is not None and _is_of(known, about, pack):
-                return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
-            outcomes = self._into(pack, portion)
-            rows = [_row(one) for one in outcomes]
-            told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
-            write_bytes(index, json.dumps(told, sort_keys=True).encode())
-            return outcomes
-        except (UserError, OSError) as error:
-            lost = Outcome(str(pack), "", str(pack), "failed", 0.0, str(error), is_unread=True)
-            if isinstance(portion, ShardPortion):
-                return [lost]  # nobody knows how many there are
-            return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
+        index, about = pack.with_suffix(".json"), {"with": painted_with, "from": portion.made_of()}
+        known = None if self.overwrite or not is_there(pack) else _read_index(index)
+        if known is not None and _is_of(known, about, pack):
+            return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
+        outcomes = self._into(pack, portion)
+        rows = [_row(one) for one in outcomes]
+        told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
+        write_bytes(index, json.dumps(told, sort_keys=True).encode())
+        return outcomes
 
     def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
         outcomes = []
@@ -239,6 +239,16 @@ def _ended(task: Task, painted: Painted) -> Outcome:
     status = "painted" if painted.problem is None else "failed"
     told = outcome_of(task, status, painted.seconds, painted.problem)
     return replace(told, is_unread=painted.is_unread)
+
+
+def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
+    """What is told of a portion of which nothing came."""
+    if isinstance(portion, Portion) and portion.pack is None:
+        return [outcome_of(task, "failed", problem=problem) for task in portion.tasks]
+    lost = Outcome(str(portion.pack), "", str(portion.pack), "failed", 0.0, problem, is_unread=True)
+    if isinstance(portion, ShardPortion):
+        return [lost]  # nobody knows how many there are
+    return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
