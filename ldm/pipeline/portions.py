@@ -6,7 +6,7 @@ processes and machines at will.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
@@ -122,7 +122,8 @@ class Done:
     memory: int
 
 
-Engine = Callable[[Sequence[AnyPortion], Callable[[], "Worker"]], Iterator[Done]]
+Run = Generator[Done, None, None]  # closed, it ends at once
+Engine = Callable[[Sequence[AnyPortion], Callable[[], "Worker"]], Run]
 
 
 class Worker:
@@ -341,7 +342,7 @@ def share(portions: Sequence[AnyPortion], number: int, of: int) -> list[AnyPorti
     ]
 
 
-def in_this_process(portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
+def in_this_process(portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Run:
     """The engine that there is everywhere."""
     if portions:
         yield from map(make(), portions)

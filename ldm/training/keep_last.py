@@ -150,18 +150,6 @@ def _counted(trainer: pl.Trainer, since_step: int) -> Iterator[None]:
             setattr(progress, name, getattr(progress, name) + by)
 
 
-@contextmanager
-def signal_handlers_kept() -> Iterator[None]:
-    """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an
-    error) replace."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _requeues_on_signal(trainer: pl.Trainer) -> bool:
     """Whether Lightning answers a SLURM signal by putting the job into the queue again."""
     return bool(getattr(getattr(trainer.strategy, "cluster_environment", None), "auto_requeue", False))
