@@ -90,14 +90,22 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Whoever opens `path` finds the old content or the new one, never a part. Raises OSError.
     """
-    handle, aside = _new_aside(path)
-    try:
+    with unfinished(path) as aside:
         yield aside
         aside.chmod(_usual_mode())  # temporary files are the owner's alone
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _flush_folder(path.parent)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, which is removed at the end if it is still there, and is known to
+    `remove_left_asides` where this process is killed before. Raises OSError."""
+    handle, aside = _new_aside(path)
+    try:
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
         if handle is not None:

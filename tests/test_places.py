@@ -15,7 +15,7 @@ from pipeline_builders import picture, pixels
 from ldm.errors import UserError
 from ldm.files import remove_left_asides, written_whole
 from ldm.media.images import load_image, read_metadata, save_image
-from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes
+from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes, written_at
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, read_picture
@@ -169,6 +169,19 @@ def test_without_locks_a_leftover_is_what_nobody_has_written_to_for_a_day(
         assert not aside.exists()
         aside.write_bytes(b"whole")
     assert result.read_bytes() == b"whole"
+
+
+def test_what_killed_writers_left_of_files_elsewhere_goes_with_the_next_of_this_machine(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary/.artfusion.abcdefgh.tar"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with written_at(place_of(f"{bucket}/packs/a.tar")) as aside:
+        assert list(left.parent.iterdir()) == [aside] != [left]
+        aside.write_bytes(b"whole")
+    assert read_bytes(place_of(f"{bucket}/packs/a.tar")) == b"whole" and not list(left.parent.iterdir())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs locks of POSIX systems")

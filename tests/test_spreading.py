@@ -234,13 +234,31 @@ def test_an_address_without_a_cluster_is_one_line_at_once(
 
 
 def test_a_host_that_does_not_answer_is_given_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+
     def silent(address: tuple[str, int], timeout: float) -> None:
         assert address == ("10.0.0.1", 6379) and 1 < timeout < 10
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(socket, "create_connection", silent)
-    with pytest.raises(TimeoutError):
-        ray_engine.check_answers("10.0.0.1", 6379)
+    with pytest.raises(UserError, match=r"10.0.0.1:6379: no cluster is reached there \(timed out\)"):
+        ray_engine.check_answers("10.0.0.1:6379")
+
+
+def test_what_answers_and_is_no_cluster_of_ours_is_told(
+    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray_engine, "WAYS", {})
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert stylize("--engine", "ray", "--ray-address", address, "--quiet") == 2
+    assert "RAY_AUTH_MODE=token (Failed to connect)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--json"], ["--json", "--quiet"]], ids=" ".join)

@@ -25,6 +25,7 @@ from ldm.pipeline.portions import AnyPortion, Done, Run, Worker
 log = logging.getLogger(__name__)
 
 NO_START = "Ray does not start on this machine"
+NOT_TAKEN = "what answers there takes no job; a cluster that asks for a token wants RAY_AUTH_MODE=token"
 PATIENCE = 5.0  # seconds in which a cluster answers
 # Where nobody has said otherwise: nothing is told to anybody, and what Ray's own log files have is
 # not also written to standard error, past Python.
@@ -72,9 +73,9 @@ class RayEngine:
     def _begin(self) -> None:
         import ray
 
+        if self.address is not None:
+            check_answers(self.address)
         try:
-            if self.address is not None:
-                check_answers(*_host_and_port(self.address))
             with handlers_kept(signal.SIGTERM), _without_words():
                 ray.init(
                     self.address or "local",
@@ -85,7 +86,7 @@ class RayEngine:
         except SystemExit:  # so Ray answers SIGTERM by then
             signal.raise_signal(signal.SIGTERM)
         except (OSError, RuntimeError, ValueError) as error:
-            what = f"--ray-address {self.address}: no cluster is reached there" if self.address else NO_START
+            what = f"--ray-address {self.address}: {NOT_TAKEN}" if self.address else NO_START
             raise UserError(f"{what} ({error})") from error
 
     def _painted(self, portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
@@ -126,9 +127,12 @@ class RayEngine:
         return workers, gpus
 
 
-def check_answers(host: str, port: int) -> None:
-    """Raises OSError where nothing answers soon: Ray would wait for minutes."""
-    socket.create_connection((host, port), PATIENCE).close()
+def check_answers(address: str) -> None:
+    """Raises UserError where no cluster answers soon: Ray would wait for minutes."""
+    try:
+        socket.create_connection(_host_and_port(address), PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ray-address {address}: no cluster is reached there ({error})") from error
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
