@@ -65,7 +65,8 @@ class RayEngine:
                 self._begin()
                 yield from self._painted(portions, make)
             except ray.exceptions.RayError as error:
-                raise UserError(f"Ray cannot go on: {in_one_line(error)}") from error
+                last = str(error).strip().rpartition("\n")[2]  # of pages: what it comes from
+                raise UserError(f"Ray cannot go on: {last}") from error
             finally:
                 with redirect_stdout(io.StringIO()):  # Ray tells of every worker that it ends
                     ray.shutdown()
@@ -93,7 +94,7 @@ class RayEngine:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told, not logged
         DataContext.get_current().enable_progress_bars = False  # the run has one of its own
         workers, gpus = self.sizes(ray.cluster_resources())  # type: ignore[no-untyped-call]
         rows = [{"portion": pickle.dumps(portion)} for portion in portions]
