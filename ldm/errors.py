@@ -2,7 +2,9 @@
 with 2."""
 
 import difflib
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 MAX_SHOWN = 100  # characters of a value in a message
 
@@ -39,3 +41,12 @@ def in_short(value: object, show: Callable[[object], str] = repr) -> str:
     except ValueError:  # a whole number of more digits than Python writes out
         text = f"a number of very many digits ({type(value).__name__})"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
+
+
+def in_one_line(error: Exception) -> str:
+    """What an error says; of one that nobody has thought of, also its kind and where it was raised."""
+    if isinstance(error, (UserError, OSError)):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return f"unforeseen {text} ({Path(place.filename).name}, line {place.lineno})"

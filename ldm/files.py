@@ -1,16 +1,22 @@
 """Where this project's own files lie; a file's hash; writing a file whole or not at all."""
 
-import glob
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ldm.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 MAX_NAME = 255  # bytes of a file's name, on nearly all systems
+DAY = 86400.0  # seconds
 PACKAGE = Path(__file__).resolve().parent
 # Where configs/, checkpoints/ and data/ lie: in the package where a wheel was installed, else
 # beside it, in the clone.
@@ -84,29 +90,59 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Whoever opens `path` finds the old content or the new one, never a part. Raises OSError.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_aside_prefix(path), suffix=path.suffix)
-    os.close(handle)
-    aside = Path(name)
-    try:
+    with unfinished(path) as aside:
         yield aside
         aside.chmod(_usual_mode())  # temporary files are the owner's alone
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _flush_folder(path.parent)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, which is removed at the end if it is still there, and is known to
+    `remove_left_asides` where this process is killed before. Raises OSError."""
+    handle, aside = _new_aside(path)
+    try:
+        yield aside
     finally:
         aside.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def left_asides(path: Path) -> list[Path]:
-    """What writers of this file that were killed on the way have left beside it."""
-    pattern = f"{glob.escape(_aside_prefix(path))}*{glob.escape(path.suffix)}"
-    return sorted(path.parent.glob(pattern))
+def _new_aside(path: Path) -> tuple[int | None, Path]:
+    """(what holds its lock, a new file beside `path`). The system lets go of the lock however this
+    process ends, and by that others know what is left of it."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_aside_prefix(path), suffix=path.suffix)
+        is_locked = _lock(handle)
+        if is_locked and os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
+        if is_locked is None:
+            return None, Path(name)
+        # Else somebody has taken it for a leftover in the moment before it was locked.
 
 
-def remove_left_asides(paths: Iterable[Path], before: float) -> None:
-    """Remove what `left_asides` finds for many files, as far as it was last written before a time
-    (`time.time`). Reads each folder once."""
+def _lock(handle: int) -> bool | None:
+    """Lock a file that is open; whether it could be, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # not every file system on a network has them
+        return None
+    return True
+
+
+def remove_left_asides(paths: Iterable[Path]) -> None:
+    """Remove what writers of these files that were killed on the way have left beside them; what is
+    being written, be it on another machine, stays. Without locks nobody knows, and what was written
+    to within a day stays. Reads each folder once."""
     known: dict[Path, set[tuple[str, str]]] = {}
     for path in paths:
         known.setdefault(path.parent, set()).add((_aside_prefix(path), path.suffix))
@@ -117,15 +153,35 @@ def remove_left_asides(paths: Iterable[Path], before: float) -> None:
             hidden = [Path(entry.path) for entry in entries if entry.name.startswith(".")]
         for file in hidden:
             # what `mkstemp` puts between the two has no dot
-            if (file.stem.rpartition(".")[0] + ".", file.suffix) in asides and _written_before(file, before):
-                file.unlink(missing_ok=True)
+            if (file.stem.rpartition(".")[0] + ".", file.suffix) in asides:
+                _remove_left(file)
 
 
-def _written_before(file: Path, time: float) -> bool:
+def _remove_left(aside: Path) -> None:
     try:
-        return file.stat().st_mtime < time
-    except OSError:  # it has just taken its place
-        return False
+        with aside.open("rb+") as file:
+            is_left = _lock(file.fileno())
+            if is_left:  # removed while it is locked: its writer may just be about to
+                aside.unlink(missing_ok=True)
+        if is_left is None and aside.stat().st_mtime < time.time() - DAY:
+            aside.unlink(missing_ok=True)
+    except OSError:  # it has just taken its place, or is not ours
+        return
+
+
+def count_written(paths: Iterable[Path], since: float) -> int:
+    """How many of these files have been written since a time (`time.time`). Reads each folder
+    once."""
+    known: dict[Path, set[str]] = {}
+    for path in paths:
+        known.setdefault(path.parent, set()).add(path.name)
+    count = 0
+    for folder, names in known.items():
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                there = [entry for entry in entries if entry.name in names]
+            count += sum(entry.stat().st_mtime >= since for entry in there)
+    return count
 
 
 def _aside_prefix(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from ldm.commands import COMMANDS
-from ldm.early import STOPPED, as_usual
+from ldm.early import STOPPED, TERMINATED, as_usual, was_terminated
 from ldm.errors import UserError, did_you_mean
 from ldm.files import PACKAGE
 from ldm.streams import Lasting, lasting_streams
@@ -96,7 +96,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:
     """Run a program's `main` and exit: its own code or 0; 1 where what it printed went nowhere; 2
-    with one line for what a user can mend; 130 on Ctrl-C.
+    with one line for what a user can mend; 130 on Ctrl-C, 143 on SIGTERM.
 
     leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded.
     For programs that start no processes.
@@ -105,6 +105,7 @@ def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn
     with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)):
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         code = _code_of(main)
+        code = TERMINATED if code == STOPPED and was_terminated() else code
         code = max(code, _flushed(output)) if code < 2 else code
         if output is not None and output.error and not isinstance(output.error, BrokenPipeError):
             print(f"error: standard output: {_one_line(str(output.error))}", file=sys.stderr)

@@ -1,6 +1,8 @@
 """ldm.media.places: files of this machine and of others, by path and by url."""
 
 import os
+import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from pipeline_builders import picture, pixels
 from ldm.errors import UserError
 from ldm.files import remove_left_asides, written_whole
 from ldm.media.images import load_image, read_metadata, save_image
-from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes
+from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes, written_at
 from ldm.pipeline.batches import BatchOptions, RowPainter
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, read_picture
@@ -128,19 +130,75 @@ def test_a_url_goes_wherever_a_picture_goes(bucket: str, tmp_path: Path) -> None
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     result = tmp_path / "a__s.png"
-    left = []
     with pytest.raises(KeyboardInterrupt), written_whole(result) as aside:
-        left.append(aside)
         raise KeyboardInterrupt
     others = [tmp_path / name for name in (".a__t.abcdefgh.png", ".a__s.png", ".a__s.abcdefgh.jpg", "a.png")]
-    for path in (*left, *others):
+    for path in (aside, *others):
         path.write_bytes(b"")
-    now = time.time()
-    remove_left_asides([result], before=now - 60)  # still being written, for all we know
-    assert left[0].exists()
-    os.utime(left[0], (now - 120, now - 120))
-    remove_left_asides([result, tmp_path / "gone/b.png"], before=now - 60)
-    assert not left[0].exists() and all(path.exists() for path in others)
+    remove_left_asides([result, tmp_path / "gone/b.png"])
+    assert not aside.exists() and all(path.exists() for path in others)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks of POSIX systems")
+def test_what_is_being_written_is_no_leftover_until_its_writer_is_killed(tmp_path: Path) -> None:
+    result, (reached, tell) = tmp_path / "a.png", os.pipe()
+    writer = os.fork()
+    if not writer:
+        with written_whole(result):
+            os.write(tell, b"!")
+            signal.pause()
+    os.read(reached, 1)
+    remove_left_asides([result])
+    assert len(list(tmp_path.iterdir())) == 1
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    remove_left_asides([result])
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_a_leftover_is_what_nobody_has_written_to_for_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.files.fcntl", None)
+    result = tmp_path / "a.png"
+    with written_whole(result) as aside:
+        remove_left_asides([result])
+        assert aside.exists()
+        os.utime(aside, (time.time() - 90_000,) * 2)
+        remove_left_asides([result])
+        assert not aside.exists()
+        aside.write_bytes(b"whole")
+    assert result.read_bytes() == b"whole"
+
+
+def test_what_killed_writers_left_of_files_elsewhere_goes_with_the_next_of_this_machine(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    left = tmp_path / "temporary/.artfusion.abcdefgh.tar"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    with written_at(place_of(f"{bucket}/packs/a.tar")) as aside:
+        assert list(left.parent.iterdir()) == [aside] != [left]
+        aside.write_bytes(b"whole")
+    assert read_bytes(place_of(f"{bucket}/packs/a.tar")) == b"whole" and not list(left.parent.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks of POSIX systems")
+def test_a_writer_whose_file_is_taken_for_a_leftover_at_once_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, mkstemp = tmp_path / "a.png", tempfile.mkstemp
+
+    def overtaken(**options: object) -> tuple[int, str]:
+        monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+        made = mkstemp(**options)
+        remove_left_asides([result])
+        return made
+
+    monkeypatch.setattr(tempfile, "mkstemp", overtaken)
+    write_bytes(result, b"whole")
+    assert result.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [result]
 
 
 def test_a_picture_file_loads_by_its_bytes_as_by_its_path(bucket: str, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import pickle
+import pkgutil
+import re
 import tarfile
 import weakref
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from PIL import Image
 from pipeline_builders import picture, pixels
 
 from ldm.errors import UserError
+from ldm.files import remove_left_asides
 from ldm.media.images import load_image, read_metadata, save_image
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.chosen import ModelChoice
@@ -29,6 +33,7 @@ from ldm.pipeline.portions import (
     Worker,
     in_this_process,
     portions_of,
+    results_of,
     share,
 )
 from ldm.pipeline.provenance import METADATA_KEY
@@ -148,6 +153,39 @@ def test_one_unusable_picture_does_not_stop_its_batch(tasks: list[Task]) -> None
     assert paint.calls == [[40, 41, 42], [40], [41], [42], [43, 44]]
     assert failures(told) == ["out/1__s.png: not enough memory"]
     assert_written(tasks, but=[1])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("a bug"), OSError("no space")], ids=repr)
+@pytest.mark.parametrize("pack", [None, (Path("packs"), "tar", 3)], ids=["files", "packs"])
+@pytest.mark.parametrize("where", ["ldm.pipeline.portions.Worker._painted", "ldm.pipeline.portions._ended"])
+def test_an_error_nobody_has_thought_of_fails_its_portion_and_the_rest_is_painted(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch, error: Exception, pack: Any, where: str
+) -> None:
+    work, calls = pkgutil.resolve_name(where), iter(range(99))
+
+    def at_first(*given: Any) -> Any:
+        if not next(calls):
+            raise error
+        return work(*given)
+
+    monkeypatch.setattr(where, at_first)
+    told = run(tasks, worker(Inverter()), pack=pack)
+    assert [one.status for one in told] == ["failed"] * 3 + ["painted"] * 2
+    unforeseen = "" if isinstance(error, OSError) else f"unforeseen {type(error).__name__}"
+    assert all(str(one.problem).startswith(unforeseen or "no space") for one in told[:3])
+    assert {one.status for one in run(tasks, worker(Inverter()), pack=pack)} <= {"painted", "there"}
+
+
+def test_a_bug_that_one_picture_meets_is_that_ones_failure(tasks: list[Task]) -> None:
+    def paint(contents: list[Image.Image], styles: list[Any], **options: Any) -> list[Image.Image]:
+        return [Inverter()([content], styles)[0] for content in contents if 1 / (content.width - 41)]
+
+    told = run(tasks, worker(paint))
+    assert [one.status for one in told] == ["painted", "failed", "painted", "painted", "painted"]
+    (line,) = failures(told)
+    assert re.fullmatch(
+        r"out/1__s.png: unforeseen ZeroDivisionError: .* \(test_portions.py, line \d+\)", line
+    )
 
 
 def test_a_batch_that_is_too_large_is_painted_one_by_one(tasks: list[Task]) -> None:
@@ -410,6 +448,32 @@ def test_a_pack_without_its_index_or_an_index_without_its_pack_is_painted_again(
     told = packed(tasks)
     assert [one.status for one in told] == ["painted"] * 3 + ["there"] * 2
     assert Path("packs/part-00000.tar").read_bytes() == whole
+
+
+@pytest.mark.parametrize("size", [0, 700])
+def test_a_pack_that_has_been_cut_short_since_is_painted_again(tasks: list[Task], size: int) -> None:
+    packed(tasks)
+    first = Path("packs/part-00000.tar")
+    whole = first.read_bytes()
+    os.truncate(first, size)
+    assert [one.status for one in packed(tasks)] == ["painted"] * 3 + ["there"] * 2
+    assert first.read_bytes() == whole and {one.status for one in packed(tasks)} == {"there"}
+
+
+def test_the_same_job_begun_twice_at_once_ends_well_twice(tasks: list[Task]) -> None:
+    pack = {"pack": (Path("packs"), "tar", 3)}
+    paint, second = Inverter(), list[Outcome]()
+
+    def begun_again(*given: Any, **options: Any) -> list[Image.Image]:
+        if not second:
+            remove_left_asides(results_of(portions_of([Work(PALETTE, tasks)], 2, **pack)))
+            second.extend(packed(tasks, paint=Inverter()))
+        return paint(*given, **options)
+
+    first = packed(tasks, paint=begun_again)
+    assert [one.status for one in second] == ["painted"] * 5
+    assert [one.status for one in first] == ["painted"] * 3 + ["there"] * 2
+    assert len(list(Path("packs").iterdir())) == 4 and {one.status for one in packed(tasks)} == {"there"}
 
 
 def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) -> None:

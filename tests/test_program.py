@@ -11,14 +11,14 @@ from pipeline_builders import ROOT, picture
 
 from ldm.commands import COMMANDS
 
-# Ctrl-C at the moment when a module is about to be imported, and then what starts a program.
+# Ctrl-C, or SIGTERM, at the moment when a module is about to be imported, and then what starts a program.
 INTERRUPTED = """
 import os, runpy, signal, sys
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{number})
 
 sys.meta_path.insert(0, Interrupt())
 sys.argv = {arguments!r}
@@ -52,9 +52,18 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is a signal on POSIX systems")
 @pytest.mark.parametrize("start", ["package", "scripts/stylize.py", "scripts/digits.py"])
-@pytest.mark.parametrize("module", ["ldm.cli.main", "ldm.errors", "ldm.cli.stylize", "numpy", "PIL"])
+@pytest.mark.parametrize(
+    "module, number, exit_code",
+    [
+        *(
+            (name, "SIGINT", 130)
+            for name in ("ldm.cli.main", "ldm.errors", "ldm.cli.stylize", "numpy", "PIL")
+        ),
+        ("numpy", "SIGTERM", 143),
+    ],
+)
 def test_ctrl_c_while_a_program_is_imported_ends_it_in_one_word(
-    folder: Path, start: str, module: str
+    folder: Path, start: str, module: str, number: str, exit_code: int
 ) -> None:
     if "digits" in start and module.startswith("ldm.cli"):
         return  # has no part in it
@@ -64,10 +73,13 @@ def test_ctrl_c_while_a_program_is_imported_ends_it_in_one_word(
         else f"runpy.run_path({str(ROOT / start)!r}, run_name='__main__')"
     )
     code = INTERRUPTED.format(
-        module=module, arguments=["artfusion", "photo.png", "painting.png", "r.png", *PALETTE], start=run
+        module=module,
+        number=number,
+        arguments=["artfusion", "photo.png", "painting.png", "r.png", *PALETTE],
+        start=run,
     )
     done = started(sys.executable, "-c", code, folder=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (exit_code, "", "stopped\n")
 
 
 @pytest.mark.parametrize("script", sorted({c.script for c in COMMANDS.values() if c.script}))
@@ -83,6 +95,7 @@ def test_a_script_imports_nothing_before_it_is_ready_for_ctrl_c(script: str) -> 
 def test_ctrl_c_that_is_to_be_ignored_is_ignored(folder: Path) -> None:
     code = INTERRUPTED.format(
         module="ldm.errors",
+        number="SIGINT",
         arguments=["artfusion", "--version"],
         start="signal.signal(signal.SIGINT, signal.SIG_IGN); runpy.run_module('ldm', run_name='__main__')",
     )

@@ -1,8 +1,10 @@
 """The options that spread `artfusion stylize` over processes and machines."""
 
 import json
+import signal
+import socket
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -10,7 +12,10 @@ import pytest
 from pipeline_builders import picture, run_program
 
 from ldm.cli.stylize import main
+from ldm.early import handlers_kept, stop_at_once
 from ldm.errors import UserError
+from ldm.pipeline import ray_engine
+from ldm.pipeline.portions import AnyPortion, Done, Worker
 from ldm.pipeline.ray_engine import RayEngine
 
 LOOK = ["--look", "palette", "--size", "32"]  # which needs no model
@@ -32,6 +37,19 @@ def stylize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., in
         return run_program(main, [*LOOK, *inputs, *options], monkeypatch)
 
     return call
+
+
+@pytest.fixture
+def ray_paints(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    """Has portions painted in this process, by a generator in place of Ray's workers."""
+
+    def paint(work: Callable[[Sequence[AnyPortion], Worker], Iterator[Done]]) -> None:
+        pytest.importorskip("ray")
+        monkeypatch.setattr(ray_engine, "WAYS", {})  # which would stay in the environment
+        monkeypatch.setattr(RayEngine, "_begin", lambda self: None)
+        monkeypatch.setattr(RayEngine, "_painted", lambda self, portions, make: work(portions, make()))
+
+    return paint
 
 
 def written() -> list[str]:
@@ -273,3 +291,132 @@ def test_as_many_workers_as_the_cluster_has_places_for(
 def test_more_workers_than_fit_are_refused(engine: RayEngine) -> None:
     with pytest.raises(UserError, match="workers do not fit into a cluster"):
         engine.sizes({"CPU": 8.0, "GPU": 2.0})
+
+
+# What Ray says and does
+
+
+@pytest.mark.parametrize(
+    "address, problem",
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nonsense", "Invalid address format: nonsense"),
+        ("127.0.0.1:", "--ray-address 127.0.0.1:: no cluster is reached there"),
+        ("ray://127.0.0.1:10001", "on a machine of the cluster, with auto"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line_at_once(
+    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch, address: str, problem: str
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray_engine, "WAYS", {})
+    monkeypatch.setattr(ray, "init", lambda *args, **options: pytest.fail("Ray was asked"))
+    assert stylize("--engine", "ray", "--ray-address", address, "--quiet") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --ray-address {address}") and problem in line
+
+
+def test_a_host_that_does_not_answer_is_given_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+
+    def silent(address: tuple[str, int], timeout: float) -> None:
+        assert address == ("10.0.0.1", 6379) and 1 < timeout < 10
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    with pytest.raises(UserError, match=r"10.0.0.1:6379: no cluster is reached there \(timed out\)"):
+        ray_engine.check_answers("10.0.0.1:6379")
+
+
+def test_what_answers_and_is_no_cluster_of_ours_is_told(
+    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray_engine, "WAYS", {})
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert stylize("--engine", "ray", "--ray-address", address, "--quiet") == 2
+    assert "RAY_AUTH_MODE=token (Failed to connect)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--json", "--quiet"]], ids=" ".join)
+def test_standard_output_is_our_own_whatever_is_printed_under_ray(
+    stylize: Callable, capsys, caplog, ray_paints: Callable, options: list[str]
+) -> None:
+    def paint(portions: Sequence[AnyPortion], worker: Worker) -> Iterator[Done]:
+        for portion in portions:
+            print("\x1b[33m(raylet)\x1b[0m A worker died. " + "And so on. " * 99)
+            yield worker(portion)
+
+    ray_paints(paint)
+    caplog.set_level("INFO")
+    assert stylize("--engine", "ray", "--batch-size", "3", *options) == 1
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["status"] for one in told].count("painted") == 5
+    said = [line for line in caplog.messages if line.startswith("(raylet) A worker died. And so on.")]
+    assert len(said) == (0 if "--quiet" in options else 2) and all(len(line) <= 100 for line in said)
+
+
+def test_what_ray_cannot_go_on_from_is_one_line(stylize: Callable, capsys, ray_paints: Callable) -> None:
+    def paint(portions: Sequence[AnyPortion], worker: Worker) -> Iterator[Done]:
+        from ray.exceptions import RayError
+
+        yield worker(portions[0])
+        raise RayError("Pages\nof stack\n\nIt is gone")
+
+    ray_paints(paint)
+    assert stylize("--engine", "ray", "--quiet") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: Ray cannot go on: It is gone"
+
+
+def test_of_a_stopped_job_what_was_not_told_yet_is_counted(
+    stylize: Callable, capsys, ray_paints: Callable
+) -> None:
+    def paint(portions: Sequence[AnyPortion], worker: Worker) -> Iterator[Done]:
+        yield worker(portions[0])
+        worker(portions[1])
+        raise KeyboardInterrupt
+
+    assert stylize("--size", "40", "--content", "photos/4.png", content="photos/5.png") == 0  # another job's
+    ray_paints(paint)
+    assert stylize("--engine", "ray", "--batch-size", "2") == 130
+    assert "stopped: 3 of 6 painted; the same command does the rest" in capsys.readouterr().err
+
+
+def test_what_killed_workers_left_is_gone_when_the_job_is(stylize: Callable, ray_paints: Callable) -> None:
+    def paint(portions: Sequence[AnyPortion], worker: Worker) -> Iterator[Done]:
+        Path("out").mkdir()
+        Path("out/.part-00001.abcdefgh.tar").write_bytes(b"half")
+        yield from map(worker, portions)
+
+    ray_paints(paint)
+    assert stylize("--engine", "ray", "--pack", "tar", "--pack-size", "3", "--max-failed", "1") == 0
+    assert written() == [f"part-0000{i}.{end}" for i in range(2) for end in ("json", "tar")]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_job_that_is_stopped_says_what_is_painted_and_leaves_nothing_half(
+    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    write = Path.write_bytes
+
+    def stopped(self: Path, content: bytes) -> int:
+        if self.name.startswith(".2"):
+            write(self, content[:100])
+            signal.raise_signal(number)
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", stopped)
+    monkeypatch.setattr("ldm.early._received", set())
+    with handlers_kept(signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_at_once()
+        assert stylize("--batch-size", "1") == code
+    assert written() == ["0__s.png", "1__s.png"]
+    assert "stopped: 2 of 6 painted; the same command does the rest" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Training by the clock, and the program that trains the bundled model in all its phases."""
 
+import signal
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,6 +252,32 @@ def test_a_stopped_training_goes_on_where_it_was(program: Any, capsys: pytest.Ca
     sitting.stop_in = None
     assert train_bundled() == 0
     assert sitting.runs[2:] == ["decoder again", "cache", "diffusion", "cross", "large", "checkpoint convert"]
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_stop_reaches_the_run_that_is_trained_once(
+    monkeypatch: pytest.MonkeyPatch, terminated: bool
+) -> None:
+    module, told = script("train_bundled"), list[str]()
+
+    class Run(nullcontext):
+        """Waits until it is stopped; Ctrl-C reaches it from the terminal, as it does its parent."""
+
+        def wait(self) -> int:
+            if not told:
+                told.append("waited for")
+                raise KeyboardInterrupt
+            return 0
+
+        def terminate(self) -> None:
+            told.append("told")
+
+    run = Run()
+    run.enter_result = run
+    monkeypatch.setattr("subprocess.Popen", lambda command, env: run)
+    monkeypatch.setattr("ldm.early._received", {signal.SIGTERM} if terminated else set())
+    module.call(["train"])
+    assert told == ["waited for", *["told"] * terminated]
 
 
 @pytest.mark.parametrize(

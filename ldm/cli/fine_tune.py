@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from ldm.data.splits import find_pictures
+from ldm.early import STOPPED
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder
 from ldm.media.images import load_image, save_image
@@ -127,7 +128,7 @@ def fine_tune(args: argparse.Namespace) -> int:
         return 0
     if not finished.exists():
         log.warning("stopped; the same command goes on from there")
-        return 130
+        return STOPPED
     if local_rank() in (None, 0):
         write_result(args)
     return 0

@@ -10,8 +10,9 @@ from ldm.checks import FACES
 from ldm.cli.options import masks_of, model_of
 from ldm.cli.reports import Report, Tally, spoken
 from ldm.cli.spreading import engine_of, is_job, may_fail
+from ldm.early import STOPPED
 from ldm.errors import UserError
-from ldm.files import file_hash, remove_left_asides
+from ldm.files import count_written, file_hash, remove_left_asides
 from ldm.media.images import exif_of, save_image, short_side_at, upright_size
 from ldm.media.places import Place
 from ldm.pipeline.batch_options import BatchOptions
@@ -92,7 +93,7 @@ class Painting:
         if "stopped" in about:
             report.result(outcome_of(task, "stopped", seconds))
             report.warn(f"stopped: {task.output} is as far as it came")
-            return 130
+            return STOPPED
         report.result(outcome_of(task, "painted", seconds))
         report.say(str(task.output))
         return 0
@@ -102,10 +103,18 @@ class Painting:
         args = self.args
         counts = [len(portion.tasks) for portion in portions if isinstance(portion, Portion)]
         planned = sum(counts) if len(counts) == len(portions) else None
-        remove_left_asides(results_of(portions), before=time.time())
+        began = time.time()
+        remove_left_asides(results_of(portions))
         make = partial(Worker, self.options, args.overwrite, is_job(args))
         tally = Tally(self.report, planned, may_fail(args), stops=args.max_failed is not None)
-        return tally.follow(engine_of(args)(portions, make), tells_rates=args.engine == "ray")
+        try:
+            return tally.follow(
+                engine_of(args)(portions, make),
+                tells_rates=args.engine == "ray",
+                written=lambda: 0 if args.pack else count_written(results_of(portions), since=began),
+            )
+        finally:
+            remove_left_asides(results_of(portions))  # of workers that were killed
 
     def foretell(self, works: Sequence[Portion]) -> int:
         """What would be painted, about how long that would take, by painting small pictures, and how

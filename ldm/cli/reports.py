@@ -5,34 +5,37 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ldm.early import STOPPED
 from ldm.errors import UserError
 from ldm.media.places import Place
-from ldm.pipeline.portions import Done, Outcome
+from ldm.pipeline.portions import Done, Outcome, Run
 
 STREAM = "-"  # in place of a file: standard input or output
 
 
 class Report:
-    """Tells how a run goes: in words, or as a line of JSON for each result.
+    """Tells how a run goes: in words, or as a line of JSON for each result, on the standard output
+    of when it is made, whatever others make of that.
 
     names: what files are called in place of their paths.
     """
 
     def __init__(self, as_json: bool, quiet: bool, names: Mapping[str, str]):
         self.as_json, self.quiet, self.names = as_json, quiet, names
+        self._output = sys.stdout
 
     def say(self, line: str) -> None:
         """A line for people; none where scripts listen or nobody does."""
         if not (self.as_json or self.quiet):
-            _print(_printable(self.named(line)), sys.stdout)
+            _print(_printable(self.named(line)), self._output)
 
     def warn(self, line: str) -> None:
         """What went wrong, on standard error."""
@@ -57,7 +60,7 @@ class Report:
                 "seconds": round(outcome.seconds, 2),
             }
             error = {"error": self.named(outcome.problem)} if outcome.problem else {}
-            _print(json.dumps(said | error), sys.stdout)
+            _print(json.dumps(said | error), self._output)
 
     def named(self, line: str) -> str:
         """The line, with files called as they are to be."""
@@ -77,24 +80,23 @@ class Tally:
         self.failures = dict[str, None]()
         self.memory = 0
 
-    def follow(self, told: Iterator[Done], tells_rates: bool) -> int:
-        """Follow a run to its end: its exit code. tells_rates: at the end, pictures per second and
-        memory, too."""
+    def follow(self, run: Run, tells_rates: bool, written: Callable[[], int]) -> int:
+        """Follow a run to its end, or end it: its exit code. tells_rates: at the end, pictures per
+        second and memory, too. written: how many files it has written; of a run that is stopped,
+        the last ones are not told."""
         began = time.monotonic()
         unseen = self.report.quiet or self.planned == 0  # an empty share, say
         with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=unseen) as bar:
             try:
-                for done in told:
-                    self._add(done, bar)
-                    if self.stops and self.planned and self._has_failed(self.planned):
-                        break
+                with closing(run):
+                    for done in run:
+                        self._add(done, bar)
+                        if self.stops and self.planned and self._has_failed(self.planned):
+                            break
             except KeyboardInterrupt:
                 bar.close()
-                left = "" if self.planned is None else f" of {self.planned - self.counts['there']}"
-                self.report.warn(
-                    f"stopped: {self.counts['painted']}{left} painted; the same command does the rest"
-                )
-                return 130
+                self._stopped(written())
+                return STOPPED
             bar.leave = self.counts["painted"] + self.counts["failed"] > 0
         seconds = time.monotonic() - began
         rates = f"; {self._rate(seconds)}" if tells_rates and self.counts["painted"] else ""
@@ -119,6 +121,11 @@ class Tally:
             elif bar.total is not None:
                 bar.total -= 1  # nothing to wait for
         bar.refresh()
+
+    def _stopped(self, written: int) -> None:
+        painted = max(self.counts["painted"], written)
+        left = "" if self.planned is None else f" of {self.planned - self.counts['there']}"
+        self.report.warn(f"stopped: {painted}{left} painted; the same command does the rest")
 
     def _has_failed(self, of: int) -> bool:
         return self.counts["failed"] > self.may_fail * of

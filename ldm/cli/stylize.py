@@ -64,7 +64,7 @@ shards:
     artfusion stylize --content 's3://bucket/photos-{000..099}.tar' --style klimt.jpg --output s3://bucket/painted --pack tar
 
 Exit codes: 0, all done; 1, some pictures failed, see the list at the end, or what was printed went
-nowhere; 2, nothing was done, see the message; 130, stopped.
+nowhere; 2, nothing was done, see the message; 130, stopped by Ctrl-C; 143, by SIGTERM.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.data.splits import find_pictures
+from ldm.early import STOPPED, TERMINATED, was_terminated
 from ldm.errors import UserError
 from ldm.files import ROOT, check_folder, written_whole
 from ldm.pipeline.bundled import resolve_checkpoint
@@ -130,7 +131,7 @@ def main() -> int:
             compute_latents(args)
         if not train(name, args):
             print(f"stopped in the phase {name!r}; the same command goes on from there", file=sys.stderr)
-            return 130
+            return STOPPED
     if phases[-1] not in ("first", "decoder"):
         result = args.output / "model.safetensors"
         call(
@@ -261,9 +262,11 @@ def call(command: list[str], processes: int = 1) -> None:
     ) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal has told it, too: it writes its checkpoint first
+        except KeyboardInterrupt:  # it writes its checkpoint first
+            if was_terminated():  # a terminal would have told it, too
+                process.terminate()
             code = process.wait()
-    if code not in (0, 130):
+    if code not in (0, STOPPED, TERMINATED):
         raise UserError(
             f"artfusion {command[0]} ended with exit code {code}, see above; mend that and give the same command again"
         )

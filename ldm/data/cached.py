@@ -22,7 +22,7 @@ from ldm.checkpoint import fingerprint
 from ldm.data.splits import check_split, of_split
 from ldm.data.wikiart import HybridDraws
 from ldm.errors import ConfigError, UserError
-from ldm.files import left_asides, written_whole
+from ldm.files import remove_left_asides, written_whole
 
 KINDS = ("paintings", "photos")
 _FORMAT = 2
@@ -101,8 +101,7 @@ class LatentCache:
             with written_whole(path) as aside:
                 np.save(aside, array.astype(np.float16))
         _write_json(paths[-1], {"pictures": pictures, "unreadable": unreadable})
-        for leftover in [leftover for path in paths for leftover in left_asides(path)]:
-            leftover.unlink(missing_ok=True)
+        remove_left_asides(paths)
 
     def read(self, kind: str, shard: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """(latents, style statistics, both memory-mapped; what the shard's own file says)."""

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from ldm.errors import UserError
-from ldm.files import written_whole
+from ldm.files import remove_left_asides, unfinished, written_whole
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -128,8 +128,9 @@ def written_at(place: Place) -> Iterator[Path]:
         with written_whole(place) as aside:
             yield aside
         return
-    with tempfile.TemporaryDirectory(prefix="artfusion-") as folder:
-        aside = Path(folder, f"file{place.suffix}")
+    beside = Path(tempfile.gettempdir(), f"artfusion{place.suffix}")
+    remove_left_asides([beside])  # of processes that were killed on this machine
+    with unfinished(beside) as aside:
         yield aside
         with _told(place):
             place.fs.makedirs(place.parent.path, exist_ok=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm import __version__
-from ldm.errors import UserError
+from ldm.errors import UserError, in_one_line
 from ldm.files import bytes_hash
 from ldm.media.arrays import TAKEN, image_of
 from ldm.media.images import NamedBytes, at_most, encoded, exif_of, load_image
@@ -219,8 +219,8 @@ class RowPainter:
             about = self.description(settings)
             metadata = [metadata_saying({**one.said, **about}) for one in batch]
             files = list(self._pool.map(_encoded, batch, pictures, metadata))
-        except (UserError, OSError) as error:
-            return str(error)
+        except Exception as error:  # whatever it is, it need not be the others'
+            return in_one_line(error)
         seconds = (time.monotonic() - began) / len(batch)
         return [Painted(file, said[METADATA_KEY], None, seconds) for file, said in zip(files, metadata)]
 

@@ -7,13 +7,13 @@ processes and machines at will.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ldm.errors import UserError
+from ldm.errors import UserError, in_one_line
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
 from ldm.media.places import Place, found_by, is_there, place_of, read_bytes, write_bytes
@@ -130,7 +130,8 @@ class Done:
     memory: int
 
 
-Engine = Callable[[Sequence[AnyPortion], Callable[[], "Worker"]], Iterator[Done]]
+Run = Generator[Done, None, None]  # closed, it ends at once
+Engine = Callable[[Sequence[AnyPortion], Callable[[], "Worker"]], Run]
 
 
 class Worker:
@@ -146,13 +147,20 @@ class Worker:
         self.overwrite, self.whole = overwrite, whole
 
     def __call__(self, portion: AnyPortion) -> Done:
-        """Everything of a portion that is not done yet."""
-        outcomes = self._filed(portion) if portion.pack is None else self._packed(portion, portion.pack)
+        """Everything of a portion that is not done yet. Raises UserError without a model, which is
+        not the portion's fault; whatever else happens is told of its pictures."""
+        about = self.painter.description(portion.settings)
+        try:
+            if portion.pack is None:
+                outcomes = self._filed(portion, about)
+            else:
+                outcomes = self._packed(portion, portion.pack, about)
+        except Exception as error:
+            outcomes = _lost(portion, in_one_line(error))
         return Done(outcomes, main_memory())
 
-    def _filed(self, portion: Portion) -> list[Outcome]:
+    def _filed(self, portion: Portion, about: dict[str, Any]) -> list[Outcome]:
         """Each result into a file of its own."""
-        about = self.painter.description(portion.settings)
         there = {task.output for task in portion.tasks if not self.overwrite and is_finished(task, about)}
         if len(there) == len(portion.tasks):
             return [outcome_of(task, "there") for task in portion.tasks]
@@ -187,24 +195,18 @@ class Worker:
             elif wanted:
                 yield task, next(painted)
 
-    def _packed(self, portion: AnyPortion, pack: Place) -> list[Outcome]:
+    def _packed(self, portion: AnyPortion, pack: Place, painted_with: dict[str, Any]) -> list[Outcome]:
         """All results into one file; the index beside it, written last, says that it is whole and
         what is in it."""
-        index, painted_with = pack.with_suffix(".json"), self.painter.description(portion.settings)
-        try:
-            about = {"with": painted_with, "from": portion.made_of()}
-            known = None if self.overwrite or not is_there(pack) else _read_index(index)
-            if known is not None and known["made"] == json.loads(json.dumps(about)):
-                return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
-            outcomes = self._into(pack, portion)
-            rows = [_row(one) for one in outcomes]
-            write_bytes(index, json.dumps({"made": about, "rows": rows}, sort_keys=True).encode())
-            return outcomes
-        except (UserError, OSError) as error:
-            lost = Outcome(str(pack), "", str(pack), "failed", 0.0, str(error), is_unread=True)
-            if isinstance(portion, ShardPortion):
-                return [lost]  # nobody knows how many there are
-            return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
+        index, about = pack.with_suffix(".json"), {"with": painted_with, "from": portion.made_of()}
+        known = None if self.overwrite or not is_there(pack) else _read_index(index)
+        if known is not None and _is_of(known, about, pack):
+            return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
+        outcomes = self._into(pack, portion)
+        rows = [_row(one) for one in outcomes]
+        told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
+        write_bytes(index, json.dumps(told, sort_keys=True).encode())
+        return outcomes
 
     def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
         outcomes = []
@@ -248,6 +250,16 @@ def _ended(task: Task, painted: Painted) -> Outcome:
     return replace(told, is_unread=painted.is_unread)
 
 
+def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
+    """What is told of a portion of which nothing came."""
+    if isinstance(portion, Portion) and portion.pack is None:
+        return [outcome_of(task, "failed", problem=problem) for task in portion.tasks]
+    lost = Outcome(str(portion.pack), "", str(portion.pack), "failed", 0.0, problem, is_unread=True)
+    if isinstance(portion, ShardPortion):
+        return [lost]  # nobody knows how many there are
+    return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
+
+
 def _row(outcome: Outcome) -> dict[str, Any]:
     """Of an index: what is the same whenever it is painted."""
     row = {"content": outcome.content, "style": outcome.style, "output": outcome.output}
@@ -262,7 +274,13 @@ def _read_index(index: Place) -> dict[str, Any] | None:
         known = json.loads(read_bytes(index))
     except ValueError:  # as UserErrors are
         return None
-    return known if isinstance(known, dict) and {"made", "rows"} <= known.keys() else None
+    return known if isinstance(known, dict) and {"made", "rows", "bytes"} <= known.keys() else None
+
+
+def _is_of(index: dict[str, Any], about: dict[str, Any], pack: Place) -> bool:
+    """Whether an index is that of a pack made like this, which has come to no harm since."""
+    is_whole = index["bytes"] == _size(pack, elsewhere=True)
+    return is_whole and bool(index["made"] == json.loads(json.dumps(about)))
 
 
 def _read(place: Place) -> bytes | UserError:
@@ -351,7 +369,7 @@ def share(portions: Sequence[AnyPortion], number: int, of: int) -> list[AnyPorti
     ]
 
 
-def in_this_process(portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
+def in_this_process(portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Run:
     """The engine that there is everywhere."""
     if portions:
         yield from map(make(), portions)

@@ -4,16 +4,33 @@ Ray starts the workers, gives each a portion at a time, and does a portion again
 died; what was written by then is found to be there.
 """
 
+import io
 import logging
 import os
 import pickle
+import re
+import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
-from ldm.errors import UserError
-from ldm.pipeline.portions import AnyPortion, Done, Worker
+from ldm.early import handlers_kept
+from ldm.errors import UserError, in_one_line, in_short
+from ldm.pipeline.portions import AnyPortion, Done, Run, Worker
+
+log = logging.getLogger(__name__)
+
+NO_START = "Ray does not start on this machine"
+NOT_TAKEN = "what answers there takes no job; a cluster that asks for a token wants RAY_AUTH_MODE=token"
+PATIENCE = 5.0  # seconds in which a cluster answers
+# Where nobody has said otherwise: nothing is told to anybody, and what Ray's own log files have is
+# not also written to standard error, past Python.
+WAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def check_ray() -> None:
@@ -32,51 +49,72 @@ class RayEngine:
     workers: int | None = None
     gpus_per_worker: float | None = None
 
-    def __call__(self, portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
-        """What the workers tell, in the order in which they are done. make: can be pickled. Raises
-        UserError where there is no such cluster, or nothing of it is left."""
+    def __call__(self, portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Run:
+        """What the workers tell, in the order in which they are done; meanwhile, what is printed goes
+        into the log. make: can be pickled. Raises UserError where there is no such cluster, or
+        nothing of it is left."""
         if not portions:
             return
         check_ray()
-        # Nothing is told to anybody; and it would say so at every start.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in WAYS.items():
+            os.environ.setdefault(name, value)
         import ray
 
+        with redirect_stdout(_ToLog()):
+            try:
+                self._begin()
+                yield from self._painted(portions, make)
+            except ray.exceptions.RayError as error:
+                last = str(error).strip().rpartition("\n")[2]  # of pages: what it comes from
+                raise UserError(f"Ray cannot go on: {last}") from error
+            finally:
+                with redirect_stdout(io.StringIO()):  # Ray tells of every worker that it ends
+                    ray.shutdown()
+
+    def _begin(self) -> None:
+        import ray
+
+        if self.address is not None:
+            check_answers(self.address)
         try:
-            dashboard = None if self.address else False
-            ray.init(
-                self.address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"--ray-address {self.address}: no cluster is reached there ({error})") from error
-        try:
-            yield from self._painted(portions, make)
-        finally:
-            ray.shutdown()
+            with handlers_kept(signal.SIGTERM), _without_words():
+                ray.init(
+                    self.address or "local",
+                    include_dashboard=None if self.address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except SystemExit:  # so Ray answers SIGTERM by then
+            signal.raise_signal(signal.SIGTERM)
+        except (OSError, RuntimeError, ValueError) as error:
+            what = f"--ray-address {self.address}: {NOT_TAKEN}" if self.address else NO_START
+            raise UserError(f"{what} ({error})") from error
 
     def _painted(self, portions: Sequence[AnyPortion], make: Callable[[], Worker]) -> Iterator[Done]:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told, not logged
         DataContext.get_current().enable_progress_bars = False  # the run has one of its own
         workers, gpus = self.sizes(ray.cluster_resources())  # type: ignore[no-untyped-call]
         rows = [{"portion": pickle.dumps(portion)} for portion in portions]
         # A block for each portion: what comes of a block is told at its end, and lost with its worker.
         told = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
-            fn_constructor_args=(pickle.dumps(make),),
+            fn_constructor_args=(pickle.dumps(make), os.getcwd()),
             batch_size=1,
             compute=ActorPoolStrategy(size=min(workers, len(rows))),
             num_cpus=1,
             num_gpus=gpus,
         )
-        for row in told.iter_rows():
-            done = pickle.loads(row["done"])
-            if isinstance(done, UserError):
-                raise done
-            assert isinstance(done, Done)
-            yield done
+        # One that is fetched ahead would be told when the next is done.
+        for block in told.iter_batches(batch_size=None, prefetch_batches=0):
+            for pickled in block["done"]:
+                done = pickle.loads(pickled)
+                if isinstance(done, UserError):
+                    raise done
+                assert isinstance(done, Done)
+                yield done
 
     def sizes(self, resources: Mapping[str, float]) -> tuple[int, float]:
         """(workers, GPUs for each). Raises UserError where the cluster has not as many."""
@@ -90,10 +128,60 @@ class RayEngine:
         return workers, gpus
 
 
-class _Actor:
-    """A worker, as Ray Data keeps one in a process of its own."""
+def check_answers(address: str) -> None:
+    """Raises UserError where no cluster answers soon: Ray would wait for minutes."""
+    try:
+        socket.create_connection(_host_and_port(address), PATIENCE).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ray-address {address}: no cluster is reached there ({error})") from error
 
-    def __init__(self, make: bytes):
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Where the cluster of an address is to answer. Raises ConnectionError or ValueError where there
+    is none."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if "://" in address:
+        raise ValueError(
+            "Ray Data takes no client's address; start this on a machine of the cluster, with auto"
+        )
+    found = canonicalize_bootstrap_address(address)  # what Ray makes of auto, too
+    place = urlsplit(f"//{found}")
+    if not place.hostname or not place.port:
+        raise ValueError("expected auto or HOST:PORT")
+    return place.hostname, place.port
+
+
+class _ToLog(io.TextIOBase):
+    """Takes what Ray prints, such as that a worker has died."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                log.info("%s", in_short(_COLOUR.sub("", line), str))
+        return len(text)
+
+
+@contextmanager
+def _without_words() -> Iterator[None]:
+    """Drops what is written to standard error past Python: by Ray, that its level has been set."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+class _Actor:
+    """A worker, as Ray Data keeps one in a process of its own. folder: where the command was started,
+    which paths are relative to."""
+
+    def __init__(self, make: bytes, folder: str):
+        with suppress(OSError):  # other machines need not have it where no path is
+            os.chdir(folder)
         self.worker: Worker = pickle.loads(make)()
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[bytes]]:
@@ -103,5 +191,5 @@ class _Actor:
         """An error is handed over: raised here, Ray would print pages about it."""
         try:
             return self.worker(portion)
-        except UserError as error:  # no model, say, which is not the portion's fault
-            return error
+        except Exception as error:  # no model, say, which is not the portion's fault
+            return UserError(in_one_line(error))

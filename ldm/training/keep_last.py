@@ -15,7 +15,7 @@ import torch
 
 from ldm.checks import check_count
 from ldm.errors import CheckpointError, NonFiniteError
-from ldm.files import left_asides
+from ldm.files import remove_left_asides
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,7 @@ class KeepLast(pl.Callback):
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed
         if trainer.is_global_zero:
-            for leftover in left_asides(self.path):
-                leftover.unlink(missing_ok=True)  # of a run that was killed while it wrote
+            remove_left_asides([self.path])  # of a run that was killed while it wrote
         # Lightning has set up its own handlers by now, which would broadcast to other processes
         # from within a handler.
         if threading.current_thread() is threading.main_thread():
@@ -153,18 +152,6 @@ def _counted(trainer: pl.Trainer, since_step: int) -> Iterator[None]:
     finally:
         for progress, name, by in changes:
             setattr(progress, name, getattr(progress, name) + by)
-
-
-@contextmanager
-def signal_handlers_kept() -> Iterator[None]:
-    """Puts back, at the end, the handlers that this module or Lightning (which forgets to after an
-    error) replace."""
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _requeues_on_signal(trainer: pl.Trainer) -> bool:

@@ -15,10 +15,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ldm.config.factory import allowing_targets, instantiate_from_config
 from ldm.config.merge import merged_config, typed_keys
 from ldm.data.workers import worker_errors
+from ldm.early import handlers_kept
 from ldm.errors import ConfigError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.dry_run import dry_run
-from ldm.training.keep_last import StoppedBySignal, signal_handlers_kept
+from ldm.training.keep_last import SAVE_SIGNALS, STOP_SIGNALS, StoppedBySignal
 from ldm.training.performance import apply_performance
 from ldm.training.published_flags import DEFAULT_SEED
 from ldm.training.resume import Resumed
@@ -81,7 +82,10 @@ def train(args: argparse.Namespace) -> None:
             trainer = recipe.trainer(folder, seed, explicit_seed=args.seed is not None, resumed=take)
             if resumed:
                 resumed.check_beginning(trainer, data)
-            with alone_in(folder) if trainer.is_global_zero else nullcontext(), signal_handlers_kept():
+            with (
+                alone_in(folder) if trainer.is_global_zero else nullcontext(),
+                handlers_kept(*STOP_SIGNALS, *SAVE_SIGNALS),
+            ):
                 _fit(trainer, model, data, resumed.path if resumed else None)
 
 

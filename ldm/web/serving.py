@@ -3,9 +3,7 @@
 import logging
 import os
 import shutil
-import signal
 import socket
-import sys
 import tempfile
 import time
 import webbrowser
@@ -66,10 +64,9 @@ def serve(
     settings: Settings,
     max_size: int,
 ) -> None:
-    """Serves the page until Ctrl-C; what `load` raises ends it. Raises UserError."""
+    """Serves the page until Ctrl-C or SIGTERM; what `load` raises ends it. Raises UserError."""
     check_packages(address.mcp)
     port = free_port(address)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
     with own_folder() as folder:
         # gradio reads both when it is imported.
