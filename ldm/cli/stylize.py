@@ -83,7 +83,7 @@ from ldm.pipeline.library import of_library
 from ldm.pipeline.pairing import KINDS
 from ldm.pipeline.parts import Part
 from ldm.pipeline.settings import MIN_SIDE
-from ldm.program import ArgumentParser, at_least
+from ldm.program import ArgumentParser, at_least, result_is_printed
 
 log = logging.getLogger(__name__)
 
@@ -309,6 +309,8 @@ def main() -> int:
     args = parse_args()
     if args.quiet:
         logging.getLogger().setLevel(logging.WARNING)
+    if args.json or args.dry_run:
+        result_is_printed()
     check_spreading(args)
     with Streams(args) as streams:
         if streams.names and (is_job(args) or args.pack):
