@@ -78,6 +78,10 @@ def load_opened(image: Image.Image, name: str, keep_alpha: bool = False) -> Imag
 
 
 def _in_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    stated = sorted(image.size)
+    image.load()
+    if sorted(image.size) != stated:  # of HEIC, what is in the file may be of another size than its head
+        raise UserError("the picture is broken: it is not of the size that its head states")
     return to_rgb(_as_deep_as_its_file(upright(image), image.format), keep_alpha)
 
 
