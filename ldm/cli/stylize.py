@@ -74,7 +74,7 @@ from pathlib import Path
 
 from ldm.cli.asked import Asked
 from ldm.cli.manifest import write_manifest
-from ldm.cli.options import add_model_options, add_settings_options
+from ldm.cli.options import add_batch_size_option, add_model_options, add_settings_options
 from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share
@@ -223,13 +223,7 @@ def _add_running(parser: ArgumentParser) -> None:
         action="store_true",
         help="paint pictures again that are there already, made the same way",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="pictures of the fast look painted together (default: 8); fewer take less memory",
-    )
+    add_batch_size_option(parser, "pictures of the fast look painted together")
     parser.add_argument(
         "--json",
         action="store_true",
