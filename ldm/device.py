@@ -13,7 +13,7 @@ import torch
 
 from ldm.checks import DEVICES, PRECISIONS
 from ldm.errors import UserError
-from ldm.memory import main_memory
+from ldm.memory import installed_memory, main_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -130,13 +130,7 @@ def total_memory(device: torch.device) -> int:
     """Bytes that a GPU has, or that this process may take of main memory; 0 if not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has none of it
-        return 0
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    allowed = limit.read_text().strip() if limit.is_file() else ""
-    return min(installed, int(allowed)) if allowed.isdecimal() else installed
+    return installed_memory()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""How much main memory a process has taken."""
+"""How much main memory there is, and how much of it a process has taken."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,17 @@ def main_memory(children: bool = False) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def installed_memory() -> int:
+    """Bytes that this process may take of main memory, at most; 0 if not known."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has none of it
+        return 0
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    allowed = limit.read_text().strip() if limit.is_file() else ""
+    return min(installed, int(allowed)) if allowed.isdecimal() else installed
 
 
 def _high_water() -> int:

@@ -19,6 +19,7 @@ from ldm.streams import Lasting, lasting_streams
 # The sub-command that `artfusion` runs, and its arguments. sys.argv stays what was typed: Lightning
 # starts further processes by it.
 _called: list[str] = []
+_prints_result: list[bool] = []
 
 
 def call_as(name: str, given: Sequence[str]) -> None:
@@ -94,19 +95,29 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole_number
 
 
+def result_is_printed() -> None:
+    """Have the exit code of this program say so where standard output is closed: what it prints is
+    all that it was asked for."""
+    _prints_result[:] = [True]
+
+
 def run(main: Callable[[], int | None], leave_at_once: bool = False) -> NoReturn:
-    """Run a program's `main` and exit: its own code or 0; 1 where what it printed went nowhere; 2
-    with one line for what a user can mend; 130 on Ctrl-C, 143 on SIGTERM.
+    """Run a program's `main` and exit: its own code or 0; 1 where what it printed went nowhere, or would
+    have as `result_is_printed`; 2 with one line for what a user can mend; 130 on Ctrl-C, 143 on SIGTERM.
 
     leave_at_once: without Python's own clean-up, which takes half a second when torch is loaded.
     For programs that start no processes.
     """
+    _prints_result.clear()
     output, errors = lasting_streams()
     with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)):
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         code = _code_of(main)
         code = TERMINATED if code == STOPPED and was_terminated() else code
         code = max(code, _flushed(output)) if code < 2 else code
+        if output is None and _prints_result and code < 2:
+            print("error: standard output is closed, where the result would have gone", file=sys.stderr)
+            code = 1
         if output is not None and output.error and not isinstance(output.error, BrokenPipeError):
             print(f"error: standard output: {_one_line(str(output.error))}", file=sys.stderr)
         _flushed(errors)

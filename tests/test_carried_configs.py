@@ -16,9 +16,12 @@ from pipeline_builders import ROOT, SMALL, model_config, run_program, save_confi
 from ldm.checkpoint import describe, save_safetensors
 from ldm.checkpoint.carried import carries_config, config_of
 from ldm.cli import convert, stylize, verify
+from ldm.config.factory import instantiate_from_config
 from ldm.errors import CheckpointError, ConfigError, UserError
 from ldm.files import ROOT as OWN
 from ldm.media.images import load_image
+from ldm.models.diffusion.dual_cond import DualCondModel
+from ldm.models.inference import build_for_inference
 from ldm.pipeline.bundled import BUNDLED, PUBLISHED_CONFIG, resolve_checkpoint
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
@@ -69,6 +72,31 @@ def test_a_converted_checkpoint_paints_without_a_config(
     files = "--content", tmp_path / "photo.png", "--style", tmp_path / "painting.png"
     code, _, err = command(stylize, "--checkpoint", small, *files, "--output", tmp_path / "out.png", *SMALL)
     assert code == 0 and load_image(tmp_path / "out.png").size == first.size, err
+
+
+CROSS = {**NODE, "target": "ldm.models.diffusion.cross_pairs.CrossPairLDM"}
+CROSS["params"] = {**NODE["params"], "style_weight": 10.0, "later": 0.5, "styles_per_content": 3}
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_weights_alone_are_compared_and_converted_without_the_parts_of_training(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, averaged: bool
+) -> None:
+    """Lightning, which these are made of, takes seconds to import."""
+    config = save_config({"model": CROSS}, tmp_path / "cross.yaml")
+    torch.save(tiny_model(use_ema=averaged).state_dict(), tmp_path / "a.ckpt")
+    built = []
+    monkeypatch.setattr(
+        "ldm.checkpoint.fitting.instantiate_from_config",
+        lambda node: built.append(node["target"]) or instantiate_from_config(node),
+    )
+    expected = CROSS["target"] if averaged else "ldm.models.diffusion.dual_cond.DualCondModel"
+    small = tmp_path / "small.safetensors"
+    assert command(convert, tmp_path / "a.ckpt", small, "--config", config)[0] == 0
+    assert built == [expected]
+    assert config_of(small)["model"]["target"] == CROSS["target"]  # it is still known what it was trained as
+    with torch.device("meta"):
+        assert type(build_for_inference(small, DualCondModel)) is DualCondModel
 
 
 def test_only_the_model_is_carried_and_no_path_of_weights_that_are_in_the_file(

@@ -64,8 +64,31 @@ FILES = {
     "BMP palette": file_of(RGB.convert("P"), "BMP"),
     "PPM": file_of(RGB, "PPM"),
     "JPEG2000": file_of(RGBA, "JPEG2000"),
-    "AVIF": file_of(RGBA, "AVIF"),
+    "AVIF": file_of(RGBA, "AVIF", exif=turned().tobytes()),
+    "AVIF animated": file_of(RGB, "AVIF", save_all=True, append_images=[RGB.rotate(180)]),
 }
+
+
+def of_phones() -> dict[str, bytes]:
+    """What iPhones write; nothing without the package for it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return {}
+    pillow_heif.register_heif_opener()
+    deep = pillow_heif.from_bytes("RGB;16", SIZE, np.repeat(DEEP[..., None], 3, axis=2).tobytes())
+    buffer = io.BytesIO()
+    deep.save(buffer)
+    several = file_of(RGB, "HEIF", save_all=True, append_images=[RGB.rotate(180)])
+    return {
+        "HEIC": file_of(RGBA, "HEIF", exif=turned().tobytes(), icc_profile=PROFILE),
+        "HEIC lossless": file_of(RGB, "HEIF", quality=-1, chroma="444"),
+        "HEIC of several": several,
+        "HEIC 10 bit": buffer.getvalue(),
+    }
+
+
+FILES |= of_phones()
 
 
 @st.composite

@@ -230,6 +230,17 @@ def test_what_iphones_write_is_read_where_there_is_a_package_for_it(
             load_image(source)
 
 
+def test_a_picture_that_is_not_of_the_size_that_its_head_states_is_refused(tmp_path: Path) -> None:
+    """A HEIC file that is to be cropped to more than there is."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = saved(picture(64, 48), tmp_path / "a.heic")
+    content = path.read_bytes()
+    assert content.count(b"clap" + struct.pack(">I", 64)) == 1
+    path.write_bytes(content.replace(b"clap" + struct.pack(">I", 64), b"clap" + struct.pack(">I", 320)))
+    with pytest.raises(UserError, match="a.heic: the picture is broken: it is not of the size that its head"):
+        load_image(path)
+
+
 def test_a_palettes_transparent_colour_becomes_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, 0, 0, 255])

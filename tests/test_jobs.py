@@ -128,6 +128,20 @@ def test_what_no_memory_would_hold_once_scaled_is_refused(which: str, given: tup
         jobs(**{"content": A, "style": S, which: Image.new("RGB", given)})
 
 
+@pytest.mark.parametrize("given", [(1, 51), (2040, 40)])
+def test_a_strip_is_enlarged_only_where_both_sides_are_said(given: tuple[int, int]) -> None:
+    """A photo of 1x4000 pixels would become one of 64x256000."""
+    strip = picture(*given)
+    with pytest.raises(UserError, match="more than 50 times as long as wide, would be enlarged to .*crop it"):
+        jobs(strip, S, size=64)
+    assert jobs(strip, S, size=(1600, 32))[0].size == (1600, 32)
+
+
+def test_panoramas_are_enlarged_and_strips_shrunk() -> None:
+    assert jobs(picture(50, 1), S, size=32)[0].size == (1600, 32)
+    assert jobs(picture(64, 3840), S, size=32)[0].size == (32, 1920)
+
+
 # Masks
 
 

@@ -458,8 +458,8 @@ def test_too_little_memory_is_a_user_error(
 @pytest.mark.parametrize(
     "size, options, told",
     [
-        ((400, 1), {"look": "fast"}, "a picture of 12800x32 pixels would take about 0.4 GB"),
-        ((400, 1), {}, "a picture of 12800x32 pixels would take about 0.5 GB"),
+        ((50, 1), {"look": "fast", "size": 96}, "a picture of 4800x96 pixels would take about 0.4 GB"),
+        ((50, 1), {}, "a picture of 1600x32 pixels would take about 0.3 GB"),
         ((32, 32), {"look": "fast", "size": 640}, "3 pictures of 640x640 pixels would take about 0.5 GB"),
     ],
 )
@@ -472,6 +472,18 @@ def test_a_result_that_would_take_too_much_memory_is_refused_before_it_is_begun(
     with pytest.raises(UserError) as caught:
         pipeline(contents, picture(32, 32), **{"size": 32, **options})
     assert str(caught.value).startswith(told) and "more than 80% of the 0.4 GB there are" in str(caught.value)
+
+
+def test_a_painting_that_would_take_too_much_memory_is_refused_before_it_is_looked_at(
+    pipeline: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small the result is."""
+    monkeypatch.setattr("ldm.pipeline.pipeline.total_memory", lambda device: 400_000_000)
+    monkeypatch.setattr(pipeline, "_paint_all", lambda *given: pytest.fail("begun"))
+    with pytest.raises(
+        UserError, match="^a style picture of 6400x32 pixels would take about 0.4 GB.*crop it$"
+    ):
+        pipeline(picture(32, 32), picture(200, 1), **FAST)
 
 
 def test_memory_that_is_not_known_stops_no_picture(

@@ -1,5 +1,6 @@
 """Every program's beginning and end: Ctrl-C from the first moment on, words that nobody can take, names of any bytes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 from pipeline_builders import ROOT, picture
 
 from ldm.commands import COMMANDS
+from ldm.program import run
+from ldm.streams import Lasting
 
 # Ctrl-C, or SIGTERM, at the moment when a module is about to be imported, and then what starts a program.
 INTERRUPTED = """
@@ -153,6 +156,36 @@ def test_closed_streams_cost_no_picture(folder: Path, closed: str) -> None:
     done = started("sh", "-c", command, folder=folder, capture_output=True, text=True)
     assert (folder / "r.png").read_bytes().startswith(b"\x89PNG") and done.returncode == 0
     assert "Traceback" not in done.stdout + done.stderr
+
+
+CLOSED = "error: standard output is closed, where the result would have gone\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams are closed by a shell of POSIX systems")
+@pytest.mark.parametrize(
+    "arguments",
+    ["--version", "info looks", f"photo.png painting.png r.png --json {' '.join(PALETTE)}"],
+    ids=["--version", "info", "--json"],
+)
+def test_where_words_are_the_result_a_closed_output_is_told(folder: Path, arguments: str) -> None:
+    command = f"{sys.executable} -m ldm {arguments} >&-"
+    done = started("sh", "-c", command, folder=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, CLOSED)
+    assert (folder / "r.png").exists() == ("--json" in arguments)
+
+
+@pytest.mark.parametrize("command", ["ldm.cli.benchmark", "ldm.cli.evaluate"])
+def test_the_tables_of_measurements_are_such_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr("ldm.program.lasting_streams", lambda: (None, Lasting(sys.stderr)))
+    monkeypatch.setattr("benchmarks.suites.main", lambda: None)
+    monkeypatch.setattr("ldm.evaluation.run.evaluate", lambda *given: None)
+    for checked in ("parse_args", "check_options", "planned"):
+        monkeypatch.setattr(f"ldm.cli.evaluate.{checked}", lambda *given: (None, None))
+    with pytest.raises(SystemExit, match="1"):
+        run(importlib.import_module(command).main)
+    assert capsys.readouterr().err == CLOSED
 
 
 # Names of any bytes

@@ -139,6 +139,57 @@ def test_what_only_painting_has_is_refused(tiny: StyleTransferPipeline, options:
         tiny(given.pop("content"), given.pop("style"), **given)
 
 
+# Memory
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.pipeline.recolouring.installed_memory", lambda: 1_000_000)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_what_would_take_too_much_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.png"
+    PHOTO.save(path)
+    monkeypatch.setattr("ldm.pipeline.inputs.load_image", lambda *given, **kinds: pytest.fail("read"))
+    with pytest.raises(
+        UserError, match="^a picture of 300x200 pixels would take about 0.0 GB of memory, more than 80%"
+    ):
+        Recolourer()(path, GOLD, settings=Settings(look="palette", size=200))
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_several_pictures_and_regions_take_more_memory() -> None:
+    recolourer, settings = Recolourer(), Settings(look="palette", size=96)
+    recolourer(PHOTO, GOLD, settings=settings)
+    for content, style, told in (
+        ([PHOTO] * 3, GOLD, "^3 pictures of 144x96 pixels would .*smaller size or fewer pictures at a time$"),
+        (PHOTO, StyleRegions([GOLD] * 3, [left_half(*PHOTO.size)] * 2), "^a picture of 144x96 pixels would"),
+    ):
+        with pytest.raises(UserError, match=told):
+            recolourer(content, style, settings=settings)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("options, code", [("", 2), ("--dry-run", 1)])
+def test_the_command_refuses_and_foretells_it(
+    run_palette: Callable[[str], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    options: str,
+    code: int,
+) -> None:
+    monkeypatch.setattr("ldm.cli.painting.read_content", lambda place: pytest.fail("read"))
+    assert run_palette(f"--output one.png --style gold.png --size 200 {options}") == code
+    assert "a picture of 300x200 pixels would take about" in capsys.readouterr().err
+    assert not Path("one.png").exists()
+
+
+# The command
+
+
 def test_the_command_reads_no_model(
     run_palette: Callable[[str], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

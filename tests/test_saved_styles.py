@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_builders import safetensors_bytes
 from PIL import Image
 from pipeline_builders import (
     SMALL,
@@ -131,15 +132,50 @@ def test_broken_files_are_told_in_one_line(folder: Path) -> None:
     metadata = {"format": "artfusion style 1", "names": '["a"]', "weights": "[1.0]", "note": ""}
     save_file({"picture.0": np.zeros(30, np.uint8)}, "noise.safetensors", metadata)
     save_file({"picture.0": np.zeros(3, np.uint8)}, "weights.safetensors", {**metadata, "weights": "[NaN]"})
+    save_file({"picture.0": np.zeros(3, np.uint8)}, "words.safetensors", {**metadata, "names": "{"})
+    save_file({}, "nothing.safetensors", {**metadata, "names": "[]", "weights": "[]"})
+    save_file({"picture.\x1b[2J": np.zeros(3, np.uint8)}, "names.safetensors", metadata)
+    Path("page.safetensors").write_text("<!doctype html><title>Sign in</title>")
     for name, problem in {
-        "cut": "broken one",
-        "empty": "no saved style",
+        "cut": "cut short: it should have",
+        "empty": "the file is empty",
+        "words": "the style is broken",
+        "nothing": "the style is broken",
+        "names": r"has the name picture.\?\[2J",
+        "page": "a web page saved under a checkpoint's name",
         "noise": "not a picture",
         "weights": "the style is broken",
         "none": "no such file",
     }.items():
         with pytest.raises(UserError, match=problem):
             load_style(f"{name}.safetensors")
+
+
+def test_no_flipped_bit_goes_unnoticed(folder: Path) -> None:
+    save(SavedStyle([picture(40, 40)], [1.0], ["a"], "by Ann"), Path("whole.safetensors"))
+    content = Path("whole.safetensors").read_bytes()
+    for place in (content.index(b"by Ann"), len(content) // 2, len(content) - 9):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        Path("damaged.safetensors").write_bytes(damaged)
+        for load in (load_style, load_thumbnail):
+            with pytest.raises(UserError, match="damaged.safetensors .*its own hash was made of"):
+                load("damaged.safetensors")
+
+
+def test_a_style_that_says_its_hash_is_a_number_is_refused(folder: Path) -> None:
+    header = {"__metadata__": {"format": "artfusion style 1", "sha256": 1}}
+    Path("a.safetensors").write_bytes(safetensors_bytes(header, b""))
+    with pytest.raises(UserError, match="damaged"):
+        load_style("a.safetensors")
+
+
+def test_a_note_does_nothing_to_a_terminal(
+    folder: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(SavedStyle([plain(1, 2, 3)], [1.0], ["a"], "by \x1b[2J Ann\nerror: none"), Path("a.safetensors"))
+    assert run_program(styles.main, ["a.safetensors", "--output", "sheet.png"], monkeypatch) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "a  by ?[2J Ann?error: none"
 
 
 # Wherever a style goes

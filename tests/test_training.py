@@ -528,7 +528,7 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("lightning.callbacks.x={params: {}}", "lightning.callbacks.x: a config node needs a `target`"),
         (
             "lightning.callbacks.x={target: pytorch_lightning.callbacks.StochasticWeightAveraging, params: {swa_lrs: x}}",
-            "lightning.callbacks.x: .*swa_lrs",
+            "lightning.callbacks.x.params.swa_lrs must be a number or a list, got 'x'",
         ),
         ("lightning.trainer.profiler=nothing", "the trainer cannot be set up"),
         ("model.learning_rate=fast", "model.learning_rate must be a positive number, got 'fast'"),
@@ -574,6 +574,61 @@ def test_early_stopping_by_what_is_not_logged_is_one_line(diffusion_config: Path
         train(config, node)
     with pytest.raises(ConfigError, match="early stopping is told by 'val/los', which is not logged"):
         train(config, "--dry-run", node)
+
+
+@pytest.mark.parametrize(
+    "name, params, failed",
+    [
+        ("BackboneFinetuning", "", "failed in setup .*has no attribute 'backbone'"),
+        ("ModelSummary", "max_depth: -5", "failed in on_fit_start .*max_depth"),
+    ],
+)
+def test_a_callback_that_fails_before_training_is_one_line_and_leaves_nothing(
+    diffusion_config: Path, tmp_path: Path, name: str, params: str, failed: str
+) -> None:
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    node = f"{{target: pytorch_lightning.callbacks.{name}, params: {{{params}}}}}"
+    with pytest.raises(ConfigError, match=f"^lightning.callbacks.x: {name} {failed}"):
+        train(config, f"lightning.callbacks.x={node}")
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_a_callback_that_fails_in_the_run_is_one_line_and_the_run_keeps_how(
+    diffusion_config: Path, tmp_path: Path
+) -> None:
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    node = "lightning.callbacks.x={target: ldm.training.image_logger.ImageLogger, params: {batch_frequency: 1, nrow: -1, log_images_kwargs: {ddim_steps: 1}}}"
+    with pytest.raises(
+        ConfigError, match=r"^lightning.callbacks.x: ImageLogger failed in \w+ .*traceback.txt has"
+    ):
+        train(config, node)
+    run = tmp_path / "logs/a"
+    assert "Traceback (most recent call last)" in (run / "traceback.txt").read_text()
+    assert last(run)["global_step"] == 1
+
+
+class Broken(pl.Callback):
+    """Somebody's own, which they want to see the traceback of."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        raise KeyError("mine")
+
+
+def test_what_was_allowed_by_name_fails_as_it_is(diffusion_config: Path, tmp_path: Path) -> None:
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    with pytest.raises(KeyError, match="mine"):
+        train(
+            config, "lightning.callbacks.x={target: test_training.Broken}", "--allow-target", "test_training"
+        )
+
+
+def test_a_validation_every_more_steps_than_an_epoch_has_is_one_line(
+    diffusion_config: Path, tmp_path: Path
+) -> None:
+    config = save_config(OmegaConf.load(diffusion_config), tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="training cannot go on: .*val_check_interval.* less than"):
+        train(config, "lightning.trainer.val_check_interval=70")
+    assert list(tmp_path.iterdir()) == [config]
 
 
 def test_a_gpu_that_is_not_there_is_a_user_error(

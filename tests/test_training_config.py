@@ -533,6 +533,10 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
     assert isinstance(trainer_of(tmp_path, **{section: None}), pl.Trainer)
 
 
+def _callback(name: str, **params: Any) -> dict[str, Any]:
+    return {"callbacks": {"x": {"target": f"pytorch_lightning.callbacks.{name}", "params": params}}}
+
+
 @pytest.mark.parametrize(
     "lightning, problem",
     [
@@ -542,9 +546,38 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
             "unknown config key 'modelcheckpoint_steps'; did you mean modelcheckpoint_step",
         ),
         ({"trainer": {"max_epoch": 3}}, "has no parameter 'max_epoch'; did you mean max_epochs"),
-        ({"trainer": {"precision": "fp7"}}, "Precision 'fp7' is invalid"),
-        ({"trainer": {"max_steps": "many"}}, "lightning.trainer.max_steps must be a whole number from -1"),
+        (
+            {"trainer": {"precision": "fp7"}},
+            "lightning.trainer.precision must be .*'bf16-mixed'.*, got 'fp7'",
+        ),
+        ({"trainer": {"precision": "64-true"}}, "32 bits at most; give 32-true"),
+        ({"trainer": {"precision": "transformer-engine"}}, "lightning.trainer: .* package that is not inst"),
+        ({"trainer": {"max_steps": "many"}}, "lightning.trainer.max_steps must be a whole number"),
+        ({"trainer": {"max_steps": -2}}, "lightning.trainer.max_steps must be a whole number from -1"),
+        ({"trainer": {"max_steps": 0}}, "lightning.trainer.max_steps is 0, so that nothing would be trained"),
+        ({"trainer": {"max_epochs": 0}}, "lightning.trainer.max_epochs is 0"),
+        ({"trainer": {"limit_train_batches": 0}}, "limit_train_batches is 0, so that nothing would be train"),
+        ({"trainer": {"limit_train_batches": 0.0}}, "limit_train_batches is 0"),
         ({"trainer": {"max_time": "many"}}, "the trainer cannot be set up"),
+        ({"trainer": {"max_time": 3}}, "lightning.trainer.max_time must be text or .*, got 3"),
+        ({"trainer": {"num_nodes": "x"}}, "lightning.trainer.num_nodes must be a whole number, got 'x'"),
+        (
+            {"trainer": {"benchmark": "x"}},
+            "lightning.trainer.benchmark must be true or false or null, got 'x'",
+        ),
+        ({"trainer": {"num_sanity_val_steps": "x"}}, "num_sanity_val_steps must be a whole number"),
+        ({"trainer": {"logger": "x"}}, "lightning.trainer.logger must be .*, got 'x'"),
+        ({"trainer": {"profiler": 3}}, "lightning.trainer.profiler must be .* or text or null, got 3"),
+        (
+            {"trainer": {"strategy": "xla"}},
+            "lightning.trainer: .* package that is not installed: .*torch_xla",
+        ),
+        (
+            {"trainer": {"check_val_every_n_epoch": 0}},
+            "check_val_every_n_epoch must be a whole number from 1",
+        ),
+        ({"trainer": {"gradient_clip_algorithm": "x"}}, "gradient_clip_algorithm must be norm or value"),
+        ({"trainer": {"overfit_batches": 1}}, "overfit_batches is not for this data"),
         (
             {"trainer": {"accumulate_grad_batches": 0}},
             "lightning.trainer.accumulate_grad_batches must be a whole number from 1 on",
@@ -571,6 +604,23 @@ def test_sections_of_the_trainer_may_be_null(tmp_path: Path, section: str) -> No
         ({"callbacks": {"x": {"target": "os.system"}}}, "'os.system' is not under"),
         ({"callbacks": [1]}, "`lightning.callbacks` must be names with values, got"),
         (
+            _callback("LambdaCallback", on_train_start="print('x')"),
+            "lightning.callbacks.x.params.on_train_start must be a function, which a config cannot give",
+        ),
+        (_callback("EarlyStopping", monitor="val/loss", patience="x"), "patience must be a whole number"),
+        (_callback("LearningRateFinder", min_lr="x"), "min_lr must be a number, got 'x'"),
+        (_callback("ModelSummary", max_depth="x"), "max_depth must be a whole number, got 'x'"),
+        (_callback("SpikeDetection", mode="x"), "mode must be 'min' or 'max', got 'x'"),
+        (
+            {"callbacks": {"x": {"target": "main.ImageLogger", "params": {"max_images": "x"}}}},
+            "lightning.callbacks.x.params.max_images must be a whole number, got 'x'",
+        ),
+        ({"modelcheckpoint": {"save_top_k": "x"}}, "lightning.modelcheckpoint.save_top_k must be a whole n"),
+        (
+            {"logger": {"target": "pytorch_lightning.loggers.CSVLogger", "params": {"name": 3}}},
+            "lightning.logger.params.name must be text or null, got 3",
+        ),
+        (
             {"logger": {"target": "pytorch_lightning.loggers.CometLogger"}},
             "CometLogger needs a package that is not installed",
         ),
@@ -584,6 +634,23 @@ def test_what_the_trainer_does_not_know_is_refused(
         lightning_recipe(**{**lightning, "trainer": {"accelerator": "cpu", **trainer}}).trainer(
             tmp_path, seed=0
         )
+
+
+@pytest.mark.parametrize(
+    "lightning",
+    [
+        {"modelcheckpoint_step": {"every_n_train_steps": 1e3}},  # as YAML has it
+        _callback("EarlyStopping", monitor="val/loss", verbose=1),
+        _callback("StochasticWeightAveraging", swa_lrs=[0.5]),
+        _callback("ModelPruning", pruning_fn="l1_unstructured", amount=0.5),
+        _callback("Timer", duration={"minutes": 3}),
+        {"trainer": {"max_epochs": None, "limit_val_batches": 0, "deterministic": "warn", "precision": 32}},
+    ],
+    ids=str,
+)
+def test_values_of_any_type_that_lightning_takes_are_taken(tmp_path: Path, lightning: dict[str, Any]) -> None:
+    trainer = {"accelerator": "cpu", **lightning.get("trainer", {})}
+    lightning_recipe(**{**lightning, "trainer": trainer}).trainer(tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("lightning", [3, [1], "trainer"])

@@ -1,8 +1,9 @@
 """A training checkpoint made one for inference: its EMA weights alone, and no more of them than
 needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,21 +21,25 @@ from ldm.text import human_size
 
 def convert(
     source: Path, output: Path, leave_out: Sequence[str], keep_live: bool, half: bool,
-    config: str | Path | None = None,
+    config: str | Path | None, without_training: Callable[[dict[str, Any]], None],
 ) -> str:  # fmt: skip
     """Write the .safetensors file of a checkpoint, with its config in it; what was done, in a line.
 
     leave_out: beginnings of names. keep_live: the live weights instead of the EMA. half: in
-    float16. config: by default the one that the source carries, that of its run, or the published
-    model's; where none fits, the file carries none. Raises CheckpointError for a checkpoint that is
-    not whole or finite or does not fit the config that is given, and UserError for a beginning that
-    no name has.
+    float16. config: None is the one that the source carries, that of its run, or the published
+    model's; where none fits, the file carries none. without_training: as in `mismatch_with`. Raises
+    CheckpointError for a checkpoint that is not whole or finite or does not fit the config that is
+    given, and UserError for a beginning that no name has.
     """
     report = describe(source)
     if report.nonfinite:
         raise CheckpointError(f"{source}: NaN or infinite values in {', '.join(list(report.nonfinite)[:5])}")
     tensors = read_state_dict(source)
-    found = _fitting_config(source, tensors, config)
+
+    def differing(other: Path) -> Mismatch:
+        return forgive_missing_ema(mismatch_with(other, tensors, without_training))
+
+    found = _fitting_config(source, config, published_config(tensors), differing)
     weights, tensors = _choose_weights(_leaving_out(leave_out, tensors), keep_live)
     words = _metadata(source, report, weights) | (carried(config_of(found)) if found else {})
     save_safetensors(tensors, output, words, half)
@@ -49,30 +54,31 @@ def convert(
     )
 
 
-def _fitting_config(source: Path, tensors: Mapping[str, Tensor], given: str | Path | None) -> Path | None:
+def _fitting_config(
+    source: Path,
+    given: str | Path | None,
+    published: Path | None,
+    differing: Callable[[Path], Mismatch],
+) -> Path | None:
     """The config that goes with the weights. Raises CheckpointError where the given one does not
     fit."""
     if given is not None:
-        mismatch = _mismatch(Path(given), tensors)
+        mismatch = differing(Path(given))
         if mismatch:
             raise CheckpointError(f"{source} does not fit {given}: {mismatch}")
         return Path(given)
     own = source if carries_config(source) else None
-    for config in (own, config_of_run(source), published_config(tensors)):
-        if config is not None and not _unfit(config, tensors):
+    for config in (own, config_of_run(source), published):
+        if config is not None and not _unfit(config, differing):
             return config
     return None
 
 
-def _unfit(config: Path, tensors: Mapping[str, Tensor]) -> bool:
+def _unfit(config: Path, differing: Callable[[Path], Mismatch]) -> bool:
     try:
-        return bool(_mismatch(config, tensors))
+        return bool(differing(config))
     except UserError:  # of code that has to be allowed, for one
         return True
-
-
-def _mismatch(config: Path, tensors: Mapping[str, Tensor]) -> Mismatch:
-    return forgive_missing_ema(mismatch_with(config, tensors))
 
 
 def _told(config: Path, source: Path) -> str:

@@ -13,6 +13,7 @@ from ldm.errors import CheckpointError
 from ldm.text import first_of
 
 TRAINING_ONLY = ("loss.", "first_stage_model.loss.")
+LOSS_STATE = ("logvar",)  # of the training loss, in whole checkpoints
 _EMA_COUNTERS = ("_ema.decay", "_ema.num_updates")
 
 

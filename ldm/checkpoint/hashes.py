@@ -5,6 +5,7 @@ whole file with zeros in the hash's place; and, for any file, in `SHA256SUMS` be
 import hashlib
 import mmap
 from pathlib import Path
+from typing import Any
 
 from ldm.checkpoint.headers import Refused
 
@@ -17,16 +18,20 @@ MAX_LIST = 1_000_000  # bytes of it
 AT_LOAD = 64_000_000
 
 
-def check_hash(path: Path, own: str | None = None, header: bytes = b"") -> str:
+def check_hash(path: Path, own: Any = None, header: bytes = b"") -> str:
     """Where the hash of a file stands that fits it: "in it", "in SHA256SUMS beside it", or "" where
     there is none.
 
-    own: that in its header, whose bytes begin behind the first eight. Raises Refused where one does
+    own: what its header says it is, whose bytes begin behind the first eight. Raises Refused where one does
     not fit.
     """
     places = []
     if own is not None:
-        if len(own) != len(NONE_YET) or own != _hash(path, header.replace(own.encode(), NONE_YET.encode())):
+        if (
+            not isinstance(own, str)
+            or len(own) != len(NONE_YET)
+            or own != _hash(path, header.replace(own.encode(), NONE_YET.encode()))
+        ):
             raise Refused("damaged: its bytes are not those that its own hash was made of; download it again")
         places.append("in it")
     listed = _listed(path)

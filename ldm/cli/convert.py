@@ -30,9 +30,12 @@ def main() -> None:
     if args.config is not None:
         check_config_file(args.config)
     from ldm.checkpoint.converting import convert  # takes seconds, with torch
+    from ldm.models.inference import without_training
 
     config = args.config or bundled_config(args.input)
-    print(convert(args.input, args.output, args.leave_out, args.keep_live, args.half, config))
+    print(
+        convert(args.input, args.output, args.leave_out, args.keep_live, args.half, config, without_training)
+    )
 
 
 def parse_args() -> argparse.Namespace:

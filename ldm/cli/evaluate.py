@@ -65,7 +65,7 @@ from ldm.files import check_folder
 from ldm.media.images import check_output
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import check_inputs_survive
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, result_is_printed
 
 # the settings of a set of results; its size is that of all squares
 DIALS = ("look", "effort", "strength", "content_scale", "style_scale", "detail", "sampler", "steps", "seed")
@@ -156,6 +156,7 @@ def main() -> None:
     plan = planned(args)
     from ldm.evaluation.run import evaluate  # takes seconds, with torch
 
+    result_is_printed()
     evaluate(plan, args, partial(load_pipeline, args))
 
 

@@ -159,6 +159,7 @@ def training_of(args: argparse.Namespace) -> argparse.Namespace:
 def write_result(args: argparse.Namespace) -> None:
     """The weights to paint with and the sheet, and what to do with them."""
     from ldm.checkpoint.converting import convert
+    from ldm.models.inference import without_training
     from ldm.pipeline.pipeline import StyleTransferPipeline
 
     result, sheet = _result(args), args.output / "before_after.png"
@@ -169,6 +170,7 @@ def write_result(args: argparse.Namespace) -> None:
         keep_live=False,
         half=True,
         config=MODEL_CONFIG,
+        without_training=without_training,
     )
     models = {
         name: StyleTransferPipeline.from_pretrained(weights, MODEL_CONFIG)

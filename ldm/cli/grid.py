@@ -11,6 +11,7 @@ differs.
 import argparse
 
 from ldm.cli.options import (
+    add_batch_size_option,
     add_model_options,
     add_scales_options,
     add_settings_options,
@@ -32,12 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--style", required=True, metavar="FILE", help="the picture that says how")
     parser.add_argument("--output", required=True, metavar="FILE", help="the sheet (.png or .jpg)")
     add_scales_options(parser, [0.25, 0.5, 1, 2], [0.5, 1, 1.5, 2, 3], of=("rows", "columns"))
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        metavar="N",
-        help="pictures painted together (default: all); fewer take less memory",
-    )
+    add_batch_size_option(parser, default=None)
     parser.add_argument(
         "--cell",
         type=at_least(32),

@@ -14,7 +14,7 @@ from ldm import __version__
 from ldm.files import ROOT
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.settings import looks_table
-from ldm.program import ArgumentParser
+from ldm.program import ArgumentParser, result_is_printed
 from ldm.text import markdown_table
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "pillow", "safetensors")
@@ -23,7 +23,9 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "omegaconf", "numpy", "
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("what", nargs="?", choices=["looks"], help="looks: the table of the looks")
-    if parser.parse_args().what == "looks":
+    args = parser.parse_args()
+    result_is_printed()
+    if args.what == "looks":
         head, *rows = looks_table()
         print(markdown_table(head, rows, 6))
         return

@@ -11,7 +11,13 @@ import argparse
 import numpy as np
 from PIL import Image
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.cli.options import (
+    add_batch_size_option,
+    add_model_options,
+    add_settings_options,
+    load_pipeline,
+    settings_of,
+)
 from ldm.errors import UserError
 from ldm.media.images import check_output, load_image, save_animation, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
@@ -48,13 +54,7 @@ def parse_args() -> argparse.Namespace:
         metavar="MS",
         help="of a GIF's frame, in milliseconds (default: 80)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="pictures painted together (default: 8)",
-    )
+    add_batch_size_option(parser)
     add_settings_options(parser)
     add_model_options(parser)
     return parser.parse_args()

@@ -9,7 +9,7 @@ from typing import NoReturn
 from ldm import __version__
 from ldm.commands import COMMANDS
 from ldm.errors import UserError, did_you_mean
-from ldm.program import call_as, run
+from ldm.program import call_as, result_is_printed, run
 
 HELP = ("-h", "--help")
 USAGE = """usage: artfusion PHOTO PAINTING [RESULT]      paint a photo in the style of a painting
@@ -26,7 +26,12 @@ def main() -> NoReturn:
     told = _told(arguments)
     if told is None:
         run_command(*_command(arguments))
-    run(lambda: print(told))
+
+    def tell() -> None:
+        result_is_printed()
+        print(told)
+
+    run(tell)
 
 
 def _told(arguments: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from ldm.checks import DEVICES, FACES, PRECISIONS
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.provenance import painted_with
 from ldm.pipeline.settings import DIALS, Choice, Dial, Flag, Interval, Number, Settings, Size
+from ldm.program import at_least
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -92,6 +93,19 @@ def add_scales_options(
         parser.add_argument(
             f"--{name}-scales", type=float, nargs="+", default=default, metavar="S", help=text
         )
+
+
+def add_batch_size_option(
+    parser: argparse._ActionsContainer, what: str = "pictures painted together", default: int | None = 8
+) -> None:
+    """--batch-size: so many of `what`, all of them by default where that is None."""
+    parser.add_argument(
+        "--batch-size",
+        type=at_least(1),
+        default=default,
+        metavar="N",
+        help=f"{what} (default: {default or 'all'}); fewer take less memory",
+    )
 
 
 def settings_of(args: argparse.Namespace, **others: Any) -> Settings:

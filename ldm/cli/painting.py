@@ -13,12 +13,12 @@ from ldm.cli.spreading import engine_of, is_job, may_fail
 from ldm.early import STOPPED
 from ldm.errors import UserError
 from ldm.files import count_written, file_hash, remove_left_asides
-from ldm.media.images import exif_of, save_image, short_side_at, upright_size
+from ldm.media.images import exif_of, save_image, upright_size
 from ldm.media.places import Place
 from ldm.pipeline.batch_options import BatchOptions
 from ldm.pipeline.batches import RowPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
-from ldm.pipeline.jobs import PaintingStopped, check_scaled
+from ldm.pipeline.jobs import PaintingStopped, result_size
 from ldm.pipeline.parts import part_of
 from ldm.pipeline.portions import AnyPortion, Portion, Worker, outcome_of, results_of
 from ldm.pipeline.settings import Settings
@@ -70,7 +70,9 @@ class Painting:
         """A single picture is always painted, and whatever is wrong is an error; a stopped one is
         kept as far as it came."""
         args, report = self.args, self.report
-        self._result_size(task.content, settings)
+        size = self._result_size(task.content, settings)
+        if not settings.paints:  # others know by their model's device, which is not read yet
+            self.painter.painter_of(settings).check_memory([size], settings)
         content = read_content(task.content)
         style = with_paintings(task.style, lambda picture: part_of(picture, args.style_region))
         PictureReader().style(style)
@@ -132,6 +134,7 @@ class Painting:
                     if isinstance(style, UserError):
                         raise style
                     width, height = self._result_size(task.content, work.settings)
+                    self.painter.painter_of(work.settings).check_memory([(width, height)], work.settings)
                     rate = self._seconds_of_work(task, style, work.settings)
                 except UserError as error:
                     failures[str(error)] = None
@@ -169,9 +172,7 @@ class Painting:
     def _result_size(self, path: Place, settings: Settings) -> tuple[int, int]:
         """(width, height) of the result of a photo, of whose file only the head is read. Raises
         UserError where there cannot be one."""
-        given = upright_size(path)
-        check_scaled(given, settings.short_side)
-        size = settings.shape or short_side_at(given, settings.short_side)
+        size = result_size(upright_size(path), settings)
         for mask in masks_of(self.args):
             try:
                 check_mask(upright_size(mask), size)

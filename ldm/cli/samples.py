@@ -8,13 +8,19 @@ Each column has its own noise, the same for every painting.
 
 import argparse
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, settings_of
+from ldm.cli.options import (
+    add_batch_size_option,
+    add_model_options,
+    add_settings_options,
+    load_pipeline,
+    settings_of,
+)
 from ldm.media.images import check_output, save_image
 from ldm.media.sheets import labelled_sheet, thumbnail
 from ldm.pipeline.folders import expand
 from ldm.pipeline.inputs import read_style, shown
 from ldm.pipeline.tasks import check_inputs_survive
-from ldm.program import ArgumentParser, at_least
+from ldm.program import ArgumentParser
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,13 +44,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="a column for each (default: 0 1 2 3)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="pictures painted together (default: 8)",
-    )
+    add_batch_size_option(parser)
     add_settings_options(
         parser, leave_out=("content_scale", "detail", "strength", "face_detail", "preserve_color", "seed")
     )

@@ -22,8 +22,10 @@ from ldm.media.saved_styles import SUFFIX, load_thumbnail
 from ldm.media.sheets import captioned_sheet
 from ldm.pipeline.library import hint, library, saved_style
 from ldm.program import ArgumentParser
+from ldm.text import printable
 
 COLUMNS = 5
+MAX_NOTE = 300  # characters of it that are shown
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +54,7 @@ def main() -> None:
     styles = {path.stem: load_thumbnail(path) for path in paths}
     width = max(map(len, styles))
     for name, (_, note) in styles.items():
-        print(f"{name:<{width}}  {note}".rstrip())
+        print(f"{name:<{width}}  {printable(note, MAX_NOTE)}".rstrip())
     pictures = [picture for picture, _ in styles.values()]
     save_image(captioned_sheet(pictures, list(styles), min(COLUMNS, len(pictures))), output)
     print(output)

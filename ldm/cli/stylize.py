@@ -74,7 +74,7 @@ from pathlib import Path
 
 from ldm.cli.asked import Asked
 from ldm.cli.manifest import write_manifest
-from ldm.cli.options import add_model_options, add_settings_options
+from ldm.cli.options import add_batch_size_option, add_model_options, add_settings_options
 from ldm.cli.painting import Painting
 from ldm.cli.reports import STREAM, Report, Streams
 from ldm.cli.spreading import add_spreading_options, check_spreading, is_job, own_share, shard_of
@@ -84,7 +84,7 @@ from ldm.pipeline.library import of_library
 from ldm.pipeline.pairing import KINDS
 from ldm.pipeline.parts import Part
 from ldm.pipeline.settings import MIN_SIDE
-from ldm.program import ArgumentParser, at_least
+from ldm.program import ArgumentParser, at_least, result_is_printed
 
 log = logging.getLogger(__name__)
 
@@ -225,13 +225,7 @@ def _add_running(parser: ArgumentParser) -> None:
         action="store_true",
         help="paint pictures again that are there already, made the same way",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="pictures of the fast look painted together (default: 8); fewer take less memory",
-    )
+    add_batch_size_option(parser, "pictures of the fast look painted together")
     parser.add_argument(
         "--json",
         action="store_true",
@@ -311,6 +305,8 @@ def main() -> int:
     args = parse_args()
     if args.quiet:
         logging.getLogger().setLevel(logging.WARNING)
+    if args.json or args.dry_run:
+        result_is_printed()
     check_spreading(args)
     with Streams(args) as streams:
         if streams.names and (is_job(args) or args.pack or args.max_failed is not None):

@@ -26,7 +26,14 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.cli.options import add_model_options, add_settings_options, load_pipeline, provenance, settings_of
+from ldm.cli.options import (
+    add_batch_size_option,
+    add_model_options,
+    add_settings_options,
+    load_pipeline,
+    provenance,
+    settings_of,
+)
 from ldm.errors import UserError
 from ldm.files import file_hash
 from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip
@@ -70,13 +77,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help=f"of a folder of frames, made a video (default: {DEFAULT_RATE})",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=at_least(1),
-        default=8,
-        metavar="N",
-        help="frames sampled together; fewer take less memory (default: 8)",
-    )
+    add_batch_size_option(parser, "frames sampled together")
     parser.add_argument(
         "--smooth",
         type=share,

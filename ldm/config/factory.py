@@ -71,9 +71,9 @@ def instantiate_from_config(
 
 def build(target: Callable[..., Any], params: Mapping[str, Any], name: str) -> Any:
     """Call a class with parameters of a config, in which it is called `name`. Raises ConfigError
-    for names that it does not have, and for values that it refuses with a ValueError."""
+    for names that it does not have, and for values that it cannot use."""
     _check_params(name, target, params)
-    return _called(target, params, name, of_ours=False)
+    return _called(target, params, name, of_ours=True)
 
 
 def _called(target: Callable[..., Any], params: Mapping[str, Any], name: str, of_ours: bool) -> Any:

@@ -19,6 +19,7 @@ from ldm.media.exif import is_turned, kept_of, upright
 from ldm.media.places import Place, elsewhere, place_of, read_bytes, write_bytes
 from ldm.media.quiet import hush_libtiff, unwarned
 from ldm.media.rgb import to_rgb
+from ldm.text import printable
 
 MAX_PIXELS = 80_000_000  # below Pillow's own warning limit
 # What reading a picture takes at most, what its decoder and the result do together.
@@ -78,6 +79,10 @@ def load_opened(image: Image.Image, name: str, keep_alpha: bool = False) -> Imag
 
 
 def _in_rgb(image: Image.Image, keep_alpha: bool) -> Image.Image:
+    stated = sorted(image.size)
+    image.load()
+    if sorted(image.size) != stated:  # of HEIC, what is in the file may be of another size than its head
+        raise UserError("the picture is broken: it is not of the size that its head states")
     return to_rgb(_as_deep_as_its_file(upright(image), image.format), keep_alpha)
 
 
@@ -113,18 +118,17 @@ def _errors_of(name: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: too many pixels to open safely ({_printable(error)})") from error
+        raise UserError(f"{name}: too many pixels to open safely ({_told(error)})") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not a picture that can be read") from error
     except MemoryError as error:
         raise UserError(f"{name}: there is not enough memory for it") from error
     except Exception as error:  # Pillow has all kinds for what is broken
-        raise UserError(f"{name}: the picture is broken or cut short ({_printable(error)})") from error
+        raise UserError(f"{name}: the picture is broken or cut short ({_told(error)})") from error
 
 
-def _printable(error: Exception) -> str:
-    """What it says in one line, in which what comes from a file does nothing to a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(str(error).split()))[:160]
+def _told(error: Exception) -> str:
+    return printable(" ".join(str(error).split()), 160)
 
 
 def _as_deep_as_its_file(image: Image.Image, format: str | None) -> Image.Image:

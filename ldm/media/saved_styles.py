@@ -9,22 +9,26 @@ holds nothing that could be run.
 import json
 import math
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ldm.checkpoint.files import checked_header
+from ldm.checkpoint.hashes import KEY, NONE_YET, seal
+from ldm.checkpoint.headers import METADATA, header_text
 from ldm.errors import UserError
 from ldm.files import check_folder, written_whole
 from ldm.media.images import NamedBytes, at_most, load_image
 from ldm.media.rgb import to_rgb
+from ldm.text import one_line
 
 SUFFIX = ".safetensors"
 SIDE = 640  # of the pictures kept, at most: the shorter one, in pixels
@@ -83,11 +87,13 @@ def save_style(style: SavedStyle, path: Path, side: int = SIDE) -> None:
         "names": json.dumps(list(style.names)),
         "weights": json.dumps(list(style.weights)),
         "note": style.note,
+        KEY: NONE_YET,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as aside:
             save_file(tensors, aside, metadata)
+            seal(aside, header_text(aside))
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error})") from error
 
@@ -95,8 +101,8 @@ def save_style(style: SavedStyle, path: Path, side: int = SIDE) -> None:
 def load_style(path: str | Path) -> SavedStyle:
     """The style in a file. Raises UserError for a file that holds none."""
     metadata, packed = _read(path, "picture.")
-    weights, names = (json.loads(metadata[key]) for key in ("weights", "names"))
-    if not len(weights) == len(names) == len(packed) or not all(_is_weight(weight) for weight in weights):
+    weights, names = _listed(metadata, "weights"), _listed(metadata, "names")
+    if not packed or not len(weights) == len(names) == len(packed) or not all(map(_is_weight, weights)):
         raise UserError(f"{path}: the style is broken: {len(packed)} pictures, {len(weights)} weights")
     return SavedStyle([_unpacked(path, each) for each in packed], weights, names, metadata.get("note", ""))
 
@@ -105,29 +111,36 @@ def load_thumbnail(path: str | Path) -> tuple[Image.Image, str]:
     """(a picture of what the style in a file is like, the note on its pictures). Raises
     UserError."""
     metadata, packed = _read(path, "thumbnail")
+    if not packed:
+        raise UserError(f"{path}: the style is broken: there is no thumbnail in it")
     return _unpacked(path, packed[0]), metadata.get("note", "")
 
 
 def _read(path: str | Path, prefix: str) -> tuple[dict[str, str], list[NDArray[np.uint8]]]:
     """(metadata, what has a name that begins so, in the order in which it was saved)."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size > MAX_BYTES:
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: {path.stat().st_size >> 20} MB are more than a saved style has")
+    metadata = checked_header(path).get(METADATA, {})
+    if metadata.get("format") != _FORMAT:
+        raise UserError(
+            f"{path}: is no saved style, which `artfusion style save` makes of pictures; a model goes with --checkpoint"
+        )
     try:
         with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(
-                    f"{path}: is no saved style, which `artfusion style save` makes of pictures; a model goes with --checkpoint"
-                )
             names = sorted((name for name in file.keys() if name.startswith(prefix)), key=_number)
             return metadata, [file.get_tensor(name) for name in names]
-    except (SafetensorError, OSError, ValueError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: no saved style, or a broken one ({error})") from error
+    except Exception as error:  # damaged bytes can raise anything in the reader
+        raise UserError(f"{path}: a broken saved style ({one_line(error)})") from error
+
+
+def _listed(metadata: dict[str, str], key: str) -> list[Any]:
+    """A list in the metadata, or an empty one for what is none."""
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return []
+    return value if isinstance(value, list) else []
 
 
 def _number(name: str) -> int:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.checkpoint import bake_ema, load_strict, read_state_dict
 from ldm.checkpoint.carried import carries_config, config_of
+from ldm.checkpoint.ema import LOSS_STATE
 from ldm.config.factory import instantiate_from_config
 from ldm.config.groups import take
 from ldm.errors import ConfigError
@@ -23,6 +24,10 @@ WITHOUT_TRAINING: dict[str, tuple[str, tuple[type, ...]]] = {
         "ldm.models.diffusion.dual_cond.DualCondModel",
         options.DUAL_DIFFUSION,
     ),
+    "ldm.models.diffusion.cross_pairs.CrossPairLDM": (
+        "ldm.models.diffusion.dual_cond.DualCondModel",
+        options.CROSS_PAIRS,
+    ),
     "ldm.models.diffusion.ddpm.LatentDiffusion": (
         "ldm.models.diffusion.latent_diffusion.LatentDiffusionModel",
         options.DIFFUSION,
@@ -30,9 +35,6 @@ WITHOUT_TRAINING: dict[str, tuple[str, tuple[type, ...]]] = {
     "ldm.models.autoencoder.AutoencoderKL": ("ldm.models.first_stage.KLAutoencoder", options.FIRST_STAGE),
     "ldm.models.autoencoder.VQModelInterface": ("ldm.models.first_stage.VQLatents", options.FIRST_STAGE),
 }
-# The state of the training loss in whole checkpoints.
-LOSS_STATE = ("logvar",)
-
 Model = TypeVar("Model", bound=LatentDiffusionModel)
 
 
@@ -72,19 +74,29 @@ def build_for_inference(
     params |= {"ckpt_path": None, "use_ema": False}
     if "ckpt_path" in first_stage:
         first_stage["ckpt_path"] = None
-    for node in (config["model"], params["first_stage_config"]):
-        leave_out_training(node)
+    without_training(config["model"])
     model = instantiate_from_config(config["model"], allow_targets, kind="model", key="model")
     if not isinstance(model, kind):
         raise ConfigError(f"{config_path}: describes a {type(model).__name__}, not {kind.what}")
     return model
 
 
-def leave_out_training(node: dict[str, Any]) -> None:
-    """Make a config node describe the class without training, if there is one. Raises ConfigError
-    for options with wrong values."""
-    target, groups = WITHOUT_TRAINING.get(node.get("target"), (node.get("target"), ()))
-    node["target"] = target
+def without_training(node: Any) -> None:
+    """Make a config's `model`, and the first stage within it, the classes without training, where
+    there are such. Raises ConfigError for options with wrong values."""
+    params = node.get("params") if isinstance(node, dict) else None
+    first_stage = params.get("first_stage_config") if isinstance(params, dict) else None
+    for each in (node, first_stage):
+        # what is no such node, the factory refuses
+        if isinstance(each, dict) and isinstance(each.get("params") or {}, dict):
+            _leave_out_training(each)
+
+
+def _leave_out_training(node: dict[str, Any]) -> None:
+    target = node.get("target")
+    if not isinstance(target, str) or target not in WITHOUT_TRAINING:
+        return
+    node["target"], groups = WITHOUT_TRAINING[target]
     for group in groups:
         take(group(), node.get("params") or {})
 

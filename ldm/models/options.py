@@ -156,6 +156,66 @@ class FirstStageOptimisation:
         check_number("learning_rate", self.learning_rate, least=0)
 
 
+@dataclass(frozen=True)
+class CrossPairBatches:
+    """styles_per_content: paintings in whose styles each photo of a batch is painted. style_drop, content_drop: how
+    often the diffusion loss goes without a condition, see HybridDraws. record_steps: on a GPU that
+    trains alone, steps are recorded as CUDA graphs."""
+
+    styles_per_content: int = 2
+    style_drop: float = 0.1
+    content_drop: float = 0.3
+    record_steps: bool = False
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the
+    colours' distance from the painting's, as a share of the photo's. diffusion_weight: of the
+    diffusion loss, which smooths the texture that the style loss asks for at all but the last steps
+    of a run. identity_weight: of the squared error of the latents of pictures painted in their own
+    styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the
+    photo nor the painting has (`pattern_loss`).
+    """
+
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+    palette_weight: float = 0.0
+    diffusion_weight: float = 1.0
+    identity_weight: float = 0.0
+    pattern_weight: float = 0.0
+
+    def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """(N,) what style guidance asks for, weighed."""
+        names = ("style", "palette", "pattern")
+        return sum(getattr(self, f"{name}_weight") * losses[name] for name in names)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Where on a sampling run's way paintings are estimated, and under which guidance.
+
+    later: the share of them that starts from an estimate, noised again; hops: how many such at
+        most.
+    guided: the share under guidance. content_scales, style_scales: the lowest and highest scales,
+        between which they are drawn evenly by their logarithm.
+    """
+
+    later: float = 0.5
+    hops: int = 1
+    guided: float = 1.0
+    content_scales: tuple[float, float] = (0.5, 2.0)
+    style_scales: tuple[float, float] = (0.5, 3.0)
+
+    def __post_init__(self) -> None:
+        check_fractions(later=self.later, guided=self.guided)
+        if self.hops < 1:
+            raise ConfigError(
+                f"CrossPairLDM: hops must be at least 1, got {self.hops}; later: 0 has none start later"
+            )
+
+
 DIFFUSION = (DiffusionLoss, Optimisation, StartingWeights, Batches, PublishedOptions)
 DUAL_DIFFUSION = (*DIFFUSION, DualBatches)
+CROSS_PAIRS = (*DUAL_DIFFUSION, CrossPairBatches, LossWeights, Estimates)
 FIRST_STAGE = (FirstStageOptimisation,)

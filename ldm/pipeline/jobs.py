@@ -1,6 +1,7 @@
 """From what a caller asks for to pictures to paint one by one: everything read, paired, scaled and
 checked before any work."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from PIL import Image, ImageChops, ImageOps
 
 from ldm.checks import FACES
 from ldm.errors import UserError
-from ldm.media.images import resize_short_side, with_colors_of, without_alpha
+from ldm.media.images import short_side_at, upright_size, with_colors_of, without_alpha
+from ldm.media.places import elsewhere
 from ldm.pipeline.faces import find_faces
 from ldm.pipeline.inputs import (
     Picture,
@@ -20,7 +22,11 @@ from ldm.pipeline.inputs import (
     name_of,
     same_aspect,
 )
-from ldm.pipeline.settings import MAX_RESULT_PIXELS, Settings, as_list
+from ldm.pipeline.settings import MAX_RESULT_PIXELS, MIN_SIDE, Settings, as_list
+
+LONGEST = (
+    50  # times its shorter side is what is enlarged: beyond, it is hardly meant, and has millions of pixels
+)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,12 @@ class Request:
             _check_job(job, style_side)
         return jobs
 
+    def sizes_of_files(self, settings: Settings) -> list[tuple[int, int]]:
+        """(width, height) of the results of photos in files of this machine, of which only the heads
+        are read. Raises UserError where there cannot be one."""
+        paths = [given for given in _listed(self.content) if isinstance(given, (str, os.PathLike))]
+        return [result_size(upright_size(path), settings) for path in paths if elsewhere(path) is None]
+
     def _held(
         self, content: Image.Image, name: str, read: PictureReader, settings: Settings
     ) -> tuple[Image.Image | None, Image.Image | None]:
@@ -217,12 +229,27 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
     return [each * (n // len(each)) for each in lists.values()]
 
 
+def result_size(given: tuple[int, int], settings: Settings) -> tuple[int, int]:
+    """(width, height) of the result of a photo of this one. Raises UserError where there cannot be
+    one."""
+    check_scaled(given, settings.short_side)
+    if settings.shape is not None:
+        return settings.shape
+    size = short_side_at(given, settings.short_side)
+    if max(given) > LONGEST * min(given) and min(given) < settings.short_side:
+        raise UserError(
+            f"a photo of {given[0]}x{given[1]} pixels, more than {LONGEST} times as long as wide, would be enlarged to "
+            f"{size[0]}x{size[1]}; crop it, or say both sides of the size, such as {MIN_SIDE * LONGEST}x{MIN_SIDE}"
+        )
+    return size
+
+
 def sized(image: Image.Image, settings: Settings) -> Image.Image:
     """The content picture at the result's size. Raises UserError where it cannot have that."""
-    check_scaled(image.size, settings.short_side)
+    size = result_size(image.size, settings)
     if settings.shape is None:
-        return resize_short_side(image, settings.short_side)
-    return ImageOps.fit(image, settings.shape, Image.Resampling.LANCZOS)
+        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
 def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ldm.checks import rightly_called
 from ldm.device import choose_device, choose_precision, memory_errors, own_ways, total_memory
 from ldm.errors import ConfigError, UserError, in_short
+from ldm.media.images import short_side_at
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.models.inference import build_for_inference, load_for_inference
@@ -34,7 +35,7 @@ from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
-from ldm.pipeline.memory import check_memory
+from ldm.pipeline.memory import Size, check_painted, check_style
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour
 from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
@@ -137,7 +138,7 @@ class StyleTransferPipeline:
         before: only the steps of the last size are made. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
         then; what it raises ends the painting.
-        Raises UserError for unusable pictures and settings, also for a result that would take more
+        Raises UserError for unusable pictures and settings, also for a result or a painting that would take more
         than 0.8 of the device's memory (see `ldm.pipeline.memory`), and PaintingStopped with the picture as
         far as it came on Ctrl-C in the fine look.
         """
@@ -155,11 +156,23 @@ class StyleTransferPipeline:
             return results[0] if request.is_single else results
         jobs = request.jobs(settings, self.painter.native_size)
         for places in _together(jobs, settings, batch_size):
-            sizes = [jobs[i].size for i in places]
-            check_memory(sizes, settings.has_brush, total_memory(self.model.device))
+            self.check_memory([jobs[i].size for i in places], settings)
+        self._check_styles(jobs, settings)
         with own_ways(self.model.device), memory_errors("choose a smaller size, batch_size or tile"):
             results = self._paint_all(jobs, settings, batch_size, progress, watch)
         return results[0] if request.is_single else results
+
+    def check_memory(self, sizes: Sequence[Size], settings: Settings) -> None:
+        """Raises UserError for results of these (width, height) that take too much together."""
+        check_painted(sizes, settings.has_brush, total_memory(self.model.device))
+
+    def _check_styles(self, jobs: Sequence[Job], settings: Settings) -> None:
+        there, side = (
+            total_memory(self.model.device),
+            _sampling_style_size(settings, self.painter.native_size),
+        )
+        for size in {picture.size for job in jobs for picture in job.paintings}:
+            check_style(short_side_at(size, side), there)
 
     def _paint_all(
         self, jobs: list[Job], settings: Settings, batch_size: int, progress: bool, watch: Watcher | None

@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.media.recolouring import recoloured
+from ldm.memory import installed_memory
 from ldm.pipeline.inputs import Picture, Style
 from ldm.pipeline.jobs import Job, Request
+from ldm.pipeline.memory import Size, check_recoloured
 from ldm.pipeline.settings import Settings
 
 STYLE_SIDE = 256  # shorter side at which paintings are kept: their colours are all that is wanted
@@ -37,10 +39,19 @@ class Recolourer:
         """Each picture's counts as 1: its map takes the time, whatever its size."""
         return 1.0
 
+    def check_memory(self, sizes: Sequence[Size], settings: Settings) -> None:
+        """Raises UserError for results of these (width, height) that take too much together."""
+        check_recoloured(sizes, 1, installed_memory())
+
 
 def recolour(request: Request, settings: Settings) -> list[Image.Image]:
-    """The pictures of a request. Raises UserError."""
-    return [_recoloured(job, settings) for job in request.jobs(settings, STYLE_SIDE)]
+    """The pictures of a request. Raises UserError, also for those that would take more than 0.8 of
+    the memory together, of photos in files before these are read."""
+    there = installed_memory()
+    check_recoloured(request.sizes_of_files(settings), 1, there)
+    jobs = request.jobs(settings, STYLE_SIDE)
+    check_recoloured([job.size for job in jobs], max(len(job.style.regions) for job in jobs), there)
+    return [_recoloured(job, settings) for job in jobs]
 
 
 def _recoloured(job: Job, settings: Settings) -> Image.Image:

@@ -16,9 +16,10 @@ from ldm.config.factory import allowing_targets, instantiate_from_config
 from ldm.config.merge import merged_config, typed_keys
 from ldm.data.workers import worker_errors
 from ldm.early import handlers_kept
-from ldm.errors import ConfigError
+from ldm.errors import ConfigError, UserError
 from ldm.training.checkpoint_files import find_checkpoint
 from ldm.training.dry_run import dry_run
+from ldm.training.failures import errors_of
 from ldm.training.keep_last import SAVE_SIGNALS, STOP_SIGNALS, StoppedBySignal
 from ldm.training.performance import apply_performance
 from ldm.training.published_flags import DEFAULT_SEED
@@ -47,8 +48,8 @@ _NOISE = (
     ".*IterableDataset. has .__len__. defined.*",
     ".*Total length of `list` across ranks is zero.*",  # no validation set
 )
-# What Lightning raises for a callback that watches what is not logged.
-_LATE = re.compile("Early stopping conditioned on metric")
+# What Lightning raises for a callback that watches what is not logged, and for more steps than an epoch has.
+_LATE = re.compile("Early stopping conditioned on metric|`val_check_interval`")
 _CHATTER = re.compile("litlogger|`weights_only` was not set")
 
 
@@ -85,6 +86,7 @@ def train(args: argparse.Namespace) -> None:
             with (
                 alone_in(folder) if trainer.is_global_zero else nullcontext(),
                 handlers_kept(*STOP_SIGNALS, *SAVE_SIGNALS),
+                errors_of(recipe.parts, folder),
             ):
                 _fit(trainer, model, data, resumed.path if resumed else None)
 
@@ -111,8 +113,10 @@ def _fit(
         end = "finished"
     except StoppedBySignal:
         end = "stopped"
-    except (MisconfigurationException, RuntimeError) as error:  # what Lightning finds out on the way
-        if isinstance(error, RuntimeError) and not _LATE.match(str(error)):
+    except (MisconfigurationException, RuntimeError, ValueError) as error:  # what Lightning finds on the way
+        if isinstance(error, UserError) or (
+            not isinstance(error, MisconfigurationException) and not _LATE.match(str(error).strip())
+        ):
             raise
         raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:

@@ -15,9 +15,16 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
 
-from ldm.checks import check_count
-from ldm.config.factory import build, check_config, get_obj_from_str, instantiate_from_config, to_plain
+from ldm.config.factory import (
+    allows,
+    build,
+    check_config,
+    get_obj_from_str,
+    instantiate_from_config,
+    to_plain,
+)
 from ldm.config.merge import check_keys
+from ldm.config.types import check_types
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import choose_device, has_bf16
 from ldm.errors import ConfigError, UserError
@@ -32,6 +39,7 @@ from ldm.training.reproducible import StepSeeds
 from ldm.training.run_folder import KeepConfig
 from ldm.training.run_paths import RunPaths
 from ldm.training.throughput import Throughput
+from ldm.training.trainer_options import check_options
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +76,7 @@ class Recipe:
         """`typed`: keys of the config whose values the command line gives."""
         self.config, self.model, self.data, self.gpus, self.typed = config, model, data, gpus, typed
         self.opening = OpeningLines()
+        self.parts: dict[str, object] = {}  # what the config describes, by where; not what was allowed
         self.lightning = _as_section(to_plain(config).get("lightning"), "lightning")
         check_keys(self.lightning, LIGHTNING_KEYS, "`lightning`")
         if not model.automatic_optimization:
@@ -121,7 +130,7 @@ class Recipe:
         for that alone."""
         paths = RunPaths(run_folder, self.typed)
         own = [
-            _from_node(node, "callback", key)
+            self._part(node, "callback", key)
             for key, node in self._placed(paths, "callbacks", self.section("callbacks"))
         ]
         for callback in own:
@@ -153,7 +162,7 @@ class Recipe:
     def trainer_options(self) -> dict[str, Any]:
         """Lightning's options, the ones that nobody gave chosen for the machine."""
         options: dict[str, Any] = {"log_every_n_steps": 20, **present_options(self.section("trainer"))}
-        _check_numbers(options)
+        check_options(options)
         in_config = options.pop("gpus", None)  # published configs may say it too
         gpus = self.gpus if self.gpus is not None or options.get("accelerator") == "cpu" else in_config
         if gpus is not None:
@@ -268,13 +277,21 @@ class Recipe:
             ) from error
         loggers: list[Logger] = [board, CSVLogger(run_folder, name="csv")]
         for key, node in self._logger_nodes(run_folder):
-            try:
-                loggers.append(_from_node(node, "logger", key))
-            except ModuleNotFoundError as error:
-                raise ConfigError(
-                    f"lightning.logger: {node['target']} needs a package that is not installed: {error}"
-                ) from error
+            loggers.append(self._part(node, "logger", key))
         return loggers
+
+    def _part(self, node: Any, kind: str, key: str) -> Any:
+        """A callback or logger of the config. Raises ConfigError."""
+        _check_node(node, kind, key)
+        try:
+            part = instantiate_from_config(node, kind=kind, key=key)
+        except MisconfigurationException as error:
+            raise ConfigError(f"{key}: {error}") from error
+        except ModuleNotFoundError as error:
+            raise _lacking(key, node["target"], error) from error
+        if not allows(node["target"]):
+            self.parts[key] = part
+        return part
 
     def _logger_nodes(self, run_folder: Path) -> Iterator[tuple[str, Any]]:
         extra = self.section("logger")
@@ -285,7 +302,7 @@ class Recipe:
         """Raises ConfigError for those that cannot be built, without building them, which may reach
         out to a server."""
         for key, node in self._logger_nodes(run_folder):
-            check_config(node, kind="logger", key=key)
+            _check_node(node, "logger", key)
 
 
 class ProgressLine(TQDMProgressBar):
@@ -309,26 +326,12 @@ class ProgressLine(TQDMProgressBar):
                 bar.close()  # what is said next begins on a line of its own
 
 
-def _check_numbers(options: dict[str, Any]) -> None:
-    """Raises ConfigError for numbers that Lightning would take and fail on later, or refuse without
-    naming them."""
-    for key in ("max_steps", "max_epochs"):
-        value = options.get(key, -1)
-        if value is not None and (not isinstance(value, int) or value < -1):
-            raise ConfigError(
-                f"lightning.trainer.{key} must be a whole number from -1 (no limit) on, got {value!r}"
-            )
-    for key in ("accumulate_grad_batches", "log_every_n_steps"):
-        check_count(f"lightning.trainer.{key}", options.get(key, 1))
-    every = options.get("val_check_interval", 1.0)
-    if isinstance(every, (int, float)) and every <= 0:  # a text may be a time
-        raise ConfigError(f"lightning.trainer.val_check_interval must be above 0, got {every!r}")
-
-
 def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     """Raises ConfigError for options that Lightning does not have or take."""
     try:
         return build(pl.Trainer, options, "pytorch_lightning.Trainer")
+    except ModuleNotFoundError as error:
+        raise _lacking("lightning.trainer", "what it says", error) from error
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
         advice = (
             "; leave out --gpus (lightning.trainer.gpus=null) and lightning.trainer.accelerator to train on what there is"
@@ -358,14 +361,19 @@ def _model_checkpoint(key: str, folder: Path, options: dict[str, Any]) -> ModelC
     return _built(ModelCheckpoint, options, f"lightning.{key}")
 
 
-def _from_node(node: Any, kind: str, key: str) -> Any:
-    try:
-        return instantiate_from_config(node, kind=kind, key=key)
-    except MisconfigurationException as error:
-        raise ConfigError(f"{key}: {error}") from error
+def _check_node(node: Any, kind: str, key: str) -> None:
+    """Raises ConfigError for a node that cannot be built, as far as it shows before."""
+    check_config(node, kind=kind, key=key)
+    if not allows(node["target"]):
+        check_types(get_obj_from_str(node["target"]), node.get("params") or {}, f"{key}.params")
+
+
+def _lacking(key: str, what: str, error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"{key}: {what} needs a package that is not installed: {' '.join(str(error).split())}")
 
 
 def _built(kind: type, options: dict[str, Any], where: str) -> Any:
+    check_types(kind, options, where)
     try:
         return build(kind, options, f"{kind.__module__}.{kind.__name__}")
     except MisconfigurationException as error:

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.checks import check_fractions
 from ldm.config.groups import flat_keys
 from ldm.data.wikiart import flags_of
 from ldm.device import cuda_graph
@@ -26,55 +25,9 @@ from ldm.models.diffusion.dual_cond_ddpm import DualCondLDM
 from ldm.models.diffusion.encoded import Encoded, Kept, flat, halved, unflat
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.recorded_step import Capture, RecordedStep
+from ldm.models.options import CrossPairBatches, Estimates, LossWeights
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
 from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """content_weight, style_weight: of the two losses of StyleTransferLoss. palette_weight: of the
-    colours' distance from the painting's, as a share of the photo's. diffusion_weight: of the
-    diffusion loss, which smooths the texture that the style loss asks for at all but the last steps
-    of a run. identity_weight: of the squared error of the latents of pictures painted in their own
-    styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the
-    photo nor the painting has (`pattern_loss`).
-    """
-
-    content_weight: float = 1.0
-    style_weight: float = 1.0
-    palette_weight: float = 0.0
-    diffusion_weight: float = 1.0
-    identity_weight: float = 0.0
-    pattern_weight: float = 0.0
-
-    def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """(N,) what style guidance asks for, weighed."""
-        names = ("style", "palette", "pattern")
-        return sum(getattr(self, f"{name}_weight") * losses[name] for name in names)
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Where on a sampling run's way paintings are estimated, and under which guidance.
-
-    later: the share of them that starts from an estimate, noised again; hops: how many such at
-        most.
-    guided: the share under guidance. content_scales, style_scales: the lowest and highest scales,
-        between which they are drawn evenly by their logarithm.
-    """
-
-    later: float = 0.5
-    hops: int = 1
-    guided: float = 1.0
-    content_scales: tuple[float, float] = (0.5, 2.0)
-    style_scales: tuple[float, float] = (0.5, 3.0)
-
-    def __post_init__(self) -> None:
-        check_fractions(later=self.later, guided=self.guided)
-        if self.hops < 1:
-            raise ConfigError(
-                f"CrossPairLDM: hops must be at least 1, got {self.hops}; later: 0 has none start later"
-            )
 
 
 @dataclass(frozen=True)
@@ -131,27 +84,23 @@ class CrossPairLDM(DualCondLDM):
     networks make of them is computed once and kept, 0.4 MB a photo of 128 px and 0.7 MB a painting:
     twice as many steps in the same time.
 
-    style_drop, content_drop: how often the diffusion loss goes without a condition, see
-    HybridDraws. record_steps: on a GPU that trains alone, steps are recorded as CUDA graphs. Further parameters: those of LossWeights, Estimates and DualCondLDM.
+    Parameters: those of CrossPairBatches, LossWeights, Estimates and DualCondLDM.
     """
 
     @flat_keys
     def __init__(
         self,
-        styles_per_content: int = 2,
-        style_drop: float = 0.1,
-        content_drop: float = 0.3,
-        record_steps: bool = False,
         *,
+        pairs: CrossPairBatches,
         weights: LossWeights,
         estimates: Estimates,
         **options: Any,
     ):
         super().__init__(**options)
         self.weights, self.estimates = weights, estimates
-        self.styles_per_content = styles_per_content
-        self.style_drop, self.content_drop = style_drop, content_drop
-        self.loss, self.record_steps = StyleTransferLoss(), record_steps
+        self.styles_per_content = pairs.styles_per_content
+        self.style_drop, self.content_drop = pairs.style_drop, pairs.content_drop
+        self.loss, self.record_steps = StyleTransferLoss(), pairs.record_steps
         self._photos, self._paintings = Kept(), Kept()
         self._recorded: RecordedStep | None = None
 
