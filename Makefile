@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+# Two processes with half of the processors each: most tests wait for a program that starts, or for one thread.
+WORKERS ?= 2
+THREADS ?= $(shell $(PYTHON) -c 'import os; print(max(1, (os.cpu_count() or 1) // $(WORKERS)))')
 QUICK := architecture golden config_factory training_config settings samplers ddim denoiser unet diffusion checkpoint images
 
 .PHONY: demo web test quick lowest gpu clean
@@ -17,7 +20,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --quiet --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # What breaks most often, while one works.
 quick: $(VENV)/installed-test

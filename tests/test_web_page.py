@@ -34,6 +34,7 @@ BROWSER = os.environ.get("ARTFUSION_BROWSER") or next(
 )
 in_a_browser = [
     pytest.mark.browser,
+    pytest.mark.flaky(reruns=2),  # two programs talk here, each in its own time
     pytest.mark.skipif(BROWSER is None, reason="no browser here; ARTFUSION_BROWSER names one"),
 ]
 # without what browsers ask of their makers by themselves
@@ -361,6 +362,7 @@ def test_settings_are_loaded_from_a_picture_made_here(visit: Visit, tmp_path: Pa
     visit.page.click("#balance label >> nth=2")
     visit.paint()
     path = visit.result(tmp_path)
+    assert json.loads(read_metadata(path)[METADATA_KEY])["seed"] == 41
     visit.open_anew()
     visit.unfold("More: two dials")
     visit.page.wait_for_selector("#field_seed input")  # what is folded is not there yet

@@ -53,6 +53,7 @@ class KeepLast(pl.Callback):
         # epoch twice.
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.processed = epochs.completed
+        self._count_right(trainer)
         if trainer.is_global_zero:
             remove_left_asides([self.path])  # of a run that was killed while it wrote
         # Lightning has set up its own handlers by now, which would broadcast to other processes
@@ -60,6 +61,18 @@ class KeepLast(pl.Callback):
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS if _requeues_on_signal(trainer) else STOP_SIGNALS + SAVE_SIGNALS:
                 signal.signal(number, self._on_signal)
+
+    def _count_right(self, trainer: pl.Trainer) -> None:
+        """Let every checkpoint of the run, whichever callback writes it, be counted as `_counted`
+        does."""
+        connector = trainer._checkpoint_connector
+        dump = connector.dump_checkpoint
+
+        def counted(*args: Any, **options: Any) -> dict[str, Any]:
+            with _counted(trainer, self._since_step):
+                return dump(*args, **options)
+
+        connector.dump_checkpoint = counted  # type: ignore[method-assign]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._wanted = max(self._wanted, _SAVE if number in SAVE_SIGNALS else _STOP)
@@ -99,8 +112,7 @@ class KeepLast(pl.Callback):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Write `path`; all processes do that together."""
-        with _counted(trainer, self._since_step):
-            trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path)
         self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
@@ -116,8 +128,7 @@ class KeepLast(pl.Callback):
             path = (
                 self.path.with_name("not_finite.ckpt") if isinstance(exception, NonFiniteError) else self.path
             )
-            with _counted(trainer, self._since_step):
-                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             # Trainer.save_checkpoint would wait for the other processes, which know nothing of the
             # exception.
             trainer.strategy.save_checkpoint(content, path)
