@@ -258,6 +258,11 @@ TO_THE_END = (MAX_STEPS + "-1", MAX_EPOCHS + str(EPOCHS))
         ((MAX_STEPS + "2", MAX_STEPS + "4", MAX_STEPS + str(BATCHES + 3)), ()),
         ((MAX_EPOCHS + "1", MAX_EPOCHS + "2"), ()),
         ((MAX_STEPS + str(BATCHES + 2), MAX_EPOCHS + "2"), ("lightning.trainer.val_check_interval=2",)),
+        (
+            (MAX_STEPS + str(BATCHES), MAX_STEPS + str(BATCHES + 1)),
+            ("lightning.trainer.val_check_interval=2",),
+        ),
+        ((MAX_STEPS + "3", MAX_STEPS + "4"), (TWICE, "lightning.trainer.val_check_interval=2")),
         ((MAX_STEPS + "4",), (TWICE,)),
         ((MAX_STEPS + "3", MAX_STEPS + "5"), (TWICE,)),
     ],

@@ -46,7 +46,7 @@ SIZE, LARGEST = 96, 512
 BEGIN = ["--size", str(SIZE), "--effort", "0.3", "--steps", "3", "--max-size", str(LARGEST)]
 PHOTO, PAINTING = ROOT / "data/contents/astronaut.jpg", ROOT / "data/styles/turner_whalers.jpg"
 SHELVED = "turner"  # of the styles that come along
-PATIENCE = 60_000  # milliseconds, for what hangs
+PATIENCE = 180_000  # milliseconds, for what hangs
 
 
 def pixels(source: Any) -> Image.Image:

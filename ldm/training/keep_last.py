@@ -49,10 +49,7 @@ class KeepLast(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take the signals, and remove what a kill in the middle of writing has left."""
         self._step = self._saved_step = trainer.global_step
-        # Where a run goes on behind a whole epoch up to a number of steps, Lightning counts that
-        # epoch twice.
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        epochs.processed = epochs.completed
+        _begin_next_epoch(trainer)
         self._count_right(trainer)
         if trainer.is_global_zero:
             remove_left_asides([self.path])  # of a run that was killed while it wrote
@@ -66,6 +63,8 @@ class KeepLast(pl.Callback):
         """Let every checkpoint of the run, whichever callback writes it, be counted as `_counted`
         does."""
         connector = trainer._checkpoint_connector
+        if "dump_checkpoint" in vars(connector):
+            return  # the trainer has trained before
         dump = connector.dump_checkpoint
 
         def counted(*args: Any, **options: Any) -> dict[str, Any]:
@@ -135,6 +134,19 @@ class KeepLast(pl.Callback):
             log.info("checkpoint of step %d written: %s", trainer.global_step, path)
         except Exception as error:
             log.error("no checkpoint could be written on the way out: %s", error)
+
+
+def _begin_next_epoch(trainer: pl.Trainer) -> None:
+    """Where a run goes on behind a whole epoch, do so if it is to end at a number of steps, too:
+    Lightning would begin that epoch's end once more, count it twice, and train a batch too many
+    where no validation falls on it."""
+    loop = trainer.fit_loop
+    epochs: Any = loop.epoch_progress
+    if loop.restarted_on_epoch_end and loop.epoch_loop.batch_progress.current.ready >= loop.max_batches:
+        loop._restarting = loop.epoch_loop.restarting = False
+        loop.update_restart_stage()
+        epochs.increment_completed()
+    epochs.current.processed = epochs.current.completed
 
 
 @contextmanager
