@@ -5,7 +5,9 @@ import signal
 import socket
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -328,8 +330,38 @@ def test_a_host_that_does_not_answer_is_given_a_few_seconds(monkeypatch: pytest.
         ray_engine.check_answers("10.0.0.1:6379")
 
 
+@contextmanager
+def answering(greeting: bytes) -> Iterator[str]:
+    """The address of a server that says this to everybody."""
+
+    def serve() -> None:
+        with suppress(OSError):  # until it is closed
+            while True:
+                connection, _ = server.accept()
+                connections.append(connection)
+                connection.sendall(greeting)
+
+    connections: list[socket.socket] = []
+    with socket.create_server(("", 0)) as server:
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "greeting, problem",
+    [
+        (b"", "no cluster is reached there (timed out)"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "no cluster is reached there (what answers is no cluster of Ray)"),
+        (b"\0\0\0\x04\0\0\0\0\0", "RAY_AUTH_MODE=token (Failed to connect)"),
+    ],
+)
 def test_what_answers_and_is_no_cluster_of_ours_is_told(
-    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch
+    stylize: Callable, capsys, monkeypatch: pytest.MonkeyPatch, greeting: bytes, problem: str
 ) -> None:
     ray = pytest.importorskip("ray")
 
@@ -337,11 +369,11 @@ def test_what_answers_and_is_no_cluster_of_ours_is_told(
         raise ConnectionError("Failed to connect")
 
     monkeypatch.setattr(ray_engine, "WAYS", {})
+    monkeypatch.setattr(ray_engine, "PATIENCE", 0.5)
     monkeypatch.setattr(ray, "init", refuse)
-    with socket.create_server(("", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with answering(greeting) as address:
         assert stylize("--engine", "ray", "--ray-address", address, "--quiet") == 2
-    assert "RAY_AUTH_MODE=token (Failed to connect)" in capsys.readouterr().err
+    assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--json"], ["--json", "--quiet"]], ids=" ".join)

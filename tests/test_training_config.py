@@ -551,6 +551,11 @@ def _callback(name: str, **params: Any) -> dict[str, Any]:
             "lightning.trainer.precision must be .*'bf16-mixed'.*, got 'fp7'",
         ),
         ({"trainer": {"precision": "64-true"}}, "32 bits at most; give 32-true"),
+        ({"trainer": {"precision": "bf16-true"}}, "lose an optimiser's small steps; give bf16-mixed"),
+        (
+            _callback("OnExceptionCheckpoint", filename="last"),
+            "callbacks.x: leave OnExceptionCheckpoint out; an error",
+        ),
         ({"trainer": {"precision": "transformer-engine"}}, "lightning.trainer: .* package that is not inst"),
         ({"trainer": {"max_steps": "many"}}, "lightning.trainer.max_steps must be a whole number"),
         ({"trainer": {"max_steps": -2}}, "lightning.trainer.max_steps must be a whole number from -1"),
@@ -677,7 +682,6 @@ ELSEWHERE = [
         for name, params in (
             ("ModelCheckpoint", {"dirpath": "OUT"}),
             ("ModelCheckpoint", {"filename": "OUT/x"}),
-            ("OnExceptionCheckpoint", {"dirpath": "OUT"}),
             ("SpikeDetection", {"exclude_batches_path": "OUT/x"}),
         )
     ),
@@ -737,11 +741,16 @@ def test_loggers_and_callbacks_write_into_the_runs_folder_by_themselves(tmp_path
     trainer = trainer_of(
         tmp_path,
         logger={"target": "pytorch_lightning.loggers.CSVLogger", "params": {"name": "mine"}},
-        callbacks={"x": {"target": "pytorch_lightning.callbacks.OnExceptionCheckpoint"}},
+        **_callback("ModelCheckpoint", filename="mine"),
     )
     assert Path(trainer.loggers[-1].log_dir).parent == tmp_path / "mine"
-    (found,) = [c for c in trainer.callbacks if type(c).__name__ == "OnExceptionCheckpoint"]
+    (found,) = [c for c in trainer.callbacks if getattr(c, "filename", None) == "mine"]
     assert Path(found.dirpath) == tmp_path / "checkpoints"
+
+
+def test_a_callback_whose_state_no_checkpoint_has_is_told_of(tmp_path: Path, caplog) -> None:
+    trainer_of(tmp_path, **_callback("StochasticWeightAveraging", swa_lrs=1e-2))
+    assert "lightning.callbacks.x: a run with StochasticWeightAveraging does not go on exactly" in caplog.text
 
 
 def test_a_path_within_the_runs_folder_is_taken(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ PATIENCE = 5.0  # seconds in which a cluster answers
 # Where nobody has said otherwise: nothing is told to anybody, and what Ray's own log files have is
 # not also written to standard error, past Python.
 WAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# Behind its length: the head of the settings by which a server of HTTP/2 begins, and so of gRPC, which Ray speaks.
+_GREETING = b"\x04\x00\x00\x00\x00\x00"
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -131,7 +133,10 @@ class RayEngine:
 def check_answers(address: str) -> None:
     """Raises UserError where no cluster answers soon: Ray would wait for minutes."""
     try:
-        socket.create_connection(_host_and_port(address), PATIENCE).close()
+        with socket.create_connection(_host_and_port(address), PATIENCE) as connection:
+            is_hidden = os.environ.get("RAY_USE_TLS", "0") != "0"
+            if not is_hidden and connection.recv(9)[3:] != _GREETING:
+                raise ConnectionError("what answers is no cluster of Ray")
     except (OSError, ValueError) as error:
         raise UserError(f"--ray-address {address}: no cluster is reached there ({error})") from error
 

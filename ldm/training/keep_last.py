@@ -12,9 +12,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 
 from ldm.checks import check_count
-from ldm.errors import CheckpointError, NonFiniteError
+from ldm.errors import CheckpointError, ConfigError, NonFiniteError
 from ldm.files import remove_left_asides
 
 log = logging.getLogger(__name__)
@@ -23,6 +30,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SIGNALS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # Windows has none
 _NOTHING, _SAVE, _STOP = range(3)
 _BATCHES_BETWEEN_AGREEMENTS = 10
+_NOT_RESUMED = (BatchSizeFinder, LearningRateFinder, ModelPruning, StochasticWeightAveraging)
 
 
 class StoppedBySignal(BaseException):
@@ -134,6 +142,16 @@ class KeepLast(pl.Callback):
             log.info("checkpoint of step %d written: %s", trainer.global_step, path)
         except Exception as error:
             log.error("no checkpoint could be written on the way out: %s", error)
+
+
+def check_goes_on(callback: pl.Callback, key: str) -> None:
+    """Raises ConfigError for one that would remove `last.ckpt`; tells of those whose own state no
+    checkpoint has."""
+    name = type(callback).__name__
+    if isinstance(callback, OnExceptionCheckpoint):  # which removes it where nothing has happened
+        raise ConfigError(f"{key}: leave {name} out; an error writes checkpoints/last.ckpt by itself")
+    if isinstance(callback, _NOT_RESUMED):
+        log.warning("%s: a run with %s does not go on exactly, or not at all, with --resume", key, name)
 
 
 def _begin_next_epoch(trainer: pl.Trainer) -> None:

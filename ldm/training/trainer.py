@@ -31,7 +31,7 @@ from ldm.errors import ConfigError, UserError
 from ldm.ranks import torchrun_group
 from ldm.training.checkpoint_files import DurableCheckpointIO
 from ldm.training.guard import NonFiniteGuard
-from ldm.training.keep_last import KeepLast
+from ldm.training.keep_last import KeepLast, check_goes_on
 from ldm.training.moments import NamedMoments
 from ldm.training.opening import OpeningLines
 from ldm.training.published_flags import gpu_devices, present_options
@@ -133,7 +133,8 @@ class Recipe:
             self._part(node, "callback", key)
             for key, node in self._placed(paths, "callbacks", self.section("callbacks"))
         ]
-        for callback in own:
+        for key, callback in zip(self.section("callbacks"), own, strict=True):
+            check_goes_on(callback, f"lightning.callbacks.{key}")
             if hasattr(callback, "check_model"):
                 callback.check_model(self.model)
         return [

@@ -24,6 +24,10 @@ def check_options(options: dict[str, Any]) -> None:
         raise ConfigError(f"{_SECTION}.overfit_batches is not for this data; give limit_train_batches")
     if str(options.get("precision")).startswith("64"):
         raise ConfigError(f"{_SECTION}.precision: pictures have 32 bits at most; give 32-true")
+    if options.get("precision") in ("16-true", "bf16-true"):  # pictures and noise stay of 32
+        raise ConfigError(
+            f"{_SECTION}.precision: weights of 16 bits lose an optimiser's small steps; give bf16-mixed"
+        )
 
 
 def _check_lengths(options: dict[str, Any]) -> None:
