@@ -123,16 +123,18 @@ def test_styles_are_read_no_larger_than_they_are_looked_at(settings: dict[str, A
 @pytest.mark.parametrize("given", [(80_000, 1), (1, 80_000), (0, 5), (0, 0)])
 @pytest.mark.parametrize("which", ["content", "style"])
 def test_what_no_memory_would_hold_once_scaled_is_refused(which: str, given: tuple[int, int]) -> None:
-    problem = f"{given[0]}x{given[1]} pixels cannot be scaled to a shorter side of 32"
+    what = {"content": "a photo", "style": "a painting"}[which]
+    problem = f"{what} of {given[0]}x{given[1]} pixels cannot be scaled to a shorter side of 32"
     with pytest.raises(UserError, match=problem):
         jobs(**{"content": A, "style": S, which: Image.new("RGB", given)})
 
 
-@pytest.mark.parametrize("given", [(1, 51), (2040, 40)])
-def test_a_strip_is_enlarged_only_where_both_sides_are_said(given: tuple[int, int]) -> None:
+@pytest.mark.parametrize("given, example", [((1, 51), "32x1600"), ((2040, 40), "1600x32")])
+def test_a_strip_is_enlarged_only_where_both_sides_are_said(given: tuple[int, int], example: str) -> None:
     """A photo of 1x4000 pixels would become one of 64x256000."""
     strip = picture(*given)
-    with pytest.raises(UserError, match="more than 50 times as long as wide, would be enlarged to .*crop it"):
+    problem = f"more than 50 times as long as wide, would be enlarged to .*crop it, .* such as {example}"
+    with pytest.raises(UserError, match=problem):
         jobs(strip, S, size=64)
     assert jobs(strip, S, size=(1600, 32))[0].size == (1600, 32)
 

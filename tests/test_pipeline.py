@@ -590,6 +590,12 @@ def test_bundled_weights_that_are_gone_are_told_how_to_get_back(monkeypatch: pyt
         StyleTransferPipeline.from_pretrained()
 
 
+@pytest.mark.parametrize("given", [(3,), (b"mini",), ("mini", 3)])
+def test_files_are_given_by_their_paths(given: tuple[Any, ...]) -> None:
+    with pytest.raises(UserError, match="(checkpoint|config) must be a path, got"):
+        StyleTransferPipeline.from_pretrained(*given)
+
+
 def test_the_model_is_ready_for_inference(weights: Path, config: Path) -> None:
     model = StyleTransferPipeline.from_pretrained(weights, config, device="cpu").model
     assert not model.training

@@ -187,6 +187,12 @@ def test_results_are_packed(stylize: Callable, kind: str) -> None:
     assert written() == [f"part-0000{i}.{end}" for i in (0, 1) for end in sorted(("json", kind))]
 
 
+def test_a_run_that_came_to_its_end_is_not_said_to_be_stopped(stylize: Callable, capsys) -> None:
+    assert stylize("--pack", "tar", "--max-failed", "0.1") == 1
+    told = capsys.readouterr().err
+    assert "more than 10% of the pictures failed" in told and "stopped" not in told
+
+
 def test_packs_of_an_earlier_larger_run_are_told_of_and_left_alone(stylize: Callable, capsys) -> None:
     assert stylize("--pack", "tar", "--pack-size", "2", "--max-failed", "1") == 0
     assert "earlier" not in capsys.readouterr().err
@@ -195,14 +201,14 @@ def test_packs_of_an_earlier_larger_run_are_told_of_and_left_alone(stylize: Call
     before = written()
     assert stylize("--pack", "tar", "--pack-size", "2", content="photos/[01].png") == 0
     assert (
-        "out: packs of an earlier, larger run are there, too, and in no index of this one: 2, from part-00001.tar on"
+        "out: packs of an earlier run are there, too, and in no index of this one: 3, from part-00001.tar on"
         in capsys.readouterr().err
     )
     assert written() == before
     # each share sees those of the others as such, and one speaks for all
     for number, told in enumerate((1, 0)):
         stylize("--pack", "tar", "--pack-size", "2", "--shard", f"{number}/2", content="photos/[0124].png")
-        assert capsys.readouterr().err.count("in no index of this one: 1, from") == told
+        assert capsys.readouterr().err.count("in no index of this one: 2, from") == told
 
 
 def test_so_are_those_elsewhere(stylize: Callable, capsys) -> None:

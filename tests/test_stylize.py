@@ -428,7 +428,7 @@ def test_a_picture_that_cannot_be_painted_is_listed_at_the_end(
     assert stylize(style="styles/s.png") == 1
     printed = capsys.readouterr()
     assert written() == {"a__s", "b__s", "c__s"} and "3 painted, 0 there already, 1 failed" in printed.out
-    assert "failed: out/wide__s.png: a picture of 80000x1 pixels cannot be scaled" in printed.err
+    assert "failed: out/wide__s.png: a photo of 80000x1 pixels cannot be scaled" in printed.err
 
 
 def test_a_style_that_cannot_be_used_is_listed_at_the_end(

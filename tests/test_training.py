@@ -511,6 +511,7 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("modle.target=x", "unknown config key 'modle'; did you mean model"),
         ("lightning.trainr.max_steps=1", "unknown config key 'trainr'; did you mean trainer"),
         ("lightning.trainer.max_epoch=3", "has no parameter 'max_epoch'; did you mean max_epochs"),
+        ("lightning.performance.compile='yes'", "compile must be true, false or a list of parts, got 'yes'"),
         ("lightning.performance.compil=true", "unknown config key 'compil'; did you mean compile"),
         ("lightning.modelcheckpoint_step.params.save_tpo_k=1", "did you mean save_top_k"),
         ("lightning.callbacks.x={target: os.system}", "'os.system' is not under"),

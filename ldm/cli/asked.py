@@ -15,6 +15,7 @@ from ldm.cli.painting import picture_options
 from ldm.cli.reports import Streams
 from ldm.cli.spreading import PACK_SIZE, shard_of
 from ldm.errors import UserError
+from ldm.media.packs import KINDS
 from ldm.media.places import Place, key_of, place_of
 from ldm.media.saved_styles import is_saved_style
 from ldm.media.shards import shard_names
@@ -79,12 +80,13 @@ class Asked:
         return portions
 
     def left_packs(self, portions: Sequence[AnyPortion]) -> list[Place]:
-        """Packs of single photos, in order, that an earlier, larger run has left beside all those of this
-        one. Raises UserError."""
+        """Packs of single photos that an earlier run, larger or of another kind, has left beside all those
+        of this one. Raises UserError."""
         if not (self.args.pack and self.tasks):
             return []
         own = {key_of(portion.pack) for portion in portions if portion.pack is not None}
-        found = packs_in(place_of(self.args.output or "."), self.args.pack)
+        folder = place_of(self.args.output or ".")
+        found = [pack for kind in sorted(KINDS, key=self.args.pack.__ne__) for pack in packs_in(folder, kind)]
         return [pack for pack in found if key_of(pack) not in own]
 
     def inputs(self) -> list[str | Place]:

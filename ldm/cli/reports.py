@@ -45,7 +45,7 @@ class Report:
         """Packs of an earlier run, in order, which this one has no part in."""
         if packs:
             self.warn(
-                f"{packs[0].parent}: packs of an earlier, larger run are there, too, and in no index of this one: {len(packs)}, "
+                f"{packs[0].parent}: packs of an earlier run are there, too, and in no index of this one: {len(packs)}, "
                 f"from {packs[0].name} on; remove them, or leave them out where the packs are read"
             )
 
@@ -84,14 +84,15 @@ class Tally:
         """Follow a run to its end, or end it: its exit code. tells_rates: at the end, pictures per
         second and memory, too. written: how many files it has written; of a run that is stopped,
         the last ones are not told."""
-        began = time.monotonic()
+        began, is_early = time.monotonic(), False
         unseen = self.report.quiet or self.planned == 0  # an empty share, say
         with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=unseen) as bar:
             try:
                 with closing(run):
                     for done in run:
                         self._add(done, bar)
-                        if self.stops and self.planned and self._has_failed(self.planned):
+                        is_early = bool(self.stops and self.planned and self._has_failed(self.planned))
+                        if is_early:
                             break
             except KeyboardInterrupt:
                 bar.close()
@@ -106,7 +107,8 @@ class Tally:
         if not self._has_failed(self.counts.total()):
             return 0
         if self.stops:
-            self.report.warn(f"stopped: more than {self.may_fail:.0%} of the pictures failed (--max-failed)")
+            stopped = "stopped: " * (is_early and self.counts.total() < (self.planned or 0))
+            self.report.warn(f"{stopped}more than {self.may_fail:.0%} of the pictures failed (--max-failed)")
         return 1
 
     def _add(self, done: Done, bar: "tqdm[Any]") -> None:

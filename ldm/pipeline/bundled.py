@@ -1,9 +1,10 @@
 """Where a model's files are: those that come along, and the config of any other checkpoint."""
 
+import os
 from pathlib import Path
 
 from ldm.checkpoint.carried import carries_config
-from ldm.errors import UserError
+from ldm.errors import UserError, in_short
 from ldm.files import ROOT, own_or
 
 BUNDLED = {"mini": ("checkpoints/mini/model.safetensors", "configs/mini.yaml")}
@@ -14,7 +15,10 @@ CLASSES_CONFIG = "configs/class_conditional.yaml"
 def resolve_checkpoint(checkpoint: str | Path, config: str | Path | None) -> tuple[Path, Path]:
     """(checkpoint file, its config: a file of its own, or the checkpoint itself where it carries
     one). The bundled ones lie beside the package, and go together by name or by path. Raises
-    UserError where the bundled file is gone."""
+    UserError where the bundled file is gone, and for what is no path."""
+    for what, given in (("checkpoint", checkpoint), ("config", config)):
+        if given is not None and not isinstance(given, (str, os.PathLike)):
+            raise UserError(f"{what} must be a path, got {in_short(given)}")
     path = own_or(checkpoint)
     if str(checkpoint) in BUNDLED and not path.is_file():
         path = ROOT / BUNDLED[str(checkpoint)][0]

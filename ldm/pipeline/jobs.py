@@ -208,7 +208,7 @@ def _check_job(job: Job, style_side: int) -> None:
     """Raises UserError for masks that do not fit, and style pictures that cannot be scaled."""
     job.style.shares(job.size)
     for picture in job.paintings:
-        check_scaled(picture.size, style_side)
+        check_scaled(picture.size, style_side, "a painting")
 
 
 def _listed(one_or_more: Any) -> list[Any]:
@@ -232,14 +232,15 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
 def result_size(given: tuple[int, int], settings: Settings) -> tuple[int, int]:
     """(width, height) of the result of a photo of this one. Raises UserError where there cannot be
     one."""
-    check_scaled(given, settings.short_side)
+    check_scaled(given, settings.short_side, "a photo")
     if settings.shape is not None:
         return settings.shape
     size = short_side_at(given, settings.short_side)
     if max(given) > LONGEST * min(given) and min(given) < settings.short_side:
+        example = (MIN_SIDE * LONGEST, MIN_SIDE) if given[0] > given[1] else (MIN_SIDE, MIN_SIDE * LONGEST)
         raise UserError(
             f"a photo of {given[0]}x{given[1]} pixels, more than {LONGEST} times as long as wide, would be enlarged to "
-            f"{size[0]}x{size[1]}; crop it, or say both sides of the size, such as {MIN_SIDE * LONGEST}x{MIN_SIDE}"
+            f"{size[0]}x{size[1]}; crop it, or say both sides of the size, such as {example[0]}x{example[1]}"
         )
     return size
 
@@ -261,10 +262,10 @@ def _fitted(start: Image.Image, size: tuple[int, int]) -> Image.Image:
     return start if start.size == size else start.resize(size, Image.Resampling.LANCZOS)
 
 
-def check_scaled(size: tuple[int, int], side: int) -> None:
+def check_scaled(size: tuple[int, int], side: int, what: str) -> None:
     """Raises UserError for a picture of this (width, height) that cannot have that shorter side."""
     if min(size) < 1 or side**2 * max(size) > MAX_RESULT_PIXELS * min(size):
         raise UserError(
-            f"a picture of {size[0]}x{size[1]} pixels cannot be scaled to a shorter side of {side}: the result "
+            f"{what} of {size[0]}x{size[1]} pixels cannot be scaled to a shorter side of {side}: the result "
             f"would be empty or have more than {MAX_RESULT_PIXELS} pixels"
         )

@@ -43,6 +43,10 @@ def _to_compile(model: nn.Module, wanted: bool | Sequence[str]) -> list[nn.Modul
     parts = dict(model.named_modules())
     if isinstance(wanted, bool):
         return [parts[name] for name in NETWORKS if wanted and name in parts]
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence):
+        raise ConfigError(
+            f"lightning.performance.compile must be true, false or a list of parts, got {wanted!r}"
+        )
     for name in wanted:
         if name not in parts:
             raise ConfigError(
