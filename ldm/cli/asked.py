@@ -86,7 +86,8 @@ class Asked:
             return []
         own = {key_of(portion.pack) for portion in portions if portion.pack is not None}
         folder = place_of(self.args.output or ".")
-        found = [pack for kind in sorted(KINDS, key=self.args.pack.__ne__) for pack in packs_in(folder, kind)]
+        kinds = dict.fromkeys((self.args.pack, *KINDS))
+        found = [pack for kind in kinds for pack in packs_in(folder, kind)]
         return [pack for pack in found if key_of(pack) not in own]
 
     def inputs(self) -> list[str | Place]:

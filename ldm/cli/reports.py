@@ -84,15 +84,14 @@ class Tally:
         """Follow a run to its end, or end it: its exit code. tells_rates: at the end, pictures per
         second and memory, too. written: how many files it has written; of a run that is stopped,
         the last ones are not told."""
-        began, is_early = time.monotonic(), False
+        began = time.monotonic()
         unseen = self.report.quiet or self.planned == 0  # an empty share, say
         with tqdm(total=self.planned, unit="picture", smoothing=0.1, disable=unseen) as bar:
             try:
                 with closing(run):
                     for done in run:
                         self._add(done, bar)
-                        is_early = bool(self.stops and self.planned and self._has_failed(self.planned))
-                        if is_early:
+                        if self.stops and self.planned and self._has_failed(self.planned):
                             break
             except KeyboardInterrupt:
                 bar.close()
@@ -107,7 +106,7 @@ class Tally:
         if not self._has_failed(self.counts.total()):
             return 0
         if self.stops:
-            stopped = "stopped: " * (is_early and self.counts.total() < (self.planned or 0))
+            stopped = "stopped: " * (self.counts.total() < (self.planned or 0))
             self.report.warn(f"{stopped}more than {self.may_fail:.0%} of the pictures failed (--max-failed)")
         return 1
 

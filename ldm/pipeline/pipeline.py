@@ -167,10 +167,8 @@ class StyleTransferPipeline:
         check_painted(sizes, settings.has_brush, total_memory(self.model.device))
 
     def _check_styles(self, jobs: Sequence[Job], settings: Settings) -> None:
-        there, side = (
-            total_memory(self.model.device),
-            _sampling_style_size(settings, self.painter.native_size),
-        )
+        there = total_memory(self.model.device)
+        side = _sampling_style_size(settings, self.painter.native_size)
         for size in {picture.size for job in jobs for picture in job.paintings}:
             check_style(short_side_at(size, side), there)
 

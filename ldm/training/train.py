@@ -113,10 +113,10 @@ def _fit(
         end = "finished"
     except StoppedBySignal:
         end = "stopped"
+    except UserError:
+        raise
     except (MisconfigurationException, RuntimeError, ValueError) as error:  # what Lightning finds on the way
-        if isinstance(error, UserError) or (
-            not isinstance(error, MisconfigurationException) and not _LATE.match(str(error).strip())
-        ):
+        if not (isinstance(error, MisconfigurationException) or _LATE.match(str(error).strip())):
             raise
         raise ConfigError(f"training cannot go on: {error}") from error
     if trainer.is_global_zero:

@@ -129,16 +129,16 @@ class Recipe:
         """What the config describes, writing into a run's folder. Raises ConfigError; a dry run asks
         for that alone."""
         paths = RunPaths(run_folder, self.typed)
-        own = [
-            self._part(node, "callback", key)
+        own = {
+            key: self._part(node, "callback", key)
             for key, node in self._placed(paths, "callbacks", self.section("callbacks"))
-        ]
-        for key, callback in zip(self.section("callbacks"), own, strict=True):
-            check_goes_on(callback, f"lightning.callbacks.{key}")
+        }
+        for key, callback in own.items():
+            check_goes_on(callback, key)
             if hasattr(callback, "check_model"):
                 callback.check_model(self.model)
         return [
-            *own,
+            *own.values(),
             *self._model_checkpoints(paths),
             # Behind the others, whose state it writes.
             self._keep_last(paths),
