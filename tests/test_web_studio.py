@@ -3,6 +3,7 @@ waited for is an event."""
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from pipeline_builders import picture
 
 from ldm.errors import UserError
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.settings import Settings
 from ldm.web import studio as studios
+from ldm.web.events import STOPPED, Events
 from ldm.web.studio import Mailbox, Report, Stopped, Studio, Update
 
 FINE: dict[str, Any] = {"size": 64, "steps": 1, "effort": 0.5}
@@ -144,6 +147,18 @@ def test_who_waits_is_told_how_many_are_before(studio: Studio) -> None:
     assert list(third)[-1].is_last
     holder.join(PATIENCE)
     assert not studio._line and studio.paint_if_free(painting, "dora") is not None
+
+
+def test_what_is_still_painted_is_not_said_to_be_stopped(studio: Studio) -> None:
+    """The page takes no other order before, and would do nothing at the next click."""
+    events = Events(studio, SimpleNamespace(), Settings(), {})
+    ann = SimpleNamespace(session_hash="ann")
+    updates = studio.paint(painting, "ann")
+    next(updates)
+    assert STOPPED not in str(events.stop(ann))
+    with pytest.raises(Stopped):  # of which the one who paints tells
+        list(updates)
+    assert STOPPED in events.stop(ann)
 
 
 def test_who_leaves_the_line_leaves_no_gap(studio: Studio) -> None:

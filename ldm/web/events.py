@@ -88,10 +88,12 @@ class Events:
             path = path_of(photo)
         return None if path is None else {"photo": sent(Path(path)), "drawing": None}
 
-    def stop(self, request: gr.Request) -> str:
-        """Whatever is being painted for this visitor ends."""
+    def stop(self, request: gr.Request) -> Any:
+        """Whatever is being painted for this visitor ends, and says so by itself when it has: until
+        then the page does not take another order."""
+        is_painting = self.studio.is_painting_for(visitor(request))
         self.studio.stop(visitor(request))
-        return status(STOPPED)
+        return gr.skip() if is_painting else status(STOPPED)
 
     def leave(self, request: gr.Request) -> None:
         """The same for one who has gone."""
