@@ -25,6 +25,7 @@ from ldm.modules.losses.style_transfer import (
     as_matrices,
     as_vector,
     gram_distance,
+    layout_loss,
     palette_distance,
     pattern_loss,
     regularity,
@@ -224,6 +225,47 @@ def test_regularity_is_of_windows_and_of_nothing_where_there_is_nothing() -> Non
     loss = pattern_loss(flat, flat, flat)
     loss.sum().backward()
     assert loss.shape == (2,) and not loss.any() and not flat.grad.any()
+
+
+def layouts(*tags: str) -> Tensor:
+    """(N, 3, 64, 64) arrangements of large patches."""
+    coarse = torch.cat([rnd(tag, 1, 3, 8, 8) for tag in tags])
+    return torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic")
+
+
+def test_one_layout_over_different_photos_is_found_in_whatever_colours() -> None:
+    photos = torch.cat([rough(tag) for tag in "abcd"])
+    same = layouts("one").repeat(4, 1, 1, 1)
+    recoloured = torch.einsum("ncd,ndhw->nchw", rnd("colours", 4, 3, 3), same)
+    own = layouts(*"efgh")
+    found = [layout_loss(photos + change, photos, 4) for change in (same, recoloured, own)]
+    assert found[0].min() > 0.95 and found[1].min() > 0.5 and found[2].max() < 0.1
+
+
+def test_a_change_of_contrast_and_colour_is_no_layout() -> None:
+    photos = rough("a").repeat(3, 1, 1, 1) + 0.2 * layouts(*"efg")
+    plain = 0.5 * photos + rnd("tint", 3, 3, 1, 1)
+    assert layout_loss(plain + 0.2 * layouts(*"uvw"), photos, 3).max() < 0.1
+
+
+def test_what_paintings_of_one_photo_share_may_stay() -> None:
+    photos = torch.cat([rough(tag) for tag in "ab"]).repeat(2, 1, 1, 1)
+    of_each_photo = layouts("c", "d", "c", "d")
+    assert layout_loss(photos + of_each_photo, photos, 2).max() < 0.1
+    assert layout_loss(photos + layouts(*"ccdd"), photos, 2).min() > 0.4  # shared by turns of both photos
+    assert not layout_loss(photos + layouts(*"cccc"), photos, 1).any()
+
+
+def test_the_layout_loss_is_as_exact_under_autocast_and_zero_without_a_change() -> None:
+    photos = torch.cat([rough(tag) for tag in "abc"])
+    painted = photos + layouts("d", "d", "e")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layout_loss(painted, photos, 3)
+    assert torch.equal(rounded, layout_loss(painted, photos, 3))
+    still = photos.clone().requires_grad_()
+    loss = layout_loss(still, photos, 3)
+    loss.sum().backward()
+    assert not loss.any() and still.grad.isfinite().all()
 
 
 # The model
@@ -487,6 +529,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
         style_weight=5.0,
         palette_weight=2.0,
         pattern_weight=4.0,
+        layout_weight=6.0,
         diffusion_weight=0.7,
     ).train()
     given = {
@@ -494,6 +537,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
         "style": [6.0, 5, 4, 3, 2, 1],
         "palette": [1.0, 0, 0, 0, 2, 0],
         "pattern": [0, 0, 0, 0, 0, 3.0],
+        "layout": [0, 0, 1.0, 0, 0, 0.5],
     }
     scales = Scales(torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5]), plain=4)
     monkeypatch.setattr(
@@ -501,10 +545,15 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
     )
     monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts = model.shared_step(batch(3))
-    assert [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, loss]
-    style = [6, 5, 4, 3, 1.5 * 2, 0.4 * 1], [1, 0, 0, 0, 1.5 * 2, 0], [0, 0, 0, 0, 0, 0.4 * 3]
+    assert [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, 0.25, loss]
+    style = (
+        [6, 5, 4, 3, 1.5 * 2, 0.4 * 1],
+        [1, 0, 0, 0, 1.5 * 2, 0],
+        [0, 0, 0, 0, 0, 0.4 * 3],
+        [0, 0, 1, 0, 0, 0.4 * 0.5],
+    )
     weighed = 3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) + sum(
-        weight * sum(values) for weight, values in zip((5, 2, 4), style)
+        weight * sum(values) for weight, values in zip((5, 2, 4, 6), style)
     )
     assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + weighed / 6, rel=1e-5)
 
@@ -781,7 +830,7 @@ def recorded_on_the_cpu(run: Any) -> tuple[Any, Any]:
 
 def test_a_recorded_step_waits_for_nothing_and_has_the_same_losses_and_gradients(trained: Path) -> None:
     model = cross_pairs(
-        trained, identity_weight=1.0, pattern_weight=1.0, palette_weight=1.0, margin=1
+        trained, identity_weight=1.0, pattern_weight=1.0, layout_weight=1.0, palette_weight=1.0, margin=1
     ).train()
     weights = model.trained_parameters()
 

@@ -175,7 +175,8 @@ class LossWeights:
     diffusion loss, which smooths the texture that the style loss asks for at all but the last steps
     of a run. identity_weight: of the squared error of the latents of pictures painted in their own
     styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the
-    photo nor the painting has (`pattern_loss`).
+    photo nor the painting has (`pattern_loss`). layout_weight: of what the paintings of different
+    photos have in common (`layout_loss`).
     """
 
     content_weight: float = 1.0
@@ -184,10 +185,11 @@ class LossWeights:
     diffusion_weight: float = 1.0
     identity_weight: float = 0.0
     pattern_weight: float = 0.0
+    layout_weight: float = 0.0
 
     def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
         """(N,) what style guidance asks for, weighed."""
-        names = ("style", "palette", "pattern")
+        names = ("style", "palette", "pattern", "layout")
         return sum(getattr(self, f"{name}_weight") * losses[name] for name in names)
 
 

@@ -27,7 +27,13 @@ from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.recorded_step import Capture, RecordedStep
 from ldm.models.options import CrossPairBatches, Estimates, LossWeights
 from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
-from ldm.modules.losses.style_transfer import StyleTransferLoss, palette_distance, pattern_loss, share_of
+from ldm.modules.losses.style_transfer import (
+    StyleTransferLoss,
+    layout_loss,
+    palette_distance,
+    pattern_loss,
+    share_of,
+)
 
 
 @dataclass(frozen=True)
@@ -226,8 +232,8 @@ class CrossPairLDM(DualCondLDM):
         }
 
     def judge(self, painted: Tensor, photos: Encoded, paintings: Encoded) -> dict[str, Tensor]:
-        """Losses, (N,) each, of painted latents of these photos in the styles of these
-        paintings."""
+        """Losses, (N,) each, of painted latents of these photos in the styles of these paintings:
+        rows are `styles_per_content` turns of different photos."""
         pictures = self.decode_first_stage(painted).float()
         if self.detail:
             pictures = pictures + self.detail * photos.made["lost"]
@@ -237,7 +243,14 @@ class CrossPairLDM(DualCondLDM):
         palette = share_of(palette_distance(pictures, paintings.pictures), untouched)
         content, style = self.loss(pictures, photos.of(CONTENT_LAYERS), paintings.of(STYLE_LAYERS))
         pattern = pattern_loss(pictures, originals, paintings.pictures)
-        return {"content": content, "style": style, "palette": palette, "pattern": pattern}
+        layout = layout_loss(pictures, originals, len(pictures) // self.styles_per_content)
+        return {
+            "content": content,
+            "style": style,
+            "palette": palette,
+            "pattern": pattern,
+            "layout": layout,
+        }
 
     def within(self, pictures: Tensor) -> Tensor:
         """Painted pictures, or their photos, without the margin. Raises ConfigError where nothing

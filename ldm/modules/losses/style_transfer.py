@@ -287,6 +287,34 @@ def pattern_loss(painted: Tensor, contents: Tensor, styles: Tensor) -> Tensor:
     return (regularity(painted, side) - natural - _MARGIN).clamp(min=0).square().mean(dim=1)
 
 
+CELLS = 16  # along each side of a picture, of which a layout consists
+
+
+def layout_loss(painted: Tensor, contents: Tensor, photos: int) -> Tensor:
+    """(N,) in [0, 1]: how much of what was made of each picture is where it is in the pictures of
+    other photos, too, averaged over these; 0 where there is one photo alone.
+
+    A frame, or one arrangement of patches over whatever photo, suits any painting's Gram matrices.
+    What a layout has in common with another is told by linear centred kernel alignment (Kornblith et
+    al. 2019) of the difference from the photo, in cells: whatever the colours, and less what a change
+    of contrast makes of the photo. Pictures (N, 3, H, W); rows are turns of so many `photos`, one
+    after the other.
+    """
+    painted, contents = (F.adaptive_avg_pool2d(x.float(), CELLS).flatten(2) for x in (painted, contents))
+    photo = contents - contents.mean(2, keepdim=True)
+    change = painted - contents
+    change = change - change.mean(2, keepdim=True)
+    along = (change * photo).sum(2, keepdim=True) / photo.square().sum(2, keepdim=True).clamp_min(_TINY)
+    change = change - along * photo
+    # No matrix product, which autocast would round.
+    with torch.autocast(painted.device.type, enabled=False):
+        kernels = F.normalize((change.mT @ change).flatten(1), dim=1)
+        alike = kernels @ kernels.T
+    photo_of = torch.arange(len(painted), device=painted.device) % photos
+    others = (photo_of != photo_of[:, None]).float()
+    return (alike * others).sum(1) / others.sum(1).clamp_min(1)
+
+
 def moments_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     """(N,) squared differences of one layer's means and deviations (N, C), each averaged over
     channels."""
