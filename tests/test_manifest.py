@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ldm.media.images import load_image, read_metadata
 from ldm.media.places import place_of
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.settings import DIALS, Settings
-from ldm.pipeline.tasks import Work, folder_of_results, plan
+from ldm.pipeline.tasks import folder_of_results, plan
 
 
 @pytest.fixture
@@ -127,12 +128,12 @@ def test_every_setting_comes_back_as_it_was(folder: Path, monkeypatch: pytest.Mo
     assert {*VALUES, "effort"} == {*DIALS}
     for settings in (Settings(**VALUES), Settings(effort=2.5, size=64), Settings()):
         tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], "out/", settings)
-        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [], "out/")
-        [work] = read_manifest(Path("plan.csv"), Settings(), "out/")
-        assert work.settings == settings and work.tasks[0].output == Path("out/a__s.png")
+        write_manifest(Path("plan.csv"), tasks, [], "out/")
+        [task] = read_manifest(Path("plan.csv"), Settings(), "out/")
+        assert task.settings == settings and task.output == Path("out/a__s.png")
     mixed = plan([Path("data/a.png")], [("m", StyleMix(["data/s.png", "data/t.png"]))], "out/", Settings())
     with pytest.raises(UserError, match="a row has one painting"):
-        write_manifest(Path("mixed.csv"), [Work(Settings(), mixed)], [], "out/")
+        write_manifest(Path("mixed.csv"), mixed, [], "out/")
     assert not Path("mixed.csv").exists()
 
 
@@ -291,9 +292,9 @@ def test_a_parquet_file_that_is_none_is_one_line(folder: Path, content: bytes) -
 
 def test_rows_may_name_urls(folder: Path) -> None:
     path = table("content,style,output", "memory://bucket/a.png,s.png,one.png")
-    (work,) = read_manifest(path, Settings(), "memory://bucket/out")
-    assert str(work.tasks[0].content) == "memory://bucket/a.png"
-    assert str(work.tasks[0].output) == "memory://bucket/out/one.png"
+    (task,) = read_manifest(path, Settings(), "memory://bucket/out")
+    assert str(task.content) == "memory://bucket/a.png"
+    assert str(task.output) == "memory://bucket/out/one.png"
 
 
 # What pandas writes
@@ -319,7 +320,35 @@ def test_a_frame_with_gaps_is_a_table(folder: Path) -> None:
     for name in ("data/t.csv", "data/t.parquet"):
         first, second = read_manifest(Path(name), Settings(), "out")
         assert (first.settings.seed, second.settings.seed) == (3, 0)
-        assert second.tasks[0].output == Path("out/y.png")
+        assert second.output == Path("out/y.png")
+
+
+def test_rows_of_all_settings_share_a_pack(
+    folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [
+        row
+        for i in range(4)
+        for row in (f"a.png,s.png,{i},fast", f"b.png,s.png,,{'fast' if i else 'palette'}")
+    ]
+    output = [f"{i}.png" for i in range(len(rows))]
+    path = table("content,style,seed,look,output", *(f"{row},{name}" for row, name in zip(rows, output)))
+    given = [*model_files, "--manifest", path, "--output", "out", "--size", "32", "--device", "cpu"]
+    main = script("stylize").main
+    assert run_program(main, [*given, "--pack", "tar", "--json"], monkeypatch) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["part-00000.json", "part-00000.tar"]
+    assert {line["pack"] for line in lines} == {"out/part-00000.tar"}
+    assert sorted(Path(line["output"]).name for line in lines) == output
+    assert run_program(main, [*given, "--pack", "tar"], monkeypatch) == 0
+    assert capsys.readouterr().out.endswith("0 painted, 8 there already, 0 failed\n")
+    assert run_program(main, given, monkeypatch) == 0
+    with tarfile.open("out/part-00000.tar") as packed:
+        for name in output:
+            assert packed.extractfile(name).read() == Path("out", name).read_bytes()
+    Path(path).write_text(Path(path).read_text().replace("a.png,s.png,3,fast", "a.png,s.png,4,fast"))
+    assert run_program(main, [*given, "--pack", "tar"], monkeypatch) == 0
+    assert "8 painted, 0 there already" in capsys.readouterr().out
 
 
 # Files that are not there
@@ -356,24 +385,22 @@ def test_a_written_table_can_be_carried_along(folder: Path, monkeypatch: pytest.
         (str(folder / "deep/er"), "elsewhere"),
     ):
         tasks = plan([Path("data/a.png")], [("s", Path("data/s.png"))], output, settings)
-        write_manifest(Path("plan.csv"), [Work(settings, tasks)], [], output)
+        write_manifest(Path("plan.csv"), tasks, [], output)
         assert (
             str(folder / "deep") not in Path("plan.csv").read_text()
             and "bucket" not in Path("plan.csv").read_text()
         )
         [same], [moved] = (read_manifest(Path("plan.csv"), Settings(), place) for place in (output, other))
-        assert str(same.tasks[0].output) == str(tasks[0].output)
+        assert str(same.output) == str(tasks[0].output)
         folders = (folder_of_results(each) or "." for each in (output, other))
-        names = [
-            str(work.tasks[0].output).removeprefix(f"{each}/") for work, each in zip((same, moved), folders)
-        ]
+        names = [str(task.output).removeprefix(f"{each}/") for task, each in zip((same, moved), folders)]
         assert names[0] == names[1]
 
 
 def test_an_output_may_be_given_as_a_whole_path_within_the_folder(folder: Path) -> None:
     path = table("content,style,output", f"a.png,s.png,{folder / 'out/deep/x.png'}")
-    (work,) = read_manifest(path, Settings(), "out")
-    assert work.tasks[0].output == folder / "out/deep/x.png"
+    (task,) = read_manifest(path, Settings(), "out")
+    assert task.output == folder / "out/deep/x.png"
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "memory://bucket/x.png"])
@@ -399,8 +426,7 @@ def test_a_table_may_lie_at_a_url(
     memory.pipe_file("/bucket/tables/t.csv", lines.encode())
     local = table("content,style", "a.png,s.png", "b.png,s.png")
     try:
-        (work,) = read_manifest(place_of("memory://bucket/tables/t.csv"), Settings(), "out")
-        first, second, third = work.tasks
+        first, second, third = read_manifest(place_of("memory://bucket/tables/t.csv"), Settings(), "out")
         assert str(first.content) == "memory://bucket/data/a.png" and second.content == third.content == photo
         main, options = script("stylize").main, ["--output", "out/", "--look", "palette", "--size", "32"]
         written = "memory://bucket/tables/plan.csv"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,11 @@ def test_other_files_may_be_replaced(folder: Path) -> None:
 def task(folder: Path) -> Task:
     """A task whose result is there."""
     done = Task(
-        Path("single.png"), StyleRegions(["photos/b.png"], ["photos/a.jpg"]), "b", Path("out/single__b.png")
+        Path("single.png"),
+        StyleRegions(["photos/b.png"], ["photos/a.jpg"]),
+        "b",
+        Path("out/single__b.png"),
+        Settings(),
     )
     save_image(picture(8, 8), done.output, {METADATA_KEY: describe(done, VALUES)})
     return done
@@ -330,7 +335,7 @@ def test_a_file_that_says_nothing_of_how_it_was_made_is_not_finished(
 
 
 def test_formats_without_metadata_are_finished_when_they_are_there(task: Task) -> None:
-    other = Task(task.content, task.style, "b", Path("out/a.jpg"))
+    other = replace(task, output=Path("out/a.jpg"))
     assert not is_finished(other, VALUES)
     save_image(picture(8, 8), other.output)
     assert is_finished(other, VALUES)

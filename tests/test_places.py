@@ -21,7 +21,7 @@ from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, read_picture
 from ldm.pipeline.portions import Worker, portions_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Work, plan
+from ldm.pipeline.tasks import plan
 
 PALETTE = Settings(look="palette", size=32)
 
@@ -109,7 +109,7 @@ def test_photos_and_paintings_elsewhere_are_painted_as_those_here(bucket: str, t
     there = plan(expand([f"{bucket}/photos"]), [("painting", painting)], f"{bucket}/out", PALETTE)
     for tasks, statuses in ((here, ["painted"]), (there, ["painted"] * 3), (there, ["there"] * 3)):
         worker = Worker(BatchOptions({"painting": tasks[0].style}, PALETTE))
-        (portion,) = portions_of([Work(PALETTE, tasks)], 8)
+        (portion,) = portions_of(tasks, 8)
         assert [one.status for one in worker(portion).outcomes] == statuses
     assert key_of(there[0].output) == f"{bucket}/out/a__painting.png"
     assert read_bytes(there[0].output) == here[0].output.read_bytes()

@@ -38,7 +38,7 @@ from ldm.pipeline.portions import (
 )
 from ldm.pipeline.provenance import METADATA_KEY
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, Work, describe, plan
+from ldm.pipeline.tasks import Task, describe, plan
 
 PALETTE = Settings(look="palette", size=32)  # the look that needs no model
 
@@ -83,7 +83,7 @@ def worker(
 
 
 def run(tasks: Sequence[Task], made: Worker, batch_size: int = 3, **pack: Any) -> list[Outcome]:
-    portions = portions_of([Work(PALETTE, tasks)], batch_size, **pack)
+    portions = portions_of(tasks, batch_size, **pack)
     return [one for done in in_this_process(portions, lambda: made) for one in done.outcomes]
 
 
@@ -334,7 +334,7 @@ def test_a_broken_row_is_told_in_its_place(tasks: list[Task]) -> None:
     given["bytes"][0] = b"no picture"
     painted = BatchPainter(BatchOptions({"s": "s.png"}, PALETTE))(given)
     assert painted["picture"] == [None, None] and painted["metadata"] == [None, None]
-    assert painted["error"] == ["a/0.png: not a picture that can be read", "there is no style 'z'"]
+    assert painted["error"] == ["a/0.png: not a picture that can be read", "1.png: there is no style 'z'"]
 
 
 @pytest.mark.parametrize(
@@ -342,9 +342,14 @@ def test_a_broken_row_is_told_in_its_place(tasks: list[Task]) -> None:
     [
         ({"path": ["a"]}, "s", "needs a column `bytes` or `image`; it has path"),
         ({"bytes": [b""]}, "st", "needs a column `style`"),
+        (
+            {"bytes": [b""], "error": [None]},
+            "s",
+            "has a column 'error', which the results are to have; rename it",
+        ),
     ],
 )
-def test_missing_columns_are_named(
+def test_columns_that_are_missing_or_taken_are_named(
     tasks: list[Task], batch: dict[str, Any], styles: str, problem: str
 ) -> None:
     with pytest.raises(UserError, match=problem):
@@ -353,7 +358,7 @@ def test_missing_columns_are_named(
 
 def test_options_and_portions_travel(tasks: list[Task]) -> None:
     options = BatchOptions({"s": "s.png"}, PALETTE, said={"mask": "m.png"})
-    portion = portions_of([Work(PALETTE, tasks)], 3)[0]
+    portion = portions_of(tasks, 3)[0]
     assert pickle.loads(pickle.dumps((options, portion))) == (options, portion)
 
 
@@ -362,9 +367,8 @@ def test_options_and_portions_travel(tasks: list[Task]) -> None:
 
 def portions_with(counts: Sequence[int]) -> list[AnyPortion]:
     """Portions of as many tasks each; a picture has 32 x 32 pixels."""
-    one = Task(Path("a.png"), "s", "s", Path("o.png"))
-    settings = Settings(look="palette", size=(32, 32))
-    return [Portion(settings, (one,) * count) for count in counts]
+    one = Task(Path("a.png"), "s", "s", Path("o.png"), Settings(look="palette", size=(32, 32)))
+    return [Portion((one,) * count) for count in counts]
 
 
 @pytest.mark.parametrize("counts, of", [([1] * 7, 3), ([1, 1], 4), ([], 2), ([5] * 5, 1), ([9, 1, 1, 1], 2)])
@@ -383,14 +387,14 @@ def test_shares_have_about_as_many_pixels() -> None:
 def test_a_wide_photo_counts_for_more(tasks: list[Task]) -> None:
     picture(320, 32).save("wide.png")
     wide = replace(tasks[0], content=Path("wide.png"))
-    assert Portion(PALETTE, (wide,)).pixels() == 10 * 32 * 32
-    assert Portion(PALETTE, (replace(wide, content=Path("gone.png")),)).pixels() == 0
+    assert Portion((wide,)).pixels() == 10 * 32 * 32
+    assert Portion((replace(wide, content=Path("gone.png")),)).pixels() == 0
 
 
 def test_few_tasks_make_a_portion_for_each_share(tasks: list[Task]) -> None:
-    portions = portions_of([Work(PALETTE, tasks)], 8, shares=4)
+    portions = portions_of(tasks, 8, shares=4)
     assert sorted(len(share(portions, number, 4)) for number in range(4)) == [1, 1, 1, 2]
-    assert [len(portion.tasks) for portion in portions_of([Work(PALETTE, tasks)], 8, shares=5)] == [1] * 5
+    assert [len(portion.tasks) for portion in portions_of(tasks, 8, shares=5)] == [1] * 5
 
 
 # Packs
@@ -466,7 +470,7 @@ def test_the_same_job_begun_twice_at_once_ends_well_twice(tasks: list[Task]) -> 
 
     def begun_again(*given: Any, **options: Any) -> list[Image.Image]:
         if not second:
-            remove_left_asides(results_of(portions_of([Work(PALETTE, tasks)], 2, **pack)))
+            remove_left_asides(results_of(portions_of(tasks, 2, **pack)))
             second.extend(packed(tasks, paint=Inverter()))
         return paint(*given, **options)
 
@@ -486,7 +490,8 @@ def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) ->
 
 def test_without_a_model_nothing_is_a_failure_of_the_pictures(tasks: list[Task]) -> None:
     made = Worker(BatchOptions({"s": "s.png"}, model=ModelChoice("gone.ckpt")))
-    portions = portions_of([Work(Settings(look="fast"), tasks)], 3, pack=(Path("packs"), "tar", 3))
+    fast = [replace(task, settings=Settings(look="fast")) for task in tasks]
+    portions = portions_of(fast, 3, pack=(Path("packs"), "tar", 3))
     with pytest.raises(UserError, match="gone.ckpt: no such file"):
         list(in_this_process(portions, lambda: made))
     assert not Path("packs").exists()
@@ -507,6 +512,39 @@ def test_names_with_dots_stay_one_sample_each(tasks: list[Task]) -> None:
     assert {name.partition(".")[0] for name in inside} == {"a_b__s", "a_b__s-1"} and len(inside) == 4
 
 
+def of_two_sizes() -> list[Task]:
+    """Five tasks, every second of which is larger than the others."""
+    sizes = [PALETTE.but(size=16 * (1 + i % 2)) for i in range(5)]
+    return [replace(task, settings=each) for task, each in zip(tasks_for(5), sizes)]
+
+
+def test_tasks_of_different_settings_share_a_pack_and_are_painted_by_settings(tasks: list[Task]) -> None:
+    told = packed(of_two_sizes(), size=99, paint=(paint := Inverter()), batch_size=2)
+    assert paint.calls == [[40, 42], [44], [41, 43]] and len(list(Path("packs").iterdir())) == 2
+    assert [Path(one.content).stem for one in told] == ["0", "2", "4", "1", "3"]
+    said = {name: json.loads(json.loads(each)["metadata"]) for name, each in _texts("packs/part-00000.tar")}
+    assert [said[f"{i}__s.json"]["size"] for i in range(5)] == [16, 32, 16, 32, 16]
+
+
+def _texts(path: str) -> list[tuple[str, bytes]]:
+    return [(name, content) for name, content in members(path).items() if name.endswith(".json")]
+
+
+def test_a_pack_is_there_for_the_same_settings_of_each_task_alone(tasks: list[Task]) -> None:
+    packed(of_two_sizes(), size=99)
+    assert {one.status for one in packed(of_two_sizes(), size=99)} == {"there"}
+    other = of_two_sizes()
+    other[1], other[2] = (replace(other[i], settings=other[3 - i].settings) for i in (1, 2))
+    assert {one.status for one in packed(other, size=99)} == {"painted"}
+
+
+def test_results_tell_which_pack_they_are_in(tasks: list[Task]) -> None:
+    Path("1.png").write_text("no picture")
+    for _ in range(2):
+        told = packed(tasks)
+        assert [one.pack for one in told] == ["packs/part-00000.tar"] * 3 + ["packs/part-00001.tar"] * 2
+
+
 # Shards in
 
 
@@ -519,7 +557,7 @@ def shard(path: Path, pictures: Sequence[str]) -> Path:
 
 def shard_portion(path: Path, **pairing: Any) -> ShardPortion:
     styles = tuple((name, Path("s.png")) for name in "st")
-    return ShardPortion(PALETTE, path, styles, Pairing(**pairing), Path("packs", path.name))
+    return ShardPortion(path, styles, Pairing(**pairing), Path("packs", path.name), PALETTE)
 
 
 def test_a_shard_of_photos_becomes_a_shard_of_results(tasks: list[Task]) -> None:

@@ -4,7 +4,6 @@ read."""
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from glob import glob
 from pathlib import Path
 
@@ -28,16 +27,16 @@ from ldm.pipeline.parts import part_of
 from ldm.pipeline.portions import AnyPortion, ShardPortion, packs_in, portions_of
 from ldm.pipeline.provenance import files_of, paintings_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, Work, check_inputs_survive, folder_of_results, plan
+from ldm.pipeline.tasks import Task, by_settings, check_inputs_survive, folder_of_results, plan
 
 
 @dataclass
 class Asked:
-    """works: what is to be painted, by settings. shards: photos that nobody has counted. named: all
-    styles, by name."""
+    """tasks: what is to be painted. shards: photos that nobody has counted. named: all styles, by
+    name."""
 
     args: argparse.Namespace
-    works: Sequence[Work]
+    tasks: Sequence[Task]
     named: dict[str, Style]
     shards: Sequence[ShardPortion] = ()
 
@@ -46,8 +45,8 @@ class Asked:
         """What parsed options ask for. Raises UserError."""
         settings = settings_of(args)
         if args.manifest is not None:
-            works = read_manifest(args.manifest, settings, args.output)
-            return cls(args, works, {task.style_name: task.style for work in works for task in work.tasks})
+            tasks = read_manifest(args.manifest, settings, args.output)
+            return cls(args, tasks, {task.style_name: task.style for task in tasks})
         given = [name for name in args.content if name.lower().endswith(".tar")]
         pictures = [name for name in args.content if name not in given]
         if given and not pictures and args.pack_size is not None:
@@ -59,18 +58,13 @@ class Asked:
             streams.check(len(list(pairing.pairs([(path.name, path) for path in contents], styles))))
         tasks = plan(contents, styles, args.output, settings, pairing) if contents else []
         portions = shard_portions(args, shard_names(shards), styles, pairing, settings) if shards else []
-        return cls(args, [Work(settings, tasks)], dict(styles), portions)
-
-    @cached_property
-    def tasks(self) -> list[Task]:
-        """Of all works."""
-        return [task for work in self.works for task in work.tasks]
+        return cls(args, tasks, dict(styles), portions)
 
     def portions(self) -> list[AnyPortion]:
         """All of it, as it is painted."""
         args = self.args
         pack = args.pack and (place_of(args.output or "."), args.pack, args.pack_size or PACK_SIZE)
-        portions = [*portions_of(self.works, args.batch_size, shard_of(args)[1], pack), *self.shards]
+        portions = [*portions_of(self.tasks, args.batch_size, shard_of(args)[1], pack), *self.shards]
         packs = [key_of(portion.pack) for portion in portions if portion.pack is not None]
         if len(set(packs)) < len(packs):
             raise UserError(
@@ -106,8 +100,8 @@ class Asked:
         for path in given:
             check_no_saved_style(path)
             read(path)
-        for settings in [work.settings for work in self.works]:
-            check_beside(settings, args.palette_from, args.not_style)
+        for task, *_ in by_settings(self.tasks):
+            check_beside(task.settings, args.palette_from, args.not_style)
         saved = [path for style in self.named.values() for path in files_of(style) if is_saved_style(path)]
         if args.style_region is not None and saved:
             raise UserError(f"--style-region is a part of a picture; {saved[0]} is a saved style")
@@ -158,7 +152,7 @@ def shard_portions(
     packs = [folder / f"{name}.{args.pack}" for name in distinct_names(places)]
     check_inputs_survive(packs, places)
     return [
-        ShardPortion(settings, place, tuple(styles), pairing, pack)
+        ShardPortion(place, tuple(styles), pairing, pack, settings)
         for place, pack in zip(places, packs, strict=True)
     ]
 

@@ -20,7 +20,6 @@ from ldm.pipeline.library import library
 from ldm.pipeline.settings import DIALS, Flag, Interval, Number, Settings, Size
 from ldm.pipeline.tasks import (
     Task,
-    Work,
     check_inputs_survive,
     check_tasks,
     check_template,
@@ -37,9 +36,9 @@ _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
-def read_manifest(path: Place, settings: Settings, output: str | None) -> list[Work]:
-    """The work that a table asks for, rows of the same settings together. Raises UserError, with the
-    row's number; a picture that is not there is one only if every row lacks one: else it fails alone.
+def read_manifest(path: Place, settings: Settings, output: str | None) -> list[Task]:
+    """What a table asks for, row by row. Raises UserError, with the row's number; a picture that is
+    not there is one only if every row lacks one: else it fails alone.
 
     Columns: content and style, paths from the table's folder; output, a path within the folder of
     `output`, where it is not to be named as usual; settings, by their names; what is empty is as in
@@ -51,26 +50,28 @@ def read_manifest(path: Place, settings: Settings, output: str | None) -> list[W
     contents = [_place(path.parent, row["content"]) for _, row in rows]
     styles = [_style_file(path.parent, row["style"]) for _, row in rows]
     names = [_names(contents), _names(styles)]
-    works: dict[Any, tuple[Settings, list[Task]]] = {}
+    tasks, known_settings = list[Task](), dict[str, Settings]()
     for (number, row), content, style in zip(rows, contents, styles, strict=True):
         try:
             if "\0" in "".join(row.values()):
                 raise UserError("no name or number has a zero byte in it")
             own = settings.but(**_settings(row))
-            own.check()
+            if str(own) not in known_settings:  # of a million rows few differ
+                own.check()
+            own = known_settings.setdefault(str(own), own)
             named = [(known[key_of(each)], each) for known, each in zip(names, (content, style), strict=True)]
             task = task_of(*named, output, own)
             if row.get("output"):
                 task = replace(task, output=output_at(_within(folder_of_results(output), row["output"])))
         except (UserError, OSError, ValueError) as error:  # the last two of names that cannot be
             raise UserError(f"{path}:{number}: {error}") from error
-        works.setdefault(str(own), (own, []))[1].append(task)
+        tasks.append(task)
     missing = [next(_missing(*pictures), None) for pictures in zip(contents, styles, strict=True)]
     if all(missing):
         others = "; every other row lacks a file, too" * (len(rows) > 1)
         raise UserError(f"{path}:{rows[0][0]}: {missing[0]}{others}")
-    check_tasks([task for _, tasks in works.values() for task in tasks])
-    return [Work(own, tasks) for own, tasks in works.values()]
+    check_tasks(tasks)
+    return tasks
 
 
 def _place(folder: Place, name: str) -> Place:
@@ -115,13 +116,12 @@ def _style_file(folder: Place, name: str) -> Place:
 
 
 def write_manifest(
-    path: Place, works: Sequence[Work], inputs: Sequence[str | Place], output: str | None
+    path: Place, tasks: Sequence[Task], inputs: Sequence[str | Place], output: str | None
 ) -> None:
-    """A table of this work, which `read_manifest` reads with the same `output`, or with another for
+    """A table of these tasks, which `read_manifest` reads with the same `output`, or with another for
     results elsewhere; styles of the library by name. Raises UserError for styles of several pictures,
     which have no place in it, and for a file that is one of the `inputs`."""
-    tasks = [(work.settings, task) for work in works for task in work.tasks]
-    for _, task in tasks:
+    for task in tasks:
         if isinstance(task.style, (StyleMix, StyleRegions)):
             raise UserError(
                 "--write-manifest: a row has one painting; leave out --style-weights, --style-from and --mask"
@@ -133,7 +133,7 @@ def write_manifest(
     given = [
         one.name
         for one in fields(Settings)
-        if any(getattr(work.settings, one.name) != getattr(usual, one.name) for work in works)
+        if any(getattr(task.settings, one.name) != getattr(usual, one.name) for task in tasks)
     ]
     if isinstance(path, Path):
         check_folder(path.parent, path)
@@ -141,10 +141,10 @@ def write_manifest(
     with written_at(path) as aside, aside.open("w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
-        for settings, task in tasks:
+        for task in tasks:
             style = ours.get(str(task.style)) or key_of(place_of(str(task.style)))
             pictures = [key_of(task.content), style, _name_in(folder, key_of(task.output))]
-            table.writerow([*pictures, *(_text(getattr(settings, name)) for name in given)])
+            table.writerow([*pictures, *(_text(getattr(task.settings, name)) for name in given)])
 
 
 def _name_in(folder: str, file: str) -> str:

@@ -14,7 +14,6 @@ from ldm.early import STOPPED
 from ldm.errors import UserError
 from ldm.files import count_written, file_hash, remove_left_asides
 from ldm.media.images import exif_of, save_image, upright_size
-from ldm.media.places import Place
 from ldm.pipeline.batch_options import BatchOptions
 from ldm.pipeline.batches import RowPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
@@ -66,11 +65,11 @@ class Painting:
         self.painter = RowPainter(self.options)
         self._rates: dict[Any, float] = {}
 
-    def one(self, task: Task, settings: Settings) -> int:
+    def one(self, task: Task) -> int:
         """A single picture is always painted, and whatever is wrong is an error; a stopped one is
         kept as far as it came."""
-        args, report = self.args, self.report
-        size = self._result_size(task.content, settings)
+        args, report, settings = self.args, self.report, task.settings
+        size = self._result_size(task)
         if not settings.paints:  # others know by their model's device, which is not read yet
             self.painter.painter_of(settings).check_memory([size], settings)
         content = read_content(task.content)
@@ -118,35 +117,35 @@ class Painting:
         finally:
             remove_left_asides(results_of(portions))  # of workers that were killed
 
-    def foretell(self, works: Sequence[Portion]) -> int:
+    def foretell(self, portions: Sequence[Portion]) -> int:
         """What would be painted, about how long that would take, by painting small pictures, and how
         much memory, by painting the largest with few steps."""
         report, failures = self.report, dict[str, None]()
-        heaviest: tuple[int, Task, Style, Portion] | None = None
-        planned = sum(len(work.tasks) for work in works)
+        heaviest: tuple[int, Task, Style, int] | None = None
+        planned = sum(len(portion.tasks) for portion in portions)
         asked, doable, total = 0, 0, 0.0
-        for work in works:
-            todo = self._todo(work, always=planned == 1)
+        for portion in portions:
+            todo = self._todo(portion, always=planned == 1)
             asked += len(todo)
             for task in todo:
+                painter = self.painter.painter_of(task.settings)
                 try:
-                    style = self.painter.style(task.style_name, work.settings)
+                    style = self.painter.style(task.style_name, task.settings)
                     if isinstance(style, UserError):
                         raise style
-                    width, height = self._result_size(task.content, work.settings)
-                    self.painter.painter_of(work.settings).check_memory([(width, height)], work.settings)
-                    rate = self._seconds_of_work(task, style, work.settings)
+                    width, height = self._result_size(task)
+                    painter.check_memory([(width, height)], task.settings)
+                    rate = self._seconds_of_work(task, style)
                 except UserError as error:
                     failures[str(error)] = None
                     report.result(outcome_of(task, "failed", problem=str(error)))
                     continue
-                seconds = rate * self.painter.painter_of(work.settings).work_at(
-                    (width, height), work.settings
-                )
+                seconds = rate * painter.work_at((width, height), task.settings)
                 doable, total = doable + 1, total + seconds
-                pixels = width * height * self._together(work)
+                together = min(self.painter.together(task.settings), len(portion.tasks))
+                pixels = width * height * together
                 if heaviest is None or pixels > heaviest[0]:
-                    heaviest = pixels, task, style, work
+                    heaviest = pixels, task, style, together
                 report.result(outcome_of(task, "would be painted", seconds))
                 report.say(f"{task.output}: {width}x{height}, about {seconds:.0f} s")
         size = None if heaviest is None else self._bytes(*heaviest[1:])
@@ -159,51 +158,44 @@ class Painting:
             report.warn(f"would fail: {line}")
         return 1 if asked - doable > may_fail(self.args) * planned else 0
 
-    def _todo(self, work: Portion, always: bool = False) -> list[Task]:
+    def _todo(self, portion: Portion, always: bool = False) -> list[Task]:
         """The tasks that are not done yet; always: nor those that are."""
-        about, todo = self.painter.description(work.settings), []
-        for task in work.tasks:
+        about, todo = self.painter.description(portion.tasks[0].settings), []
+        for task in portion.tasks:
             if not (always or self.args.overwrite) and is_finished(task, about):
                 self.report.result(outcome_of(task, "there"))
             else:
                 todo.append(task)
         return todo
 
-    def _result_size(self, path: Place, settings: Settings) -> tuple[int, int]:
-        """(width, height) of the result of a photo, of whose file only the head is read. Raises
+    def _result_size(self, task: Task) -> tuple[int, int]:
+        """(width, height) of the result, of whose photo's file only the head is read. Raises
         UserError where there cannot be one."""
-        size = result_size(upright_size(path), settings)
+        size = result_size(upright_size(task.content), task.settings)
         for mask in masks_of(self.args):
             try:
                 check_mask(upright_size(mask), size)
             except UserError as error:
-                raise UserError(f"{mask}, for {path}: {error}") from error
+                raise UserError(f"{mask}, for {task.content}: {error}") from error
         return size
 
-    def _seconds_of_work(self, task: Task, style: Style, settings: Settings) -> float:
+    def _seconds_of_work(self, task: Task, style: Style) -> float:
         """Seconds of a gradient step of 256 x 256 pixels, by painting a task small, in memory, once
         for all settings that take as long. Raises UserError for a photo that cannot be read."""
+        settings = task.settings
         key = settings.paints, settings.has_brush, settings.sampler, self._guidance(settings)
         if key not in self._rates:
-            self._rates[key] = self._measured(task, style, settings)
+            self._rates[key] = self._measured(task, style)
         return self._rates[key]
 
-    def _together(self, work: Portion) -> int:
-        """How many pictures are painted at once, at most."""
-        return min(self.painter.together(work.settings), len(work.tasks))
-
-    def _bytes(self, task: Task, style: Style, work: Portion) -> int | None:
-        """The most memory that is taken, by painting as many pictures like a task's as go together,
-        in as few steps as can be; None where the system does not tell."""
+    def _bytes(self, task: Task, style: Style, together: int) -> int | None:
+        """The most memory that is taken, by painting so many pictures like a task's at once, in as
+        few steps as can be; None where the system does not tell."""
         import torch  # takes seconds, and by now it is there
 
         from ldm.device import peak_memory, reset_peak_memory
 
-        settings, painter, together = (
-            work.settings,
-            self.painter.painter_of(work.settings),
-            self._together(work),
-        )
+        settings, painter = task.settings, self.painter.painter_of(task.settings)
         device = self.painter.pipeline.model.device if settings.paints else torch.device("cpu")
         before = peak_memory(device)
         if not reset_peak_memory(device):
@@ -217,9 +209,9 @@ class Painting:
     def _guidance(self, settings: Settings) -> tuple[bool, ...]:
         return tuple(settings.value(name) == 1 for name in ("content_scale", "style_scale"))
 
-    def _measured(self, task: Task, style: Style, settings: Settings) -> float:
-        painter = self.painter.painter_of(settings)
-        content, trial = read_content(task.content), settings.but(size=TRIAL_SIDE, face_detail=0.0)
+    def _measured(self, task: Task, style: Style) -> float:
+        painter = self.painter.painter_of(task.settings)
+        content, trial = read_content(task.content), task.settings.but(size=TRIAL_SIDE, face_detail=0.0)
         for _ in range(2):  # the first has much to begin with
             began = time.perf_counter()
             result = painter(content, style, settings=trial)

@@ -59,8 +59,11 @@ class Report:
                 "output": self.named(outcome.output),
                 "seconds": round(outcome.seconds, 2),
             }
-            error = {"error": self.named(outcome.problem)} if outcome.problem else {}
-            _print(json.dumps(said | error), self._output)
+            if outcome.pack:
+                said["pack"] = outcome.pack
+            if outcome.problem:
+                said["error"] = self.named(outcome.problem)
+            _print(json.dumps(said), self._output)
 
     def named(self, line: str) -> str:
         """The line, with files called as they are to be."""

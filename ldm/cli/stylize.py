@@ -229,7 +229,7 @@ def _add_running(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="on standard output a line of JSON for each result: status (painted, there, failed, stopped, would be painted), content, style, output, seconds, error",
+        help="on standard output a line of JSON for each result: status (painted, there, failed, stopped, would be painted), content, style, output, seconds, pack (which it is in), error",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary; errors only")
     parser.add_argument(
@@ -319,7 +319,7 @@ def main() -> int:
             _write_manifest(asked, streams)
         painting = Painting(args, Report(args.json, args.quiet or streams.writes, streams.names), asked.named)
         if len(asked.tasks) == 1 and not _is_of_many(args):
-            code = painting.one(asked.tasks[0], asked.works[0].settings)
+            code = painting.one(asked.tasks[0])
             streams.write()
             return code
         portions = asked.portions()
@@ -342,7 +342,7 @@ def _write_manifest(asked: Asked, streams: Streams) -> None:
         raise UserError("--write-manifest has no row for what comes or goes by a pipe (-)")
     if asked.shards:
         raise UserError("--write-manifest has no row for photos in tar shards")
-    write_manifest(args.write_manifest, asked.works, asked.inputs(), args.output)
+    write_manifest(args.write_manifest, asked.tasks, asked.inputs(), args.output)
     left_out = [name for name in BESIDE if getattr(args, name) is not None]
     if left_out:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in left_out)

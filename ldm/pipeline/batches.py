@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm import __version__
-from ldm.errors import UserError, in_one_line
+from ldm.errors import UserError, did_you_mean, in_one_line
 from ldm.files import bytes_hash
 from ldm.media.arrays import TAKEN, image_of
 from ldm.media.images import NamedBytes, at_most, encoded, exif_of, load_image
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 STYLES_KEPT = 256  # read, about 200 kB each at 256 pixels
 READERS = 4  # threads that decode and encode files while others do
 INPUTS = ("bytes", "image")
+OUTPUTS = ("picture", "metadata", "error")
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,13 @@ class RowPainter:
         )
 
     def style(self, name: str, settings: Settings) -> Style | UserError:
-        """A style with its pictures read, cut to the part that counts and as small as the pipeline
+        """A style of the options with its pictures read, cut to the part that counts and as small as the pipeline
         takes them; or what is wrong with it."""
         side = settings.style_side(self.pipeline.painter.native_size) if settings.paints else STYLE_SIDE
         return self._styles(name, side)
 
     def _read_style(self, name: str, side: int) -> Style | UserError:
         try:
-            if name not in self.options.styles:
-                raise UserError(f"there is no style {name!r}")
             # Smaller ones are left to the pipeline, which sees first whether they can be enlarged.
             part = self.options.part
             return with_paintings(
@@ -155,11 +154,14 @@ class RowPainter:
     def _ready(self, row: Row, photo: _Photo | UserError, settings: Settings) -> Ready | UserError:
         if isinstance(photo, UserError):
             return photo
+        styles = self.options.styles
+        if row.style not in styles:
+            return UserError(f"{row.name}: there is no style {row.style!r}{did_you_mean(row.style, styles)}")
         style = self.style(row.style, settings)
         if isinstance(style, UserError):
             return style
         try:
-            said = made_from(PurePath(row.name).name, photo.hash, row.style, self.options.styles[row.style])
+            said = made_from(PurePath(row.name).name, photo.hash, row.style, styles[row.style])
         except OSError as error:
             return UserError(str(error))
         return Ready(row, photo.picture, style, said, photo.exif)
@@ -238,10 +240,13 @@ class BatchPainter(RowPainter):
         Taken: `bytes` (picture files) or `image` (arrays, see `ldm.media.arrays.TAKEN`); if there, `path`, which
         errors and metadata name, and `style`, needed where there are several. Given: `picture` (a
         PNG file's bytes, None where it failed), `metadata` (JSON), `error` (a line, or None), and
-        whatever other columns there were. Raises UserError where a column is missing, or of another
-        length than the others.
+        whatever other columns there were. Raises UserError where a column is missing, has the
+        name of one that is given, or another length than the others.
         """
         columns = columns_of(batch)
+        for name in OUTPUTS:
+            if name in columns:
+                raise UserError(f"a batch has a column {name!r}, which the results are to have; rename it")
         ready = self.read(self._rows(columns))
         painted = iter(self.paint([one for one in ready if isinstance(one, Ready)]))
         results = [

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate, islice
+from itertools import accumulate, groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +25,7 @@ from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, Work, is_finished, task_of
+from ldm.pipeline.tasks import Task, by_settings, is_finished, task_of
 
 PART = "part-"  # begins the names of packs of single photos
 Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
@@ -34,7 +34,8 @@ Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is 
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended: painted, there (already) or failed, and then why. content, style and output
-    are names. is_unread: the trouble is with a file, which other tasks may have, too."""
+    are names. is_unread: the trouble is with a file, which other tasks may have, too. pack: the file
+    that the result is in, where it is none by itself."""
 
     content: str
     style: str
@@ -43,6 +44,7 @@ class Outcome:
     seconds: float = 0.0
     problem: str | None = None
     is_unread: bool = False
+    pack: str | None = None
 
     @property
     def line(self) -> str:
@@ -58,12 +60,16 @@ def outcome_of(task: Task, status: str, seconds: float = 0.0, problem: str | Non
 
 @dataclass(frozen=True)
 class Portion:
-    """Tasks of the same settings. pack: the one file that takes all results, in place of a file for
-    each."""
+    """Tasks, of the same settings next to each other. pack: the one file that takes all results, in
+    place of a file for each."""
 
-    settings: Settings
     tasks: tuple[Task, ...]
     pack: Place | None = None
+
+    @property
+    def settings(self) -> list[Settings]:
+        """Of the tasks, each once."""
+        return [task.settings for task, *_ in by_settings(self.tasks)]
 
     def given(self) -> Iterator[Given]:
         """The tasks with their photos' files; tasks of one photo that follow each other get the same
@@ -78,23 +84,38 @@ class Portion:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
         hashes = {name: _hashes(style) for name, style in styles.items()}
-        return [[task.content.name, _size(task.content), hashes[task.style_name]] for task in self.tasks]
+        groups = enumerate(by_settings(self.tasks))
+        return [
+            [number, task.content.name, _size(task.content), hashes[task.style_name]]
+            for number, tasks in groups
+            for task in tasks
+        ]
 
     def pixels(self) -> int:
         """How much there is to paint, about."""
-        photos = Counter(task.content for task in self.tasks)
-        return sum(count * _pixels(photo, self.settings) for photo, count in photos.items())
+        photos = (
+            (tasks[0].settings, Counter(task.content for task in tasks)) for tasks in by_settings(self.tasks)
+        )
+        return sum(
+            count * _pixels(photo, settings) for settings, counts in photos for photo, count in counts.items()
+        )
 
 
 @dataclass(frozen=True)
 class ShardPortion:
-    """The photos in a tar shard, in the styles that the pairing has for each, into a pack."""
+    """The photos in a tar shard, in the styles that the pairing has for each, into a pack, by one's
+    own settings."""
 
-    settings: Settings
     shard: Place
     styles: tuple[tuple[str, Style], ...]
     pairing: Pairing
     pack: Place
+    own: Settings
+
+    @property
+    def settings(self) -> list[Settings]:
+        """See `Portion.settings`."""
+        return [self.own]
 
     def given(self) -> Iterator[Given]:
         """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
@@ -103,11 +124,11 @@ class ShardPortion:
             try:
                 pairs = list(self.pairing.pairs([named], self.styles))
             except UserError as error:  # of a photo with which there is no style to go
-                yield Task(named[1], "", "", self.pack), error
+                yield Task(named[1], "", "", self.pack, self.own), error
                 continue
             for found, style in pairs:
                 folder = str(self.pack.parent)
-                yield task_of(found, style, folder + "/{content}__{style}.png", self.settings), content
+                yield task_of(found, style, folder + "/{content}__{style}.png", self.own), content
 
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
@@ -149,10 +170,10 @@ class Worker:
     def __call__(self, portion: AnyPortion) -> Done:
         """Everything of a portion that is not done yet. Raises UserError without a model, which is
         not the portion's fault; whatever else happens is told of its pictures."""
-        about = self.painter.description(portion.settings)
+        about = [self.painter.description(settings) for settings in portion.settings]
         try:
             if portion.pack is None:
-                outcomes = self._filed(portion, about)
+                outcomes = self._filed(portion, about[0])
             else:
                 outcomes = self._packed(portion, portion.pack, about)
         except Exception as error:
@@ -160,22 +181,27 @@ class Worker:
         return Done(outcomes, main_memory())
 
     def _filed(self, portion: Portion, about: dict[str, Any]) -> list[Outcome]:
-        """Each result into a file of its own."""
+        """Each result into a file of its own; all of the same settings."""
         there = {task.output for task in portion.tasks if not self.overwrite and is_finished(task, about)}
         if len(there) == len(portion.tasks):
             return [outcome_of(task, "there") for task in portion.tasks]
         asked = [one for one in portion.given() if self.whole or one[0].output not in there]
         told = {task.output: outcome_of(task, "there") for task in portion.tasks if task.output in there}
-        for batch in _batched(asked, self.painter.together(portion.settings)):
-            for task, painted in self._painted(batch, portion.settings, there):
-                if task.output not in there:
-                    told[task.output] = _written(task, painted)
+        for task, painted in self._painted(asked, there):
+            if task.output not in there:
+                told[task.output] = _written(task, painted)
         return [told[task.output] for task in portion.tasks]
 
-    def _painted(
+    def _painted(self, given: Iterable[Given], there: set[Place]) -> Iterator[tuple[Task, Painted]]:
+        """The tasks with what came of them, batch by batch; of one all of which is there, nothing
+        is."""
+        for settings, some in groupby(given, lambda one: one[0].settings):
+            for batch in _batched(some, self.painter.together(settings)):
+                yield from self._painted_batch(batch, settings, there)
+
+    def _painted_batch(
         self, batch: Sequence[Given], settings: Settings, there: set[Place]
     ) -> Iterator[tuple[Task, Painted]]:
-        """The tasks with what came of them; nothing is painted where all that can be is there."""
         rows = [
             Row(content, str(task.content), task.style_name, task.output.suffix)
             for task, content in batch
@@ -195,13 +221,15 @@ class Worker:
             elif wanted:
                 yield task, next(painted)
 
-    def _packed(self, portion: AnyPortion, pack: Place, painted_with: dict[str, Any]) -> list[Outcome]:
+    def _packed(
+        self, portion: AnyPortion, pack: Place, painted_with: Sequence[dict[str, Any]]
+    ) -> list[Outcome]:
         """All results into one file; the index beside it, written last, says that it is whole and
         what is in it."""
         index, about = pack.with_suffix(".json"), {"with": painted_with, "from": portion.made_of()}
         known = None if self.overwrite or not is_there(pack) else _read_index(index)
         if known is not None and _is_of(known, about, pack):
-            return [Outcome(**{"status": "there", **row}) for row in known["rows"]]
+            return [Outcome(**{"status": "there", **row}, pack=str(pack)) for row in known["rows"]]
         outcomes = self._into(pack, portion)
         rows = [_row(one) for one in outcomes]
         told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
@@ -211,15 +239,12 @@ class Worker:
     def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
         outcomes = []
         with pack_at(pack) as file:
-            for batch in _batched(portion.given(), self.painter.together(portion.settings)):
-                for task, painted in self._painted(batch, portion.settings, set()):
-                    if painted.picture is not None:
-                        said = {"output": task.output.name, "metadata": str(painted.metadata)}
-                        file.add(
-                            painted.picture,
-                            said | {"content": str(task.content), "style": task.style_name},
-                        )
-                    outcomes.append(_ended(task, painted))
+            for task, painted in self._painted(portion.given(), set()):
+                if painted.picture is not None:
+                    said = {"output": task.output.name, "metadata": str(painted.metadata)}
+                    said |= {"content": str(task.content), "style": task.style_name}
+                    file.add(painted.picture, said)
+                outcomes.append(replace(_ended(task, painted), pack=str(pack)))
         return outcomes
 
 
@@ -254,7 +279,8 @@ def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
     """What is told of a portion of which nothing came."""
     if isinstance(portion, Portion) and portion.pack is None:
         return [outcome_of(task, "failed", problem=problem) for task in portion.tasks]
-    lost = Outcome(str(portion.pack), "", str(portion.pack), "failed", 0.0, problem, is_unread=True)
+    pack = str(portion.pack)
+    lost = Outcome(pack, "", pack, "failed", 0.0, problem, is_unread=True, pack=pack)
     if isinstance(portion, ShardPortion):
         return [lost]  # nobody knows how many there are
     return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
@@ -329,18 +355,21 @@ def results_of(portions: Sequence[AnyPortion]) -> Iterator[Path]:
 
 
 def portions_of(
-    works: Sequence[Work], batch_size: int, shares: int = 1, pack: tuple[Place, str, int] | None = None
+    tasks: Sequence[Task], batch_size: int, shares: int = 1, pack: tuple[Place, str, int] | None = None
 ) -> list[AnyPortion]:
     """All tasks in portions of as many as are painted together, or fewer where there are not as many
     for each share; or, for a pack, in parts: (folder, kind, rows in each)."""
-    portions: list[AnyPortion] = []
-    for work in works:
-        most = 1 if work.settings.has_brush else min(batch_size, max(1, len(work.tasks) // shares))
-        size = pack[2] if pack else most
-        for start in range(0, len(work.tasks), size):
-            place = pack and pack[0] / f"{PART}{len(portions):05}.{pack[1]}"
-            portions.append(Portion(work.settings, tuple(work.tasks[start : start + size]), place))
-    return portions
+    groups = by_settings(tasks)
+    if pack:
+        folder, kind, size = pack
+        parts = _cut([task for group in groups for task in group], size)
+        return [Portion(part, folder / f"{PART}{i:05}.{kind}") for i, part in enumerate(parts)]
+    most = [1 if group[0].settings.has_brush else max(1, len(group) // shares) for group in groups]
+    return [Portion(part) for group, size in zip(groups, most) for part in _cut(group, min(batch_size, size))]
+
+
+def _cut(tasks: Sequence[Task], size: int) -> Iterator[tuple[Task, ...]]:
+    return (tuple(tasks[start : start + size]) for start in range(0, len(tasks), size))
 
 
 def packs_in(folder: Place, kind: str) -> list[Place]:

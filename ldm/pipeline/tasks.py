@@ -24,20 +24,21 @@ FIELDS = ("content", "style", "seed", "content_scale", "style_scale")
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to paint: from which file, in what style, where to."""
+    """One picture to paint: from which file, in what style, where to, how."""
 
     content: Place
     style: Style
     style_name: str
     output: Place
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tasks with the same settings."""
-
     settings: Settings
-    tasks: Sequence[Task]
+
+
+def by_settings(tasks: Iterable[Task]) -> list[list[Task]]:
+    """The tasks in groups of the same settings, in the order in which these come first."""
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(str(task.settings), []).append(task)
+    return list(groups.values())
 
 
 def _parsed(output: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -107,7 +108,8 @@ def plan(
     two would write the same file, or one cannot.
 
     output: a template with fields, or a folder, in which the pictures are named CONTENT__STYLE.png,
-    or, for a single picture, a file. settings: values of the fields besides content and style.
+    or, for a single picture, a file. settings: of all, and values of the fields besides content
+    and style.
     """
     check_template(output)
     pairs = list(pairing.pairs(list(zip(distinct_names(contents), contents)), styles))
@@ -125,7 +127,7 @@ def task_of(content: tuple[str, Place], style: tuple[str, Style], output: str, s
     """A named content in a named style. output: as in `plan`. Raises UserError where the result
     cannot be written."""
     named = {**settings.values(), "content": content[0], "style": style[0]}
-    return Task(content[1], style[1], style[0], output_at(_filled(_as_template(output), named)))
+    return Task(content[1], style[1], style[0], output_at(_filled(_as_template(output), named)), settings)
 
 
 def output_at(name: str) -> Place:
