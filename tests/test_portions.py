@@ -518,6 +518,29 @@ def of_two_sizes() -> list[Task]:
     return [replace(task, settings=each) for task, each in zip(tasks_for(5), sizes)]
 
 
+def test_pictures_of_different_seeds_and_scales_are_painted_together(tasks: list[Task]) -> None:
+    fast = Settings(look="fast", size=32)
+    own = [fast, fast.but(seed=7), fast.but(style_scale=2), fast.but(seed=7, detail=0.0), fast.but(seed=3)]
+    varied = [replace(task, settings=each) for task, each in zip(tasks, own)]
+    given: list[Settings] = []
+
+    def paint(contents: list[Image.Image], styles: Any, settings: Settings, **options: Any) -> Any:
+        given.append(settings)
+        return Inverter()(contents, styles)
+
+    made = worker(paint)
+    made.painter.description = Settings.values
+    told = run(varied, made)
+    seeds = [one.seed for one in given], [one.value("style_scale") for one in given]
+    assert seeds == ([[0, 7, 0], 3, 7], [[1.0, 1.0, 2], 1.0, 1.0]) and given[2] == own[3]
+    assert {one.status for one in told} == {"painted"}
+    assert [said["seed"] for said in map(_said, tasks)] == [0, 7, 0, 7, 3]
+
+
+def _said(task: Task) -> dict[str, Any]:
+    return json.loads(read_metadata(task.output)[METADATA_KEY])
+
+
 def test_tasks_of_different_settings_share_a_pack_and_are_painted_by_settings(tasks: list[Task]) -> None:
     told = packed(of_two_sizes(), size=99, paint=(paint := Inverter()), batch_size=2)
     assert paint.calls == [[40, 42], [44], [41, 43]] and len(list(Path("packs").iterdir())) == 2

@@ -160,8 +160,9 @@ class Painting:
 
     def _todo(self, portion: Portion, always: bool = False) -> list[Task]:
         """The tasks that are not done yet; always: nor those that are."""
-        about, todo = self.painter.description(portion.tasks[0].settings), []
+        todo = []
         for task in portion.tasks:
+            about = self.painter.description(task.settings)
             if not (always or self.args.overwrite) and is_finished(task, about):
                 self.report.result(outcome_of(task, "there"))
             else:

@@ -35,6 +35,7 @@ from ldm.pipeline.parts import part_of
 from ldm.pipeline.provenance import METADATA_KEY, made_from, metadata_saying, painted_with
 from ldm.pipeline.recolouring import STYLE_SIDE, Recolourer
 from ldm.pipeline.settings import Settings
+from ldm.pipeline.together import joined
 
 if TYPE_CHECKING:
     from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -48,11 +49,13 @@ OUTPUTS = ("picture", "metadata", "error")
 @dataclass(frozen=True)
 class Row:
     """A picture to paint. content: a picture file's bytes, or an array of it (`arrays.TAKEN`). name: what it is
-    called, a path or url. style: one of the options' by name. suffix: of the result's format."""
+    called, a path or url. style: one of the options' by name. settings: how to paint it. suffix: of
+    the result's format."""
 
     content: bytes | NDArray[np.uint8]
     name: str
     style: str
+    settings: Settings
     suffix: str = ".png"
 
 
@@ -144,20 +147,19 @@ class RowPainter:
         except UserError as error:
             return error
 
-    def read(self, rows: Sequence[Row], settings: Settings | None = None) -> list[Ready | UserError]:
+    def read(self, rows: Sequence[Row]) -> list[Ready | UserError]:
         """The rows with all that they are painted from; what cannot be read as what is wrong with
         it."""
-        settings = settings or self.options.settings
         photos = self._photos(rows)
-        return [self._ready(row, photos[id(row.content)], settings) for row in rows]
+        return [self._ready(row, photos[id(row.content)]) for row in rows]
 
-    def _ready(self, row: Row, photo: _Photo | UserError, settings: Settings) -> Ready | UserError:
+    def _ready(self, row: Row, photo: _Photo | UserError) -> Ready | UserError:
         if isinstance(photo, UserError):
             return photo
         styles = self.options.styles
         if row.style not in styles:
             return UserError(f"{row.name}: there is no style {row.style!r}{did_you_mean(row.style, styles)}")
-        style = self.style(row.style, settings)
+        style = self.style(row.style, row.settings)
         if isinstance(style, UserError):
             return style
         try:
@@ -188,25 +190,26 @@ class RowPainter:
         except UserError as error:
             return error
 
-    def paint(self, ready: Sequence[Ready], settings: Settings | None = None) -> list[Painted]:
-        """The rows painted, in their order."""
-        settings = settings or self.options.settings
-        size = self.together(settings)
+    def paint(self, ready: Sequence[Ready]) -> list[Painted]:
+        """The rows, which can be painted together (`ldm.pipeline.together`), painted, in their
+        order."""
+        size = self.together(ready[0].row.settings) if ready else 1
         batches = [ready[start : start + size] for start in range(0, len(ready), size)]
-        return [one for batch in batches for one in self._paint_batch(batch, settings)]
+        return [one for batch in batches for one in self._paint_batch(batch)]
 
-    def _paint_batch(self, batch: Sequence[Ready], settings: Settings) -> list[Painted]:
-        painted = self._try(batch, settings)
+    def _paint_batch(self, batch: Sequence[Ready]) -> list[Painted]:
+        painted = self._try(batch)
         if not isinstance(painted, str):
             return painted
         if len(batch) == 1:
             return [Painted(None, None, painted, 0.0)]
         # One picture's trouble is not the others'; and alone they need less memory.
-        return [self._paint_batch([one], settings)[0] for one in batch]
+        return [self._paint_batch([one])[0] for one in batch]
 
-    def _try(self, batch: Sequence[Ready], settings: Settings) -> list[Painted] | str:
+    def _try(self, batch: Sequence[Ready]) -> list[Painted] | str:
         """What went wrong as text: an error would keep the memory of its batch."""
         options, began = self.options, time.monotonic()
+        settings = joined([one.row.settings for one in batch])
         try:
             pictures = self.painter_of(settings)(
                 [one.content for one in batch],
@@ -218,8 +221,7 @@ class RowPainter:
                 not_style=options.not_style,
             )
             assert isinstance(pictures, list)  # as several were asked for
-            about = self.description(settings)
-            metadata = [metadata_saying({**one.said, **about}) for one in batch]
+            metadata = [metadata_saying({**one.said, **self.description(one.row.settings)}) for one in batch]
             files = list(self._pool.map(_encoded, batch, pictures, metadata))
         except Exception as error:  # whatever it is, it need not be the others'
             return in_one_line(error)
@@ -269,7 +271,8 @@ class BatchPainter(RowPainter):
         styles = columns.get("style", [next(iter(self.options.styles))] * len(given))
         paths = columns.get("path", [f"row {i}" for i in range(len(given))])
         contents = [bytes(one) if isinstance(one, (bytearray, memoryview)) else one for one in given]
-        return [Row(*row) for row in zip(contents, map(str, paths), map(str, styles), strict=True)]
+        rows = zip(contents, map(str, paths), map(str, styles), strict=True)
+        return [Row(*row, self.options.settings) for row in rows]
 
 
 def _encoded(one: Ready, picture: Image.Image, metadata: dict[str, str]) -> bytes:

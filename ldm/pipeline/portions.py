@@ -25,7 +25,8 @@ from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, by_settings, is_finished, task_of
+from ldm.pipeline.tasks import Task, batchable, is_finished, task_of
+from ldm.pipeline.together import shared
 
 PART = "part-"  # begins the names of packs of single photos
 Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
@@ -60,8 +61,8 @@ def outcome_of(task: Task, status: str, seconds: float = 0.0, problem: str | Non
 
 @dataclass(frozen=True)
 class Portion:
-    """Tasks, of the same settings next to each other. pack: the one file that takes all results, in
-    place of a file for each."""
+    """Tasks, those that can be painted together next to each other. pack: the one file that takes
+    all results, in place of a file for each."""
 
     tasks: tuple[Task, ...]
     pack: Place | None = None
@@ -69,7 +70,7 @@ class Portion:
     @property
     def settings(self) -> list[Settings]:
         """Of the tasks, each once."""
-        return [task.settings for task, *_ in by_settings(self.tasks)]
+        return list({str(task.settings): task.settings for task in self.tasks}.values())
 
     def given(self) -> Iterator[Given]:
         """The tasks with their photos' files; tasks of one photo that follow each other get the same
@@ -84,20 +85,18 @@ class Portion:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
         hashes = {name: _hashes(style) for name, style in styles.items()}
-        groups = enumerate(by_settings(self.tasks))
+        how = {str(settings): number for number, settings in enumerate(self.settings)}
         return [
-            [number, task.content.name, _size(task.content), hashes[task.style_name]]
-            for number, tasks in groups
-            for task in tasks
+            [how[str(task.settings)], task.content.name, _size(task.content), hashes[task.style_name]]
+            for task in self.tasks
         ]
 
     def pixels(self) -> int:
         """How much there is to paint, about."""
-        photos = (
-            (tasks[0].settings, Counter(task.content for task in tasks)) for tasks in by_settings(self.tasks)
-        )
         return sum(
-            count * _pixels(photo, settings) for settings, counts in photos for photo, count in counts.items()
+            count * _pixels(photo, tasks[0].settings)
+            for tasks in batchable(self.tasks)
+            for photo, count in Counter(task.content for task in tasks).items()
         )
 
 
@@ -173,16 +172,16 @@ class Worker:
         about = [self.painter.description(settings) for settings in portion.settings]
         try:
             if portion.pack is None:
-                outcomes = self._filed(portion, about[0])
+                outcomes = self._filed(portion)
             else:
                 outcomes = self._packed(portion, portion.pack, about)
         except Exception as error:
             outcomes = _lost(portion, in_one_line(error))
         return Done(outcomes, main_memory())
 
-    def _filed(self, portion: Portion, about: dict[str, Any]) -> list[Outcome]:
-        """Each result into a file of its own; all of the same settings."""
-        there = {task.output for task in portion.tasks if not self.overwrite and is_finished(task, about)}
+    def _filed(self, portion: Portion) -> list[Outcome]:
+        """Each result into a file of its own."""
+        there = {task.output for task in portion.tasks if not self.overwrite and self._is_finished(task)}
         if len(there) == len(portion.tasks):
             return [outcome_of(task, "there") for task in portion.tasks]
         asked = [one for one in portion.given() if self.whole or one[0].output not in there]
@@ -195,31 +194,31 @@ class Worker:
     def _painted(self, given: Iterable[Given], there: set[Place]) -> Iterator[tuple[Task, Painted]]:
         """The tasks with what came of them, batch by batch; of one all of which is there, nothing
         is."""
-        for settings, some in groupby(given, lambda one: one[0].settings):
+        for settings, some in groupby(given, lambda one: shared(one[0].settings)):
             for batch in _batched(some, self.painter.together(settings)):
-                yield from self._painted_batch(batch, settings, there)
+                yield from self._painted_batch(batch, there)
 
-    def _painted_batch(
-        self, batch: Sequence[Given], settings: Settings, there: set[Place]
-    ) -> Iterator[tuple[Task, Painted]]:
+    def _painted_batch(self, batch: Sequence[Given], there: set[Place]) -> Iterator[tuple[Task, Painted]]:
         rows = [
-            Row(content, str(task.content), task.style_name, task.output.suffix)
+            Row(content, str(task.content), task.style_name, task.settings, task.output.suffix)
             for task, content in batch
             if isinstance(content, bytes)
         ]
-        read = iter(self.painter.read(rows, settings))
+        read = iter(self.painter.read(rows))
         ready = [content if isinstance(content, UserError) else next(read) for _, content in batch]
         wanted = any(
             isinstance(one, Ready) and task.output not in there for (task, _), one in zip(batch, ready)
         )
-        painted = iter(
-            self.painter.paint([one for one in ready if isinstance(one, Ready)], settings) if wanted else ()
-        )
+        able = [one for one in ready if isinstance(one, Ready)]
+        painted = iter(self.painter.paint(able) if wanted else ())
         for (task, _), one in zip(batch, ready):
             if isinstance(one, UserError):
                 yield task, Painted(None, None, str(one), 0.0, is_unread=True)
             elif wanted:
                 yield task, next(painted)
+
+    def _is_finished(self, task: Task) -> bool:
+        return is_finished(task, self.painter.description(task.settings))
 
     def _packed(
         self, portion: AnyPortion, pack: Place, painted_with: Sequence[dict[str, Any]]
@@ -359,7 +358,7 @@ def portions_of(
 ) -> list[AnyPortion]:
     """All tasks in portions of as many as are painted together, or fewer where there are not as many
     for each share; or, for a pack, in parts: (folder, kind, rows in each)."""
-    groups = by_settings(tasks)
+    groups = batchable(tasks)
     if pack:
         folder, kind, size = pack
         parts = _cut([task for group in groups for task in group], size)

@@ -16,6 +16,7 @@ from ldm.pipeline.inputs import Style
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import METADATA_KEY, files_of, hash_of, made_from, metadata_saying
 from ldm.pipeline.settings import Settings
+from ldm.pipeline.together import shared
 
 EVERY_PAIR = Pairing()
 DEFAULT_TEMPLATE = "{content}__{style}.png"
@@ -33,11 +34,11 @@ class Task:
     settings: Settings
 
 
-def by_settings(tasks: Iterable[Task]) -> list[list[Task]]:
-    """The tasks in groups of the same settings, in the order in which these come first."""
+def batchable(tasks: Iterable[Task]) -> list[list[Task]]:
+    """The tasks in groups that can be painted together, in the order in which these come first."""
     groups: dict[str, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(str(task.settings), []).append(task)
+        groups.setdefault(str(shared(task.settings)), []).append(task)
     return list(groups.values())
 
 
