@@ -15,6 +15,7 @@ from ldm.errors import UserError
 from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses import lpips
 from ldm.modules.losses.lpips import vgg16
+from ldm.modules.losses.paint import Paint
 from ldm.pipeline import brush as brushes
 from ldm.pipeline.brush import (
     Brush,
@@ -152,13 +153,13 @@ def test_the_margin_is_cut_off_where_it_was_put_on(
     assert torch.allclose(brush.finish(photo, order, Look("", 1, 1, None), all_steps), photo, atol=1e-5)
 
 
-def test_a_paintings_grams_are_taken_once(
+def test_a_paintings_paint_is_taken_once(
     brush: Brush, photo: Image.Image, painting: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
-    real = brushes.grams_of
+    real = brushes.paint_of
     monkeypatch.setattr(
-        brushes, "grams_of", lambda features, x, *more: taken.append(x.shape) or real(features, x, *more)
+        brushes, "paint_of", lambda features, x, *more: taken.append(x.shape) or real(features, x, *more)
     )
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     for _ in range(2):
@@ -171,11 +172,11 @@ def test_a_paintings_grams_are_taken_once(
     assert len(taken) == 2
 
 
-def test_the_grams_kept_are_bounded(brush: Brush, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brushes, "KEPT_GRAMS", 2)
+def test_the_paints_kept_are_bounded(brush: Brush, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brushes, "KEPT_PAINTS", 2)
     for seed in range(5):
-        brush._grams_of(picture(32, 32, seed), 32, False)
-    assert len(brush._grams) == 2
+        brush._paint_of(picture(32, 32, seed), 32, False)
+    assert len(brush._paints) == 2
 
 
 def test_only_the_ratio_of_the_scales_counts_and_none_is_too_large(
@@ -310,18 +311,18 @@ def test_mixes_and_regions(
 
 def test_grams_are_led_away_from_others_and_stay_possible() -> None:
     random = torch.Generator().manual_seed(0)
-    wanted, avoided = ({"relu1_1": x @ x.T} for x in torch.randn(2, 6, 9, generator=random))
-    gram, other = wanted["relu1_1"], avoided["relu1_1"]
+    wanted, avoided = (Paint({"relu1_1": x @ x.T}) for x in torch.randn(2, 6, 9, generator=random))
+    gram, other = wanted.grams["relu1_1"], avoided.grams["relu1_1"]
     alike = []
     for scale in (1.0, 1.5, 2.0, 9.0):
-        led = led_away(wanted, avoided, scale)["relu1_1"]
+        led = led_away(wanted, avoided, scale).grams["relu1_1"]
         assert float(torch.linalg.eigvalsh(led).min()) > -1e-4  # as of a picture
         assert torch.allclose(led.trace(), gram.trace())  # no less paint, only other paint
         alike.append(float((led * other).sum() / (led.norm() * other.norm())))
     assert alike[0] > alike[1] > alike[2] == pytest.approx(alike[3])  # no further than at 2
-    assert torch.allclose(led_away(wanted, avoided, 1.0)["relu1_1"], gram, atol=1e-4)
-    stronger = {"relu1_1": 5 * gram}  # of the same kind
-    assert torch.allclose(led_away(wanted, stronger, 1.5)["relu1_1"], gram, atol=1e-4)
+    assert torch.allclose(led_away(wanted, avoided, 1.0).grams["relu1_1"], gram, atol=1e-4)
+    stronger = Paint({"relu1_1": 5 * gram})  # of the same kind
+    assert torch.allclose(led_away(wanted, stronger, 1.5).grams["relu1_1"], gram, atol=1e-4)
 
 
 def test_fine_pictures_are_led_away_from_a_style(

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ldm.media.images import resize_short_side, without_alpha
 from ldm.media.tensors import image_to_tensor
-from ldm.modules.diffusionmodules.util import sum_of
-from ldm.modules.losses.energy import STYLE_LAYERS, Energy, Grams, PaintFeatures, energy_of, grams_of
+from ldm.modules.losses.energy import Energy, energy_of
 from ldm.modules.losses.lpips import teacher_file, vgg16
+from ldm.modules.losses.paint import Grams, Paint, mixed, paint_of
+from ldm.modules.losses.paint_features import PaintFeatures
 from ldm.pipeline.inputs import mask_array
 from ldm.pipeline.settings import Look
 from ldm.pipeline.tiles import mirrored_out
@@ -35,7 +36,8 @@ EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in l
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
 MARGIN = 4  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and three pixels next to them turn garish
 MOST_AWAY = 2.0  # as sampling is guided at most
-KEPT_GRAMS = 64  # of paintings at some size, 2.5 MB each
+KEPT_PAINTS = 32  # of paintings at some size, 6 MB each
+CONTENT = 2.0  # weight of the photo's layout beside the paint, both scales being equal
 
 
 @dataclass(frozen=True)
@@ -157,13 +159,13 @@ class Order:
 
 
 class Brush:
-    """VGG16 ready to lead pictures, and the paintings' Grams that were taken with it."""
+    """VGG16 ready to lead pictures, and the paintings' paint that was taken with it."""
 
     def __init__(self, net: vgg16, device: torch.device, precision: str):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # the Grams of fp16 would overflow
         self.features = PaintFeatures(net, dtype).to(device)
         self.device = device
-        self._grams: OrderedDict[tuple[object, ...], dict[str, Tensor]] = OrderedDict()
+        self._paints: OrderedDict[tuple[object, ...], Paint] = OrderedDict()
 
     @torch.no_grad()
     def finish(
@@ -218,31 +220,37 @@ class Brush:
     def energy(self, level: Level, order: Order) -> Energy:
         """What leads a picture at a level."""
         content = None if order.content is None else resized(order.content, level.size)
-        styles = [self._mixed(region, level, order) for region in order.styles]
+        paints = [self._mixed(region, level, order) for region in order.styles]
         if order.not_style is not None:
             avoided = self._mixed([(order.not_style, 1.0)], level, order)
-            styles = [led_away(grams, avoided, order.style_scale) for grams in styles]
+            paints = [led_away(paint, avoided, order.style_scale) for paint in paints]
         if order.strength < 1 and content is not None:
-            own = grams_of(self.features, content, order.luminance)
-            styles = [
-                {name: torch.lerp(own[name], grams[name], order.strength) for name in grams}
-                for grams in styles
-            ]
+            own = paint_of(self.features, content, order.luminance)
+            paints = [mixed([(paint, order.strength), (own, 1 - order.strength)]) for paint in paints]
         masks = None if order.masks is None else resized(order.masks[None], level.size)[0].clamp(0, 1)
         free = self._free(level, order)
         # the painting need not be met by what stays the photo, nor made up for around it
         if free is not None:
             masks = free[0] if masks is None else masks * free[0]
-        both = weights(order.style_scale, order.content_scale)
-        return energy_of(self.features, styles, content, *both, masks=masks, luminance=order.luminance)
+        of_style, of_content = weights(order.style_scale, order.content_scale)
+        return energy_of(
+            self.features,
+            paints,
+            content,
+            of_style,
+            CONTENT * of_content,
+            masks=masks,
+            luminance=order.luminance,
+        )
 
-    def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Grams:
-        """The region's paintings' Grams, averaged by weight."""
-        all_grams = [
-            (self._grams_of(painting, self._side(painting, level, order), order.luminance), weight)
-            for painting, weight in region
-        ]
-        return {name: sum_of(weight * grams[name] for grams, weight in all_grams) for name in STYLE_LAYERS}
+    def _mixed(self, region: Sequence[tuple[Image.Image, float]], level: Level, order: Order) -> Paint:
+        """The region's paintings' paint, by weight."""
+        return mixed(
+            [
+                (self._paint_of(painting, self._side(painting, level, order), order.luminance), weight)
+                for painting, weight in region
+            ]
+        )
 
     def _side(self, painting: Image.Image, level: Level, order: Order) -> int:
         """The shorter side at which a painting is looked at: strokes have the size in the picture
@@ -250,22 +258,23 @@ class Brush:
         wanted = min(min(order.size), *painting.size) if order.style_size is None else order.style_size
         return max(16, round(wanted * min(level.size) / min(order.size)))
 
-    def _grams_of(self, painting: Image.Image, side: int, luminance: bool) -> Grams:
+    def _paint_of(self, painting: Image.Image, side: int, luminance: bool) -> Paint:
         key = (painting.size, hash(painting.tobytes()), side, luminance)
-        if key not in self._grams:
+        if key not in self._paints:
             scaled, shares = painting_tensors(painting, side, self.device)
-            self._grams[key] = grams_of(self.features, scaled, luminance, shares)
-            if len(self._grams) > KEPT_GRAMS:
-                self._grams.popitem(last=False)
-        self._grams.move_to_end(key)
-        return self._grams[key]
+            self._paints[key] = paint_of(self.features, scaled, luminance, shares)
+            if len(self._paints) > KEPT_PAINTS:
+                self._paints.popitem(last=False)
+        self._paints.move_to_end(key)
+        return self._paints[key]
 
 
-def led_away(grams: Grams, avoided: Grams, scale: float) -> dict[str, Tensor]:
-    """Grams further from others, by as much as `scale` is above 1, up to MOST_AWAY: what guidance
-    does with predictions."""
+def led_away(paint: Paint, avoided: Paint, scale: float) -> Paint:
+    """Paint whose Gram matrices are further from others, by as much as `scale` is above 1, up to
+    MOST_AWAY: what guidance does with predictions."""
     by = min(scale, MOST_AWAY) - 1
-    return {name: _further(grams[name], avoided[name], by) for name in grams}
+    grams: Grams = {name: _further(gram, avoided.grams[name], by) for name, gram in paint.grams.items()}
+    return Paint(grams, paint.places)
 
 
 def _further(gram: Tensor, avoided: Tensor, by: float) -> Tensor:

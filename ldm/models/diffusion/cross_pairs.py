@@ -26,7 +26,8 @@ from ldm.models.diffusion.encoded import Encoded, Kept, flat, halved, unflat
 from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.recorded_step import Capture, RecordedStep
 from ldm.models.options import CrossPairBatches, Estimates, LossWeights
-from ldm.modules.losses.energy import CONTENT_LAYERS, STYLE_LAYERS
+from ldm.modules.losses.energy import CONTENT_LAYERS
+from ldm.modules.losses.paint_features import STYLE_LAYERS
 from ldm.modules.losses.style_transfer import (
     StyleTransferLoss,
     layout_loss,

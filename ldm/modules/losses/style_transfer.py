@@ -14,15 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import spatial_std_mean, sum_of
-from ldm.modules.losses.energy import (
-    STYLE_LAYERS,
-    PaintFeatures,
-    correlation,
-    mean_gram,
-    moments_with,
-    photo_features,
-)
+from ldm.modules.losses.energy import correlation, moments_with, photo_features
 from ldm.modules.losses.lpips import ScalingLayer, teacher_file, vgg16
+from ldm.modules.losses.paint_features import STYLE_LAYERS, PaintFeatures, mean_gram
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 CONTENT_LAYERS = ("relu3_1", "relu4_1")
