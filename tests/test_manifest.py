@@ -351,6 +351,27 @@ def test_rows_of_all_settings_share_a_pack(
     assert "8 painted, 0 there already" in capsys.readouterr().out
 
 
+def test_what_is_given_for_rows_that_paint_is_not_meant_for_others(folder: Path) -> None:
+    path = table("content,style,look,strength", "a.png,s.png,palette,0.5", "b.png,t.png,,")
+    given = Settings(look="fast", size=48, steps=1, seed=7)
+    only_coloured, painted = (task.settings for task in read_manifest(path, given, "out"))
+    assert only_coloured == Settings(look="palette", size=48, strength=0.5) and painted == given
+    path = table("content,style,look,steps", "a.png,s.png,palette,3")
+    with pytest.raises(UserError, match="table.csv:2: steps is for looks that paint"):
+        read_manifest(path, given, "out")
+
+
+def test_the_index_of_a_frame_is_told(folder: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"content": ["a.png"], "style": "s.png"}, index=[7])
+    frame.to_csv("data/t.csv")
+    frame.to_parquet("data/t.parquet")
+    for name in ("data/t.csv", "data/t.parquet"):
+        with pytest.raises(UserError, match="is the index of a data frame; write it with index=False"):
+            read_manifest(Path(name), Settings(), "out")
+
+
 # Files that are not there
 
 

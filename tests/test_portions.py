@@ -21,6 +21,7 @@ from pipeline_builders import picture, pixels
 from ldm.errors import UserError
 from ldm.files import remove_left_asides
 from ldm.media.images import load_image, read_metadata, save_image
+from ldm.media.places import Unreached
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
@@ -559,6 +560,68 @@ def test_a_pack_is_there_for_the_same_settings_of_each_task_alone(tasks: list[Ta
     other = of_two_sizes()
     other[1], other[2] = (replace(other[i], settings=other[3 - i].settings) for i in (1, 2))
     assert {one.status for one in packed(other, size=99)} == {"painted"}
+
+
+def test_a_pack_of_other_photos_of_the_same_names_and_sizes_is_painted_again(tasks: list[Task]) -> None:
+    for folder in ("clip1", "clip2"):
+        Path(folder).mkdir()
+        for i in range(3):
+            picture(40, 36, i + 10 * int(folder[-1])).save(f"{folder}/{i}.bmp")  # all as long as each other
+    for folder in ("clip1", "clip2"):
+        frames = plan([Path(folder, f"{i}.bmp") for i in range(3)], [("s", Path("s.png"))], "packs", PALETTE)
+        assert {one.status for one in packed(frames)} == {"painted"}
+        assert {one.status for one in packed(frames)} == {"there"}
+    photos = [shard(Path(folder, "photos.tar"), [f"{folder}/0.bmp"]) for folder in ("clip1", "clip2")]
+    assert photos[0].stat().st_size == photos[1].stat().st_size
+    for path in photos:
+        assert {one.status for one in worker()(shard_portion(path)).outcomes} == {"painted"}
+
+
+def named(*outputs: str) -> list[Task]:
+    return [replace(task, output=Path("packs", name)) for task, name in zip(tasks_for(5), outputs)]
+
+
+def test_a_pack_whose_results_are_called_otherwise_is_painted_again(tasks: list[Task]) -> None:
+    packed(named("a.png", "b.png"))
+    assert {one.status for one in packed(named("a.png", "c.jpg"))} == {"painted"}
+    assert set(members("packs/part-00000.tar")) == {"a.png", "a.json", "c.jpg", "c.json"}
+
+
+def test_results_keep_their_folders_in_a_pack(tasks: list[Task]) -> None:
+    outputs = ["a/x.png", "b/x.png", "b/x-1.png", "b/v1.0/x.y.png", "b/x.jpg"]
+    packed(named(*outputs), size=9)
+    inside = members("packs/part-00000.tar")
+    assert [name for name in inside if not name.endswith(".json")] == [
+        *("a/x.png", "b/x.png", "b/x-1.png", "b/v1.0/x_y.png", "b/x-2.jpg")
+    ]
+    assert [json.loads(text)["output"] for _, text in _texts("packs/part-00000.tar")] == outputs
+    parquet = pytest.importorskip("pyarrow.parquet")
+    packed(named(*outputs), "parquet", size=9)
+    assert parquet.read_table("packs/part-00000.parquet")["output"].to_pylist() == outputs
+
+
+def test_a_folder_of_packs_may_be_moved(tasks: list[Task]) -> None:
+    packed(named("a/x.png"))
+    Path("packs").rename("moved")
+    given = [replace(task, output=Path("moved/a/x.png")) for task in tasks[:1]]
+    (told,) = run(given, worker(), pack=(Path("moved"), "tar", 3))
+    assert (told.status, told.output, told.pack) == ("there", "moved/a/x.png", "moved/part-00000.tar")
+
+
+def test_what_could_not_be_reached_is_tried_again_in_packs(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreached(place: Path) -> bytes:
+        if place.stem == "1":
+            raise Unreached("https://host/1.png: no connection")
+        return place.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm.pipeline.portions.read_bytes", unreached)
+        (line,) = failures(packed(tasks[:3]))
+        assert line == "https://host/1.png: no connection"
+    assert {one.status for one in packed(tasks[:3])} == {"painted"}
+    assert {one.status for one in packed(tasks[:3])} == {"there"}
 
 
 def test_results_tell_which_pack_they_are_in(tasks: list[Task]) -> None:

@@ -45,7 +45,7 @@ class Asked:
         """What parsed options ask for. Raises UserError."""
         settings = settings_of(args)
         if args.manifest is not None:
-            tasks = read_manifest(args.manifest, settings, args.output)
+            tasks = read_manifest(args.manifest, settings, args.output, progress=not args.quiet)
             return cls(args, tasks, {task.style_name: task.style for task in tasks})
         given = [name for name in args.content if name.lower().endswith(".tar")]
         pictures = [name for name in args.content if name not in given]

@@ -5,9 +5,11 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from tqdm import tqdm
 
 from ldm.cli.options import dial_value
 from ldm.errors import UserError, did_you_mean
@@ -17,7 +19,7 @@ from ldm.media.places import Place, check_file, is_there, is_url, key_of, place_
 from ldm.pipeline.folders import distinct_names
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.library import library
-from ldm.pipeline.settings import DIALS, Flag, Interval, Number, Settings, Size
+from ldm.pipeline.settings import COLOURING, DIALS, LOOKS, Flag, Interval, Number, Settings, Size
 from ldm.pipeline.tasks import (
     Task,
     check_inputs_survive,
@@ -29,6 +31,7 @@ from ldm.pipeline.tasks import (
 )
 
 PICTURES = ("content", "style", "output")
+WAIT = 2.0  # seconds before a bar is shown
 # File names may be of any bytes.
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 # What pandas writes for a whole number in a column with gaps: 3.0.
@@ -36,33 +39,37 @@ _WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
-def read_manifest(path: Place, settings: Settings, output: str | None) -> list[Task]:
+def read_manifest(path: Place, settings: Settings, output: str | None, progress: bool = False) -> list[Task]:
     """What a table asks for, row by row. Raises UserError, with the row's number; a picture that is
     not there is one only if every row lacks one: else it fails alone.
 
     Columns: content and style, paths from the table's folder; output, a path within the folder of
     `output`, where it is not to be named as usual; settings, by their names; what is empty is as in
-    `settings`.
+    `settings`. progress: show a bar, should it take long.
     """
     rows = _rows(path)
     output = output or "."
     check_template(output)
+    results = folder_of_results(output)
     contents = [_place(path.parent, row["content"]) for _, row in rows]
     styles = [_style_file(path.parent, row["style"]) for _, row in rows]
     names = [_names(contents), _names(styles)]
     tasks, known_settings = list[Task](), dict[str, Settings]()
-    for (number, row), content, style in zip(rows, contents, styles, strict=True):
+    bar = tqdm(rows, desc=str(path), unit="row", disable=not progress, delay=WAIT, leave=False)
+    for (number, row), content, style in zip(bar, contents, styles, strict=True):
         try:
             if "\0" in "".join(row.values()):
                 raise UserError("no name or number has a zero byte in it")
-            own = settings.but(**_settings(row))
+            own = _own_settings(settings, row)
             if str(own) not in known_settings:  # of a million rows few differ
                 own.check()
             own = known_settings.setdefault(str(own), own)
             named = [(known[key_of(each)], each) for known, each in zip(names, (content, style), strict=True)]
-            task = task_of(*named, output, own)
             if row.get("output"):
-                task = replace(task, output=output_at(_within(folder_of_results(output), row["output"])))
+                place = output_at(_within(results, row["output"]))
+                task = Task(content, style, named[1][0], place, own)
+            else:
+                task = task_of(*named, output, own)
         except (UserError, OSError, ValueError) as error:  # the last two of names that cannot be
             raise UserError(f"{path}:{number}: {error}") from error
         tasks.append(task)
@@ -154,7 +161,8 @@ def _name_in(folder: str, file: str) -> str:
 
 def _rows(path: Place) -> list[tuple[int, dict[str, str]]]:
     """(line number, values by column) of every row that has any. Raises UserError."""
-    check_file(path, "table")
+    if isinstance(path, Path):
+        check_file(path, "table")
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     if not rows:
         raise UserError(f"{path}: no rows in it")
@@ -205,6 +213,10 @@ def _check_head(path: Place, head: Sequence[str]) -> None:
             hint = "; separate values by commas, not by semicolons" if ";" in "".join(head) else ""
             raise UserError(f"{path}: no column {name!r}; the first line names the columns{hint}")
     for name in head:
+        if name == "" or name.startswith("__index_level_"):
+            raise UserError(
+                f"{path}: the column {name!r} is the index of a data frame; write it with index=False"
+            )
         if name not in (*PICTURES, *DIALS):
             raise UserError(
                 f"{path}: there is no column {name!r}{did_you_mean(name, [*PICTURES, *DIALS])}; columns are {', '.join(PICTURES)} "
@@ -218,6 +230,18 @@ def _names(paths: Iterable[Place]) -> dict[str, str]:
     """By file, what results are called after it."""
     once = {key_of(path): path for path in paths}
     return dict(zip(once, distinct_names(list(once.values())), strict=True))
+
+
+def _own_settings(settings: Settings, row: Mapping[str, str]) -> Settings:
+    """A row's, those that it leaves out as given. A look that does not paint has few settings, and
+    what is given for other rows is not meant for it. Raises UserError."""
+    given = _settings(row)
+    own = settings.but(**given)
+    if own.look in LOOKS and not own.paints:
+        usual = Settings()
+        others = [name for name in DIALS if name not in (*COLOURING, *given)]
+        own = own.but(**{name: getattr(usual, name) for name in others})
+    return own
 
 
 def _settings(row: Mapping[str, str]) -> dict[str, Any]:

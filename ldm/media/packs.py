@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from ldm.errors import UserError
@@ -20,24 +20,26 @@ class Pack(Protocol):
     """A file that takes results one by one."""
 
     def add(self, picture: bytes, said: Mapping[str, str]) -> None:
-        """A picture file, and texts that belong to it: `output`, the name that it would have as a
-        file of its own, `content`, `style` and `metadata`."""
+        """A picture file, and texts that belong to it: `output`, the path that it would have in
+        the folder of results, `content`, `style` and `metadata`."""
 
 
 class TarPack:
-    """Of each result NAME.png, or as it is, and NAME.json with its texts. The same results make the
-    same bytes."""
+    """Of each result NAME.png, or as it is, with the folders that it would be in, and NAME.json with
+    its texts. The same results make the same bytes."""
 
     def __init__(self, file: tarfile.TarFile):
         self.file, self._names = file, set[str]()
 
     def add(self, picture: bytes, said: Mapping[str, str]) -> None:
         """See `Pack`."""
-        output = Path(said["output"])
-        # What is before the first dot is what WebDataset puts together.
-        name = output.stem.replace(".", "_")
-        if name in self._names:
-            name = f"{name}-{len(self._names)}"
+        output = PurePosixPath(said["output"])
+        # What is before a name's first dot is what WebDataset puts together.
+        own = name = str(output.with_name(output.stem.replace(".", "_")))
+        number = 0
+        while name in self._names:
+            number += 1
+            name = f"{own}-{number}"
         self._names.add(name)
         self._add(f"{name}{output.suffix}", picture)
         self._add(f"{name}.json", json.dumps(dict(said), sort_keys=True).encode())

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 else:
     Place = Path  # what reads urls is imported where there is one: it takes a fifth of a second
 
+
+class Unreached(UserError):
+    """A place elsewhere could not be reached, which may be over by the next time."""
+
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -84,9 +89,20 @@ def check_file(place: Place, kind: str = "picture") -> None:
         raise UserError(f"{place}: {f'is a folder, not a {kind}' if is_folder else 'no such file'}")
 
 
+def name_within(folder: Place, file: Place) -> str:
+    """The path of a file from a folder that it is in, with /; its name alone where it is not in
+    it."""
+    if isinstance(folder, Path) and isinstance(file, Path):
+        path = Path(os.path.relpath(file, folder))
+        return file.name if os.pardir in path.parts else path.as_posix()
+    start = f"{str(folder).rstrip('/')}/"
+    return str(file)[len(start) :] if str(file).startswith(start) else file.name
+
+
 def read_bytes(place: Place) -> bytes:
-    """All that is in a file. Raises UserError."""
-    check_file(place)
+    """All that is in a file. Raises UserError, Unreached where that may be over by the next time."""
+    if isinstance(place, Path):  # asked elsewhere, what cannot be reached is said not to be there
+        check_file(place)
     with _told(place):
         return place.read_bytes()
 
@@ -153,10 +169,13 @@ def _told(place: Place) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except FileNotFoundError as error:
+        raise UserError(f"{place}: no such file") from error
     except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: {error or type(error).__name__}") from error
+        kind = UserError if isinstance(place, Path) else Unreached
+        raise kind(f"{place}: {error or type(error).__name__}") from error
     except Exception as error:
         # Every file system elsewhere has errors of its own.
         if isinstance(place, Path):
             raise
-        raise UserError(f"{place}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise Unreached(f"{place}: {' '.join(str(error).split()) or type(error).__name__}") from error

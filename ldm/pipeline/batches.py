@@ -73,13 +73,15 @@ class Ready:
 @dataclass(frozen=True)
 class Painted:
     """A row that is over: the result as a file's bytes and how it was made (JSON), or what went
-    wrong. is_unread: the trouble is with a file, which other rows may have, too."""
+    wrong. is_unread: the trouble is with a file, which other rows may have, too. may_pass: it may be
+    over by the next time."""
 
     picture: bytes | None
     metadata: str | None
     problem: str | None
     seconds: float
     is_unread: bool = False
+    may_pass: bool = False
 
 
 @dataclass(frozen=True)

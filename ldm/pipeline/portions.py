@@ -16,7 +16,16 @@ from typing import Any
 from ldm.errors import UserError, in_one_line
 from ldm.media.images import short_side_at, upright_size
 from ldm.media.packs import pack_at
-from ldm.media.places import Place, found_by, is_there, place_of, read_bytes, write_bytes
+from ldm.media.places import (
+    Place,
+    Unreached,
+    found_by,
+    is_there,
+    name_within,
+    place_of,
+    read_bytes,
+    write_bytes,
+)
 from ldm.media.shards import pictures_in
 from ldm.memory import main_memory
 from ldm.pipeline.batch_options import BatchOptions
@@ -35,8 +44,8 @@ Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is 
 @dataclass(frozen=True)
 class Outcome:
     """How a task ended: painted, there (already) or failed, and then why. content, style and output
-    are names. is_unread: the trouble is with a file, which other tasks may have, too. pack: the file
-    that the result is in, where it is none by itself."""
+    are names. is_unread: the trouble is with a file, which other tasks may have, too. may_pass: it may
+    be over by the next time. pack: the file that the result is in, where it is none by itself."""
 
     content: str
     style: str
@@ -45,6 +54,7 @@ class Outcome:
     seconds: float = 0.0
     problem: str | None = None
     is_unread: bool = False
+    may_pass: bool = False
     pack: str | None = None
 
     @property
@@ -86,9 +96,11 @@ class Portion:
         styles = {task.style_name: task.style for task in self.tasks}
         hashes = {name: _hashes(style) for name, style in styles.items()}
         how = {str(settings): number for number, settings in enumerate(self.settings)}
+        folder = None if self.pack is None else self.pack.parent
+        outputs = [name_within(folder or task.output.parent, task.output) for task in self.tasks]
         return [
-            [how[str(task.settings)], task.content.name, _size(task.content), hashes[task.style_name]]
-            for task in self.tasks
+            [how[str(task.settings)], str(task.content), _size(task.content), hashes[task.style_name], output]
+            for task, output in zip(self.tasks, outputs)
         ]
 
     def pixels(self) -> int:
@@ -132,7 +144,7 @@ class ShardPortion:
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
         hashes = [[name, _hashes(style)] for name, style in self.styles]
-        return [self.shard.name, _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
+        return [str(self.shard), _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
 
     def pixels(self) -> int:
         """See `Portion.pixels`: of all shards the same."""
@@ -213,7 +225,10 @@ class Worker:
         painted = iter(self.painter.paint(able) if wanted else ())
         for (task, _), one in zip(batch, ready):
             if isinstance(one, UserError):
-                yield task, Painted(None, None, str(one), 0.0, is_unread=True)
+                yield (
+                    task,
+                    Painted(None, None, str(one), 0.0, is_unread=True, may_pass=isinstance(one, Unreached)),
+                )
             elif wanted:
                 yield task, next(painted)
 
@@ -228,10 +243,11 @@ class Worker:
         index, about = pack.with_suffix(".json"), {"with": painted_with, "from": portion.made_of()}
         known = None if self.overwrite or not is_there(pack) else _read_index(index)
         if known is not None and _is_of(known, about, pack):
-            return [Outcome(**{"status": "there", **row}, pack=str(pack)) for row in known["rows"]]
+            return [_told_again(row, pack) for row in known["rows"]]
         outcomes = self._into(pack, portion)
-        rows = [_row(one) for one in outcomes]
-        told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True)}
+        rows = [_row(one, pack) for one in outcomes]
+        again = any(one.may_pass for one in outcomes)
+        told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True), "again": again}
         write_bytes(index, json.dumps(told, sort_keys=True).encode())
         return outcomes
 
@@ -240,7 +256,8 @@ class Worker:
         with pack_at(pack) as file:
             for task, painted in self._painted(portion.given(), set()):
                 if painted.picture is not None:
-                    said = {"output": task.output.name, "metadata": str(painted.metadata)}
+                    output = name_within(pack.parent, task.output)
+                    said = {"output": output, "metadata": str(painted.metadata)}
                     said |= {"content": str(task.content), "style": task.style_name}
                     file.add(painted.picture, said)
                 outcomes.append(replace(_ended(task, painted), pack=str(pack)))
@@ -271,7 +288,7 @@ def _written(task: Task, painted: Painted) -> Outcome:
 def _ended(task: Task, painted: Painted) -> Outcome:
     status = "painted" if painted.problem is None else "failed"
     told = outcome_of(task, status, painted.seconds, painted.problem)
-    return replace(told, is_unread=painted.is_unread)
+    return replace(told, is_unread=painted.is_unread, may_pass=painted.may_pass)
 
 
 def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
@@ -285,12 +302,19 @@ def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
     return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    """Of an index: what is the same whenever it is painted."""
-    row = {"content": outcome.content, "style": outcome.style, "output": outcome.output}
+def _row(outcome: Outcome, pack: Place) -> dict[str, Any]:
+    """Of an index: what is the same whenever it is painted, and wherever the folder is."""
+    output = name_within(pack.parent, place_of(outcome.output))
+    row = {"content": outcome.content, "style": outcome.style, "output": output}
     if outcome.problem is None:
         return row
     return row | {"status": "failed", "problem": outcome.problem, "is_unread": outcome.is_unread}
+
+
+def _told_again(row: dict[str, Any], pack: Place) -> Outcome:
+    """The outcome that a row of an index tells of."""
+    output = str(pack.parent / row["output"])
+    return Outcome(**{"status": "there", **row, "output": output}, pack=str(pack))
 
 
 def _read_index(index: Place) -> dict[str, Any] | None:
@@ -303,8 +327,9 @@ def _read_index(index: Place) -> dict[str, Any] | None:
 
 
 def _is_of(index: dict[str, Any], about: dict[str, Any], pack: Place) -> bool:
-    """Whether an index is that of a pack made like this, which has come to no harm since."""
-    is_whole = index["bytes"] == _size(pack, elsewhere=True)
+    """Whether an index is that of a pack made like this, which has come to no harm since and lacks
+    nothing that may be there by now."""
+    is_whole = index["bytes"] == _size(pack, elsewhere=True) and not index.get("again")
     return is_whole and bool(index["made"] == json.loads(json.dumps(about)))
 
 
