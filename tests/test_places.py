@@ -15,7 +15,16 @@ from pipeline_builders import picture, pixels
 from ldm.errors import UserError
 from ldm.files import remove_left_asides, written_whole
 from ldm.media.images import load_image, read_metadata, save_image
-from ldm.media.places import is_there, is_url, key_of, place_of, read_bytes, write_bytes, written_at
+from ldm.media.places import (
+    Unreached,
+    is_there,
+    is_url,
+    key_of,
+    place_of,
+    read_bytes,
+    write_bytes,
+    written_at,
+)
 from ldm.pipeline.batches import BatchOptions, RowPainter
 from ldm.pipeline.folders import distinct_names, expand
 from ldm.pipeline.inputs import StyleMix, read_picture
@@ -89,6 +98,12 @@ def test_what_is_written_elsewhere_is_read_there(bucket: str) -> None:
 def test_a_missing_file_elsewhere_is_one_line(bucket: str) -> None:
     with pytest.raises(UserError, match=f"{bucket}/gone.png: no such file"):
         read_bytes(place_of(f"{bucket}/gone.png"))
+
+
+def test_a_server_that_does_not_answer_is_not_a_missing_file() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(Unreached, match="http://127.0.0.1:9/x.png: Cannot connect"):
+        read_bytes(place_of("http://127.0.0.1:9/x.png"))
 
 
 def test_errors_of_other_machines_name_the_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,8 @@ def _told(place: Place) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # so fsspec tells of a server that does not answer
+            raise Unreached(f"{place}: {error.__cause__}") from error
         raise UserError(f"{place}: no such file") from error
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         kind = UserError if isinstance(place, Path) else Unreached
