@@ -37,7 +37,7 @@ RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 b
 MARGIN = 4  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and three pixels next to them turn garish
 MOST_AWAY = 2.0  # as sampling is guided at most
 KEPT_PAINTS = 32  # of paintings at some size, 6 MB each
-CONTENT = 2.0  # weight of the photo's layout beside the paint, both scales being equal
+CONTENT = 3.0  # weight of the photo's layout beside the paint, both scales being equal
 
 
 @dataclass(frozen=True)
