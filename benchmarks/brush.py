@@ -31,8 +31,8 @@ PHOTO, SAMPLED = "the photo", "the sampled picture"
 
 
 class Way:
-    """A way down an energy: (seconds so far, style term, content term) before each step and in the
-    end."""
+    """A way down an energy: (seconds so far, style term, content term, both weighed) before each step
+    and in the end."""
 
     def __init__(self, energy: Energy, start: Tensor, seconds: float, bar: tqdm):
         """From a picture that took these seconds to make."""
@@ -52,7 +52,8 @@ class Way:
 
     def _note(self) -> None:
         style, content = self.energy.terms(self.picture.clamp(-1, 1))
-        self.points.append((self.seconds, float(style), float(content)))
+        weighed = self.energy.style_weight * style, self.energy.content_weight * content
+        self.points.append((self.seconds, *map(float, weighed)))
 
     def seconds_to(self, energy: float) -> float | None:
         """Until the energy is as low as that; None if it never is."""
