@@ -1,6 +1,7 @@
 """The options that spread `artfusion stylize` over processes and machines."""
 
 import json
+import pickle
 import signal
 import socket
 import tarfile
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -458,3 +460,37 @@ def test_a_job_that_is_stopped_says_what_is_painted_and_leaves_nothing_half(
         assert stylize("--batch-size", "1") == code
     assert written() == ["0__s.png", "1__s.png"]
     assert "stopped: 2 of 6 painted; the same command does the rest" in capsys.readouterr().err
+
+
+def test_a_portion_that_kills_its_workers_is_given_up(
+    stylize: Callable, ray_paints: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Workers that die are begun anew here, as Ray does, without processes."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    tries, counted = ray_engine._Tries(), SimpleNamespace()
+    counted.begin = SimpleNamespace(remote=tries.begin)
+
+    def dying(portions: Sequence[AnyPortion], made: Worker) -> Iterator[Done]:
+        def deadly(portion: AnyPortion) -> Done:
+            if any("2.png" in str(task.content) for task in portion.tasks):
+                raise Death
+            return made(portion)
+
+        for number, portion in enumerate(portions):
+            for _ in range(99):
+                actor = ray_engine._Actor(pickle.dumps(SimpleNamespace), ".", counted, 3)
+                actor.worker = deadly
+                with suppress(Death):
+                    (done,) = actor({"number": [number], "portion": [pickle.dumps(portion)]})["done"]
+                    yield pickle.loads(done)
+                    break
+
+    ray_paints(dying)
+    assert stylize("--engine", "ray", "--batch-size", "1") == 1
+    assert written() == [f"{i}__s.png" for i in (0, 1, 4, 5)] and tries.counts[2] == 4
+    assert "out/2__s.png: each of 3 workers that had it died" in capsys.readouterr().err
+
+
+class Death(BaseException):
+    """Of a worker."""

@@ -188,7 +188,7 @@ class Worker:
             else:
                 outcomes = self._packed(portion, portion.pack, about)
         except Exception as error:
-            outcomes = _lost(portion, in_one_line(error))
+            outcomes = lost(portion, in_one_line(error))
         return Done(outcomes, main_memory())
 
     def _filed(self, portion: Portion) -> list[Outcome]:
@@ -291,7 +291,7 @@ def _ended(task: Task, painted: Painted) -> Outcome:
     return replace(told, is_unread=painted.is_unread, may_pass=painted.may_pass)
 
 
-def _lost(portion: AnyPortion, problem: str) -> list[Outcome]:
+def lost(portion: AnyPortion, problem: str) -> list[Outcome]:
     """What is told of a portion of which nothing came."""
     if isinstance(portion, Portion) and portion.pack is None:
         return [outcome_of(task, "failed", problem=problem) for task in portion.tasks]

@@ -11,6 +11,7 @@ import pickle
 import re
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from urllib.parse import urlsplit
 
 from ldm.early import handlers_kept
 from ldm.errors import UserError, in_one_line, in_short
-from ldm.pipeline.portions import AnyPortion, Done, Run, Worker
+from ldm.pipeline.portions import AnyPortion, Done, Run, Worker, lost
 
 log = logging.getLogger(__name__)
 
 NO_START = "Ray does not start on this machine"
 NOT_TAKEN = "what answers there takes no job; a cluster that asks for a token wants RAY_AUTH_MODE=token"
 PATIENCE = 5.0  # seconds in which a cluster answers
+TRIES = 10  # of a portion whose workers die
+LOST = "each of {} workers that had it died; too little memory, perhaps"
 # Where nobody has said otherwise: nothing is told to anybody, and what Ray's own log files have is
 # not also written to standard error, past Python.
 WAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -99,11 +102,12 @@ class RayEngine:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are told, not logged
         DataContext.get_current().enable_progress_bars = False  # the run has one of its own
         workers, gpus = self.sizes(ray.cluster_resources())  # type: ignore[no-untyped-call]
-        rows = [{"portion": pickle.dumps(portion)} for portion in portions]
+        rows = [{"number": i, "portion": pickle.dumps(portion)} for i, portion in enumerate(portions)]
+        tries = ray.remote(num_cpus=0)(_Tries).remote()
         # A block for each portion: what comes of a block is told at its end, and lost with its worker.
         told = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             _Actor,
-            fn_constructor_args=(pickle.dumps(make), os.getcwd()),
+            fn_constructor_args=(pickle.dumps(make), os.getcwd(), tries, TRIES),
             batch_size=1,
             compute=ActorPoolStrategy(size=min(workers, len(rows))),
             num_cpus=1,
@@ -180,21 +184,42 @@ def _without_words() -> Iterator[None]:
         os.close(nowhere)
 
 
+class _Tries:
+    """Counts, in a process of its own, how often each portion was begun: Ray gives a portion to a new
+    worker as often as one dies of it."""
+
+    def __init__(self) -> None:
+        self.counts = Counter[int]()
+
+    def begin(self, number: int) -> int:
+        """How often it was, this time included."""
+        self.counts[number] += 1
+        return self.counts[number]
+
+
 class _Actor:
     """A worker, as Ray Data keeps one in a process of its own. folder: where the command was started,
-    which paths are relative to."""
+    which paths are relative to. tries: a _Tries, of which there are `most` for each portion."""
 
-    def __init__(self, make: bytes, folder: str):
+    def __init__(self, make: bytes, folder: str, tries: Any, most: int):
+        self.tries, self.most = tries, most
         with suppress(OSError):  # other machines need not have it where no path is
             os.chdir(folder)
         self.worker: Worker = pickle.loads(make)()
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[bytes]]:
-        return {"done": [pickle.dumps(self._done(pickle.loads(portion))) for portion in batch["portion"]]}
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        rows = zip(batch["number"], batch["portion"], strict=True)
+        return {
+            "done": [pickle.dumps(self._done(int(number), pickle.loads(portion))) for number, portion in rows]
+        }
 
-    def _done(self, portion: AnyPortion) -> Done | UserError:
+    def _done(self, number: int, portion: AnyPortion) -> Done | UserError:
         """An error is handed over: raised here, Ray would print pages about it."""
+        import ray
+
         try:
+            if ray.get(self.tries.begin.remote(number)) > self.most:
+                return Done(lost(portion, LOST.format(self.most)), 0)
             return self.worker(portion)
         except Exception as error:  # no model, say, which is not the portion's fault
             return UserError(in_one_line(error))
