@@ -25,10 +25,10 @@ from ldm.media.places import Unreached
 from ldm.pipeline.batches import BatchOptions, BatchPainter
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.inputs import Style, StyleMix, StyleRegions
+from ldm.pipeline.outcomes import Outcome
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.portions import (
     AnyPortion,
-    Outcome,
     Portion,
     ShardPortion,
     Worker,

@@ -18,8 +18,9 @@ from ldm.pipeline.batch_options import BatchOptions
 from ldm.pipeline.batches import RowPainter
 from ldm.pipeline.inputs import PictureReader, Style, check_mask, read_content, with_paintings
 from ldm.pipeline.jobs import PaintingStopped, result_size
+from ldm.pipeline.outcomes import outcome_of
 from ldm.pipeline.parts import part_of
-from ldm.pipeline.portions import AnyPortion, Portion, Worker, outcome_of, results_of
+from ldm.pipeline.portions import AnyPortion, Portion, Worker, results_of
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, is_finished, metadata_of
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from ldm.early import STOPPED
 from ldm.errors import UserError
 from ldm.media.places import Place
-from ldm.pipeline.portions import Done, Outcome, Run
+from ldm.pipeline.outcomes import Outcome
+from ldm.pipeline.portions import Done, Run
 
 STREAM = "-"  # in place of a file: standard input or output
 

@@ -4,7 +4,6 @@ What is made of a portion depends on it alone, so a run may be stopped, started 
 processes and machines at will.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,7 +19,6 @@ from ldm.media.places import (
     Place,
     Unreached,
     found_by,
-    is_there,
     name_within,
     place_of,
     read_bytes,
@@ -31,6 +29,8 @@ from ldm.memory import main_memory
 from ldm.pipeline.batch_options import BatchOptions
 from ldm.pipeline.batches import Painted, Ready, Row, RowPainter
 from ldm.pipeline.inputs import Style
+from ldm.pipeline.outcomes import Outcome, outcome_of
+from ldm.pipeline.pack_index import outcomes_of, write_index
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
@@ -39,34 +39,6 @@ from ldm.pipeline.together import shared
 
 PART = "part-"  # begins the names of packs of single photos
 Given = tuple[Task, bytes | UserError]  # and its photo's file, or why there is none
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended: painted, there (already) or failed, and then why. content, style and output
-    are names. is_unread: the trouble is with a file, which other tasks may have, too. may_pass: it may
-    be over by the next time. pack: the file that the result is in, where it is none by itself."""
-
-    content: str
-    style: str
-    output: str
-    status: str
-    seconds: float = 0.0
-    problem: str | None = None
-    is_unread: bool = False
-    may_pass: bool = False
-    pack: str | None = None
-
-    @property
-    def line(self) -> str:
-        """What went wrong, and with what; the same for all tasks that have the same trouble."""
-        is_named = self.is_unread or self.output in str(self.problem)
-        return str(self.problem) if is_named else f"{self.output}: {self.problem}"
-
-
-def outcome_of(task: Task, status: str, seconds: float = 0.0, problem: str | None = None) -> Outcome:
-    """The outcome of a task."""
-    return Outcome(str(task.content), task.style_name, str(task.output), status, seconds, problem)
 
 
 @dataclass(frozen=True)
@@ -240,16 +212,12 @@ class Worker:
     ) -> list[Outcome]:
         """All results into one file; the index beside it, written last, says that it is whole and
         what is in it."""
-        index, about = pack.with_suffix(".json"), {"with": painted_with, "from": portion.made_of()}
-        known = None if self.overwrite or not is_there(pack) else _read_index(index)
-        if known is not None and _is_of(known, about, pack):
-            return [_told_again(row, pack) for row in known["rows"]]
-        outcomes = self._into(pack, portion)
-        rows = [_row(one, pack) for one in outcomes]
-        again = any(one.may_pass for one in outcomes)
-        told = {"made": about, "rows": rows, "bytes": _size(pack, elsewhere=True), "again": again}
-        write_bytes(index, json.dumps(told, sort_keys=True).encode())
-        return outcomes
+        made_of = {"with": painted_with, "from": portion.made_of()}
+        known = None if self.overwrite else outcomes_of(pack, made_of)
+        if known is None:
+            known = self._into(pack, portion)
+            write_index(pack, made_of, known)
+        return known
 
     def _into(self, pack: Place, portion: AnyPortion) -> list[Outcome]:
         outcomes = []
@@ -300,37 +268,6 @@ def lost(portion: AnyPortion, problem: str) -> list[Outcome]:
     if isinstance(portion, ShardPortion):
         return [lost]  # nobody knows how many there are
     return [replace(lost, content=str(task.content), style=task.style_name) for task in portion.tasks]
-
-
-def _row(outcome: Outcome, pack: Place) -> dict[str, Any]:
-    """Of an index: what is the same whenever it is painted, and wherever the folder is."""
-    output = name_within(pack.parent, place_of(outcome.output))
-    row = {"content": outcome.content, "style": outcome.style, "output": output}
-    if outcome.problem is None:
-        return row
-    return row | {"status": "failed", "problem": outcome.problem, "is_unread": outcome.is_unread}
-
-
-def _told_again(row: dict[str, Any], pack: Place) -> Outcome:
-    """The outcome that a row of an index tells of."""
-    output = str(pack.parent / row["output"])
-    return Outcome(**{"status": "there", **row, "output": output}, pack=str(pack))
-
-
-def _read_index(index: Place) -> dict[str, Any] | None:
-    """None for what is none."""
-    try:
-        known = json.loads(read_bytes(index))
-    except ValueError:  # as UserErrors are
-        return None
-    return known if isinstance(known, dict) and {"made", "rows", "bytes"} <= known.keys() else None
-
-
-def _is_of(index: dict[str, Any], about: dict[str, Any], pack: Place) -> bool:
-    """Whether an index is that of a pack made like this, which has come to no harm since and lacks
-    nothing that may be there by now."""
-    is_whole = index["bytes"] == _size(pack, elsewhere=True) and not index.get("again")
-    return is_whole and bool(index["made"] == json.loads(json.dumps(about)))
 
 
 def _read(place: Place) -> bytes | UserError:
