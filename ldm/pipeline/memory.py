@@ -9,7 +9,7 @@ Size = tuple[int, int]  # width, height
 # What painting takes beside the model: measured on a CPU in bfloat16, of squares of 1 to 4 megapixels;
 # longer pictures take less.
 BYTES_A_PIXEL = {"sampled": 140, "brushed": 400}
-WINDOWS = 300_000_000  # what the networks take, which see so much of a picture at a time
+WINDOWS = 550_000_000  # what the networks take, which see so much of a picture at a time
 STYLE_BYTES = 550  # a pixel of a painting whose statistics are taken, in float32
 # Of the look palette, measured at 9 megapixels: without regions, and what these add.
 RECOLOURED, BY_REGION, EACH_REGION = 20, 22, 8
