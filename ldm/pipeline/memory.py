@@ -9,7 +9,8 @@ Size = tuple[int, int]  # width, height
 # What painting takes beside the model: measured on a CPU in bfloat16, of squares of 1 to 4 megapixels;
 # longer pictures take less.
 BYTES_A_PIXEL = {"sampled": 140, "brushed": 400}
-WINDOWS = 550_000_000  # what the networks take, which see so much of a picture at a time
+WINDOWS = 300_000_000  # what the networks take, which see so much of a picture at a time
+PLACES = 250_000_000  # and what comparing the places in a window with a painting's takes
 STYLE_BYTES = 550  # a pixel of a painting whose statistics are taken, in float32
 # Of the look palette, measured at 9 megapixels: without regions, and what these add.
 RECOLOURED, BY_REGION, EACH_REGION = 20, 22, 8
@@ -20,6 +21,7 @@ def check_painted(sizes: Sequence[Size], brushed: bool, there: int) -> None:
     """Raises UserError for results of these sizes, painted together, that take more than MOST of the
     bytes of memory that are there; 0 is an unknown number."""
     needed = WINDOWS + BYTES_A_PIXEL["brushed" if brushed else "sampled"] * _pixels(sizes)
+    needed += PLACES if brushed else 0
     advice = "choose a smaller size" + " or batch_size" * (len(sizes) > 1)
     _check(sizes, "picture", needed, there, advice)
 

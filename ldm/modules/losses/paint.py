@@ -84,13 +84,17 @@ def _drawn(shares: Tensor) -> Tensor:
     count = min(MOST_PLACES, int((flat > 0).sum()))
     drawn = torch.zeros_like(flat, dtype=torch.bool)
     if count:
-        drawn[torch.multinomial(flat, count, generator=torch.Generator().manual_seed(0))] = True
+        drawn[torch.multinomial(flat, count, generator=_always_the_same())] = True
     return drawn.view(shares.shape).to(shares.device)
+
+
+def _always_the_same() -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(0)
 
 
 def _shuffled(places: Tensor) -> Tensor:
     """In a random order, always the same, so that the first of them are of the whole picture."""
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(places), generator=_always_the_same(), device="cpu")
     return places[order.to(places.device)]
 
 
