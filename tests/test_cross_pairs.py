@@ -20,7 +20,7 @@ from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept, Scales
 from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, energy_of
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.paint import Paint, grams_of
+from ldm.modules.losses.paint import Paint, paint_of
 from ldm.modules.losses.paint_features import STYLE_LAYERS, PaintFeatures
 from ldm.modules.losses.style_transfer import (
     StyleTransferLoss,
@@ -81,9 +81,9 @@ def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss
     x, photos, paintings = (pictures(tag) for tag in "abc")
     content, style = loss(x, loss.content_of(photos), loss.style_of(paintings))
     for i in range(3):
-        wanted = grams_of(loss.features, paintings[i : i + 1])
+        wanted = paint_of(loss.features, paintings[i : i + 1]).grams
         _, expected = energy_of(loss.features, [Paint(wanted)], photos[i : i + 1]).terms(x[i : i + 1])
-        got = grams_of(loss.features, x[i : i + 1])
+        got = paint_of(loss.features, x[i : i + 1]).grams
         shares = [
             (got[name] - wanted[name]).square().sum() / (got[name].square() + wanted[name].square()).sum()
             for name in STYLE_LAYERS

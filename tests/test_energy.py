@@ -18,7 +18,7 @@ from ldm.modules.losses.energy import (
     photo_features,
 )
 from ldm.modules.losses.lpips import ScalingLayer, vgg16
-from ldm.modules.losses.paint import MOST_PLACES, PLACE_LAYERS, Nearest, Paint, grams_of, mixed, paint_of
+from ldm.modules.losses.paint import MOST_PLACES, PLACE_LAYERS, Nearest, Paint, mixed, paint_of
 from ldm.modules.losses.paint_features import STYLE_LAYERS, PaintFeatures, gram_sum, mean_gram
 from ldm.modules.losses.windows import windows
 
@@ -112,7 +112,7 @@ def test_the_style_term_by_hand(features: PaintFeatures, photo: Tensor, painting
         weight * float((ours[n] - wanted[n]).norm() ** 2 / wanted[n].norm() ** 2)
         for n, weight in STYLE_LAYERS.items()
     )
-    alone = Paint(grams_of(features, painting))
+    alone = Paint(paint_of(features, painting).grams)
     assert float(energy_of(features, [alone], None)(photo)) == pytest.approx(expected, rel=1e-4)
     # and how unlike the painting's places the photo's are
     unlike = 0.0
@@ -205,12 +205,12 @@ def test_the_grams_of_a_part_are_those_of_its_positions(features: PaintFeatures,
     shares = torch.zeros_like(painting[:, :1])
     shares[..., :32, 16:64] = 1
     part = features(painting)["relu2_1"][..., :16, 8:32]
-    grams = grams_of(features, painting, shares=shares)
+    grams = paint_of(features, painting, shares=shares).grams
     assert torch.allclose(grams["relu2_1"], mean_gram(part)[0], rtol=1e-4)
-    halved = grams_of(features, painting, shares=shares / 2)
+    halved = paint_of(features, painting, shares=shares / 2).grams
     for name, wanted in grams.items():
         assert torch.allclose(halved[name], wanted, rtol=1e-4)
-        assert relative(grams_of(features, painting, shares=shares, window=32)[name], wanted) < 1e-4
+        assert relative(paint_of(features, painting, shares=shares, window=32).grams[name], wanted) < 1e-4
 
 
 # Places
@@ -295,8 +295,8 @@ def test_windows_give_the_energy_and_gradient_of_the_whole(
     with torch.no_grad():  # as painting calls it
         assert relative(cut.gradient(x), whole.gradient(x)) < 1e-3
     assert torch.allclose(cut.content["relu4_1"], whole.content["relu4_1"], atol=1e-3)
-    by_windows = grams_of(features, x, window=64)
-    for name, wanted in grams_of(features, x).items():
+    by_windows = paint_of(features, x, window=64).grams
+    for name, wanted in paint_of(features, x).grams.items():
         assert relative(by_windows[name], wanted) < 1e-4, name
 
 

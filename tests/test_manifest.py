@@ -361,6 +361,14 @@ def test_what_is_given_for_rows_that_paint_is_not_meant_for_others(folder: Path)
         read_manifest(path, given, "out")
 
 
+def test_what_does_not_go_with_a_row_s_scale_is_told_before_anything_is_painted(
+    stylize: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    path = table("content,style,style_scale", "a.png,s.png,2", "b.png,s.png,1")
+    assert stylize("--manifest", path, "--output", "out/", "--not-style", "data/t.png") == 2
+    assert "style_scale is above 1, and it is 1" in capsys.readouterr().err and not Path("out").exists()
+
+
 def test_the_index_of_a_frame_is_told(folder: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")

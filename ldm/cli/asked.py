@@ -27,7 +27,7 @@ from ldm.pipeline.parts import part_of
 from ldm.pipeline.portions import AnyPortion, ShardPortion, packs_in, portions_of
 from ldm.pipeline.provenance import files_of, paintings_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, batchable, check_inputs_survive, folder_of_results, plan
+from ldm.pipeline.tasks import Task, check_inputs_survive, folder_of_results, plan, settings_of_tasks
 
 
 @dataclass
@@ -100,8 +100,8 @@ class Asked:
         for path in given:
             check_no_saved_style(path)
             read(path)
-        for task, *_ in batchable(self.tasks):
-            check_beside(task.settings, args.palette_from, args.not_style)
+        for settings in settings_of_tasks(self.tasks).values():
+            check_beside(settings, args.palette_from, args.not_style)
         saved = [path for style in self.named.values() for path in files_of(style) if is_saved_style(path)]
         if args.style_region is not None and saved:
             raise UserError(f"--style-region is a part of a picture; {saved[0]} is a saved style")

@@ -15,7 +15,17 @@ from ldm.cli.options import dial_value
 from ldm.errors import UserError, did_you_mean
 from ldm.files import check_folder
 from ldm.media.packs import check_pack
-from ldm.media.places import Place, check_file, is_there, is_url, key_of, place_of, read_bytes, written_at
+from ldm.media.places import (
+    Place,
+    check_file,
+    is_there,
+    is_url,
+    key_of,
+    name_within,
+    place_of,
+    read_bytes,
+    written_at,
+)
 from ldm.pipeline.folders import distinct_names
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.library import library
@@ -61,9 +71,10 @@ def read_manifest(path: Place, settings: Settings, output: str | None, progress:
             if "\0" in "".join(row.values()):
                 raise UserError("no name or number has a zero byte in it")
             own = _own_settings(settings, row)
-            if str(own) not in known_settings:  # of a million rows few differ
+            key = str(own)
+            if key not in known_settings:  # of a million rows few differ
                 own.check()
-            own = known_settings.setdefault(str(own), own)
+            own = known_settings.setdefault(key, own)
             named = [(known[key_of(each)], each) for known, each in zip(names, (content, style), strict=True)]
             if row.get("output"):
                 place = output_at(_within(results, row["output"]))
@@ -144,19 +155,14 @@ def write_manifest(
     ]
     if isinstance(path, Path):
         check_folder(path.parent, path)
-    folder = key_of(place_of(folder_of_results(output or ".")))
+    folder = place_of(folder_of_results(output or "."))
     with written_at(path) as aside, aside.open("w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow([*PICTURES, *given])
         for task in tasks:
             style = ours.get(str(task.style)) or key_of(place_of(str(task.style)))
-            pictures = [key_of(task.content), style, _name_in(folder, key_of(task.output))]
+            pictures = [key_of(task.content), style, name_within(folder, task.output)]
             table.writerow([*pictures, *(_text(getattr(task.settings, name)) for name in given)])
-
-
-def _name_in(folder: str, file: str) -> str:
-    """The path of a file from a folder, both given by their `key_of`."""
-    return file[len(folder.rstrip("/")) + 1 :] if is_url(file) else os.path.relpath(file, folder)
 
 
 def _rows(path: Place) -> list[tuple[int, dict[str, str]]]:

@@ -161,10 +161,10 @@ class Painting:
 
     def _todo(self, portion: Portion, always: bool = False) -> list[Task]:
         """The tasks that are not done yet; always: nor those that are."""
+        about = {key: self.painter.description(settings) for key, settings in portion.settings.items()}
         todo = []
         for task in portion.tasks:
-            about = self.painter.description(task.settings)
-            if not (always or self.args.overwrite) and is_finished(task, about):
+            if not (always or self.args.overwrite) and is_finished(task, about[str(task.settings)]):
                 self.report.result(outcome_of(task, "there"))
             else:
                 todo.append(task)

@@ -89,6 +89,14 @@ def check_file(place: Place, kind: str = "picture") -> None:
         raise UserError(f"{place}: {f'is a folder, not a {kind}' if is_folder else 'no such file'}")
 
 
+def size_of(place: Place) -> int | None:
+    """Bytes of a file; None for one that is not there."""
+    try:
+        return int(place.stat().st_size)
+    except OSError:
+        return None
+
+
 def name_within(folder: Place, file: Place) -> str:
     """The path of a file from a folder that it is in, with /; its name alone where it is not in
     it."""

@@ -134,8 +134,8 @@ class RowPainter:
         )
 
     def style(self, name: str, settings: Settings) -> Style | UserError:
-        """A style of the options with its pictures read, cut to the part that counts and as small as the pipeline
-        takes them; or what is wrong with it."""
+        """A style of the options with its pictures read, cut to the part that counts and as small as
+        the pipeline takes them; or what is wrong with it."""
         side = settings.style_side(self.pipeline.painter.native_size) if settings.paints else STYLE_SIDE
         return self._styles(name, side)
 

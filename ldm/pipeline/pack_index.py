@@ -4,8 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ldm.errors import UserError
-from ldm.media.places import Place, is_there, name_within, place_of, read_bytes, write_bytes
+from ldm.media.places import Place, is_there, name_within, place_of, read_bytes, size_of, write_bytes
 from ldm.pipeline.outcomes import Outcome
 
 _KEYS = {"made", "rows", "bytes", "again"}
@@ -15,7 +14,7 @@ def write_index(pack: Place, made_of: Any, outcomes: Sequence[Outcome]) -> None:
     """Write the index of a pack that is there. Raises UserError."""
     again = any(one.may_pass for one in outcomes)
     rows = [_row(one, pack) for one in outcomes]
-    told = {"made": made_of, "rows": rows, "bytes": _length(pack), "again": again}
+    told = {"made": made_of, "rows": rows, "bytes": size_of(pack), "again": again}
     write_bytes(_index_of(pack), json.dumps(told, sort_keys=True).encode())
 
 
@@ -30,19 +29,12 @@ def outcomes_of(pack: Place, made_of: Any) -> list[Outcome] | None:
         return None
     if not isinstance(index, dict) or not _KEYS <= index.keys() or index["again"]:
         return None
-    is_same = index["bytes"] == _length(pack) and index["made"] == json.loads(json.dumps(made_of))
+    is_same = index["bytes"] == size_of(pack) and index["made"] == json.loads(json.dumps(made_of))
     return [_told_again(row, pack) for row in index["rows"]] if is_same else None
 
 
 def _index_of(pack: Place) -> Place:
     return pack.with_suffix(".json")
-
-
-def _length(pack: Place) -> int | None:
-    try:
-        return int(pack.stat().st_size)
-    except (OSError, UserError):
-        return None
 
 
 def _row(outcome: Outcome, pack: Place) -> dict[str, Any]:

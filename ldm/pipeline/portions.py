@@ -6,7 +6,7 @@ processes and machines at will.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, groupby, islice
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from ldm.media.places import (
     name_within,
     place_of,
     read_bytes,
+    size_of,
     write_bytes,
 )
 from ldm.media.shards import pictures_in
@@ -34,7 +35,7 @@ from ldm.pipeline.pack_index import outcomes_of, write_index
 from ldm.pipeline.pairing import Pairing
 from ldm.pipeline.provenance import hashes_of
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tasks import Task, batchable, is_finished, task_of
+from ldm.pipeline.tasks import Task, batchable, is_finished, settings_of_tasks, task_of
 from ldm.pipeline.together import shared
 
 PART = "part-"  # begins the names of packs of single photos
@@ -50,9 +51,9 @@ class Portion:
     pack: Place | None = None
 
     @property
-    def settings(self) -> list[Settings]:
-        """Of the tasks, each once."""
-        return list({str(task.settings): task.settings for task in self.tasks}.values())
+    def settings(self) -> dict[str, Settings]:
+        """See `settings_of_tasks`."""
+        return settings_of_tasks(self.tasks)
 
     def given(self) -> Iterator[Given]:
         """The tasks with their photos' files; tasks of one photo that follow each other get the same
@@ -67,21 +68,24 @@ class Portion:
         """What it is painted from, as far as can be seen without reading the photos."""
         styles = {task.style_name: task.style for task in self.tasks}
         hashes = {name: _hashes(style) for name, style in styles.items()}
-        how = {str(settings): number for number, settings in enumerate(self.settings)}
-        folder = None if self.pack is None else self.pack.parent
-        outputs = [name_within(folder or task.output.parent, task.output) for task in self.tasks]
+        assert self.pack is not None  # others have no index
+        how = {key: number for number, key in enumerate(self.settings)}
+        outputs = [name_within(self.pack.parent, task.output) for task in self.tasks]
         return [
-            [how[str(task.settings)], str(task.content), _size(task.content), hashes[task.style_name], output]
+            [
+                how[str(task.settings)],
+                str(task.content),
+                _bytes(task.content),
+                hashes[task.style_name],
+                output,
+            ]
             for task, output in zip(self.tasks, outputs)
         ]
 
     def pixels(self) -> int:
         """How much there is to paint, about."""
-        return sum(
-            count * _pixels(photo, tasks[0].settings)
-            for tasks in batchable(self.tasks)
-            for photo, count in Counter(task.content for task in tasks).items()
-        )
+        photos = Counter((task.content, task.settings.shape, task.settings.short_side) for task in self.tasks)
+        return sum(count * _pixels(*photo) for photo, count in photos.items())
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,9 @@ class ShardPortion:
     own: Settings
 
     @property
-    def settings(self) -> list[Settings]:
+    def settings(self) -> dict[str, Settings]:
         """See `Portion.settings`."""
-        return [self.own]
+        return {str(self.own): self.own}
 
     def given(self) -> Iterator[Given]:
         """See `Portion.given`. Raises UserError where the shard cannot be read to its end."""
@@ -116,7 +120,7 @@ class ShardPortion:
     def made_of(self) -> list[Any]:
         """See `Portion.made_of`."""
         hashes = [[name, _hashes(style)] for name, style in self.styles]
-        return [str(self.shard), _size(self.shard, elsewhere=True), hashes, asdict(self.pairing)]
+        return [str(self.shard), size_of(self.shard), hashes, asdict(self.pairing)]
 
     def pixels(self) -> int:
         """See `Portion.pixels`: of all shards the same."""
@@ -153,19 +157,23 @@ class Worker:
     def __call__(self, portion: AnyPortion) -> Done:
         """Everything of a portion that is not done yet. Raises UserError without a model, which is
         not the portion's fault; whatever else happens is told of its pictures."""
-        about = [self.painter.description(settings) for settings in portion.settings]
+        about = {key: self.painter.description(settings) for key, settings in portion.settings.items()}
         try:
             if portion.pack is None:
-                outcomes = self._filed(portion)
+                outcomes = self._filed(portion, about)
             else:
-                outcomes = self._packed(portion, portion.pack, about)
+                outcomes = self._packed(portion, portion.pack, list(about.values()))
         except Exception as error:
             outcomes = lost(portion, in_one_line(error))
         return Done(outcomes, main_memory())
 
-    def _filed(self, portion: Portion) -> list[Outcome]:
-        """Each result into a file of its own."""
-        there = {task.output for task in portion.tasks if not self.overwrite and self._is_finished(task)}
+    def _filed(self, portion: Portion, about: Mapping[str, dict[str, Any]]) -> list[Outcome]:
+        """Each result into a file of its own. about: the settings' descriptions."""
+        there = {
+            task.output
+            for task in portion.tasks
+            if not self.overwrite and is_finished(task, about[str(task.settings)])
+        }
         if len(there) == len(portion.tasks):
             return [outcome_of(task, "there") for task in portion.tasks]
         asked = [one for one in portion.given() if self.whole or one[0].output not in there]
@@ -203,9 +211,6 @@ class Worker:
                 )
             elif wanted:
                 yield task, next(painted)
-
-    def _is_finished(self, task: Task) -> bool:
-        return is_finished(task, self.painter.description(task.settings))
 
     def _packed(
         self, portion: AnyPortion, pack: Place, painted_with: Sequence[dict[str, Any]]
@@ -285,24 +290,19 @@ def _hashes(style: Style) -> list[str] | None:
         return None
 
 
-def _size(place: Place, elsewhere: bool = False) -> int | None:
-    """Bytes of a file; None for one that is not there, or where asking would take a while."""
-    if not (elsewhere or isinstance(place, Path)):
-        return None
-    try:
-        return int(place.stat().st_size)
-    except OSError:
-        return None
+def _bytes(photo: Place) -> int | None:
+    """Of a photo's file; None where asking would take a while."""
+    return size_of(photo) if isinstance(photo, Path) else None
 
 
-def _pixels(content: Place, settings: Settings) -> int:
+def _pixels(content: Place, shape: tuple[int, int] | None, short_side: int) -> int:
     """Of the result, by the head of a photo on this machine; as of a square one elsewhere. Of what
     cannot be read, none."""
-    if settings.shape is not None or not isinstance(content, Path):
-        width, height = settings.shape or (settings.short_side, settings.short_side)
+    if shape is not None or not isinstance(content, Path):
+        width, height = shape or (short_side, short_side)
         return width * height
     try:
-        width, height = short_side_at(upright_size(content), settings.short_side)
+        width, height = short_side_at(upright_size(content), short_side)
     except UserError:
         return 0
     return width * height

@@ -34,6 +34,11 @@ class Task:
     settings: Settings
 
 
+def settings_of_tasks(tasks: Iterable[Task]) -> dict[str, Settings]:
+    """The settings of tasks, each once, by what they are as text."""
+    return {str(task.settings): task.settings for task in tasks}
+
+
 def batchable(tasks: Iterable[Task]) -> list[list[Task]]:
     """The tasks in groups that can be painted together, in the order in which these come first."""
     groups: dict[str, list[Task]] = {}

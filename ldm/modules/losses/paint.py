@@ -66,17 +66,6 @@ def paint_of(
     return Paint(grams, {name: _shuffled(torch.cat(some)) for name, some in found.items()})
 
 
-def grams_of(
-    features: PaintFeatures,
-    picture: Tensor,
-    luminance: bool = False,
-    shares: Tensor | None = None,
-    window: int = WINDOW,
-) -> Grams:
-    """The Gram matrices alone, see `paint_of`."""
-    return paint_of(features, picture, luminance, shares, window).grams
-
-
 def _drawn(shares: Tensor) -> Tensor:
     """(h, w), true at up to MOST_PLACES of those that count, the more likely the more they do. The
     same for the same shares."""

@@ -300,7 +300,7 @@ def layout_loss(painted: Tensor, contents: Tensor, photos: int) -> Tensor:
     change = change - change.mean(2, keepdim=True)
     along = (change * photo).sum(2, keepdim=True) / photo.square().sum(2, keepdim=True).clamp_min(_TINY)
     change = change - along * photo
-    # No matrix product, which autocast would round.
+    # Autocast would round the products.
     with torch.autocast(painted.device.type, enabled=False):
         kernels = F.normalize((change.mT @ change).flatten(1), dim=1)
         alike = kernels @ kernels.T
