@@ -4,17 +4,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from builders import CHANNELS, LATENT, SIDE, STYLE_DIM, UNET, VGG, assert_same, conditions, tiny_ldm
 from golden_rules import rnd
+from PIL import Image
 from pipeline_builders import model_config, paintings_and_photos, picture, run_program, script
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from training_builders import data_module, last, logged, logger_node, recipe, train
 
+from ldm.data.order import Draw, SeededSamples
 from ldm.data.wikiart import CrossPairs
 from ldm.errors import ConfigError
+from ldm.media.recolouring import recoloured
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept, Scales
 from ldm.models.diffusion.guidance import Guidance
@@ -497,6 +502,25 @@ def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest
         assert_same(styles[name].float(), torch.cat([value, value.roll(1, dims=0)]), 1e-2)
 
 
+def test_each_painting_is_of_the_photo_in_its_own_colours(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), []
+    monkeypatch.setattr(model, "paint", lambda condition, scales: seen.append(condition) or condition["c1"])
+    data["recolored"] = torch.stack([data["photo"].roll(1, dims=0), data["painting"]], dim=1)
+    photos, paintings = model.encoded(data)
+    assert photos.made["recolored"].shape[:2] == (3, 2)
+    model.cross_losses(photos, paintings, (photos.made["latent"], photos.made["style"]))
+    of = [
+        model.get_content_features(model.encode_batch({"image": data["recolored"][:, turn]})[0])
+        for turn in range(2)
+    ]
+    assert_same(seen[0]["c1"][-6:], torch.cat(of), 1e-4)
+    data["recolored"] = data["recolored"][:, :1]
+    with pytest.raises(ConfigError, match="in the colours of 1 paintings .* for 2 styles of each"):
+        model.encoded(data)
+
+
 @pytest.mark.parametrize("detail", [0.0, 1.0])
 def test_what_is_judged_has_the_photos_detail_put_back(
     trained: Path, monkeypatch: pytest.MonkeyPatch, detail: float
@@ -668,6 +692,29 @@ def test_what_is_kept_changes_no_loss(trained: Path, monkeypatch: pytest.MonkeyP
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     pictures = paintings_and_photos(tmp_path_factory.mktemp("pictures"))
     return {"style_root": str(pictures["paintings"]), "content_root": str(pictures["photos"])}
+
+
+def test_in_a_batch_photos_come_in_the_colours_of_their_paintings(roots: dict[str, str]) -> None:
+    plain = CrossPairs(**roots, size=32, split="all")
+    samples = [plain[i] for i in range(4)]
+    assert plain.together(samples) == samples
+    data = CrossPairs(**roots, size=32, split="all", recolored=2)
+    together = next(iter(DataLoader(SeededSamples(data), 4, sampler=[Draw(i, 0) for i in range(4)])))
+    assert together["recolored"].shape == (4, 2, 32, 32, 3)
+    for i in range(4):
+        for turn in range(2):
+            photo, painting = (
+                as_picture(samples[j][kind]) for j, kind in ((i, "photo"), (i - turn, "painting"))
+            )
+            expected = np.asarray(recoloured(photo, [(painting, 1.0)])) / 127.5 - 1
+            np.testing.assert_allclose(together["recolored"][i, turn], expected, atol=1e-6)
+    assert len(data.together(samples[:1])[0]["recolored"]) == 2  # the same painting twice
+    with pytest.raises(ConfigError, match="recolored must be a whole number from 0 on, got -1"):
+        CrossPairs(**roots, recolored=-1)
+
+
+def as_picture(array: np.ndarray) -> Image.Image:
+    return Image.fromarray((127.5 * array + 127.5).round().astype(np.uint8))
 
 
 def test_photos_can_be_whole_scenes_at_a_smaller_size(roots: dict[str, str]) -> None:

@@ -121,13 +121,15 @@ def test_the_content_scale_means_nothing_to_a_style_alone(
 
 
 @pytest.mark.parametrize(
-    "options", [{"keep": white(32, 32)}, {"detail": 0.5}, {"strength": 0.5}, {"preserve_color": True}]
+    "options",
+    [{"keep": white(32, 32)}, {"detail": 0.5}, {"recolor": 0.5}, {"strength": 0.5}, {"preserve_color": True}],
 )
 def test_what_needs_a_photo_is_refused_without_one(
     tiny: StyleTransferPipeline, paintings: list, options: dict
 ) -> None:
     with pytest.raises(
-        UserError, match="keep, detail, strength, face_detail and preserve_color need a content picture"
+        UserError,
+        match="keep, detail, recolor, strength, face_detail and preserve_color need a content picture",
     ):
         tiny(None, paintings[0], **FAST, **options)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pipeline_builders import largest_difference, left_half, picture, pixels, run_program, script
+from pipeline_builders import largest_difference, left_half, picture, pixels, run_program, script, tiny_model
 
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
+from ldm.media import recolouring
 from ldm.media.colours import is_grey, with_palette_of
 from ldm.media.recolouring import recoloured
 from ldm.pipeline.inputs import StyleMix, StyleRegions
@@ -64,6 +65,24 @@ def test_pictures_of_one_colour_are_no_trouble(photo, painting) -> None:
     flat = [Image.new("RGB", (40, 40), one) if isinstance(one, str) else one for one in (photo, painting)]
     result = recoloured(flat[0], [(flat[1], 1.0)])
     assert np.abs(mean(result) - mean(flat[1])).max() < 6
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        PHOTO,
+        patches((0, 255, 7), (8, 247, 255), (255, 255, 255), noise=0),
+        Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 40, 3), dtype=np.uint8)),
+    ],
+    ids=["stripes", "edges of the grid", "noise"],
+)
+def test_what_a_picture_meets_of_the_grid_is_all_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch, picture: Image.Image
+) -> None:
+    result, met = recoloured(picture, [(GOLD, 1.0)]), recolouring._met_by(picture)
+    assert picture is not PHOTO or met.mean() < 0.1
+    monkeypatch.setattr(recolouring, "_met_by", lambda picture: np.ones_like(met))
+    assert recoloured(picture, [(GOLD, 1.0)]) == result
 
 
 def test_what_is_not_to_be_seen_at_all_stays_as_it_is() -> None:
@@ -137,6 +156,46 @@ def test_what_only_painting_has_is_refused(tiny: StyleTransferPipeline, options:
     given = {"content": PHOTO, "style": GOLD, **PALETTE, **options}
     with pytest.raises(UserError, match=problem):
         tiny(given.pop("content"), given.pop("style"), **given)
+
+
+# Before painting
+
+FAST = {"look": "fast", "size": 64, "steps": 2, "detail": 1.0}
+FINE = {"size": 64, "steps": 2, "effort": 0.1}
+SMALL = GOLD.resize((48, 32))  # as a painting is looked at
+
+
+@pytest.mark.parametrize("look", [FAST, FINE])
+def test_a_photo_is_painted_as_one_in_the_paintings_colours(tiny: StyleTransferPipeline, look: dict) -> None:
+    coloured = recoloured(PHOTO, [(SMALL, 1.0)])
+    result, as_it_is = (tiny(PHOTO, SMALL, recolor=share, **look) for share in (1.0, 0.0))
+    assert result == tiny(coloured, SMALL, recolor=0.0, **look) != as_it_is
+    assert tiny(PHOTO, SMALL, **look) == as_it_is  # the published way
+
+
+def test_the_models_config_says_how_far(tiny: StyleTransferPipeline) -> None:
+    half = StyleTransferPipeline(tiny_model(use_ema=False, recolor=0.5))
+    assert half(PHOTO, GOLD, **FAST) == tiny(PHOTO, GOLD, recolor=0.5, **FAST)
+    assert half(PHOTO, GOLD, recolor=0.0, **FAST) == tiny(PHOTO, GOLD, **FAST)
+    assert half(None, GOLD, **FAST | {"detail": None}) == tiny(None, GOLD, **FAST | {"detail": None})
+    with pytest.raises(ConfigError, match="recolor must be between 0 and 1"):
+        tiny_model(recolor=1.5)
+
+
+def test_less_strength_is_less_of_the_colours(tiny: StyleTransferPipeline) -> None:
+    painted = tiny(PHOTO, SMALL, recolor=0.8, strength=0.5, **FAST)
+    assert painted == tiny(recoloured(PHOTO, [(SMALL, 1.0)], 0.4), SMALL, strength=0.5, **FAST)
+
+
+def test_what_keeps_colours_has_none_of_the_paintings(tiny: StyleTransferPipeline) -> None:
+    for options in ({"preserve_color": True}, {"keep": Image.new("L", PHOTO.size, 255)}):
+        assert tiny(PHOTO, GOLD, recolor=1.0, **options, **FAST) == tiny(PHOTO, GOLD, **options, **FAST)
+
+
+def test_each_region_is_painted_over_its_own_colours(tiny: StyleTransferPipeline) -> None:
+    styles = StyleRegions([SMALL, PHOTO.resize(SMALL.size)], [left_half(*PHOTO.size)])
+    coloured = tiny(PHOTO, styles, **PALETTE)
+    assert tiny(PHOTO, styles, recolor=1.0, **FAST) == tiny(coloured, styles, **FAST)
 
 
 # Memory

@@ -68,7 +68,18 @@ from ldm.pipeline.tasks import check_inputs_survive
 from ldm.program import ArgumentParser, result_is_printed
 
 # the settings of a set of results; its size is that of all squares
-DIALS = ("look", "effort", "strength", "content_scale", "style_scale", "detail", "sampler", "steps", "seed")
+DIALS = (
+    "look",
+    "effort",
+    "strength",
+    "content_scale",
+    "style_scale",
+    "detail",
+    "recolor",
+    "sampler",
+    "steps",
+    "seed",
+)
 PAINTING = ("checkpoint", "config", "precision", "compile", "allow_target", *DIALS, "also", "save", "sweep")
 SWEEP = ("content_scales", "style_scales")
 

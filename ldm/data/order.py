@@ -5,7 +5,7 @@ So a run that stopped goes on with the very samples it would have drawn, on any 
 workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -103,3 +103,10 @@ class SeededSamples(Dataset):
             return self.dataset[draw.index]
         finally:
             torch.set_rng_state(state)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Any]:
+        """torch's loader's: the samples of a batch, of which the data set may make more
+        `together`."""
+        samples = [self[draw] for draw in draws]
+        together = getattr(self.dataset, "together", None)
+        return together(samples) if together else samples

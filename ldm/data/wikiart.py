@@ -4,7 +4,10 @@ style."""
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -12,6 +15,7 @@ from ldm.checks import check_count, check_fractions
 from ldm.data.order import Indexed, mixed_seed
 from ldm.data.pictures import PictureFolder, randint
 from ldm.errors import ConfigError
+from ldm.media.recolouring import recoloured
 
 
 class WikiArtTrain(PictureFolder):
@@ -151,6 +155,10 @@ class CrossPairs(TwoKinds):
     tell which of all ("painting_row", "photo_row"), so that what is computed of them can be kept;
     0, the default, crops anew each time. An epoch goes over the paintings `passes` times: where
     one pass takes seconds, beginning the next would take as long. Either root may be several folders. Options as in PictureFolder.
+
+    recolored: in a batch, each sample has its photo in the colours of so many of the paintings, too
+    ("recolored", (recolored, H, W, 3)): of its own, of the sample's before it, and so on, in the
+    order in which CrossPairLDM paints them.
     """
 
     def __init__(
@@ -166,9 +174,11 @@ class CrossPairs(TwoKinds):
         seed: int = 0,
         in_memory: bool = False,
         passes: int = 1,
+        recolored: int = 0,
     ):
         check_count("CrossPairs: variants", variants, least=0)
         check_count("CrossPairs: passes", passes)
+        check_count("CrossPairs: recolored", recolored, least=0)
         options: dict[str, Any] = {
             "split": split,
             "validation_share": validation_share,
@@ -179,6 +189,7 @@ class CrossPairs(TwoKinds):
         photos = PictureFolder(content_root, photo_size, round(short_side * photo_size / size), **options)
         super().__init__(PictureFolder(style_root, size, short_side, **options), photos)
         self.fixed, self.variants, self.seed, self.passes = split != "train", variants, seed, passes
+        self.recolored = recolored
 
     def __len__(self) -> int:
         return self.passes * len(self.paintings)
@@ -195,6 +206,24 @@ class CrossPairs(TwoKinds):
             "unreadable": unreadable,
         }
 
+    def together(self, samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The samples of a batch, with what they make of each other."""
+        if not self.recolored:
+            return list(samples)
+        paintings = [_as_picture(sample["painting"]) for sample in samples]
+        return [
+            {
+                **sample,
+                "recolored": np.stack(
+                    [
+                        _in_colours_of(paintings[(i - turn) % len(samples)], sample["photo"])
+                        for turn in range(self.recolored)
+                    ]
+                ),
+            }
+            for i, sample in enumerate(samples)
+        ]
+
     def _sample(self, pictures: Pictures, index: int) -> dict[str, Any]:
         if self.fixed or not self.variants:
             return pictures[index]
@@ -202,6 +231,17 @@ class CrossPairs(TwoKinds):
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(mixed_seed(self.seed, row))  # and no GPU's
             return {**pictures[index], "row": row}
+
+
+def _as_picture(array: NDArray[np.float32]) -> Image.Image:
+    """Of (H, W, 3) in [-1, 1]."""
+    return Image.fromarray((127.5 * (array + 1)).round().astype(np.uint8))
+
+
+def _in_colours_of(painting: Image.Image, photo: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The photo, (H, W, 3) in [-1, 1], in the painting's colours."""
+    colours = np.asarray(recoloured(_as_picture(photo), [(painting, 1.0)]), dtype=np.float32)
+    return colours / 127.5 - 1.0
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:

@@ -9,6 +9,7 @@ distances look about equal. No randomness: the same pictures give the same map.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ Array = NDArray[np.float64]
 Sample = tuple[Array, Array]  # colours (n, 3), shares (n,)
 
 CLUSTERS = 48
-_SIDE = 96  # shorter side at which colours are gathered
+_SIDE = 64  # shorter side at which colours are gathered
 _ROUNDS, _TRANSPORT_ROUNDS = 10, 100  # of clustering, of the transport
 # Of OKLab times 255, so that black is as far from white as in other colours here:
 _BLUR = 64.0  # entropy of the transport, in squared distances
@@ -53,8 +54,11 @@ def recoloured(
     if not len(colours):  # nothing of it is to be seen
         return picture
     own = _lab(colours), shares
-    table = _table(own, (np.concatenate([c for c, _ in wanted]), np.concatenate([s for _, s in wanted])))
-    result = picture.convert("RGB").filter(_blended(table, strength))
+    opaque = picture.convert("RGB")
+    table = _table(
+        own, (np.concatenate([c for c, _ in wanted]), np.concatenate([s for _, s in wanted])), _met_by(opaque)
+    )
+    result = opaque.filter(_blended(table, strength))
     if picture.mode == "RGBA":
         result.putalpha(picture.getchannel("A"))
     return result
@@ -64,8 +68,9 @@ def _of(palettes: Sequence[tuple[Image.Image, float]]) -> list[tuple[Array, Arra
     return [(*sample_of(picture, side=_SIDE), weight) for picture, weight in palettes if weight > 0]
 
 
-def _table(own: Sample, wanted: Sample) -> Array:
-    """(grid^3, 3) where each colour of a grid goes, in sRGB, 0 to 255; red runs fastest."""
+def _table(own: Sample, wanted: Sample, met: NDArray[np.bool_]) -> Array:
+    """(grid^3, 3) where each colour of a grid that is `met` goes, in sRGB, 0 to 255; red runs
+    fastest."""
     centres, sizes = _clusters(*own)
     aims, aim_sizes = _clusters(*wanted)
     moves = _transported(centres, sizes, aims, aim_sizes) - centres
@@ -77,7 +82,19 @@ def _table(own: Sample, wanted: Sample) -> Array:
 
     come_to, aimed_at = moments_of(moved(own[0]), own[1]), moments_of(*wanted)
     linear = _bounded(transport_between(come_to[1], aimed_at[1]))
-    return _rgb((moved(_lab(_grid())) - come_to[0]) @ linear + aimed_at[0])
+    table = _grid()
+    table[met] = _rgb((moved(_lab(table[met])) - come_to[0]) @ linear + aimed_at[0])
+    return table
+
+
+def _met_by(picture: Image.Image) -> NDArray[np.bool_]:
+    """(grid^3,) which colours of the grid are around one of an RGB picture: most pictures meet a tenth."""
+    cells = np.minimum(np.asarray(picture, dtype=np.uint16).reshape(-1, 3) * (_GRID - 1) // 255, _GRID - 2)
+    met = np.zeros((_GRID,) * 3, dtype=bool)
+    met[cells[:, 2], cells[:, 1], cells[:, 0]] = True
+    for axis in range(3):  # a colour lies between its cell's corners
+        met |= np.roll(met, 1, axis=axis)
+    return met.ravel()
 
 
 def _bounded(linear: Array) -> Array:
@@ -100,8 +117,14 @@ def _grid() -> Array:
 
 
 def _clusters(colours: Array, shares: Array) -> tuple[Array, Array]:
-    """(centres (k, 3), shares (k,), summing to 1) of colours that count by their shares (Lloyd 1982,
-    begun as by Arthur & Vassilvitskii 2007)."""
+    """(centres (k, 3), shares (k,), summing to 1) of colours that count by their shares."""
+    return _clusters_of(colours.tobytes(), shares.tobytes())
+
+
+@lru_cache(64)  # a painting meets many photos, and takes half of the time
+def _clusters_of(colour_bytes: bytes, share_bytes: bytes) -> tuple[Array, Array]:
+    """By Lloyd (1982), begun as by Arthur & Vassilvitskii (2007)."""
+    colours, shares = np.frombuffer(colour_bytes).reshape(-1, 3), np.frombuffer(share_bytes)
     random, shares = np.random.default_rng(0), shares / shares.sum()
     centres = colours[random.choice(len(colours), size=1, p=shares)]
     apart = _squared(colours, centres)[:, 0]

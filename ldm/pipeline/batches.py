@@ -126,7 +126,7 @@ class RowPainter:
         if not settings.paints:
             return settings.values() | {"version": __version__} | dict(self.options.said)
         painter = self.pipeline.painter
-        settings = settings.but(detail=painter.detail(settings))
+        settings = settings.but(detail=painter.detail(settings), recolor=painter.recolor(settings))
         return (
             painted_with(settings, painter.precision)
             | self.options.model.description

@@ -318,6 +318,12 @@ class Painter:
         given = settings.value("detail")
         return self.model.detail if given is None else given
 
+    def recolor(self, settings: Settings) -> float:
+        """How far photos take their paintings' colours: by the settings, else by the model's
+        config."""
+        given = settings.value("recolor")
+        return self.model.recolor if given is None else given
+
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large
         one begins small.

@@ -169,11 +169,14 @@ class Request:
         if self.content is None and (
             self.keep is not None
             or settings.detail
+            or settings.recolor
             or settings.strength < 1
             or settings.face_detail
             or settings.preserve_color
         ):
-            raise UserError("keep, detail, strength, face_detail and preserve_color need a content picture")
+            raise UserError(
+                "keep, detail, recolor, strength, face_detail and preserve_color need a content picture"
+            )
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
             raise UserError("start is for the look fine; the fast look begins with noise")

@@ -37,7 +37,7 @@ from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
 from ldm.pipeline.memory import Size, check_painted, check_style
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
-from ldm.pipeline.recolouring import recolour
+from ldm.pipeline.recolouring import recolour, to_paint
 from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
 from ldm.pipeline.tiles import UNCUT
 
@@ -186,7 +186,7 @@ class StyleTransferPipeline:
             for places in together:
                 self.before_each()
                 members = [jobs[i] for i in places]
-                batch = self._batch(members, statistics)
+                batch = self._batch(members, statistics, self._recolor(settings))
                 if settings.has_brush:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
@@ -246,7 +246,12 @@ class StyleTransferPipeline:
         scaled to the shorter side `size`."""
         return self.painter.style_statistics(*painting_tensors(image, size, self.model.device))
 
-    def _batch(self, jobs: list[Job], statistics: dict[int, Tensor]) -> Batch:
+    def _recolor(self, settings: Settings) -> float:
+        """How far photos take their paintings' colours, of which no more is asked for than of the
+        rest."""
+        return 0.0 if settings.preserve_color else settings.strength * self.painter.recolor(settings)
+
+    def _batch(self, jobs: list[Job], statistics: dict[int, Tensor], recolor: float) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size
         regions = [
             [sum_of(weight * statistics[id(p)] for p, weight in region) for region in job.style.regions]
@@ -254,7 +259,7 @@ class StyleTransferPipeline:
         ]
         masks = [job.style.shares(job.size) for job in jobs]
         keep = [mask_array(job.held, job.size)[None] for job in jobs if job.held is not None]
-        contents = [image_to_tensor(job.content) for job in jobs if job.content is not None]
+        contents = [image_to_tensor(to_paint(job, recolor)) for job in jobs if job.content is not None]
         return Batch(
             style=torch.stack([torch.stack(job_regions) for job_regions in regions]),
             size=(height, width),

@@ -1,5 +1,5 @@
-"""The look palette: photos in the colours of paintings, without a model. Nothing here imports torch, so
-that it takes no longer than it must."""
+"""Photos in the colours of paintings: to be painted, or, in the look palette, as they are, without a
+model. Nothing here imports torch, so that this takes no longer than it must."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -55,13 +55,28 @@ def recolour(request: Request, settings: Settings) -> list[Image.Image]:
 
 
 def _recoloured(job: Job, settings: Settings) -> Image.Image:
+    return job.finished(in_colours_of_style(job, settings.strength), settings)
+
+
+def in_colours_of_style(job: Job, share: float) -> Image.Image:
+    """A job's photo, RGB, in the colours of its style, or a `share` (0 to 1) of the way there; in
+    each region in those of its own."""
     assert job.content is not None  # as the request is checked
     photo = job.content.copy()
     if job.alpha is not None:
         photo.putalpha(job.alpha)
-    pictures = [recoloured(photo, region, settings.strength).convert("RGB") for region in job.style.regions]
+    pictures = [recoloured(photo, region, share).convert("RGB") for region in job.style.regions]
     shares = job.style.shares(job.size)
     if shares is None:
-        return job.finished(pictures[0], settings)
-    joined = sum(share[..., None] * np.asarray(each) for share, each in zip(shares, pictures, strict=True))
-    return job.finished(Image.fromarray(np.asarray(joined).round().astype(np.uint8)), settings)
+        return pictures[0]
+    joined = sum(part[..., None] * np.asarray(each) for part, each in zip(shares, pictures, strict=True))
+    return Image.fromarray(np.asarray(joined).round().astype(np.uint8))
+
+
+def to_paint(job: Job, share: float) -> Image.Image:
+    """A job's photo, a `share` of the way to its style's colours, but as it is where it is kept."""
+    assert job.content is not None
+    if not share:
+        return job.content
+    coloured = in_colours_of_style(job, share)
+    return coloured if job.held is None else Image.composite(job.content, coloured, job.held)

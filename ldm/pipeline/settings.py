@@ -287,6 +287,9 @@ class Settings:
     detail: float | None = _is(None, Number(
         "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
         "0.35; for fast 0.5, with the published model 0", "D", _SHARE, optional=True))
+    recolor: float | None = _is(None, Number(
+        "how far the photo takes the painting's colours before it is painted, so that these follow its forms; 0 lets them fall as they will",
+        "1; with the published model 0", "R", _SHARE, optional=True))
     strength: float = _is(1.0, Number(
         "below 1: paint over the photo, keeping more of it and of its colours; fine then aims between its paint and the painting's",
         metavar="S", range=_POSITIVE_SHARE))

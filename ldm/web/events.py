@@ -70,8 +70,7 @@ class Events:
                 return [gr.skip()] * (len(FIELDS) + 2)
             settings = orders.settings_in(path)
             settings = settings.but(size=min(settings.short_side, self.easel.max_size))
-            if settings.detail is None:
-                settings = settings.but(detail=orders.usual_detail(settings))
+            settings = settings.but(**{name: orders.usual(name, settings) for name in orders.USUAL})
             orders.check_settings(settings, self.easel.max_size)
         values = {name: text_of(orders.first(settings.value(name))) for name in FIELDS}
         values["size"] = self._size(settings.short_side)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ldm.pipeline.settings import SAMPLERS, Settings
-from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual_detail
+from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
 CLIP_SIZES = (192, 256, 384, 512)
@@ -23,6 +23,10 @@ LABELS = {
     "effort": ("Effort", "of the fine look: more comes nearer to the painting, and takes longer"),
     "strength": ("Strength", "below 1 paints over the photo, and keeps more of it and its colours"),
     "detail": ("Detail", "how much of the photo's finest lines is put back"),
+    "recolor": (
+        "Colours follow forms",
+        "how far the photo takes the painting's colours first; at 0 they fall as they will",
+    ),
     "preserve_color": ("Keep the photo's colours", "only light, shade and brush work are the painting's"),
     "style_size": (
         "Stroke size",
@@ -45,10 +49,8 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
             return gr.Slider(0.05, 1, value, step=0.05, buttons=[], **given)
         case "effort":
             return gr.Slider(0.1, MAX_EFFORT, value, step=0.05, buttons=[], **given)
-        case "detail":
-            return gr.Slider(
-                0, 1, usual_detail(settings) if value is None else value, step=0.05, buttons=[], **given
-            )
+        case "detail" | "recolor":
+            return gr.Slider(0, 1, usual(name, settings), step=0.05, buttons=[], **given)
         case "size":
             return gr.Radio(sizes(max_size, value, some=some), value=value, **given)
         case "preserve_color":

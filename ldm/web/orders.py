@@ -31,6 +31,7 @@ LONGEST = 3  # times as long as wide is what a photo of the page's may be
 MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
 MAX_SCALE = 4  # beyond it a dial moves nothing any more
 MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
+USUAL = {"detail": 0.5, "recolor": 1.0}  # of the bundled model, where the look has none of its own
 
 # The looks on the three large buttons, whose scales the two dials then show.
 BALANCES = {
@@ -197,10 +198,10 @@ def settings_of(values: Mapping[str, Any], base: Settings) -> Settings:
     return base.but(**given)
 
 
-def usual_detail(settings: Settings) -> float:
-    """The detail of a look that has one of its own; of the other, the bundled model's."""
-    own = LOOKS[settings.look].detail
-    return 0.5 if own is None else own
+def usual(name: str, settings: Settings) -> float:
+    """A setting of `USUAL` as given or as the look has it, else the bundled model's."""
+    own = settings.value(name)
+    return USUAL[name] if own is None else own
 
 
 def settings_in(path: str | Path) -> Settings:

@@ -179,6 +179,8 @@ class CrossPairLDM(DualCondLDM):
         of_paintings = self._paintings(
             batch.get("painting_row"), lambda rows: self.of_paintings(paintings[rows], size), n
         )
+        if "recolored" in batch:
+            of_photos["recolored"] = self.of_recolored(batch["recolored"])
         return Encoded(photos, of_photos), Encoded(paintings, of_paintings)
 
     def cross_losses(
@@ -193,7 +195,7 @@ class CrossPairLDM(DualCondLDM):
         order = torch.arange(len(photos.pictures), device=self.device)
         turns = range(self.styles_per_content)
         contents, styles = order.repeat(len(turns)), torch.cat([order.roll(i) for i in turns])
-        content = self.get_content_features(photos.made["latent"])[contents]
+        content = self.get_content_features(_contents(photos, len(turns)))
         conditions = [self.condition(content, paintings.made["style"][styles])]
         scales = self.draw_scales(len(contents))
         painted_under, plain = scales, 0
@@ -219,6 +221,19 @@ class CrossPairLDM(DualCondLDM):
         )
         large = {"lost": lost, **self.loss.content_of(self.within(photos))}
         return {"latent": z, "style": self.get_style_statistics(photos).float(), **halved(large)}
+
+    @torch.no_grad()
+    def of_recolored(self, photos: Tensor) -> Tensor:
+        """(N, R, C, h, w) scaled latents of photos (N, R, H, W, 3) in the colours of the R paintings
+        whose style they are to have. Raises ConfigError for another number of styles."""
+        n, turns = photos.shape[:2]
+        if turns != self.styles_per_content:
+            raise ConfigError(
+                f"CrossPairLDM: photos come in the colours of {turns} paintings (recolored of the data set) "
+                f"for {self.styles_per_content} styles of each (styles_per_content)"
+            )
+        z = self.get_first_stage_encoding(self.encode_first_stage(channels_first(photos.flatten(0, 1))))
+        return z.float().unflatten(0, (n, turns))
 
     @torch.no_grad()
     def of_paintings(self, paintings: Tensor, size: torch.Size) -> dict[str, Tensor]:
@@ -358,6 +373,14 @@ class CrossPairLDM(DualCondLDM):
 def _spread(n: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """(count,) places, evenly from all of n."""
     return (2 * torch.arange(count, device=device) + 1) * n // (2 * max(count, 1))
+
+
+def _contents(photos: Encoded, turns: int) -> Tensor:
+    """Scaled latents of all photos for each of the turns, one after the other, (turns * N, ...): as
+    they are, or each in its painting's colours."""
+    if "recolored" in photos.made:
+        return photos.made["recolored"].transpose(0, 1).flatten(0, 1)
+    return photos.made["latent"].repeat(turns, 1, 1, 1)
 
 
 def _single_pictures(photos: Encoded, paintings: Encoded) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,8 @@ class DualCondModel(LatentDiffusionModel):
     detail: the share, between 0 and 1, of what the first stage cannot hold of a photo that is put
         back into the pictures painted of it; `ldm.pipeline.settings.Settings` may say otherwise. 0,
         the default, is the published way.
+    recolor: how far, between 0 and 1, photos take the colours of their paintings before they are
+        painted; Settings may say otherwise. 0, the default, is the published way.
     margin: pixels around a picture, mirrored there, that are painted with it and cut off again. At
         the edges the network sees zeros, and paints a frame of its own. 0, the default, is the
         published way.
@@ -76,12 +78,13 @@ class DualCondModel(LatentDiffusionModel):
         vgg_channels: Sequence[int] = VGG_CHANNELS,
         vgg_ckpt_path: str | None = None,
         detail: float = 0.0,
+        recolor: float = 0.0,
         margin: int = 0,
         *,
         scale: PerChannel,
         **options: Any,
     ):
-        check_fractions(detail=detail)
+        check_fractions(detail=detail, recolor=recolor)
         check_count("DualCondLDM: margin", margin, least=0)
         if cond_stage_key != "content_and_std_mean":
             raise ConfigError(
@@ -101,7 +104,8 @@ class DualCondModel(LatentDiffusionModel):
         nn.init.normal_(self.null_style_vector.weight, std=0.02)
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
-        self.vgg_ckpt_path, self.detail, self.margin = vgg_ckpt_path, detail, margin
+        self.vgg_ckpt_path, self.margin = vgg_ckpt_path, margin
+        self.detail, self.recolor = detail, recolor
 
     # Style network
 
