@@ -27,7 +27,8 @@ _ROUNDS, _TRANSPORT_ROUNDS = 10, 100  # of clustering, of the transport
 _BLUR = 64.0  # entropy of the transport, in squared distances
 _REACH = 10.0  # how far a cluster's move is felt
 _MOST = 1.5  # by which the linear map stretches: where there is nothing but noise, there would be no end
-_GRID = 33  # colours of the table by each channel
+_GRID = 17  # colours of the table by each channel
+_STRIP = 2**18  # pixels looked at together, so that large pictures take no more memory
 _TO_CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -88,10 +89,13 @@ def _table(own: Sample, wanted: Sample, met: NDArray[np.bool_]) -> Array:
 
 
 def _met_by(picture: Image.Image) -> NDArray[np.bool_]:
-    """(grid^3,) which colours of the grid are around one of an RGB picture: most pictures meet a tenth."""
-    cells = np.minimum(np.asarray(picture, dtype=np.uint16).reshape(-1, 3) * (_GRID - 1) // 255, _GRID - 2)
+    """(grid^3,) which colours of the grid are around one of an RGB picture: most pictures meet a
+    tenth."""
     met = np.zeros((_GRID,) * 3, dtype=bool)
-    met[cells[:, 2], cells[:, 1], cells[:, 0]] = True
+    pixels = np.asarray(picture).reshape(-1, 3)
+    for i in range(0, len(pixels), _STRIP):
+        cells = np.minimum(pixels[i : i + _STRIP].astype(np.intp) * (_GRID - 1) // 255, _GRID - 2)
+        met[cells[:, 2], cells[:, 1], cells[:, 0]] = True
     for axis in range(3):  # a colour lies between its cell's corners
         met |= np.roll(met, 1, axis=axis)
     return met.ravel()
