@@ -521,6 +521,26 @@ def test_each_painting_is_of_the_photo_in_its_own_colours(
         model.encoded(data)
 
 
+@pytest.mark.parametrize("recolored", [False, True])
+def test_previews_are_painted_as_results_are(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, recolored: bool
+) -> None:
+    """What would be painted as the content itself becomes the content when all detail is back."""
+    model, data = cross_pairs(trained, detail=1.0), batch(3)
+    content = data["painting"] if recolored else data["photo"]
+    if recolored:
+        data["recolored"] = content[:, None]
+    z, _ = model.encode_batch({"image": content})
+    seen: dict[str, Tensor] = {}
+    monkeypatch.setattr(
+        model, "sample_log", lambda condition, *args, **options: (seen.update(condition) or z, None)
+    )
+    shown = model.preview(data)
+    assert_same(seen["c1"], model.get_content_features(z), 1e-4)
+    assert (shown["painted"] - content.permute(0, 3, 1, 2)).abs().max() < 1e-4
+    assert torch.equal(shown["photos"], data["photo"].permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("detail", [0.0, 1.0])
 def test_what_is_judged_has_the_photos_detail_put_back(
     trained: Path, monkeypatch: pytest.MonkeyPatch, detail: float

@@ -187,6 +187,15 @@ def test_less_strength_is_less_of_the_colours(tiny: StyleTransferPipeline) -> No
     assert painted == tiny(recoloured(PHOTO, [(SMALL, 1.0)], 0.4), SMALL, strength=0.5, **FAST)
 
 
+@pytest.mark.parametrize("scale, share", [(-1.0, 0.0), (0.0, 0.0), (0.5, 0.4), (1.0, 0.8), (3.0, 0.8)])
+def test_less_of_the_style_is_less_of_its_colours(
+    tiny: StyleTransferPipeline, scale: float, share: float
+) -> None:
+    painted = tiny(PHOTO, SMALL, recolor=0.8, style_scale=scale, **FAST)
+    coloured = recoloured(PHOTO, [(SMALL, 1.0)], share) if share else PHOTO
+    assert painted == tiny(coloured, SMALL, style_scale=scale, **FAST)
+
+
 def test_what_keeps_colours_has_none_of_the_paintings(tiny: StyleTransferPipeline) -> None:
     for options in ({"preserve_color": True}, {"keep": Image.new("L", PHOTO.size, 255)}):
         assert tiny(PHOTO, GOLD, recolor=1.0, **options, **FAST) == tiny(PHOTO, GOLD, **options, **FAST)

@@ -247,8 +247,8 @@ class StyleTransferPipeline:
         return self.painter.style_statistics(*painting_tensors(image, size, self.model.device))
 
     def _recolor(self, settings: Settings) -> float:
-        """How far photos take their paintings' colours, of which no more is asked for than of the
-        rest."""
+        """How far photos take their paintings' colours: as far as the settings ask for the
+        paintings at all."""
         return 0.0 if settings.preserve_color else settings.strength * self.painter.recolor(settings)
 
     def _batch(self, jobs: list[Job], statistics: dict[int, Tensor], recolor: float) -> Batch:

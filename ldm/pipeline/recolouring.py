@@ -74,8 +74,10 @@ def in_colours_of_style(job: Job, share: float) -> Image.Image:
 
 
 def to_paint(job: Job, share: float) -> Image.Image:
-    """A job's photo, a `share` of the way to its style's colours, but as it is where it is kept."""
+    """A job's photo, a `share` of the way to its style's colours, or less where its style scale asks
+    for less of the style; as it is where it is kept."""
     assert job.content is not None
+    share *= min(max(job.style_scale, 0.0), 1.0)
     if not share:
         return job.content
     coloured = in_colours_of_style(job, share)

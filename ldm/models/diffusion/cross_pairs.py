@@ -356,7 +356,8 @@ class CrossPairLDM(DualCondLDM):
         batch = first_samples(batch, max_images)
         photos, paintings = _pictures(batch)
         with self.ema_scope():
-            z, _ = self.encode_batch({self.first_stage_key: batch["photo"]})
+            content = batch["recolored"][:, 0] if "recolored" in batch else batch["photo"]
+            z, _ = self.encode_batch({self.first_stage_key: content})
             condition = self.condition(self.get_content_features(z), self.get_style_statistics(paintings))
             samples, _ = self.sample_log(
                 condition,
@@ -366,7 +367,8 @@ class CrossPairLDM(DualCondLDM):
                 ddim_discretize="trailing",
                 x_T=torch.randn_like(z),
             )
-        painted = self.decode_first_stage(samples) + self.detail * (photos - self.decode_first_stage(z))
+        lost = channels_first(content) - self.decode_first_stage(z)
+        painted = self.decode_first_stage(samples) + self.detail * lost
         return {"photos": photos, "paintings": paintings, "painted": painted}
 
 
