@@ -201,6 +201,27 @@ def test_what_keeps_colours_has_none_of_the_paintings(tiny: StyleTransferPipelin
         assert tiny(PHOTO, GOLD, recolor=1.0, **options, **FAST) == tiny(PHOTO, GOLD, **options, **FAST)
 
 
+@pytest.mark.parametrize(
+    "painting", [Image.new("RGB", (48, 32), (200, 20, 20)), Image.new("RGB", (1, 1), (255, 255, 255))]
+)
+def test_a_painting_of_one_colour_does_not_wipe_the_photo_out(
+    tiny: StyleTransferPipeline, painting: Image.Image
+) -> None:
+    assert recolouring.room_for(PHOTO, [(painting, 1.0)]) == 0
+    assert tiny(PHOTO, painting, recolor=1.0, **FAST) == tiny(PHOTO, painting, recolor=0.0, **FAST)
+
+
+def test_the_paler_a_painting_the_less_of_its_colours() -> None:
+    grey = Image.new("RGB", GOLD.size, (128, 128, 128))
+    rooms = [
+        recolouring.room_for(PHOTO, [(Image.blend(grey, GOLD, share), 1.0)]) for share in (0.05, 0.1, 0.5, 1)
+    ]
+    assert 0 < rooms[0] < rooms[1] < 1 and rooms[2:] == [1, 1]
+    assert recolouring.room_for(grey, [(GOLD, 1.0)]) == 1  # there are no forms to be lost
+    mixed = [(grey, 0.5), (GOLD, 0.5)]
+    assert recolouring.room_for(PHOTO, mixed) == 1
+
+
 def test_each_region_is_painted_over_its_own_colours(tiny: StyleTransferPipeline) -> None:
     styles = StyleRegions([SMALL, PHOTO.resize(SMALL.size)], [left_half(*PHOTO.size)])
     coloured = tiny(PHOTO, styles, **PALETTE)

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from pipeline_builders import assert_refused, everything_in, mean_difference, picture, run_program, script
 
+from ldm.cli.options import settings_of
+from ldm.cli.video import parse_args
 from ldm.errors import UserError
 from ldm.media import clips, video
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -164,6 +166,14 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     results = read(folder / "new/painted")
     assert [frame.name for frame in results] == [f"{number:06d}.png" for number in range(3)]
     assert [mean_difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("given, expected", [([], 0.0), (["--recolor", "0.5"], 0.5)])
+def test_frames_take_no_colours_of_their_own_unless_asked(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], expected: float
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["stylize_video", *arguments(), *given])
+    assert settings_of(parse_args()).recolor == expected
 
 
 def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pipeline_builders import run_program
+from pipeline_builders import ROOT, run_program
 
 from ldm.cli import web
 from ldm.errors import UserError
@@ -35,7 +35,18 @@ def test_settings_given_are_those_that_the_page_begins_with(
     )
     ((address, _, _, settings, max_size),) = served
     assert address == Address() and address.is_local
-    assert settings == Settings(size=128, style_scale=1.5) and max_size == 256
+    assert settings == Settings(size=128, style_scale=1.5, recolor=1.0) and max_size == 256
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "expected"),
+    [("mini", None, 1.0), ("kl16_content12", None, 0.0), ("kl16_content12", 0.3, 0.3), ("mini", 0.0, 0.0)],
+)
+def test_the_page_shows_how_far_this_models_photos_take_colours(
+    config: str, given: float | None, expected: float
+) -> None:
+    settings = web.as_the_model(Settings(recolor=given), ROOT / f"configs/{config}.yaml")
+    assert settings == Settings(recolor=expected)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,14 @@ def test_a_clip_keeps_its_frames(
         container.mux(stream.encode())
     (painting,) = picture_folder(tmp_path / "paintings", 1).rglob("*.png")
     effort = {"effort": 0.2} if look == "fine" else {}
-    settings = Settings(look=look, size=32, steps=1, **effort)
-    result = easel.clip(str(tmp_path / "clip.mp4"), str(painting), settings)(pipeline, report())
+    settings, recoloured = Settings(look=look, size=32, steps=1, recolor=1.0, **effort), []
+
+    def seen(*args: Any, settings: Settings, **options: Any) -> Any:
+        recoloured.append(settings.recolor)
+        return pipeline(*args, settings=settings, **options)
+
+    result = easel.clip(str(tmp_path / "clip.mp4"), str(painting), settings)(seen, report())
+    assert set(recoloured) == {0.0}  # each frame would have colours of its own
     with av.open(str(result)) as container:
         painted = [frame.to_image() for frame in container.decode(video=0)]
     assert [frame.size for frame in painted] == [(48, 32)] * frames

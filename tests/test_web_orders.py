@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,10 @@ def test_settings_are_read_back_from_a_picture(tmp_path: Path) -> None:
     said = json.dumps({**vars(settings), "checkpoint": "model.safetensors", "content": "photo"})
     save_image(picture(20, 20, seed=1), tmp_path / "result.png", {"artfusion": said})
     assert settings_in(tmp_path / "result.png") == settings
+    # painted before photos took colours
+    del (before := json.loads(said))["recolor"]
+    save_image(picture(20, 20, seed=1), tmp_path / "before.png", {"artfusion": json.dumps(before)})
+    assert settings_in(tmp_path / "before.png") == replace(settings, recolor=0.0)
     # the page has the scales of a look on its dials, and no such look
     said = json.dumps(vars(Settings(look="free")))
     save_image(picture(20, 20, seed=1), tmp_path / "free.png", {"artfusion": said})

@@ -86,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         help="how much of what moves keeps its paint from frame to frame: 1 all, less renews some of it, "
         f"0 paints each frame for itself (default: {DEFAULT_SMOOTH})",
     )
-    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256)
+    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256, recolor=0.0)
     add_model_options(parser)
     return parser.parse_args()
 

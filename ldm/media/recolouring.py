@@ -28,6 +28,7 @@ _BLUR = 64.0  # entropy of the transport, in squared distances
 _REACH = 10.0  # how far a cluster's move is felt
 _MOST = 1.5  # by which the linear map stretches: where there is nothing but noise, there would be no end
 _GRID = 17  # colours of the table by each channel
+_ENOUGH = 0.25  # of a picture's contrast
 _STRIP = 2**18  # pixels looked at together, so that large pictures take no more memory
 _TO_CONES = np.array(
     [
@@ -63,6 +64,19 @@ def recoloured(
     if picture.mode == "RGBA":
         result.putalpha(picture.getchannel("A"))
     return result
+
+
+def room_for(picture: Image.Image, palettes: Sequence[tuple[Image.Image, float]]) -> float:
+    """How far (0 to 1) a picture may go to the colours of (picture, weight) pairs before nothing of
+    its forms is to be seen: all of the way, but where these have next to no contrast."""
+    own = _contrast(*sample_of(picture, side=_SIDE))
+    theirs = max((_contrast(colours, shares) for colours, shares, _ in _of(palettes)), default=0.0)
+    return round(min(1.0, theirs / (_ENOUGH * own)), 3) if own > 1 else 1.0
+
+
+def _contrast(colours: Array, shares: Array) -> float:
+    """Standard deviation of colours (n, 3), in OKLab."""
+    return float(np.trace(moments_of(_lab(colours), shares)[1]) ** 0.5) if len(colours) else 0.0
 
 
 def _of(palettes: Sequence[tuple[Image.Image, float]]) -> list[tuple[Array, Array, float]]:

@@ -320,7 +320,9 @@ class Painter:
 
     def recolor(self, settings: Settings) -> float:
         """How far photos take their paintings' colours: by the settings, else by the model's
-        config."""
+        config; not at all where they keep their own."""
+        if settings.preserve_color:
+            return 0.0
         given = settings.value("recolor")
         return self.model.recolor if given is None else given
 

@@ -186,7 +186,8 @@ class StyleTransferPipeline:
             for places in together:
                 self.before_each()
                 members = [jobs[i] for i in places]
-                batch = self._batch(members, statistics, self._recolor(settings))
+                recolor = settings.strength * self.painter.recolor(settings)
+                batch = self._batch(members, statistics, recolor)
                 if settings.has_brush:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
@@ -245,11 +246,6 @@ class StyleTransferPipeline:
         """(1, style_dim) statistics of the whole picture, or of what of it is not transparent,
         scaled to the shorter side `size`."""
         return self.painter.style_statistics(*painting_tensors(image, size, self.model.device))
-
-    def _recolor(self, settings: Settings) -> float:
-        """How far photos take their paintings' colours: as far as the settings ask for the
-        paintings at all."""
-        return 0.0 if settings.preserve_color else settings.strength * self.painter.recolor(settings)
 
     def _batch(self, jobs: list[Job], statistics: dict[int, Tensor], recolor: float) -> Batch:
         device, (width, height) = self.model.device, jobs[0].size

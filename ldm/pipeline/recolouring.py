@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.media.recolouring import recoloured
+from ldm.media.recolouring import recoloured, room_for
 from ldm.memory import installed_memory
 from ldm.pipeline.inputs import Picture, Style
 from ldm.pipeline.jobs import Job, Request
@@ -55,17 +55,26 @@ def recolour(request: Request, settings: Settings) -> list[Image.Image]:
 
 
 def _recoloured(job: Job, settings: Settings) -> Image.Image:
-    return job.finished(in_colours_of_style(job, settings.strength), settings)
+    shares = [settings.strength] * len(job.style.regions)
+    return job.finished(_in_colours_of_style(job, _seen(job), shares), settings)
 
 
-def in_colours_of_style(job: Job, share: float) -> Image.Image:
-    """A job's photo, RGB, in the colours of its style, or a `share` (0 to 1) of the way there; in
-    each region in those of its own."""
+def _seen(job: Job) -> Image.Image:
+    """A job's photo with its transparency."""
     assert job.content is not None  # as the request is checked
     photo = job.content.copy()
     if job.alpha is not None:
         photo.putalpha(job.alpha)
-    pictures = [recoloured(photo, region, share).convert("RGB") for region in job.style.regions]
+    return photo
+
+
+def _in_colours_of_style(job: Job, photo: Image.Image, part_ways: Sequence[float]) -> Image.Image:
+    """A job's photo, RGB, in each region so far (0 to 1) on the way to the colours of its own
+    style."""
+    pictures = [
+        recoloured(photo, region, part).convert("RGB")
+        for region, part in zip(job.style.regions, part_ways, strict=True)
+    ]
     shares = job.style.shares(job.size)
     if shares is None:
         return pictures[0]
@@ -75,10 +84,15 @@ def in_colours_of_style(job: Job, share: float) -> Image.Image:
 
 def to_paint(job: Job, share: float) -> Image.Image:
     """A job's photo, a `share` of the way to its style's colours, or less where its style scale asks
-    for less of the style; as it is where it is kept."""
+    for less of the style, or a painting has next to no contrast: what is not to be seen cannot be
+    painted. Where it is kept it is as it is."""
     assert job.content is not None
     share *= min(max(job.style_scale, 0.0), 1.0)
     if not share:
         return job.content
-    coloured = in_colours_of_style(job, share)
+    photo = _seen(job)
+    part_ways = [share * room_for(photo, region) for region in job.style.regions]
+    if not any(part_ways):
+        return job.content
+    coloured = _in_colours_of_style(job, photo, part_ways)
     return coloured if job.held is None else Image.composite(job.content, coloured, job.held)

@@ -213,6 +213,8 @@ def settings_in(path: str | Path) -> Settings:
     try:
         said = json.loads(text)
         given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
+        if "detail" in given:  # painted: before there was `recolor`, without
+            given.setdefault("recolor", 0.0)
         settings = Settings(**given)
         settings.check()
         # The page's dials show what the look gives; what is left of it is whether it has a brush.

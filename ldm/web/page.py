@@ -192,9 +192,9 @@ class Page:
         content, style = (float(first(self.settings.value(name))) for name in FIELDS[:2])
         self.pad = parts.pad(content, style, elem_id="pad")
         self.fields = {}
-        for pair in zip(FIELDS[::2], FIELDS[1::2], strict=True):
+        for i in range(0, len(FIELDS), 2):
             with gr.Row():
-                for name in pair:
+                for name in FIELDS[i : i + 2]:
                     with gr.Column(min_width=150):
                         self.fields[name] = field(name, self.settings, self.max_size)
                         if name == "seed":
