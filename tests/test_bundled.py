@@ -185,14 +185,17 @@ def test_less_strength_keeps_more_of_the_photo(bundled: StyleTransferPipeline) -
         mean_difference(bundled(small, style(TURNER), strength=s, detail=0.0, **FAIR), copied)
         for s in (0.01, 0.3, 0.7, 1.0)
     ]
-    assert distances[0] < 0.15 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
+    assert distances[0] < 0.2 * distances[-1] and distances == sorted(distances) and distances[-1] > 30, (
         distances
     )
 
 
 def test_the_photos_colours_may_stay(bundled: StyleTransferPipeline) -> None:
     given = resize_short_side(content("coffee_cup"), 256)
-    painted, coloured = (bundled(given, style(TURNER), preserve_color=kept, **FAIR) for kept in (False, True))
+    painted, coloured = (
+        bundled(given, style(TURNER), preserve_color=kept, recolor=0.0, **FAIR) for kept in (False, True)
+    )
+    assert bundled(given, style(TURNER), preserve_color=True, **FAIR) == coloured
     rgb = pixels(coloured)
     inside = ((rgb > 0) & (rgb < 255)).all(axis=2)  # where the brightness leaves room for the colour
     assert inside.mean() > 0.5

@@ -108,6 +108,7 @@ VALUES = {
     "content_scale": 1.25,
     "style_scale": -0.5,
     "detail": 0.0,
+    "recolor": 0.25,
     "strength": 0.7,
     "preserve_color": True,
     "face_detail": 0.5,
