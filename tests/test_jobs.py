@@ -68,9 +68,9 @@ def test_lists_pair_up_and_single_ones_go_with_all() -> None:
         ([A, B], [S] * 3, None, "2 contents and 3 styles do not pair up"),
         ([A, B], S, [C] * 3, "2 contents and 3 starts do not pair up"),
         ([A] * 6, [S] * 2, [C] * 3, "6 contents and 2 styles and 3 starts do not pair up"),
-        ([], S, None, "content, style or start is an empty list"),
-        (A, [], None, "content, style or start is an empty list"),
-        (A, S, [], "content, style or start is an empty list"),
+        ([], S, None, "content, style, start or scene is an empty list"),
+        (A, [], None, "content, style, start or scene is an empty list"),
+        (A, S, [], "content, style, start or scene is an empty list"),
     ],
 )
 def test_other_lengths_are_refused(content: Any, style: Any, start: Any, problem: str) -> None:

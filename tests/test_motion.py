@@ -24,7 +24,7 @@ from ldm.evaluation.steadiness import warping_error
 from ldm.media.clips import Frame
 from ldm.media.flow import beyond_edges, carried, entering, flow_between, unmatched
 from ldm.media.images import load_image
-from ldm.media.motion import DEFAULT_SMOOTH, SteadyPainter, change, link_between, linked, share_of
+from ldm.media.motion import DEFAULT_SMOOTH, ClipPainter, change, link_between, linked, share_of
 from ldm.modules.losses.lpips import vgg16
 from ldm.pipeline.clip import painted_clip
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -171,8 +171,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.scenes: list[Image.Image] = []
 
-    def __call__(self, contents: list[Image.Image], **options: Any) -> list[Image.Image]:
+    def __call__(
+        self, contents: list[Image.Image], scene: list[Image.Image], **options: Any
+    ) -> list[Image.Image]:
+        self.scenes += scene
         self.calls.append({"count": len(contents), **options})
         return [Image.new("RGB", content.size, (len(self.calls),) * 3) for content in contents]
 
@@ -180,7 +184,7 @@ class Recorder:
 def steadily(
     clip: list[Image.Image], paint: Any, begins: bool = False, smooth: float = DEFAULT_SMOOTH, **options: Any
 ) -> list[Image.Image]:
-    return [frame.picture for frame in SteadyPainter(paint, begins, smooth, **options)(frames_of(clip))]
+    return [frame.picture for frame in ClipPainter(paint, begins, smooth, **options)(frames_of(clip))]
 
 
 def test_a_still_frame_is_the_one_before_and_costs_nothing() -> None:
@@ -236,7 +240,7 @@ def test_what_stands_still_does_not_flicker(pipeline: StyleTransferPipeline, pai
     def paint(contents: list[Image.Image], **options: Any) -> Any:
         return [pipeline(each, painting, seed=next(seeds), **{**FINE, **options}) for each in contents]
 
-    def painted_on(contents: list[Image.Image], start: Any = None, **options: Any) -> Any:
+    def painted_on(contents: list[Image.Image], scene: Any, start: Any = None, **options: Any) -> Any:
         starts = {"start": start[0]} if start else {}
         return paint(contents, **starts, **options)
 
@@ -279,10 +283,34 @@ def test_the_frame_is_cropped_as_its_painting_is() -> None:
     assert results[1].getpixel((30, 48)) == results[0].getpixel((30, 48))
 
 
-def test_each_frame_for_itself_goes_to_the_pipeline_as_it_is() -> None:
+def test_each_frame_for_itself_is_painted_whatever_was_before() -> None:
     paint, settings = Recorder(), Settings(look="fast", size=64)
-    results = list(painted_clip(frames_of([scene(1)] * 3), paint, settings, 0.0, 2))
-    assert paint.calls == [{"count": 2}, {"count": 1}] and results[0].picture.size == (160, 96)
+    blue = Image.new("RGB", (107, 64), "blue")
+    known = {"1.png": blue}.get
+    results = list(painted_clip(frames_of([scene(1)] * 4), paint, settings, 0.0, 2, known))
+    assert paint.calls == [{"count": 1}, {"count": 2}]
+    assert [each.name for each in results] == ["0.png", "2.png", "3.png"] and results[0].picture.size == (
+        107,
+        64,
+    )
+
+
+@pytest.mark.parametrize("smooth", [0.0, DEFAULT_SMOOTH])
+@pytest.mark.parametrize("begins", [False, True])
+def test_with_each_frame_goes_the_first_of_its_scene(smooth: float, begins: bool) -> None:
+    paint, first = Recorder(), panned(1, 4)
+    second = [each.point(lambda level: level // 2) for each in panned(7, 3)]
+    steadily([*first, *second], paint, begins, smooth)
+    assert all(each in (first[0], second[0]) for each in paint.scenes)
+    assert paint.scenes[0] == first[0] and paint.scenes[-1] == second[0]
+
+
+@pytest.mark.parametrize("smooth", [0.0, DEFAULT_SMOOTH])
+def test_a_scene_that_comes_out_of_the_dark_has_more_colours_than_its_first_frame(smooth: float) -> None:
+    back = scene(1)
+    clip = [Image.blend(Image.new("RGB", back.size), back, i / 20) for i in range(21)]
+    scenes = [one.scene for one in linked(frames_of(clip), smooth)]
+    assert pixels(scenes[-1]).std() > 0.4 * pixels(back).std()
 
 
 # How steady it is
@@ -340,7 +368,7 @@ def test_the_way_is_counted_from_a_start(
     [
         ({"look": "fast", "effort": 1.0, "start": picture(72, 64)}, "start is for the look fine"),
         ({"start": picture(64, 64)}, "does not have the result's aspect"),
-        ({"start": []}, "start is an empty list"),
+        ({"start": []}, "start or scene is an empty list"),
         ({"start": [picture(72, 64)] * 3}, "2 contents and 3 starts do not pair up"),
         ({"start": "nowhere.png"}, "nowhere.png: no such file"),
     ],

@@ -207,19 +207,38 @@ def test_what_keeps_colours_has_none_of_the_paintings(tiny: StyleTransferPipelin
 def test_a_painting_of_one_colour_does_not_wipe_the_photo_out(
     tiny: StyleTransferPipeline, painting: Image.Image
 ) -> None:
-    assert recolouring.room_for(PHOTO, [(painting, 1.0)]) == 0
+    assert recoloured(PHOTO, [(painting, 1.0)], keep_forms=True) == PHOTO
     assert tiny(PHOTO, painting, recolor=1.0, **FAST) == tiny(PHOTO, painting, recolor=0.0, **FAST)
 
 
 def test_the_paler_a_painting_the_less_of_its_colours() -> None:
     grey = Image.new("RGB", GOLD.size, (128, 128, 128))
-    rooms = [
-        recolouring.room_for(PHOTO, [(Image.blend(grey, GOLD, share), 1.0)]) for share in (0.05, 0.1, 0.5, 1)
-    ]
-    assert 0 < rooms[0] < rooms[1] < 1 and rooms[2:] == [1, 1]
-    assert recolouring.room_for(grey, [(GOLD, 1.0)]) == 1  # there are no forms to be lost
-    mixed = [(grey, 0.5), (GOLD, 0.5)]
-    assert recolouring.room_for(PHOTO, mixed) == 1
+
+    def ways(photo: Image.Image, *palettes: tuple[Image.Image, float]) -> list[Image.Image]:
+        return [recoloured(photo, palettes, keep_forms=kept) for kept in (True, False)]
+
+    moved = []
+    for share in (0.05, 0.1, 0.5):
+        kept, whole = (pixels(each) for each in ways(PHOTO, (Image.blend(grey, GOLD, share), 1.0)))
+        moved.append(np.abs(kept - pixels(PHOTO)).sum() / np.abs(whole - pixels(PHOTO)).sum())
+    assert 0 < moved[0] < moved[1] < 0.9 and moved[2] == 1
+    for photo, palettes in (
+        (grey, [(GOLD, 1.0)]),
+        (PHOTO, [(grey, 0.5), (GOLD, 0.5)]),
+    ):  # no forms to be lost
+        kept, whole = ways(photo, *palettes)
+        assert kept == whole
+
+
+def test_pictures_of_a_scene_have_the_same_map() -> None:
+    """Somebody in red comes in: by its own colours the rest of the picture would change."""
+    later = PHOTO.copy()
+    later.paste((200, 30, 30), (0, 0, 40, 64))
+    first, alone, same = (
+        pixels(recoloured(photo, [(GOLD, 1.0)], scene=scene))[:, 40:].astype(int)
+        for photo, scene in ((PHOTO, None), (later, None), (later, PHOTO))
+    )
+    assert (same == first).all() and np.abs(alone - first).mean() > 5
 
 
 def test_each_region_is_painted_over_its_own_colours(tiny: StyleTransferPipeline) -> None:

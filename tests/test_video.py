@@ -16,8 +16,6 @@ import pytest
 from PIL import Image
 from pipeline_builders import assert_refused, everything_in, mean_difference, picture, run_program, script
 
-from ldm.cli.options import settings_of
-from ldm.cli.video import parse_args
 from ldm.errors import UserError
 from ldm.media import clips, video
 from ldm.pipeline.pipeline import StyleTransferPipeline
@@ -168,12 +166,26 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     assert [mean_difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("given, expected", [([], 0.0), (["--recolor", "0.5"], 0.5)])
-def test_frames_take_no_colours_of_their_own_unless_asked(
-    monkeypatch: pytest.MonkeyPatch, given: list[str], expected: float
+@pytest.mark.parametrize("options", [["--look", "palette"], ["--recolor", "1"]], ids=" ".join)
+@pytest.mark.parametrize("smooth", [0, 0.9])
+def test_a_wall_keeps_its_colours_when_somebody_passes(
+    paint: Any, folder: Path, model_files: list[str], options: list[str], smooth: float
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["stylize_video", *arguments(), *given])
-    assert settings_of(parse_args()).recolor == expected
+    content = [picture(48, 32).copy() for _ in range(3)]
+    for i, each in enumerate(content[1:]):
+        each.paste((220, 30, 30), (8 * i, 10, 8 * i + 12, 32))
+    write_clip(folder / "clip.mkv", content)
+    steps = None if "palette" in options else 1
+    assert paint(*options, output="painted", smooth=smooth, batch_size=2, steps=steps) == 0
+    pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])
+    given = {"look": "palette"} if "palette" in options else {"look": "fast", "recolor": 1.0, "steps": 1}
+    expected = pipeline(content, "painting.png", size=32, scene=content[0], **given)
+    results = [frame.picture for frame in read(folder / "painted")]
+    if not smooth or "palette" in options:
+        assert [mean_difference(*both) for both in zip(results, expected)] == [0, 0, 0]
+    if "palette" in options:
+        right = [np.asarray(each)[:, 24:] for each in results]
+        assert (right[1] == right[0]).all() and (right[2] == right[0]).all()
 
 
 def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
@@ -192,11 +204,11 @@ def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:
     assert mean_difference(results[0], results[1]) > 1
 
 
-@pytest.mark.parametrize("batch_size, smooth, most", [(1, 0, 1), (3, 0, 3), (1, 0.9, 2), (3, 0.9, 4)])
+@pytest.mark.parametrize("batch_size, smooth, most", [(1, 0, 2), (3, 0, 4), (1, 0.9, 2), (3, 0.9, 4)])
 def test_no_more_than_a_batch_of_frames_is_in_memory(
     paint: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, smooth: float, most: int
 ) -> None:
-    """And the frame before it, where one goes on from the other."""
+    """And the one before it: a scene may begin."""
     write_frame_files(folder / "frames", pictures(10))
     loaded: list[weakref.ref[Image.Image]] = []
     alive = []
@@ -209,7 +221,7 @@ def test_no_more_than_a_batch_of_frames_is_in_memory(
 
     monkeypatch.setattr(clips, "load_image", spy)
     assert paint(content="frames", batch_size=batch_size, smooth=smooth) == 0
-    assert len(loaded) == 10 + (smooth > 0) and max(alive) == most
+    assert len(loaded) == 11 and max(alive) == most
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_a_clip_keeps_its_frames(
         return pipeline(*args, settings=settings, **options)
 
     result = easel.clip(str(tmp_path / "clip.mp4"), str(painting), settings)(seen, report())
-    assert set(recoloured) == {0.0}  # each frame would have colours of its own
+    assert set(recoloured) == {1.0}
     with av.open(str(result)) as container:
         painted = [frame.to_image() for frame in container.decode(video=0)]
     assert [frame.size for frame in painted] == [(48, 32)] * frames

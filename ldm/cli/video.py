@@ -36,7 +36,7 @@ from ldm.cli.options import (
 )
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip
+from ldm.media.clips import DEFAULT_RATE, Clip, Frame, open_clip
 from ldm.media.flow import opencv
 from ldm.media.images import load_image
 from ldm.media.motion import DEFAULT_SMOOTH
@@ -86,7 +86,7 @@ def parse_args() -> argparse.Namespace:
         help="how much of what moves keeps its paint from frame to frame: 1 all, less renews some of it, "
         f"0 paints each frame for itself (default: {DEFAULT_SMOOTH})",
     )
-    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256, recolor=0.0)
+    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256)
     add_model_options(parser)
     return parser.parse_args()
 
@@ -116,7 +116,7 @@ def share(text: str) -> float:
 def main() -> None:
     args = parse_args()
     settings = settings_of(args)
-    if not settings.paints:  # what has the same colours gets the same
+    if not settings.paints:  # what has the same colours gets the same, in all of a scene
         args.smooth = 0.0
     if args.smooth:
         opencv()
@@ -124,12 +124,10 @@ def main() -> None:
     clip = open_clip(args.content, args.fps)
     about: About = (lambda name: {}) if is_video(target) else description(args, settings, clip)
     there = frozenset() if is_video(target) else finished_frames(target, about)
-    frames = chosen_frames(clip, args, there)
-    if frames is not None:
+    if has_frames_to_paint(clip, args, there):
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
         known = partial(known_frame, target, there)
-        if args.smooth:  # goes through all frames, since each goes on from those before
-            frames = clip.frames(args.start, stop_of(args))
+        frames = clip.frames(args.start, stop_of(args))  # all, since each goes on from those before
         results = painted_clip(frames, paint, settings, args.smooth, args.batch_size, known)
         write(target, clip, results, number_to_paint(clip, args, there), about)
     else:
@@ -155,13 +153,13 @@ def stop_of(args: argparse.Namespace) -> int | None:
     return None if args.frames is None else args.start + args.frames
 
 
-def chosen_frames(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> Iterator[Frame] | None:
-    """The frames to paint, the first of them read; None if all are painted already. Raises
-    UserError if there are none at all."""
-    frames = at_least_one(clip.frames(args.start, stop_of(args), there))
-    if frames is None and at_least_one(clip.frames(args.start, args.start + 1)) is None:
+def has_frames_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> bool:
+    """Whether not all are painted already. Raises UserError where the clip has none."""
+    if next(clip.frames(args.start, stop_of(args), there), None) is not None:
+        return True
+    if next(clip.frames(args.start, args.start + 1), None) is None:
         raise UserError(f"{clip.path}: no frame{f' {args.start}' if args.start else 's'} in it")
-    return frames
+    return False
 
 
 def number_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> int | None:

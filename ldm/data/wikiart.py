@@ -15,7 +15,7 @@ from ldm.checks import check_count, check_fractions
 from ldm.data.order import Indexed, mixed_seed
 from ldm.data.pictures import PictureFolder, randint
 from ldm.errors import ConfigError
-from ldm.media.recolouring import recoloured, room_for
+from ldm.media.recolouring import recoloured
 
 
 class WikiArtTrain(PictureFolder):
@@ -240,9 +240,8 @@ def _as_picture(array: NDArray[np.float32]) -> Image.Image:
 
 def _in_colours_of(painting: Image.Image, photo: NDArray[np.float32]) -> NDArray[np.float32]:
     """The photo, (H, W, 3) in [-1, 1], in the painting's colours, as it is painted."""
-    picture, palettes = _as_picture(photo), [(painting, 1.0)]
-    colours = np.asarray(recoloured(picture, palettes, room_for(picture, palettes)), dtype=np.float32)
-    return colours / 127.5 - 1.0
+    coloured = recoloured(_as_picture(photo), [(painting, 1.0)], keep_forms=True)
+    return np.asarray(coloured, dtype=np.float32) / 127.5 - 1.0
 
 
 def draw_flags(style_drop: float, content_drop: float) -> tuple[bool, bool]:

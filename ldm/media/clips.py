@@ -6,13 +6,13 @@ Video files need the package av (FFmpeg's libraries); folders of frames do not.
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -189,26 +189,6 @@ def open_clip(path: str | Path, rate: Fraction | None = None) -> Clip:
             f"{path}: a video has its own frames per second; they can be set for a folder of frames only"
         )
     return VideoFile(path)
-
-
-def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
-    """The same frames, the first of them read already; None where there are none."""
-    first = next(frames, None)
-    # the iterator, unlike a list, lets go of the frame
-    return None if first is None else chain(iter([first]), frames)
-
-
-def painted(
-    frames: Iterator[Frame], paint: Callable[[list[Image.Image]], list[Image.Image]], batch_size: int
-) -> Iterator[Frame]:
-    """The frames with what `paint` makes of their pictures, `batch_size` of them in memory at a
-    time."""
-    while batch := list(islice(frames, batch_size)):
-        pictures = paint([frame.picture for frame in batch])
-        batch = [replace(frame, picture=picture) for frame, picture in zip(batch, pictures, strict=True)]
-        yield from batch
-        batch.clear()  # before the next are read
-        pictures.clear()
 
 
 def open_video(path: Path) -> "av.container.InputContainer":

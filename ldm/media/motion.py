@@ -5,6 +5,9 @@ Painted each by itself, neighbouring frames end in different strokes: the camera
 and textures stick to the screen. So the result of the frame before is carried along by the optical
 flow, and a frame shows its own painting only where that does not explain it. What the past says of
 a frame follows from the clip alone; so frames are sampled in batches all the same.
+
+All frames of a scene have one map of colours, made for its first: each would have another one as soon as
+something passes in front of a wall.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.clips import Frame
@@ -27,6 +31,9 @@ SOFTNESS = 0.01  # radius of the blur, of the shorter side
 # frame, a comb in a plain sky.
 ENTRANCE = 0.2
 CUT = 0.5  # share of the picture; where the past explains less than the rest, it is another scene
+OTHER_COLOURS = 16  # levels of 255 from one frame to the next, where there is no flow to tell
+FULLER = 2.0  # times the contrast of the colours that a scene began with, as after a fade from black
+_COLOURS_SIDE = 32  # pixels at which these are looked at
 # pixels: a shorter flow is none; where the camera stands still and so does what it sees, one up to
 # the other is noise, too
 STEADY, DOUBTFUL = 0.25, 1.0
@@ -112,29 +119,55 @@ def _softened(mask: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Linked:
-    """A frame, and what the one before it says about it; None where a scene begins."""
+    """A frame, what the one before it says about it, None for nothing, and the frame whose colours
+    stand for those of its scene."""
 
     frame: Frame
     link: Link | None
+    scene: Image.Image
 
 
 def linked(frames: Iterator[Frame], smooth: float) -> Iterator[Linked]:
-    """Each frame with what the past says about it."""
-    seen = None
+    """Each frame with what the past says about it: nothing where `smooth` is 0."""
+    seen: Image.Image | None = None
+    scene: Image.Image | None = None
     for frame in frames:
-        now = frame.picture
-        link = None if seen is None else link_between(now, seen, smooth)
+        now, link = frame.picture, None
+        if smooth and seen is not None:
+            link = link_between(now, seen, smooth)
+        is_cut = link is None if smooth else seen is None or _colour_change(now, seen) > OTHER_COLOURS
+        if scene is None or is_cut or _contrast(now) > FULLER * _contrast(scene):
+            scene = now
         seen = now if link is None or seen is None else link.over(now, seen)
-        yield Linked(frame, link)
+        yield Linked(frame, link, scene)
+
+
+def _colour_change(now: Image.Image, before: Image.Image) -> float:
+    """How far, in levels, the one's channels are from the other's, wherever they are in the picture:
+    the mean of their earth mover's distances."""
+    one, other = (np.sort(_colours(picture), axis=0) for picture in (now, before))
+    return float(np.abs(one - other).mean())
+
+
+def _contrast(picture: Image.Image) -> float:
+    """The mean deviation of a picture's channels."""
+    return float(_colours(picture).std(axis=0).mean())
+
+
+def _colours(picture: Image.Image) -> NDArray[np.float32]:
+    small = picture.resize((_COLOURS_SIDE,) * 2)
+    return np.asarray(small, dtype=np.float32).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
-class SteadyPainter:
-    """Paints frames in batches, and joins each with the one before.
+class ClipPainter:
+    """Paints frames in batches, and joins each with the one before, if it is to be `smooth`.
 
     paint: pictures in, painted ones of the same sizes out. begins: whether it can be given pictures
     to start with, as the fine look can: what is new in a frame is then sampled, and painted on from
     the frame before. known: a frame of this name as it was painted already, or None.
+
+    With the pictures goes the `scene` of each: a wall keeps its colours when somebody passes.
     """
 
     paint: Paint
@@ -169,7 +202,8 @@ class SteadyPainter:
     def _painted(self, batch: list[Linked], places: list[int], **changes: object) -> dict[int, Image.Image]:
         if not places:
             return {}
-        return dict(zip(places, self.paint([batch[i].frame.picture for i in places], **changes), strict=True))
+        pictures, scenes = [batch[i].frame.picture for i in places], [batch[i].scene for i in places]
+        return dict(zip(places, self.paint(pictures, scene=scenes, **changes), strict=True))
 
     def _joined(self, one: Linked, fresh: Image.Image | None, before: Image.Image | None) -> Image.Image:
         """The painted frame, of what is fresh in it and the frame before."""
@@ -181,4 +215,4 @@ class SteadyPainter:
         joined = one.link.over(fresh, before)
         if not self.begins:
             return joined
-        return one.link.over(self.paint([one.frame.picture], start=[joined])[0], before)
+        return one.link.over(self.paint([one.frame.picture], start=[joined], scene=[one.scene])[0], before)

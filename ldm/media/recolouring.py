@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from ldm.media.colours import moments_of, sample_of, transport_between
 
 Array = NDArray[np.float64]
-Sample = tuple[Array, Array]  # colours (n, 3), shares (n,)
+Sample = tuple[Array, Array]  # OKLab colours (n, 3), shares (n,)
 
 CLUSTERS = 48
 _SIDE = 64  # shorter side at which colours are gathered
@@ -47,15 +47,23 @@ _TO_LAB = np.array(
 
 
 def recoloured(
-    picture: Image.Image, palettes: Sequence[tuple[Image.Image, float]], strength: float = 1.0
+    picture: Image.Image,
+    palettes: Sequence[tuple[Image.Image, float]],
+    strength: float = 1.0,
+    keep_forms: bool = False,
+    scene: Image.Image | None = None,
 ) -> Image.Image:
     """The picture, RGB or RGBA, in the colours of (picture, weight) pairs, or `strength` (0 to 1) of
-    the way there. What is transparent has no colours, and stays so."""
-    wanted = [(_lab(colours), shares * weight / shares.sum()) for colours, shares, weight in _of(palettes)]
-    colours, shares = sample_of(picture, side=_SIDE)
-    if not len(colours):  # nothing of it is to be seen
+    the way there. What is transparent has no colours, and stays so. keep_forms: less far where the
+    palettes have next to no contrast, in which its forms would be lost. scene: whose colours the map
+    is made for instead of the picture's own, so that all of a scene's pictures have the same."""
+    theirs = _of(palettes)
+    own = _sample(scene or picture)
+    if keep_forms:
+        strength *= _room(own, [(colours, shares) for colours, shares, _ in theirs])
+    if not len(own[0]) or not strength:  # nothing of it is to be seen, or of them
         return picture
-    own = _lab(colours), shares
+    wanted = [(colours, shares * weight / shares.sum()) for colours, shares, weight in theirs]
     opaque = picture.convert("RGB")
     table = _table(
         own, (np.concatenate([c for c, _ in wanted]), np.concatenate([s for _, s in wanted])), _met_by(opaque)
@@ -66,21 +74,25 @@ def recoloured(
     return result
 
 
-def room_for(picture: Image.Image, palettes: Sequence[tuple[Image.Image, float]]) -> float:
-    """How far (0 to 1) a picture may go to the colours of (picture, weight) pairs before nothing of
-    its forms is to be seen: all of the way, but where these have next to no contrast."""
-    own = _contrast(*sample_of(picture, side=_SIDE))
-    theirs = max((_contrast(colours, shares) for colours, shares, _ in _of(palettes)), default=0.0)
-    return round(min(1.0, theirs / (_ENOUGH * own)), 3) if own > 1 else 1.0
+def _room(own: Sample, theirs: Sequence[Sample]) -> float:
+    """How far (0 to 1) colours may go to others before no forms are to be seen: all of the way, but
+    where all of these have next to no contrast."""
+    there, wanted = _contrast(*own), max((_contrast(*sample) for sample in theirs), default=0.0)
+    return round(min(1.0, wanted / (_ENOUGH * there)), 3) if there > 1 else 1.0
 
 
 def _contrast(colours: Array, shares: Array) -> float:
-    """Standard deviation of colours (n, 3), in OKLab."""
-    return float(np.trace(moments_of(_lab(colours), shares)[1]) ** 0.5) if len(colours) else 0.0
+    """Standard deviation of OKLab colours (n, 3)."""
+    return float(np.trace(moments_of(colours, shares)[1]) ** 0.5) if len(colours) else 0.0
 
 
 def _of(palettes: Sequence[tuple[Image.Image, float]]) -> list[tuple[Array, Array, float]]:
-    return [(*sample_of(picture, side=_SIDE), weight) for picture, weight in palettes if weight > 0]
+    return [(*_sample(picture), weight) for picture, weight in palettes if weight > 0]
+
+
+def _sample(picture: Image.Image) -> Sample:
+    colours, shares = sample_of(picture, side=_SIDE)
+    return _lab(colours), shares
 
 
 def _table(own: Sample, wanted: Sample, met: NDArray[np.bool_]) -> Array:

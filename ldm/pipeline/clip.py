@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from ldm.media.clips import Frame, painted
-from ldm.media.motion import Paint, SteadyPainter
+from ldm.media.clips import Frame
+from ldm.media.motion import ClipPainter, Paint
 from ldm.pipeline.jobs import sized
 from ldm.pipeline.settings import Settings
 
@@ -20,12 +20,9 @@ def painted_clip(
     known: Callable[[str], Image.Image | None] = lambda name: None,
 ) -> Iterator[Frame]:
     """The frames as `paint`, the pipeline with a style and the settings, paints them, but for those
-    that are `known` by their names.
+    that are `known` by their names and come with the others, as each may go on from those before.
 
-    smooth: between 0, each for itself, and 1, see `ldm.media.motion`; above 0 it needs OpenCV, and
-    frames that are not known have to follow those that are.
+    smooth: between 0, each for itself, and 1, see `ldm.media.motion`; above 0 it needs OpenCV.
     """
-    if not smooth:
-        return painted(frames, paint, batch_size)
     scaled = (replace(frame, picture=sized(frame.picture, settings)) for frame in frames)
-    return SteadyPainter(paint, settings.has_brush, smooth, batch_size, known)(scaled)
+    return ClipPainter(paint, settings.has_brush, smooth, batch_size, known)(scaled)

@@ -33,7 +33,7 @@ LONGEST = (
 class Job:
     """One picture to paint. `content` has the result's size; None shows the style alone. keep: white
     where it stays as it is. faces: grey where it is to be painted with less of the style. start: what
-    to begin with, of the result's size too. alpha: what the result is to have, None for none.
+    to begin with, of the result's size too. scene: a picture whose colours the photo's are taken for. alpha: what the result is to have, None for none.
     not_style: a painting that it is to be led away from."""
 
     content: Image.Image | None
@@ -47,6 +47,7 @@ class Job:
     alpha: Image.Image | None = None
     not_style: Image.Image | None = None
     faces: Image.Image | None = None
+    scene: Image.Image | None = None
 
     @property
     def paintings(self) -> list[Image.Image]:
@@ -109,11 +110,14 @@ class Request:
     start: Picture | Sequence[Picture] | None = None
     palette: Picture | None = None
     not_style: Picture | None = None
+    scene: Picture | Sequence[Picture] | None = None
 
     @property
     def is_single(self) -> bool:
         """Whether nothing is a list, so that the answer is none."""
-        return not any(isinstance(given, (list, tuple)) for given in (self.content, self.style, self.start))
+        return not any(
+            isinstance(given, (list, tuple)) for given in (self.content, self.style, self.start, self.scene)
+        )
 
     def jobs(self, settings: Settings, native_size: int) -> list[Job]:
         """The pictures to paint, for a model trained at `native_size`. Raises UserError."""
@@ -127,21 +131,24 @@ class Request:
         )
         styles = [read.style(s) for s in _listed(self.style)]
         not_style = None if self.not_style is None else read.style(self.not_style).pictures[0]
-        contents, styles, starts = _paired(
+        contents, styles, starts, scenes = _paired(
             contents=contents,
             styles=styles,
             starts=[None] if self.start is None else [read(s) for s in _listed(self.start)],
+            scenes=[None] if self.scene is None else [read.content(s) for s in _listed(self.scene)],
         )
         each = [settings.each(name, len(contents)) for name in ("seed", "content_scale", "style_scale")]
         square = settings.shape or (settings.short_side, settings.short_side)
         jobs = []
-        for (content, name), style, start, seed, *both in zip(contents, styles, starts, *each):
+        for (content, name), style, start, scene, seed, *both in zip(contents, styles, starts, scenes, *each):
             size = square if content is None else content.size
             begun = None if start is None else _fitted(start, size)
             content, alpha = (None, None) if content is None else without_alpha(content)
             keep, faces = (None, None) if content is None else self._held(content, name, read, settings)
             scales = float(both[0]), float(both[1])
-            jobs.append(Job(content, style, size, int(seed), *scales, keep, begun, alpha, not_style, faces))
+            jobs.append(
+                Job(content, style, size, int(seed), *scales, keep, begun, alpha, not_style, faces, scene)
+            )
         for job in jobs:
             _check_job(job, style_side)
         return jobs
@@ -173,9 +180,10 @@ class Request:
             or settings.strength < 1
             or settings.face_detail
             or settings.preserve_color
+            or self.scene is not None
         ):
             raise UserError(
-                "keep, detail, recolor, strength, face_detail and preserve_color need a content picture"
+                "keep, detail, recolor, strength, face_detail, preserve_color and scene need a content picture"
             )
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
@@ -222,7 +230,7 @@ def _paired(**lists: list[Any]) -> list[list[Any]]:
     """The lists at the length of the longest: those of one repeat it. Raises UserError for other
     lengths, and for none."""
     if not all(lists.values()):
-        raise UserError("no pictures to work on: content, style or start is an empty list")
+        raise UserError("no pictures to work on: content, style, start or scene is an empty list")
     n = max(map(len, lists.values()))
     if any(len(each) not in (1, n) for each in lists.values()):
         raise UserError(

@@ -115,6 +115,7 @@ class StyleTransferPipeline:
         palette: Picture | None = None,
         not_style: Picture | None = None,
         start: Picture | Sequence[Picture] | None = None,
+        scene: Picture | Sequence[Picture] | None = None,
         batch_size: int = 8,
         progress: bool = False,
         watch: Watcher | None = None,
@@ -135,7 +136,9 @@ class StyleTransferPipeline:
         not_style: a painting that the style is led away from, by as much as style_scale is above 1.
         Where all paintings of a result are black and white, so is the result.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
-        before: only the steps of the last size are made. progress: show a bar. watch: called after
+        before: only the steps of the last size are made. scene: picture(s) whose colours are taken for those
+        of the content, where they go to the style's: a frame of the clip, so that all of its frames have
+        the same map of colours. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
         then; what it raises ends the painting.
         Raises UserError for unusable pictures and settings, also for a result or a painting that would take more
@@ -150,7 +153,7 @@ class StyleTransferPipeline:
         Flag("").check("progress", progress)
         if watch is not None and not callable(watch):
             raise UserError(f"watch must be a function, got {in_short(watch)}")
-        request = Request(content, style, keep, start, palette, not_style)
+        request = Request(content, style, keep, start, palette, not_style, scene)
         if not settings.paints:
             results = recolour(request, settings)
             return results[0] if request.is_single else results

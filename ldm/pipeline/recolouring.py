@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.media.recolouring import recoloured, room_for
+from ldm.media.recolouring import recoloured
 from ldm.memory import installed_memory
 from ldm.pipeline.inputs import Picture, Style
 from ldm.pipeline.jobs import Job, Request
@@ -55,25 +55,18 @@ def recolour(request: Request, settings: Settings) -> list[Image.Image]:
 
 
 def _recoloured(job: Job, settings: Settings) -> Image.Image:
-    shares = [settings.strength] * len(job.style.regions)
-    return job.finished(_in_colours_of_style(job, _seen(job), shares), settings)
+    return job.finished(_in_colours_of_style(job, settings.strength), settings)
 
 
-def _seen(job: Job) -> Image.Image:
-    """A job's photo with its transparency."""
+def _in_colours_of_style(job: Job, share: float, keep_forms: bool = False) -> Image.Image:
+    """A job's photo, RGB, in each region a `share` of the way to the colours of its own style, see
+    `recoloured`."""
     assert job.content is not None  # as the request is checked
     photo = job.content.copy()
     if job.alpha is not None:
         photo.putalpha(job.alpha)
-    return photo
-
-
-def _in_colours_of_style(job: Job, photo: Image.Image, part_ways: Sequence[float]) -> Image.Image:
-    """A job's photo, RGB, in each region so far (0 to 1) on the way to the colours of its own
-    style."""
     pictures = [
-        recoloured(photo, region, part).convert("RGB")
-        for region, part in zip(job.style.regions, part_ways, strict=True)
+        recoloured(photo, region, share, keep_forms, job.scene).convert("RGB") for region in job.style.regions
     ]
     shares = job.style.shares(job.size)
     if shares is None:
@@ -90,9 +83,5 @@ def to_paint(job: Job, share: float) -> Image.Image:
     share *= min(max(job.style_scale, 0.0), 1.0)
     if not share:
         return job.content
-    photo = _seen(job)
-    part_ways = [share * room_for(photo, region) for region in job.style.regions]
-    if not any(part_ways):
-        return job.content
-    coloured = _in_colours_of_style(job, photo, part_ways)
+    coloured = _in_colours_of_style(job, share, keep_forms=True)
     return coloured if job.held is None else Image.composite(job.content, coloured, job.held)

@@ -113,12 +113,11 @@ class Easel:
                 f"the clip has some {clip.count} frames, more than the limit of {MAX_FRAMES}; cut it shorter"
             )
         target, count = self.place("painted.mp4"), clip.count or MAX_FRAMES
-        steady = settings.but(recolor=0.0)  # each frame would have colours of its own
 
         def work(pipeline: "StyleTransferPipeline", report: Report) -> Path:
             def paint(pictures: Any, **changes: Any) -> Any:
                 return pipeline(
-                    pictures, style, settings=steady, watch=lambda progress: report.check(), **changes
+                    pictures, style, settings=settings, watch=lambda progress: report.check(), **changes
                 )
 
             def told(frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -127,7 +126,7 @@ class Easel:
                     report.tell(f"Frame {done} of {count}", min(done / count, 1), lambda: frame.picture)  # noqa: B023
 
             frames = clip.frames(0, MAX_FRAMES)
-            results = painted_clip(frames, paint, steady, DEFAULT_SMOOTH, CLIP_BATCH)
+            results = painted_clip(frames, paint, settings, DEFAULT_SMOOTH, CLIP_BATCH)
             write_video(target, told(results), clip, can_keep_sound(clip, target))
             return target
 
