@@ -25,9 +25,10 @@ from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept, Scales
 from ldm.models.diffusion.guidance import Guidance
 from ldm.modules.losses.energy import CONTENT_LAYERS, energy_of
 from ldm.modules.losses.lpips import vgg16
-from ldm.modules.losses.paint import Paint, paint_of
+from ldm.modules.losses.paint import Nearest, Paint, paint_of, some_places, unlikeness
 from ldm.modules.losses.paint_features import STYLE_LAYERS, PaintFeatures
 from ldm.modules.losses.style_transfer import (
+    PLACES,
     StyleTransferLoss,
     as_matrices,
     as_vector,
@@ -76,15 +77,16 @@ def loss_of(maps: dict[str, Tensor]) -> StyleTransferLoss:
 
 def test_a_picture_is_its_own_content_and_style(loss: StyleTransferLoss) -> None:
     x, others = pictures("a"), pictures("b")
-    content, _ = loss(x, loss.content_of(x), loss.style_of(others))
-    _, style = loss(x, loss.content_of(others), loss.style_of(x))
+    content, _, unlike = loss(x, loss.content_of(x), loss.style_of(others))
+    _, style, places = loss(x, loss.content_of(others), loss.style_of(x))
     # of nearly flat channels little counts
     assert content.shape == style.shape == (3,) and content.max() < 5e-3 and style.max() < 1e-5
+    assert places.abs().max() < 1e-3 < unlike.min()
 
 
 def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss: StyleTransferLoss) -> None:
     x, photos, paintings = (pictures(tag) for tag in "abc")
-    content, style = loss(x, loss.content_of(photos), loss.style_of(paintings))
+    content, style, _ = loss(x, loss.content_of(photos), loss.style_of(paintings))
     for i in range(3):
         wanted = paint_of(loss.features, paintings[i : i + 1]).grams
         _, expected = energy_of(loss.features, [Paint(wanted)], photos[i : i + 1]).terms(x[i : i + 1])
@@ -96,6 +98,29 @@ def test_each_picture_is_judged_by_givens_of_its_own_as_the_brush_judges_it(loss
         assert_same(content[i], expected[0], 1e-4)
         assert_same(style[i], sum(shares) / len(shares), 1e-4)
     assert content.unique().numel() == style.unique().numel() == 3
+
+
+def test_places_are_compared_as_the_brush_compares_them(loss: StyleTransferLoss) -> None:
+    x, paintings = pictures("a"), pictures("b")
+    wanted, maps = loss.style_of(paintings), loss.features(x)
+    places = loss(x, loss.content_of(x), wanted)[2]
+    for i in range(3):
+        each = [Nearest(wanted[name][i])(maps[layer][i : i + 1]).mean() for name, layer in PLACES.items()]
+        assert_same(places[i], sum(each) / 2, 1e-4)
+    without = {name: value for name, value in wanted.items() if name not in PLACES}
+    assert torch.equal(loss(x, loss.content_of(x), without)[2], torch.zeros(3))
+
+
+def test_a_texture_that_the_painting_has_nowhere_is_unlike_all_of_its_places() -> None:
+    """Two halves with a feature each, or both everywhere at half the strength: the same in the mean, not in places."""
+    halves = torch.zeros(1, 4, 8, 8)
+    halves[:, 0, :, :4] = halves[:, 1, :, 4:] = 1
+    blurred = halves.mean(dim=(2, 3), keepdim=True) + 0 * halves + 0.1 * torch.eye(4)[2][:, None, None]
+    places = some_places(halves, 64)
+    assert unlikeness(halves, places) < 1e-5 and unlikeness(halves.flip(3), places) < 1e-5
+    assert unlikeness(blurred, places) > 0.5
+    assert some_places(halves, 10).shape == (1, 10, 4)
+    assert torch.equal(some_places(halves, 10), some_places(halves, 64)[:, :10])
 
 
 def test_layers_can_be_weighed(loss: StyleTransferLoss) -> None:
@@ -123,7 +148,7 @@ def test_grams_do_not_see_places_and_content_does() -> None:
     maps = {name: rnd(name, 2, 5, 8, 8) for name in STYLE_LAYERS}
     moved = loss_of({name: value.roll(3, dims=2) for name, value in maps.items()})
     contents = {name: torch.nn.functional.instance_norm(maps[name]) for name in CONTENT_LAYERS}
-    content, style = moved(pictures("a", 2), contents, loss_of(maps).style_of(pictures("a", 2)))
+    content, style, _ = moved(pictures("a", 2), contents, loss_of(maps).style_of(pictures("a", 2)))
     assert style.max() < 1e-5 and content.min() > 0.5
 
 
@@ -473,7 +498,7 @@ def test_scales_are_drawn_evenly_by_their_logarithm(trained: Path) -> None:
 
 
 def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data, seen = cross_pairs(trained, styles_per_content=2), batch(3), {}
+    model, data, seen = cross_pairs(trained, styles_per_content=2, places_weight=1.0), batch(3), {}
     painted = rnd("painted", 6, CHANNELS, SIDE, SIDE)
     monkeypatch.setattr(model, "paint", lambda condition, scales: seen.update(condition) or painted)
     monkeypatch.setattr(
@@ -482,7 +507,7 @@ def test_each_photo_meets_different_paintings(trained: Path, monkeypatch: pytest
         lambda z: z[:, :3].repeat_interleave(FACTOR, dim=2).repeat_interleave(FACTOR, dim=3),
     )
     monkeypatch.setattr(
-        model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6), torch.zeros(6))
+        model.loss, "forward", lambda *args: seen.update(judged=args) or (torch.zeros(6),) * 3
     )
     model.shared_step(data)
     photos, paintings = (data[kind].permute(0, 3, 1, 2) for kind in ("photo", "painting"))
@@ -551,7 +576,7 @@ def test_what_is_judged_has_the_photos_detail_put_back(
     of_photos = Encoded(photos, model.of_photos(photos))
     of_paintings = Encoded(paintings.roll(1, dims=0), model.of_paintings(paintings, photos.shape[2:]))
     monkeypatch.setattr(
-        model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0)
+        model.loss, "forward", lambda pictures, *args: seen.update(pictures=pictures) or (0, 0, 0)
     )
     monkeypatch.setattr(
         cross_pairs_module,
@@ -575,6 +600,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
         style_weight=5.0,
         palette_weight=2.0,
         pattern_weight=4.0,
+        places_weight=1.5,
         layout_weight=6.0,
         diffusion_weight=0.7,
     ).train()
@@ -583,6 +609,7 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
         "style": [6.0, 5, 4, 3, 2, 1],
         "palette": [1.0, 0, 0, 0, 2, 0],
         "pattern": [0, 0, 0, 0, 0, 3.0],
+        "places": [0, 2.0, 0, 0, 0, 1.0],
         "layout": [0, 0, 1.0, 0, 0, 0.5],
     }
     scales = Scales(torch.tensor([1.0, 1, 1, 1, 1, 2]), torch.tensor([1.0, 1, 1, 1, 3, 0.5]), plain=4)
@@ -591,15 +618,16 @@ def test_the_losses_are_weighed_and_added_to_the_diffusion_loss(
     )
     monkeypatch.setattr(model, "draw_scales", lambda n: scales)
     loss, parts = model.shared_step(batch(3))
-    assert [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, 0.25, loss]
+    assert [parts[f"train/{name}"] for name in (*given, "loss")] == [3.5, 3.5, 0.5, 0.5, 0.5, 0.25, loss]
     style = (
         [6, 5, 4, 3, 1.5 * 2, 0.4 * 1],
         [1, 0, 0, 0, 1.5 * 2, 0],
         [0, 0, 0, 0, 0, 0.4 * 3],
+        [0, 2, 0, 0, 0, 0.4 * 1],
         [0, 0, 1, 0, 0, 0.4 * 0.5],
     )
     weighed = 3 * (1 + 2 + 3 + 4 + 0.5 * 5 + 1.6 * 6) + sum(
-        weight * sum(values) for weight, values in zip((5, 2, 4, 6), style)
+        weight * sum(values) for weight, values in zip((5, 2, 4, 1.5, 6), style)
     )
     assert loss.item() == pytest.approx(0.7 * parts["train/loss_simple"].item() + weighed / 6, rel=1e-5)
 
@@ -899,7 +927,13 @@ def recorded_on_the_cpu(run: Any) -> tuple[Any, Any]:
 
 def test_a_recorded_step_waits_for_nothing_and_has_the_same_losses_and_gradients(trained: Path) -> None:
     model = cross_pairs(
-        trained, identity_weight=1.0, pattern_weight=1.0, layout_weight=1.0, palette_weight=1.0, margin=1
+        trained,
+        identity_weight=1.0,
+        pattern_weight=1.0,
+        places_weight=1.0,
+        layout_weight=1.0,
+        palette_weight=1.0,
+        margin=1,
     ).train()
     weights = model.trained_parameters()
 

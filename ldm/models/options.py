@@ -175,7 +175,8 @@ class LossWeights:
     diffusion loss, which smooths the texture that the style loss asks for at all but the last steps
     of a run. identity_weight: of the squared error of the latents of pictures painted in their own
     styles, without guidance; 0 paints none. pattern_weight: of regular patterns that neither the
-    photo nor the painting has (`pattern_loss`). layout_weight: of what the paintings of different
+    photo nor the painting has (`pattern_loss`). places_weight: of places that are like none of the
+    painting's, such as the cells that Gram matrices fill plain skies with. layout_weight: of what the paintings of different
     photos have in common (`layout_loss`).
     """
 
@@ -185,11 +186,12 @@ class LossWeights:
     diffusion_weight: float = 1.0
     identity_weight: float = 0.0
     pattern_weight: float = 0.0
+    places_weight: float = 0.0
     layout_weight: float = 0.0
 
     def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
         """(N,) what style guidance asks for, weighed."""
-        names = ("style", "palette", "pattern", "layout")
+        names = ("style", "palette", "pattern", "places", "layout")
         return sum(getattr(self, f"{name}_weight") * losses[name] for name in names)
 
 

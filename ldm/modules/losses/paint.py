@@ -106,8 +106,8 @@ def mixed(paints: Sequence[tuple[Paint, float]]) -> Paint:
 
 
 class Nearest:
-    """How unlike places of a picture are to those of a painting that are most like them, (M, C), by
-    the angle between features less the painting's mean."""
+    """How unlike places of a picture are to those of a painting that are most like them, (M, C): 1
+    less the cosine of the angle between features less the painting's mean."""
 
     def __init__(self, places: Tensor):
         self.mean = places.float().mean(0) if len(places) else places.new_zeros(places.shape[1])
@@ -118,11 +118,31 @@ class Nearest:
         if not len(self.directions):
             return maps.new_zeros(len(maps), *maps.shape[2:], dtype=torch.float32)
         rows = F.normalize(maps.permute(0, 2, 3, 1).flatten(0, 2).float() - self.mean, dim=1)
-        with torch.no_grad():
-            given = rows.to(self.directions.dtype)
-            best = torch.cat([(part @ self.directions.T).argmax(1) for part in given.split(_ROWS)])
-        likeness = (rows * self.directions[best].float()).sum(1)
-        return (1 - likeness).view(len(maps), *maps.shape[2:])
+        return (1 - _greatest_cosines(rows, self.directions)).view(len(maps), *maps.shape[2:])
+
+
+def unlikeness(maps: Tensor, places: Tensor) -> Tensor:
+    """(N,) in [0, 2], float32: how unlike the places of maps (N, C, h, w) are to those of paintings,
+    (N, M, C), as `Nearest` has it, averaged over the places."""
+    means = places.float().mean(1, keepdim=True)
+    directions = F.normalize(places.float() - means, dim=2).to(places.dtype)
+    rows = F.normalize(maps.permute(0, 2, 3, 1).flatten(1, 2).float() - means, dim=2)
+    return torch.stack([1 - _greatest_cosines(*each).mean() for each in zip(rows, directions)])
+
+
+def _greatest_cosines(rows: Tensor, directions: Tensor) -> Tensor:
+    """(P,), float32, of rows (P, C) with the directions (M, C), both of length 1."""
+    with torch.no_grad():
+        given = rows.to(directions.dtype)
+        best = torch.cat([(part @ directions.T).argmax(1) for part in given.split(_ROWS)])
+    return (rows * directions[best].float()).sum(1)
+
+
+def some_places(maps: Tensor, count: int) -> Tensor:
+    """(N, M, C) features at `count` places, or all, of maps (N, C, h, w): drawn at random, always the
+    same."""
+    order = torch.randperm(maps[0, 0].numel(), generator=_always_the_same(), device="cpu")
+    return maps.flatten(2).index_select(2, order[:count].to(maps.device)).mT.contiguous()
 
 
 def add_up(parts: Iterable[Sums]) -> Sums:

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.util import spatial_std_mean, sum_of
 from ldm.modules.losses.energy import correlation, moments_with, photo_features
 from ldm.modules.losses.lpips import ScalingLayer, teacher_file, vgg16
+from ldm.modules.losses.paint import PLACE_LAYERS, some_places, unlikeness
 from ldm.modules.losses.paint_features import STYLE_LAYERS, PaintFeatures, mean_gram
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 CONTENT_LAYERS = ("relu3_1", "relu4_1")
+PLACES = {f"places {name}": name for name in PLACE_LAYERS}  # what they are called -> their layers
+_PLACES = 512  # of a painting that others are compared with: 0.4 MB of each layer
 _TINY = 1e-6
 # Y, 3 Cb, 3 Cr of red, green and blue
 _OPPONENT = ((0.299, 0.587, 0.114), (-0.507, -0.993, 1.5), (1.5, -1.257, -0.243))
@@ -140,18 +143,21 @@ class StyleTransferLoss(nn.Module):
     @torch.no_grad()
     def style_of(self, paintings: Tensor) -> dict[str, Tensor]:
         """What paintings (N, 3, H, W) ask for: {layer: (N, C * (C + 1) / 2)} Gram matrices as
-        vectors."""
-        return {name: as_vector(mean_gram(maps)) for name, maps in self.features(paintings).items()}
+        vectors, and by the names of PLACES (N, M, C) features of some places."""
+        maps = self.features(paintings)
+        grams = {name: as_vector(mean_gram(value)) for name, value in maps.items()}
+        return grams | {name: some_places(maps[layer], _PLACES) for name, layer in PLACES.items()}
 
     def forward(
         self, painted: Tensor, contents: Mapping[str, Tensor], styles: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """(content loss in [0, 2], style loss in [0, 1]), (N,) each, of painted pictures of the
-        contents' size.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(content loss in [0, 2], style loss in [0, 1], places loss in [0, 2]), (N,) each, of painted
+        pictures of the contents' size.
 
         Content: 1 less the mean correlation of features. Style: per layer the squared distance of
         Gram matrices as a share of the sum of both squares, so that no painting, however strong its
-        contrasts, drowns the others; averaged by weight.
+        contrasts, drowns the others; averaged by weight. Places: how unlike each place is to all of the
+        painting's (see `ldm.modules.losses.paint`); 0 where `styles` has none of these.
         """
         maps = self.features(painted)
         style = sum_of(
@@ -162,7 +168,9 @@ class StyleTransferLoss(nn.Module):
             1 - correlation(moments_with(maps[name], wanted), wanted) for name, wanted in contents.items()
         ]
         content = sum_of(losses) / len(losses)
-        return content, style / sum(self.layer_weights.values())
+        unlike = [unlikeness(maps[layer], styles[name]) for name, layer in PLACES.items() if name in styles]
+        places = sum_of(unlike) / len(unlike) if unlike else torch.zeros_like(content)
+        return content, style / sum(self.layer_weights.values()), places
 
 
 def as_vector(grams: Tensor) -> Tensor:
