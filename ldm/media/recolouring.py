@@ -27,6 +27,7 @@ _ROUNDS, _TRANSPORT_ROUNDS = 10, 100  # of clustering, of the transport
 _BLUR = 64.0  # entropy of the transport, in squared distances
 _REACH = 10.0  # how far a cluster's move is felt
 _MOST = 1.5  # by which the linear map stretches: where there is nothing but noise, there would be no end
+_BINS = 32  # of each channel, 8 levels wide
 _GRID = 17  # colours of the table by each channel
 _ENOUGH = 0.25  # of a picture's contrast
 _STRIP = 2**18  # pixels looked at together, so that large pictures take no more memory
@@ -91,8 +92,14 @@ def _of(palettes: Sequence[tuple[Image.Image, float]]) -> list[tuple[Array, Arra
 
 
 def _sample(picture: Image.Image) -> Sample:
+    """The picture's colours, those that are nearly the same as one: a fifth of them, and of the
+    time."""
     colours, shares = sample_of(picture, side=_SIDE)
-    return _lab(colours), shares
+    bins = (colours.astype(np.intp) * _BINS // 256) @ (_BINS**2, _BINS, 1)
+    _, bins = np.unique(bins, return_inverse=True)
+    together = np.bincount(bins, shares).astype(np.float64)
+    sums = [np.bincount(bins, shares * channel) for channel in _lab(colours).T]
+    return np.stack(sums, axis=1) / together[:, None], together
 
 
 def _table(own: Sample, wanted: Sample, met: NDArray[np.bool_]) -> Array:
