@@ -123,15 +123,19 @@ def test_names_of_published_configs_resolve(target: str) -> None:
         "ldmx.Model",
         "numpy.load",
         "",
-        None,
-        3,
     ],
 )
-def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: object) -> None:
+def test_targets_elsewhere_are_refused_by_the_option_that_allows_them(target: str) -> None:
     with pytest.raises(
         ConfigError, match=r"--allow-target PREFIX.*instantiate_from_config\(config, \['PREFIX'\]\)"
     ):
         instantiate_from_config({"target": target})
+
+
+@pytest.mark.parametrize("target", [None, 3])
+def test_a_target_that_is_no_text_is_told_by_its_key(target: object) -> None:
+    with pytest.raises(ConfigError, match=f"^part: `target` must be the dotted path.*got {target}$"):
+        instantiate_from_config({"target": target}, key="part")
 
 
 @pytest.mark.parametrize(

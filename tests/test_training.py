@@ -518,6 +518,7 @@ def test_the_learning_rate_of_the_model_node_is_used(diffusion_config: Path, key
         ("lightning.trainer=[1]", "`lightning.trainer` must be names with values"),
         ("lightning=3", "`lightning` must be names with values"),
         ("model=null", "needs a `target` key"),
+        ("model.target=null", "model: `target` must be the dotted path of a class or function, got None"),
         ("model.params.embed=3", "DualCondLDM has no parameter 'embed'"),
         ("model.parms.channels=3", "unknown key 'parms'; did you mean params"),
         ("model={target: pytorch_lightning.LightningDataModule}", "is not under"),

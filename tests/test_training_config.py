@@ -565,6 +565,7 @@ def _callback(name: str, **params: Any) -> dict[str, Any]:
         ({"trainer": {"limit_train_batches": 0.0}}, "limit_train_batches is 0"),
         ({"trainer": {"max_time": "many"}}, "the trainer cannot be set up"),
         ({"trainer": {"max_time": 3}}, "lightning.trainer.max_time must be text or .*, got 3"),
+        ({"trainer": {"num_nodes": 2}}, "num_nodes is 2, and nothing says which of these machines this is"),
         ({"trainer": {"num_nodes": "x"}}, "lightning.trainer.num_nodes must be a whole number, got 'x'"),
         (
             {"trainer": {"benchmark": "x"}},

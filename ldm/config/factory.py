@@ -106,6 +106,10 @@ def _target_and_params(config: Any) -> tuple[str, Mapping[str, Any]]:
     where = f"{_outer_key.get()}: " if _outer_key.get() else ""
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(f"{where}a config node needs a `target` key to be built, got {_short(config)}")
+    if not isinstance(config["target"], str):
+        raise ConfigError(
+            f"{where}`target` must be the dotted path of a class or function, got {_short(config['target'])}"
+        )
     unknown = [key for key in config if key not in NODE_KEYS]
     if unknown:
         raise ConfigError(

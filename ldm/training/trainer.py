@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.parallel import DistributedDataParallel
@@ -330,7 +332,9 @@ class ProgressLine(TQDMProgressBar):
 def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     """Raises ConfigError for options that Lightning does not have or take."""
     try:
-        return build(pl.Trainer, options, "pytorch_lightning.Trainer")
+        trainer: pl.Trainer = build(pl.Trainer, options, "pytorch_lightning.Trainer")
+        _check_machines(trainer)
+        return trainer
     except ModuleNotFoundError as error:
         raise _lacking("lightning.trainer", "what it says", error) from error
     except (MisconfigurationException, TypeError) as error:  # the latter: a text where a number belongs
@@ -340,6 +344,18 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
             else ""
         )
         raise ConfigError(f"the trainer cannot be set up: {error}{advice}") from error
+
+
+def _check_machines(trainer: pl.Trainer) -> None:
+    """Raises ConfigError where nothing tells which of several machines this is: it would wait for the
+    others in silence."""
+    told = {"NODE_RANK", "GROUP_RANK"} & os.environ.keys()
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not told:
+        raise ConfigError(
+            f"lightning.trainer.num_nodes is {trainer.num_nodes}, and nothing says which of these machines this is; start "
+            f"the run on each by torchrun --nnodes {trainer.num_nodes}, without num_nodes, or by srun (docs/training.md)"
+        )
 
 
 def _several(options: dict[str, Any]) -> bool:
