@@ -57,7 +57,7 @@ def all_steps(level: Level, picture: Callable[[], Tensor]) -> range:
     return range(level.steps)
 
 
-LOOK = Look("", step_share=1, gradient_steps=4, detail=0.5)
+LOOK = Look("", gradient_steps=4, detail=0.5)
 
 
 # Levels

@@ -18,7 +18,7 @@ from published.notebook import BLOCKS, CLASSES
 from test_class_conditional import class_ldm
 
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.pipeline.settings import LOOKS
+from ldm.pipeline.settings import LOOKS, SAMPLERS
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/style_transfer.ipynb"
 
@@ -30,7 +30,8 @@ def notebook() -> dict:
 
 def test_every_code_cell_runs_and_shows_what_it_should(notebook, monkeypatch):
     for name, brush in (("fast", 0), ("fine", 1)):  # few steps suffice to see that it runs
-        monkeypatch.setitem(LOOKS, name, replace(LOOKS[name], step_share=0.1, gradient_steps=brush))
+        monkeypatch.setitem(LOOKS, name, replace(LOOKS[name], gradient_steps=brush))
+    monkeypatch.setitem(SAMPLERS, "dpm-solver++", replace(SAMPLERS["dpm-solver++"], steps=2))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     settings = "SIZE, SMALL, SEED = 512, 256, 0"
     assert settings in cells[0]

@@ -129,7 +129,7 @@ def test_a_program_may_have_defaults_of_its_own_and_its_help_tells_them() -> Non
     told = {action.dest: action.help for action in parser._actions}
     for name, value in own.items():
         assert told[name].endswith(f" (default: {value})")
-    assert told["style_scale"].endswith(" (default: 1; for free 1.5)")
+    assert told["style_scale"].endswith(" (default: 1; for free 1.5; for fast 1.75)")
     assert told["steps"].endswith(f" (default: {DIALS['steps'].default_help})")
     assert "default" not in told["preserve_color"]
 

@@ -35,7 +35,7 @@ class Sampler:
 
 SAMPLERS = {
     # The solver's error is least between the two spacings, see docs/sampling.md.
-    "dpm-solver++": Sampler(20, spacing="between"),
+    "dpm-solver++": Sampler(10, spacing="between"),
     "ddim": Sampler(50, takes_eta=True),
     "ancestral": Sampler(250, stochastic=True),
 }
@@ -45,16 +45,15 @@ SAMPLERS = {
 class Look:
     """A named set of settings: what those are that nobody gives.
 
-    about: in a line. step_share: of the sampler's default number of steps; 0: nothing is painted,
-    COLOURING alone means something. gradient_steps: towards
+    about: in a line. paints: else COLOURING alone means something. gradient_steps: towards
     the painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to
     twice as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
     """
 
     about: str
-    step_share: float
     gradient_steps: int
     detail: float | None
+    paints: bool = True
     content_scale: float = 1.0
     style_scale: float = 1.0
 
@@ -63,7 +62,7 @@ class Look:
         return max(2, round(self.gradient_steps * 256 / max(side, 128))) if self.gradient_steps else 0
 
 
-_FINE = Look("the photo's layout in the painting's own brush work", 0.5, gradient_steps=21, detail=0.35)
+_FINE = Look("the photo's layout in the painting's own brush work", gradient_steps=21, detail=0.35)
 LOOKS = {
     "fine": _FINE,
     "faithful": replace(
@@ -75,15 +74,17 @@ LOOKS = {
     ),
     "fast": Look(
         "the painting's colours and light as sampled, without gradients, in a fraction of the time",
-        1.0,
         gradient_steps=0,
         detail=None,
+        # Guided, what the network makes of a photo is clearer, and styles differ more: docs/sampling.md.
+        content_scale=1.25,
+        style_scale=1.75,
     ),
     "palette": Look(
         "the photo itself in the painting's colours, within a second: nothing is painted",
-        0.0,
         gradient_steps=0,
         detail=None,
+        paints=False,
     ),
 }
 COLOURING = ("look", "size", "strength")  # the settings of the look palette
@@ -96,7 +97,7 @@ def looks_table() -> list[list[str]]:
     for name, look in LOOKS.items():
         detail = "the model's" if look.detail is None else f"{look.detail:g}"
         numbers = [f"{look.content_scale:g}", f"{look.style_scale:g}", detail, str(look.gradient_steps)]
-        rows.append([name, *(numbers if look.step_share else "----"), look.about])
+        rows.append([name, *(numbers if look.paints else "----"), look.about])
     return [head, *rows]
 
 
@@ -312,7 +313,7 @@ class Settings:
     sampler: str = _is("dpm-solver++", Choice(
         "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))
     steps: int | None = _is(None, Number(
-        "sampling steps", f"{_STEPS}; for fine half as many", "N", Range(1, NUM_TIMESTEPS), whole=True, optional=True))
+        "sampling steps", _STEPS, "N", Range(1, NUM_TIMESTEPS), whole=True, optional=True))
     eta: float = _is(0.0, Number("for ddim: 0 is deterministic, 1 as noisy as ancestral", range=_SHARE))
     guidance_interval: tuple[float, float] | None = _is(None, Interval(
         "the scales act only between these fractions of the way from picture (0) to noise (1); elsewhere they count as 1",
@@ -378,7 +379,7 @@ class Settings:
     @property
     def number_of_steps(self) -> int:
         """Of the sampler."""
-        return self.steps or max(1, round(LOOKS[self.look].step_share * SAMPLERS[self.sampler].steps))
+        return self.steps or SAMPLERS[self.sampler].steps
 
     @property
     def effective_look(self) -> Look:
@@ -390,7 +391,7 @@ class Settings:
     @property
     def paints(self) -> bool:
         """Whether a model samples the picture."""
-        return LOOKS[self.look].step_share > 0
+        return LOOKS[self.look].paints
 
     @property
     def has_brush(self) -> bool:
