@@ -198,20 +198,20 @@ def test_fewer_published_steps_are_scaled_to_250(
     assert len(evaluated) == 10
 
 
-def test_the_second_row_evaluates_the_whole_model_20_times(
+def test_the_second_row_evaluates_the_whole_model_10_times(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int]
 ) -> None:
     sampling.paint(model, task, SAMPLING["dpm-solver"], ways.PUBLISHED_STEPS)
-    assert len(evaluated) == 20 and predictions == [6] * 20
+    assert len(evaluated) == 10 and predictions == [6] * 10
 
 
 @pytest.mark.parametrize("row", [row for row in SAMPLING.values() if row.way == "prepared"])
-def test_our_rows_take_20_steps_with_the_conditions_prepared(
+def test_our_rows_take_10_steps_with_the_conditions_prepared(
     model: DualCondModel, task: ways.Task, evaluated: list[int], predictions: list[int], row: SamplingRow
 ) -> None:
     scaled = ways.Task(task.content, task.style, task.seeds, row.scales)
     sampling.paint(model, scaled, row, ways.PUBLISHED_STEPS)
-    assert len(predictions) == 20 and evaluated == []
+    assert len(predictions) == 10 and evaluated == []
     assert set(predictions) == ({2} if row.scales == (1, 1) else {2, 6} if row.interval else {6})
 
 

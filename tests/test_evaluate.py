@@ -878,7 +878,7 @@ def test_several_settings_are_painted_in_one_run(
     assert run_program(evaluate.main, call, monkeypatch) == 0
     out = capsys.readouterr().out
     assert [cells(out, line)[:2] for line in (2, 3, 4)] == [
-        ["content 1, style 1", "4"],
+        ["content 1.25, style 1.75", "4"],
         ["free", "4"],
         ["other_seed", "4"],
     ]
@@ -888,7 +888,7 @@ def test_several_settings_are_painted_in_one_run(
     names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
     moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
     changes = {
-        "content1_style1": {},
+        "content1.25_style1.75": {},
         "free": {"content_scale": 0.5, "style_scale": 2.0, "detail": 0.0},
         "other_seed": {"seed": 7},
     }
@@ -899,7 +899,7 @@ def test_several_settings_are_painted_in_one_run(
         ), name
     assert sorted(path.name for path in Path("kept").iterdir()) == sorted(changes)
     assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [
-        ("content 1, style 1", "1.0"),
+        ("content 1.25, style 1.75", "1.25"),
         ("free", ""),
     ]
 

@@ -181,7 +181,7 @@ def test_where_there_is_no_face_all_is_painted_beside_one_that_has_one(
 def test_without_a_photo_there_are_no_faces(
     found: list, tiny: StyleTransferPipeline, painting: Image.Image, options: dict
 ) -> None:
-    with pytest.raises(UserError, match="face_detail and preserve_color need a content picture"):
+    with pytest.raises(UserError, match="face_detail, preserve_color and scene need a content picture"):
         tiny(None, painting, **FAST, **options)
 
 

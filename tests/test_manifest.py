@@ -56,7 +56,7 @@ def test_each_row_is_painted_with_its_own_settings(stylize: Callable, capsys: py
     )
     assert stylize("--manifest", path, "--output", "out/", "--seed", "1") == 0
     assert capsys.readouterr().out.endswith("3 painted, 0 there already, 0 failed\n")
-    for name, seed, scale in (("a__s", 1, 1), ("own/name", 3, 2), ("a__t", 3, 2)):
+    for name, seed, scale in (("a__s", 1, 1.75), ("own/name", 3, 2), ("a__t", 3, 2)):
         said = told(f"out/{name}.png")
         assert (said["seed"], said["style_scale"]) == (seed, scale)
     assert stylize("data/a.png", "data/t.png", "one.png", "--seed", "3", "--style-scale", "2") == 0

@@ -122,14 +122,21 @@ def test_the_content_scale_means_nothing_to_a_style_alone(
 
 @pytest.mark.parametrize(
     "options",
-    [{"keep": white(32, 32)}, {"detail": 0.5}, {"recolor": 0.5}, {"strength": 0.5}, {"preserve_color": True}],
+    [
+        {"keep": white(32, 32)},
+        {"detail": 0.5},
+        {"recolor": 0.5},
+        {"strength": 0.5},
+        {"preserve_color": True},
+        {"scene": white(32, 32)},
+    ],
 )
 def test_what_needs_a_photo_is_refused_without_one(
     tiny: StyleTransferPipeline, paintings: list, options: dict
 ) -> None:
     with pytest.raises(
         UserError,
-        match="keep, detail, recolor, strength, face_detail and preserve_color need a content picture",
+        match="keep, detail, recolor, strength, face_detail, preserve_color and scene need a content picture",
     ):
         tiny(None, paintings[0], **FAST, **options)
 
@@ -218,9 +225,9 @@ def test_a_mixture_averages_the_statistics(
     painted = tiny.painter.paint(
         batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2)
     )
-    assert (
-        largest_difference(tiny(photo, StyleMix(paintings, [1, 3]), **FAST), tensor_to_image(painted[0])) <= 1
-    )
+    options = FAST | {"content_scale": 1.0, "style_scale": 1.0}
+    mixed = tiny(photo, StyleMix(paintings, [1, 3]), **options)
+    assert largest_difference(mixed, tensor_to_image(painted[0])) <= 1
 
 
 # Regions
@@ -339,7 +346,7 @@ def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Ima
     assert tiny(photo, paintings[0], strength=1.0, **FAST) == tiny(photo, paintings[0], **FAST)
 
 
-@pytest.mark.parametrize("strength, expected", [(1.0, 20), (0.5, 10), (0.01, 1)])
+@pytest.mark.parametrize("strength, expected", [(1.0, 10), (0.5, 5), (0.01, 1)])
 def test_less_strength_takes_fewer_steps(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, strength: float, expected: int
 ) -> None:
@@ -351,6 +358,21 @@ def test_less_strength_takes_fewer_steps(
         watch=lambda path, preview: lengths.append(len(path)) or path,
     )
     assert lengths == [expected]
+
+
+@pytest.mark.parametrize("strength, expected", [(1.0, (0.6, 3.0)), (0.5, (0.8, 2.0))])
+def test_less_strength_is_less_guidance(
+    tiny: StyleTransferPipeline,
+    photo: Image.Image,
+    paintings: list,
+    monkeypatch: pytest.MonkeyPatch,
+    strength: float,
+    expected: tuple[float, float],
+) -> None:
+    seen, paint = [], tiny.painter.paint
+    monkeypatch.setattr(tiny.painter, "paint", lambda batch, *rest: seen.append(batch) or paint(batch, *rest))
+    tiny(photo, paintings[0], strength=strength, **FAST | {"content_scale": 0.6, "style_scale": 3.0})
+    assert (seen[0].content_scales, seen[0].style_scales) == tuple([scale] for scale in expected)
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)

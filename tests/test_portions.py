@@ -533,7 +533,7 @@ def test_pictures_of_different_seeds_and_scales_are_painted_together(tasks: list
     made.painter.description = Settings.values
     told = run(varied, made)
     seeds = [one.seed for one in given], [one.value("style_scale") for one in given]
-    assert seeds == ([[0, 7, 0], 3, 7], [[1.0, 1.0, 2], 1.0, 1.0]) and given[2] == own[3]
+    assert seeds == ([[0, 7, 0], 3, 7], [[1.75, 1.75, 2], 1.75, 1.75]) and given[2] == own[3]
     assert {one.status for one in told} == {"painted"}
     assert [said["seed"] for said in map(_said, tasks)] == [0, 7, 0, 7, 3]
 

@@ -217,7 +217,7 @@ def test_the_command_takes_saved_styles_beside_pictures_and_a_folder_as_one(
     assert mean_difference(load_image("out/photo__paintings.png"), load_image("alone.png")) < 8
     mixed = ["--style", "styles/other.png", "--style-from", "paintings", "--style-weights", "1", "0"]
     assert painter("--content", "photo.png", *mixed, "--output", "mixed.png") == 0
-    assert largest_difference(load_image("mixed.png"), load_image("out/photo__other.png")) == 0
+    assert largest_difference(load_image("mixed.png"), load_image("out/photo__other.png")) <= 1
 
 
 def test_a_changed_style_is_painted_again(

@@ -310,7 +310,7 @@ def test_default_steps_are_told_as_a_number(
     inputs = ["--content", "photos/a.png", "--style", "styles/s.png", "--output", "o.png"]
     # but for --steps
     assert run_program(script("stylize").main, [*model_files, *SMALL[:-2], *inputs], monkeypatch) == 0
-    assert told("o.png")["steps"] == 20
+    assert told("o.png")["steps"] == 10
 
 
 # Starting again
@@ -635,7 +635,10 @@ def test_a_style_that_is_not_wanted_is_told_and_makes_another_picture(stylize: C
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ("--not-style styles/s.png", "style_scale is above 1, and it is 1; give a larger one"),
+        (
+            "--not-style styles/s.png --style-scale 1",
+            "style_scale is above 1, and it is 1; give a larger one",
+        ),
         ("--not-style missing.png --style-scale 2", "missing.png: no such file"),
     ],
 )

@@ -194,7 +194,7 @@ class StyleTransferPipeline:
                 if settings.has_brush:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
-                    painted = self._sampled(batch, settings, meter)
+                    painted = self._sampled(_guided_by(batch, settings.strength), settings, meter)
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
                 }
@@ -314,6 +314,16 @@ def _mildly_guided(batch: Batch) -> Batch:
     low, high = MILD_SCALES
     content_scales, style_scales = (
         [min(max(scale, low), high) for scale in scales]
+        for scales in (batch.content_scales, batch.style_scales)
+    )
+    return replace(batch, content_scales=content_scales, style_scales=style_scales)
+
+
+def _guided_by(batch: Batch, strength: float) -> Batch:
+    """With as much of the guidance: from a photo with little noise all of it would lead far past both
+    pictures."""
+    content_scales, style_scales = (
+        [strength * scale + (1 - strength) for scale in scales]  # to the last digit the same at 1
         for scales in (batch.content_scales, batch.style_scales)
     )
     return replace(batch, content_scales=content_scales, style_scales=style_scales)

@@ -280,10 +280,10 @@ class Settings:
         "for fine: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
     # A scale is a guidance scale of the sampling, and weighs a term of the fine look's energy.
     content_scale: float | Sequence[float] | None = _is(None, Number(
-        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it, less (for fast only) leads away",
+        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (for fast where the style's is 1), less (for fast only) leads away",
         _by_look("content_scale"), "S", each=True, optional=True))
     style_scale: float | Sequence[float] | None = _is(None, Number(
-        "guidance by the style: more is more painterly, 0 ignores it, less (for fast only) leads away",
+        "guidance by the style: more is more painterly, 0 ignores it (for fast where the content's is 1), less (for fast only) leads away",
         _by_look("style_scale"), "S", each=True, optional=True))
     detail: float | None = _is(None, Number(
         "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
