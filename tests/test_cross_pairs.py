@@ -23,6 +23,7 @@ from ldm.media.recolouring import recoloured
 from ldm.models.diffusion import cross_pairs as cross_pairs_module
 from ldm.models.diffusion.cross_pairs import CrossPairLDM, Encoded, Kept, Scales
 from ldm.models.diffusion.guidance import Guidance
+from ldm.models.options import LossWeights
 from ldm.modules.losses.energy import CONTENT_LAYERS, energy_of
 from ldm.modules.losses.lpips import vgg16
 from ldm.modules.losses.paint import Nearest, Paint, paint_of, some_places, unlikeness
@@ -966,3 +967,9 @@ def test_validation_is_not_recorded(trained: Path) -> None:
         with torch.no_grad():
             assert not model.eval().shared_step(batch(3))[0].requires_grad
     assert model._recorded._sizes is None  # none of them came there
+
+
+@pytest.mark.parametrize("wrong", ["abc", None, -1, float("nan")])
+def test_a_weight_that_cannot_be_is_told_by_its_name(wrong: object) -> None:
+    with pytest.raises(ConfigError, match="places_weight must be a number from 0 on"):
+        LossWeights(places_weight=wrong)

@@ -166,26 +166,26 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     assert [mean_difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("options", [["--look", "palette"], ["--recolor", "1"]], ids=" ".join)
-@pytest.mark.parametrize("smooth", [0, 0.9])
+@pytest.mark.parametrize("look, smooth", [("palette", 0), ("palette", 0.9), ("fast", 0.9)])
 def test_a_wall_keeps_its_colours_when_somebody_passes(
-    paint: Any, folder: Path, model_files: list[str], options: list[str], smooth: float
+    paint: Any, folder: Path, model_files: list[str], look: str, smooth: float
 ) -> None:
-    content = [picture(48, 32).copy() for _ in range(3)]
-    for i, each in enumerate(content[1:]):
-        each.paste((220, 30, 30), (8 * i, 10, 8 * i + 12, 32))
+    """Beside what comes in, frames change much less than by maps of colours of their own."""
+    content = [picture(48, 32).copy() for _ in range(10)]
+    for each in content[8:]:
+        each.paste((220, 30, 30), (0, 10, 12, 32))
     write_clip(folder / "clip.mkv", content)
-    steps = None if "palette" in options else 1
-    assert paint(*options, output="painted", smooth=smooth, batch_size=2, steps=steps) == 0
+    given = {"look": "palette"} if look == "palette" else {"look": "fast", "recolor": 1.0, "steps": 1}
+    options = [text for name, value in given.items() for text in (f"--{name}", value)]
+    assert paint(*options, output="painted", smooth=smooth, batch_size=4, look=None, steps=None) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])
-    given = {"look": "palette"} if "palette" in options else {"look": "fast", "recolor": 1.0, "steps": 1}
-    expected = pipeline(content, "painting.png", size=32, scene=content[0], **given)
+    alone = pipeline([content[0], content[9]], "painting.png", size=32, **given)
     results = [frame.picture for frame in read(folder / "painted")]
-    if not smooth or "palette" in options:
-        assert [mean_difference(*both) for both in zip(results, expected)] == [0, 0, 0]
-    if "palette" in options:
-        right = [np.asarray(each)[:, 24:] for each in results]
-        assert (right[1] == right[0]).all() and (right[2] == right[0]).all()
+    change, own = (
+        np.abs(np.subtract(*(np.asarray(each, dtype=float)[:, 24:] for each in pair))).mean()
+        for pair in ((results[0], results[9]), alone)
+    )
+    assert change < own / 2, (change, own)
 
 
 def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:

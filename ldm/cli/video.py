@@ -145,7 +145,9 @@ def description(args: argparse.Namespace, settings: Settings, clip: Clip) -> Abo
     is no checkpoint."""
     names = {"content": Path(args.content).resolve().name, "style": Path(args.style).name}
     style = {"style_sha256": file_hash(saved_style(args.style) or args.style)}
-    about = names | style | provenance(args, settings, args.precision) | {"smooth": args.smooth}
+    # A frame goes on from those before it, as far as the run goes back.
+    begun = {"smooth": args.smooth, "start": args.start}
+    about = names | style | provenance(args, settings, args.precision) | begun
     return lambda name: metadata_saying({**about, "content_sha256": clip.hash_of(name)})
 
 

@@ -6,16 +6,16 @@ and textures stick to the screen. So the result of the frame before is carried a
 flow, and a frame shows its own painting only where that does not explain it. What the past says of
 a frame follows from the clip alone; so frames are sampled in batches all the same.
 
-All frames of a scene have one map of colours, made for its first: each would have another one as soon as
-something passes in front of a wall.
+Frames have one map of colours with the second before them: each would have another one as soon as something
+passes in front of a wall.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
 from ldm.media.clips import Frame
@@ -32,7 +32,7 @@ SOFTNESS = 0.01  # radius of the blur, of the shorter side
 ENTRANCE = 0.2
 CUT = 0.5  # share of the picture; where the past explains less than the rest, it is another scene
 OTHER_COLOURS = 16  # levels of 255 from one frame to the next, where there is no flow to tell
-FULLER = 2.0  # times the contrast of the colours that a scene began with, as after a fade from black
+LATELY = 24  # frames of a scene whose colours count, a second: what comes in changes the others' slowly
 _COLOURS_SIDE = 32  # pixels at which these are looked at
 # pixels: a shorter flow is none; where the camera stands still and so does what it sees, one up to
 # the other is noise, too
@@ -119,8 +119,8 @@ def _softened(mask: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Linked:
-    """A frame, what the one before it says about it, None for nothing, and the frame whose colours
-    stand for those of its scene."""
+    """A frame, what the one before it says about it, None for nothing, and a picture whose colours
+    are those of its scene by then."""
 
     frame: Frame
     link: Link | None
@@ -130,33 +130,36 @@ class Linked:
 def linked(frames: Iterator[Frame], smooth: float) -> Iterator[Linked]:
     """Each frame with what the past says about it: nothing where `smooth` is 0."""
     seen: Image.Image | None = None
-    scene: Image.Image | None = None
+    lately = deque[Image.Image](maxlen=LATELY)
     for frame in frames:
         now, link = frame.picture, None
         if smooth and seen is not None:
             link = link_between(now, seen, smooth)
         is_cut = link is None if smooth else seen is None or _colour_change(now, seen) > OTHER_COLOURS
-        if scene is None or is_cut or _contrast(now) > FULLER * _contrast(scene):
-            scene = now
+        if is_cut:
+            lately.clear()
+        lately.append(now.resize((_COLOURS_SIDE,) * 2))
         seen = now if link is None or seen is None else link.over(now, seen)
-        yield Linked(frame, link, scene)
+        yield Linked(frame, link, _side_by_side(lately))
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in a row."""
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    for i, picture in enumerate(pictures):
+        row.paste(picture, (width * i, 0))
+    return row
 
 
 def _colour_change(now: Image.Image, before: Image.Image) -> float:
     """How far, in levels, the one's channels are from the other's, wherever they are in the picture:
     the mean of their earth mover's distances."""
-    one, other = (np.sort(_colours(picture), axis=0) for picture in (now, before))
+    one, other = (
+        np.sort(np.asarray(picture.resize((_COLOURS_SIDE,) * 2), dtype=np.float32).reshape(-1, 3), axis=0)
+        for picture in (now, before)
+    )
     return float(np.abs(one - other).mean())
-
-
-def _contrast(picture: Image.Image) -> float:
-    """The mean deviation of a picture's channels."""
-    return float(_colours(picture).std(axis=0).mean())
-
-
-def _colours(picture: Image.Image) -> NDArray[np.float32]:
-    small = picture.resize((_COLOURS_SIDE,) * 2)
-    return np.asarray(small, dtype=np.float32).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class ClipPainter:
     to start with, as the fine look can: what is new in a frame is then sampled, and painted on from
     the frame before. known: a frame of this name as it was painted already, or None.
 
-    With the pictures goes the `scene` of each: a wall keeps its colours when somebody passes.
+    With each picture goes its `scene`: a wall keeps its colours when somebody passes.
     """
 
     paint: Paint

@@ -5,7 +5,7 @@ Free of Lightning, as all that inference imports.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch.nn.functional as F
@@ -188,6 +188,10 @@ class LossWeights:
     pattern_weight: float = 0.0
     places_weight: float = 0.0
     layout_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for weight in fields(self):
+            check_number(weight.name, getattr(self, weight.name), least=0)
 
     def of_style(self, losses: Mapping[str, Tensor]) -> Tensor:
         """(N,) what style guidance asks for, weighed."""

@@ -137,7 +137,7 @@ class StyleTransferPipeline:
         Where all paintings of a result are black and white, so is the result.
         start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
         before: only the steps of the last size are made. scene: picture(s) whose colours are taken for those
-        of the content, where they go to the style's: a frame of the clip, so that all of its frames have
+        of the content, where they go to the style's: of several frames together, so that they have
         the same map of colours. progress: show a bar. watch: called after
         every step with a `ldm.pipeline.progress.Progress`, which has the pictures as they are by
         then; what it raises ends the painting.
