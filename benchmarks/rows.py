@@ -4,9 +4,11 @@ Nothing here imports torch."""
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.pipeline.settings import Settings
+from ldm.pipeline.settings import SAMPLERS, Settings
 
 GUIDANCE = (0.7, 1.5)  # of content and style: all three branches of guidance
+
+_SOLVER = f"DPM-Solver++, {SAMPLERS['dpm-solver++'].steps} steps"
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ CACHED: Options = {"cached": True, "bf16": True}
 
 SAMPLING = {
     "published": SamplingRow(PUBLISHED, way="published"),
-    "dpm-solver": SamplingRow("DPM-Solver++, 20 steps", way="unprepared"),
+    "dpm-solver": SamplingRow(_SOLVER, way="unprepared"),
     "prepared": SamplingRow("+ conditions prepared once"),
     "bf16": SamplingRow("+ bf16", **BF16),
     "channels-last": SamplingRow("+ channels_last", **FAST),
@@ -88,7 +90,7 @@ TRAINING = {
 }
 GPU_PAINTING = {
     "published": SamplingRow(PUBLISHED, way="published", fused_attention=False),
-    "dpm-solver": SamplingRow("DPM-Solver++, 20 steps", **OLD),
+    "dpm-solver": SamplingRow(_SOLVER, **OLD),
     "bf16": SamplingRow("+ bf16", **OLD, **BF16),
     "channels-last": SamplingRow("+ channels_last", **OLD, **FAST),
     "prepared": SamplingRow("+ conditions prepared once", fused_attention=False, **FAST),

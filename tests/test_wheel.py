@@ -110,7 +110,7 @@ def test_it_measures_itself(installed: Path, tmp_path: Path) -> None:
     table = artfusion(installed, tmp_path, "benchmark", "sampling", "--size", "64", "--repeats", "1", *rows)
     assert "mini.yaml, weights mini, 64 x 64 pixels" in table
     assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")][2:] == [
-        "| DPM-Solver++, 20 steps",
+        "| DPM-Solver++, 10 steps",
         "| whole process: artfusion stylize --look fast",
     ]
 
