@@ -1,5 +1,6 @@
 """scripts/stylize_video.py and ldm/video.py, on made-up clips of a few small frames and the tiny model."""
 
+import json
 import logging
 import sys
 import weakref
@@ -18,7 +19,9 @@ from pipeline_builders import assert_refused, everything_in, mean_difference, pi
 
 from ldm.errors import UserError
 from ldm.media import clips, video
+from ldm.media.images import read_metadata
 from ldm.pipeline.pipeline import StyleTransferPipeline
+from ldm.pipeline.provenance import METADATA_KEY
 
 RATE = Fraction(25)  # a frame takes a whole number of the units of every format
 
@@ -186,6 +189,13 @@ def test_a_wall_keeps_its_colours_when_somebody_passes(
         for pair in ((results[0], results[9]), alone)
     )
     assert change < own / 2, (change, own)
+
+
+def test_frames_tell_what_the_model_does_by_itself(paint: Any, folder: Path) -> None:
+    write_clip(folder / "clip.mkv", pictures(1))
+    assert paint("--start", 0, output="painted") == 0
+    said = json.loads(read_metadata(folder / "painted/000000.png")[METADATA_KEY])
+    assert (said["detail"], said["recolor"], said["start"], said["steps"]) == (0.0, 0.0, 0, 1)
 
 
 def test_the_same_frame_gives_the_same_result(paint: Any, folder: Path) -> None:

@@ -6,8 +6,10 @@ Nothing here imports torch before `load_pipeline`, so that a wrong option is ans
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.checkpoint.carried import config_of
 from ldm.checks import DEVICES, FACES, PRECISIONS
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.provenance import painted_with
@@ -126,6 +128,15 @@ def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> 
     """What a result's metadata say of how it was painted: settings, model, version. Raises
     UserError without a checkpoint."""
     return {**painted_with(settings, precision), **painted_by(args)}
+
+
+def as_the_model(
+    settings: Settings, config: str | Path, names: Iterable[str] = ("detail", "recolor")
+) -> Settings:
+    """With what the model's config says of the settings of these names that are left to it."""
+    params = config_of(config).get("model", {}).get("params", {})
+    left = [name for name in names if settings.value(name) is None]
+    return settings.but(**{name: params.get(name, 0.0) for name in left})
 
 
 def painted_by(args: argparse.Namespace) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from ldm.cli.options import (
     add_batch_size_option,
     add_model_options,
     add_settings_options,
+    as_the_model,
     load_pipeline,
+    model_of,
     provenance,
     settings_of,
 )
@@ -147,6 +149,8 @@ def description(args: argparse.Namespace, settings: Settings, clip: Clip) -> Abo
     style = {"style_sha256": file_hash(saved_style(args.style) or args.style)}
     # A frame goes on from those before it, as far as the run goes back.
     begun = {"smooth": args.smooth, "start": args.start}
+    if settings.paints:
+        settings = as_the_model(settings, model_of(args).files()[1])
     about = names | style | provenance(args, settings, args.precision) | begun
     return lambda name: metadata_saying({**about, "content_sha256": clip.hash_of(name)})
 

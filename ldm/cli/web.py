@@ -20,10 +20,10 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 
-from ldm.checkpoint.carried import config_of
 from ldm.cli.options import (
     add_model_options,
     add_settings_options,
+    as_the_model,
     load_pipeline,
     model_of,
     painted_by,
@@ -89,7 +89,7 @@ def main() -> None:
         )
     # the page works in an empty folder
     checkpoint, config = model_of(args).files()
-    settings = as_the_model(settings, config)
+    settings = as_the_model(settings, config, ["recolor"])  # the page shows a number
     args.checkpoint, args.config = str(checkpoint.absolute()), str(Path(config).absolute())
     model = cache(
         lambda: painted_by(args)
@@ -101,12 +101,6 @@ def main() -> None:
         settings,
         args.max_size,
     )
-
-
-def as_the_model(settings: Settings, config: Path) -> Settings:
-    """With what the model's config says of `recolor`, unless it is given: the page shows a number."""
-    params = config_of(config).get("model", {}).get("params", {})
-    return settings if settings.recolor is not None else settings.but(recolor=params.get("recolor", 0.0))
 
 
 def checked(args: argparse.Namespace) -> Settings:
