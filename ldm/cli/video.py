@@ -38,7 +38,7 @@ from ldm.cli.options import (
 )
 from ldm.errors import UserError
 from ldm.files import file_hash
-from ldm.media.clips import DEFAULT_RATE, Clip, Frame, open_clip
+from ldm.media.clips import DEFAULT_RATE, Clip, Frame, at_least_one, open_clip
 from ldm.media.flow import opencv
 from ldm.media.images import load_image
 from ldm.media.motion import DEFAULT_SMOOTH
@@ -126,10 +126,12 @@ def main() -> None:
     clip = open_clip(args.content, args.fps)
     about: About = (lambda name: {}) if is_video(target) else description(args, settings, clip)
     there = frozenset() if is_video(target) else finished_frames(target, about)
-    if has_frames_to_paint(clip, args, there):
+    frames = chosen_frames(clip, args, there)
+    if frames is not None:
         paint = partial(load_pipeline(args), style=style, settings=settings, batch_size=args.batch_size)
         known = partial(known_frame, target, there)
-        frames = clip.frames(args.start, stop_of(args))  # all, since each goes on from those before
+        if args.smooth or there:  # goes through all frames, since each goes on from those before
+            frames = clip.frames(args.start, stop_of(args))
         results = painted_clip(frames, paint, settings, args.smooth, args.batch_size, known)
         write(target, clip, results, number_to_paint(clip, args, there), about)
     else:
@@ -159,13 +161,13 @@ def stop_of(args: argparse.Namespace) -> int | None:
     return None if args.frames is None else args.start + args.frames
 
 
-def has_frames_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> bool:
-    """Whether not all are painted already. Raises UserError where the clip has none."""
-    if next(clip.frames(args.start, stop_of(args), there), None) is not None:
-        return True
-    if next(clip.frames(args.start, args.start + 1), None) is None:
+def chosen_frames(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> Iterator[Frame] | None:
+    """The frames to paint, the first of them read; None if all are painted already. Raises
+    UserError if there are none at all."""
+    frames = at_least_one(clip.frames(args.start, stop_of(args), there))
+    if frames is None and at_least_one(clip.frames(args.start, args.start + 1)) is None:
         raise UserError(f"{clip.path}: no frame{f' {args.start}' if args.start else 's'} in it")
-    return False
+    return frames
 
 
 def number_to_paint(clip: Clip, args: argparse.Namespace, there: frozenset[str]) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -189,6 +189,13 @@ def open_clip(path: str | Path, rate: Fraction | None = None) -> Clip:
             f"{path}: a video has its own frames per second; they can be set for a folder of frames only"
         )
     return VideoFile(path)
+
+
+def at_least_one(frames: Iterator[Frame]) -> Iterator[Frame] | None:
+    """The same frames, the first of them read already; None where there are none."""
+    first = next(frames, None)
+    # the iterator, unlike a list, lets go of the frame
+    return None if first is None else chain(iter([first]), frames)
 
 
 def open_video(path: Path) -> "av.container.InputContainer":

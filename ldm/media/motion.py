@@ -133,14 +133,15 @@ def linked(frames: Iterator[Frame], smooth: float) -> Iterator[Linked]:
     lately = deque[Image.Image](maxlen=LATELY)
     for frame in frames:
         now, link = frame.picture, None
-        if smooth and seen is not None:
-            link = link_between(now, seen, smooth)
-        is_cut = link is None if smooth else seen is None or _colour_change(now, seen) > OTHER_COLOURS
-        if is_cut:
+        small = now.resize((_COLOURS_SIDE,) * 2)
+        if smooth:
+            link = None if seen is None else link_between(now, seen, smooth)
+            seen = now if link is None or seen is None else link.over(now, seen)
+        if link is None and (smooth or (lately and _colour_change(small, lately[-1]) > OTHER_COLOURS)):
             lately.clear()
-        lately.append(now.resize((_COLOURS_SIDE,) * 2))
-        seen = now if link is None or seen is None else link.over(now, seen)
+        lately.append(small)
         yield Linked(frame, link, _side_by_side(lately))
+        del frame, now  # before the next is read
 
 
 def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -156,8 +157,7 @@ def _colour_change(now: Image.Image, before: Image.Image) -> float:
     """How far, in levels, the one's channels are from the other's, wherever they are in the picture:
     the mean of their earth mover's distances."""
     one, other = (
-        np.sort(np.asarray(picture.resize((_COLOURS_SIDE,) * 2), dtype=np.float32).reshape(-1, 3), axis=0)
-        for picture in (now, before)
+        np.sort(np.asarray(picture, dtype=np.float32).reshape(-1, 3), axis=0) for picture in (now, before)
     )
     return float(np.abs(one - other).mean())
 
@@ -190,7 +190,8 @@ class ClipPainter:
                 before = there[i] or self._joined(one, fresh.get(i), before)
                 if there[i] is None:
                     yield replace(one.frame, picture=before)
-            batch.clear()  # before the next are read
+            del one  # before the next are read
+            batch.clear()
 
     def _fresh(self, batch: list[Linked], there: list[Image.Image | None]) -> dict[int, Image.Image]:
         """What is painted of a batch before its frames are joined, by their places in it."""

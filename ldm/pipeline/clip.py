@@ -24,5 +24,6 @@ def painted_clip(
 
     smooth: between 0, each for itself, and 1, see `ldm.media.motion`; above 0 it needs OpenCV.
     """
-    scaled = (replace(frame, picture=sized(frame.picture, settings)) for frame in frames)
+    # Unlike a generator, this lets go of each frame before the next is read.
+    scaled = map(lambda frame: replace(frame, picture=sized(frame.picture, settings)), frames)
     return ClipPainter(paint, settings.has_brush, smooth, batch_size, known)(scaled)
