@@ -312,19 +312,21 @@ def _mildly_guided(batch: Batch) -> Batch:
     """What a fine picture begins with: the energy does the rest, and far scales would only leave it
     less to work with."""
     low, high = MILD_SCALES
-    content_scales, style_scales = (
-        [min(max(scale, low), high) for scale in scales]
-        for scales in (batch.content_scales, batch.style_scales)
-    )
-    return replace(batch, content_scales=content_scales, style_scales=style_scales)
+    return _rescaled(batch, lambda scale: min(max(scale, low), high))
 
 
 def _guided_by(batch: Batch, strength: float) -> Batch:
     """With as much of the guidance: from a photo with little noise all of it would lead far past both
     pictures."""
+    return _rescaled(
+        batch, lambda scale: strength * scale + (1 - strength)
+    )  # at 1 to the last digit the same
+
+
+def _rescaled(batch: Batch, changed: Callable[[float], float]) -> Batch:
+    """With other scales."""
     content_scales, style_scales = (
-        [strength * scale + (1 - strength) for scale in scales]  # to the last digit the same at 1
-        for scales in (batch.content_scales, batch.style_scales)
+        [changed(scale) for scale in scales] for scales in (batch.content_scales, batch.style_scales)
     )
     return replace(batch, content_scales=content_scales, style_scales=style_scales)
 
