@@ -126,6 +126,7 @@ def test_the_content_scale_means_nothing_to_a_style_alone(
         {"keep": white(32, 32)},
         {"detail": 0.5},
         {"recolor": 0.5},
+        {"texture": 0.5},
         {"strength": 0.5},
         {"preserve_color": True},
         {"scene": white(32, 32)},
@@ -136,7 +137,7 @@ def test_what_needs_a_photo_is_refused_without_one(
 ) -> None:
     with pytest.raises(
         UserError,
-        match="keep, detail, recolor, strength, face_detail, preserve_color and scene need a content picture",
+        match="keep, detail, recolor, texture, strength, face_detail, preserve_color and scene need a content picture",
     ):
         tiny(None, paintings[0], **FAST, **options)
 

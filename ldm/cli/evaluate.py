@@ -76,6 +76,7 @@ DIALS = (
     "style_scale",
     "detail",
     "recolor",
+    "texture",
     "sampler",
     "steps",
     "seed",

@@ -130,12 +130,11 @@ def provenance(args: argparse.Namespace, settings: Settings, precision: str) -> 
     return {**painted_with(settings, precision), **painted_by(args)}
 
 
-def as_the_model(
-    settings: Settings, config: str | Path, names: Iterable[str] = ("detail", "recolor")
-) -> Settings:
-    """With what the model's config says of the settings of these names that are left to it."""
+def as_the_model(settings: Settings, config: str | Path, names: Iterable[str] | None = None) -> Settings:
+    """With what the model's config says of the settings (or of those of these names) that are left to
+    it."""
     params = config_of(config).get("model", {}).get("params", {})
-    left = [name for name in names if settings.value(name) is None]
+    left = [name for name in names or settings.left_to_model if settings.value(name) is None]
     return settings.but(**{name: params.get(name, 0.0) for name in left})
 
 

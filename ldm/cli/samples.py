@@ -47,7 +47,16 @@ def parse_args() -> argparse.Namespace:
     add_batch_size_option(parser)
     add_settings_options(
         parser,
-        leave_out=("content_scale", "detail", "recolor", "strength", "face_detail", "preserve_color", "seed"),
+        leave_out=(
+            "content_scale",
+            "detail",
+            "recolor",
+            "texture",
+            "strength",
+            "face_detail",
+            "preserve_color",
+            "seed",
+        ),
     )
     add_model_options(parser)
     return parser.parse_args()

@@ -89,7 +89,7 @@ def main() -> None:
         )
     # the page works in an empty folder
     checkpoint, config = model_of(args).files()
-    settings = as_the_model(settings, config, ["recolor"])  # the page shows a number
+    settings = as_the_model(settings, config, ["recolor", "texture"])  # the page shows numbers
     args.checkpoint, args.config = str(checkpoint.absolute()), str(Path(config).absolute())
     model = cache(
         lambda: painted_by(args)

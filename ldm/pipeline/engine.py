@@ -326,6 +326,12 @@ class Painter:
         given = settings.value("recolor")
         return self.model.recolor if given is None else given
 
+    def texture(self, settings: Settings) -> float:
+        """How far what is sampled takes the paintings' own strokes: by the settings, else by the
+        model's config."""
+        given = settings.value("texture")
+        return self.model.texture if given is None else given
+
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large
         one begins small.

@@ -177,13 +177,14 @@ class Request:
             self.keep is not None
             or settings.detail
             or settings.recolor
+            or settings.texture
             or settings.strength < 1
             or settings.face_detail
             or settings.preserve_color
             or self.scene is not None
         ):
             raise UserError(
-                "keep, detail, recolor, strength, face_detail, preserve_color and scene need a content picture"
+                "keep, detail, recolor, texture, strength, face_detail, preserve_color and scene need a content picture"
             )
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:

@@ -39,6 +39,7 @@ from ldm.pipeline.memory import Size, check_painted, check_style
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour, to_paint
 from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
+from ldm.pipeline.texture import Texturer
 from ldm.pipeline.tiles import UNCUT
 
 # below, content guidance dissolves the photo; above, style guidance overshoots the painting's
@@ -183,6 +184,7 @@ class StyleTransferPipeline:
         statistics = self._statistics(jobs, settings)
         together = _together(jobs, settings, batch_size)
         results: dict[int, Image.Image] = {}
+        texturer = self._texturer(settings)
         firsts = [jobs[places[0]] for places in together]
         total = sum(self.work_at(job.size, settings, job.start is not None) for job in firsts)
         with Meter(total, progress, watch) as meter:
@@ -195,6 +197,7 @@ class StyleTransferPipeline:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
                     painted = self._sampled(_guided_by(batch, settings.strength), settings, meter)
+                    painted = self._textured(painted, batch, members, settings, texturer)
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
                 }
@@ -203,6 +206,30 @@ class StyleTransferPipeline:
 
     def _sampled(self, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
         return self.painter.paint(batch, settings, meter.sampling)
+
+    def _texturer(self, settings: Settings) -> Texturer:
+        side = _sampling_style_size(settings, self.painter.native_size)
+        return Texturer(self.painter.codec, self.painter.precision, side)
+
+    def _textured(
+        self, painted: Tensor, batch: Batch, jobs: list[Job], settings: Settings, texturer: Texturer
+    ) -> Tensor:
+        """Sampled pictures with the texture of their paintings, each region with that of its own; what
+        is kept of a photo is no place for it."""
+        texture = settings.strength * self.painter.texture(settings)
+        if not texture or batch.content is None:
+            return painted
+        pictures = []
+        for i, job in enumerate(jobs):
+            picture, content = painted[i : i + 1], batch.content[i : i + 1]
+            share = texture * min(max(job.style_scale, 0.0), 1.0)
+            regions = torch.cat(
+                [texturer.lay(picture, content, region, share) for region in job.style.regions]
+            )
+            masks = regions.new_ones(1, *batch.size) if batch.masks is None else batch.masks[i]
+            laid = (masks[:, None] * regions).sum(dim=0, keepdim=True)
+            pictures.append(laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1]))
+        return torch.cat(pictures)
 
     def _finely_painted(self, job: Job, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
         """(1, 3, H, W), sampled, or as given to begin with, and led to the painting's brush

@@ -287,10 +287,13 @@ class Settings:
         _by_look("style_scale"), "S", each=True, optional=True))
     detail: float | None = _is(None, Number(
         "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
-        "0.35; for fast 0.5, with the published model 0", "D", _SHARE, optional=True))
+        "0.35; for fast 0.7, with the published model 0", "D", _SHARE, optional=True))
     recolor: float | None = _is(None, Number(
         "how far the photo takes the painting's colours before it is painted, so that these follow its forms; 0 lets them fall as they will",
         "1; with the published model 0", "R", _SHARE, optional=True))
+    texture: float | None = _is(None, Number(
+        "for fast: how far the result takes the painting's own finest strokes where the photo is plain, from the painting's most similar places",
+        "1; with the published model 0", "T", _SHARE, optional=True))
     strength: float = _is(1.0, Number(
         "below 1: paint over the photo, keeping more of it and of its colours; fine then aims between its paint and the painting's",
         metavar="S", range=_POSITIVE_SHARE))
@@ -380,6 +383,11 @@ class Settings:
     def number_of_steps(self) -> int:
         """Of the sampler."""
         return self.steps or SAMPLERS[self.sampler].steps
+
+    @property
+    def left_to_model(self) -> tuple[str, ...]:
+        """The settings that the model's config says where neither they nor the look are given."""
+        return ("detail", "recolor") if self.has_brush else ("detail", "recolor", "texture")
 
     @property
     def effective_look(self) -> Look:

@@ -27,6 +27,10 @@ LABELS = {
         "Colours follow forms",
         "how far the photo takes the painting's colours first; at 0 they fall as they will",
     ),
+    "texture": (
+        "The painting's texture",
+        "of the fast look: how far plain places take the painting's own finest strokes",
+    ),
     "preserve_color": ("Keep the photo's colours", "only light, shade and brush work are the painting's"),
     "style_size": (
         "Stroke size",
@@ -49,7 +53,7 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
             return gr.Slider(0.05, 1, value, step=0.05, buttons=[], **given)
         case "effort":
             return gr.Slider(0.1, MAX_EFFORT, value, step=0.05, buttons=[], **given)
-        case "detail" | "recolor":
+        case "detail" | "recolor" | "texture":
             return gr.Slider(0, 1, usual(name, settings), step=0.05, buttons=[], **given)
         case "size":
             return gr.Radio(sizes(max_size, value, some=some), value=value, **given)

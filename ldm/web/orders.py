@@ -31,7 +31,11 @@ LONGEST = 3  # times as long as wide is what a photo of the page's may be
 MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
 MAX_SCALE = 4  # beyond it a dial moves nothing any more
 MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
-USUAL = {"detail": 0.5, "recolor": 1.0}  # of the bundled model, where the look has none of its own
+USUAL = {
+    "detail": 0.7,
+    "recolor": 1.0,
+    "texture": 1.0,
+}  # of the bundled model, where the look has none of its own
 
 # The looks on the three large buttons, whose scales the two dials then show.
 BALANCES = {
@@ -213,8 +217,10 @@ def settings_in(path: str | Path) -> Settings:
     try:
         said = json.loads(text)
         given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
-        if "detail" in given:  # painted: before there was `recolor`, without
+        if "detail" in given:  # painted: before there were these, without
             given.setdefault("recolor", 0.0)
+            if not Settings(**given).has_brush:
+                given.setdefault("texture", 0.0)
         settings = Settings(**given)
         settings.check()
         # The page's dials show what the look gives; what is left of it is whether it has a brush.

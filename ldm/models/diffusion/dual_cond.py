@@ -60,6 +60,8 @@ class DualCondModel(LatentDiffusionModel):
         the default, is the published way.
     recolor: how far, between 0 and 1, photos take the colours of their paintings before they are
         painted; Settings may say otherwise. 0, the default, is the published way.
+    texture: how far, between 0 and 1, pictures take the finest strokes of their paintings where the
+        photo is plain; Settings may say otherwise. 0, the default, is the published way.
     margin: pixels around a picture, mirrored there, that are painted with it and cut off again. At
         the edges the network sees zeros, and paints a frame of its own. 0, the default, is the
         published way.
@@ -79,12 +81,13 @@ class DualCondModel(LatentDiffusionModel):
         vgg_ckpt_path: str | None = None,
         detail: float = 0.0,
         recolor: float = 0.0,
+        texture: float = 0.0,
         margin: int = 0,
         *,
         scale: PerChannel,
         **options: Any,
     ):
-        check_fractions(detail=detail, recolor=recolor)
+        check_fractions(detail=detail, recolor=recolor, texture=texture)
         check_count("DualCondLDM: margin", margin, least=0)
         if cond_stage_key != "content_and_std_mean":
             raise ConfigError(
@@ -105,7 +108,7 @@ class DualCondModel(LatentDiffusionModel):
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
         self.vgg_ckpt_path, self.margin = vgg_ckpt_path, margin
-        self.detail, self.recolor = detail, recolor
+        self.detail, self.recolor, self.texture = detail, recolor, texture
 
     # Style network
 
