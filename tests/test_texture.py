@@ -245,6 +245,21 @@ def test_each_region_has_the_strokes_of_its_own_painting(tiny: StyleTransferPipe
     assert change[:48].mean() > turned_change[:48].mean() and change[48:].mean() < turned_change[48:].mean()
 
 
+def test_of_several_paintings_each_place_takes_the_nearest() -> None:
+    near, far = torch.full((1, 1, 32, 32), 1.0), torch.full((1, 1, 32, 32), 1.0)
+    near[..., 16:], far[..., :16] = 3.0, 3.0  # the first on the left, the second on the right
+    distances = torch.cat([near, far])
+    shares = texture.chosen(distances, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(shares.sum(dim=0), torch.ones(1, 32, 32))
+    assert (shares[0, 0, :, :8] > 0.99).all() and (shares[1, 0, :, -8:] > 0.99).all()
+    lopsided = texture.chosen(distances, torch.tensor([1e-12, 1.0]))
+    assert (lopsided[1] > 0.99).all()  # so little of the first that it is nowhere near enough
+    steps = [
+        float(texture.chosen(distances, torch.tensor([w, 1 - w]))[0].mean()) for w in (0.1, 0.4, 0.6, 0.9)
+    ]
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+
+
 def test_a_mix_has_the_strokes_of_its_paintings_by_their_weights(tiny: StyleTransferPipeline) -> None:
     one = tiny(PHOTO, ROUGH, texture=1.0, **FAST)
     mixed = tiny(PHOTO, StyleMix([ROUGH, picture(96, 64, 5)], [1.0, 0.0]), texture=1.0, **FAST)

@@ -32,6 +32,7 @@ SHARPER = (0.5, 2.0)  # ... by no less and no more than that
 COHERENCE = 0.3  # of the mean distance of matches: what each neighbour that goes on is worth
 ROUNDS = 4  # in which every place looks at its neighbours
 OVERLAP = 2  # pixels to each side of a place's own, over which it and its neighbours fade
+UNSURE = 0.1  # of the mean distance: so much nearer, a painting counts e times as much
 TILE = 96  # positions a side that are matched at once, and ...
 AT_ONCE = 2**24  # ... distances: 64 MB
 
@@ -66,30 +67,34 @@ class Texturer:
         self, picture: Tensor, content: Tensor, paintings: Sequence[tuple[Image.Image, float]], share: float
     ) -> Tensor:
         """The picture, painted of the photo `content`, a `share` of the way to the paintings'
-        texture, each of which counts by its weight."""
+        texture. Of several each place takes that which is most similar, by their weights."""
         swatches = [(self._swatch(painting), weight) for painting, weight in paintings if weight]
         known = [(swatch, weight) for swatch, weight in swatches if swatch is not None]
         if not share or not known:
             return picture
-        latent = self._encoded(picture)
-        places = _normal(latent)
-        height, width = picture.shape[2:]
-        strokes = torch.stack([weight * self._strokes(places, swatch) for swatch, weight in known]).sum(dim=0)
-        strokes = strokes[..., :height, :width]
-        strength = sum(weight * swatch.strength for swatch, weight in known)
+        places, (height, width) = _normal(self._encoded(picture)), picture.shape[2:]
+        found = torch.cat([self._found(places, swatch)[..., :height, :width] for swatch, _ in known])
+        weights = picture.new_tensor([weight for _, weight in known])
+        strokes = (chosen(found[:, 3:], weights) * found[:, :3]).sum(dim=0, keepdim=True)
+        strength = float(
+            weights @ picture.new_tensor([swatch.strength for swatch, _ in known]) / weights.sum()
+        )
         return torch.lerp(picture, _joined(picture, content, strokes, strength), share)
 
-    def _strokes(self, places: Tensor, swatch: Swatch) -> Tensor:
-        """The swatch's band (1, 3, f * h, f * w) at what is most similar to the places (1, C, h,
-        w)."""
+    def _found(self, places: Tensor, swatch: Swatch) -> Tensor:
+        """(1, 4, f * h, f * w) the swatch's band at what is most similar to the places (1, C, h, w),
+        and how far that is from them."""
 
-        def strokes(tiles: Sequence[Tile]) -> Tensor:
+        def found(tiles: Sequence[Tile]) -> Tensor:
             part = cut(places, tiles)
-            matches = matched(_around(part), swatch, (part.shape[2], part.shape[3]))
-            return collage(matches, swatch, (part.shape[2], part.shape[3]), self.codec.factor)
+            patches, size, factor = _around(part), (part.shape[2], part.shape[3]), self.codec.factor
+            matches = matched(patches, swatch, size)
+            distances = _distance(patches, swatch.patches[matches]).reshape(1, 1, *size)
+            return torch.cat(
+                [collage(matches, swatch, size, factor), F.interpolate(distances, scale_factor=factor)], dim=1
+            )
 
-        height, width = places.shape[2:]
-        return blend(strokes, Tiling(height, width, TILE), scale=self.codec.factor)
+        return blend(found, Tiling(places.shape[2], places.shape[3], TILE), scale=self.codec.factor)
 
     def _swatch(self, painting: Image.Image) -> Swatch | None:
         """None for one of which too little counts."""
@@ -135,6 +140,16 @@ def finest(pictures: Tensor) -> Tensor:
     for _ in range(3):  # three boxes make a bell
         blurred = _mean_around(blurred, BLUR)
     return pictures - blurred
+
+
+def chosen(distances: Tensor, weights: Tensor) -> Tensor:
+    """Shares (n, 1, H, W), summing to 1, of n paintings: at each place mostly the nearest one's,
+    nearer by a larger weight (n,)."""
+    if len(distances) == 1:
+        return torch.ones_like(distances)
+    # One painting's strokes at a place: several on top of each other would be a mist.
+    around = _mean_around(distances, AROUND)
+    return (weights.log()[:, None, None, None] - around / (UNSURE * around.mean())).softmax(dim=0)
 
 
 def matched(patches: Tensor, swatch: Swatch, size: tuple[int, int]) -> Tensor:
