@@ -21,6 +21,7 @@ from pipeline_builders import (
     pixels,
     tiny_model,
 )
+from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.media.images import resize_short_side
@@ -425,6 +426,23 @@ def test_a_large_picture_is_painted_small_first(
 ) -> None:
     result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
+
+
+def test_only_the_smallest_size_is_guided(
+    tiny: StyleTransferPipeline, paintings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger ones have it from there; but scales below 1 hold for all of them."""
+    scales, paint_at = [], Painter._paint_at
+
+    def seen(self: Painter, batch: Batch, *others: Any) -> Tensor:
+        scales.append((list(batch.content_scales), list(batch.style_scales)))
+        return paint_at(self, batch, *others)
+
+    monkeypatch.setattr(Painter, "_paint_at", seen)
+    tiny(picture(64, 64), paintings[0], content_scale=0.5, style_scale=2.0, **{**FAST, "size": 64})
+    assert scales == [([0.5], [2.0]), ([0.5], [1.0])]
+    tiny(picture(64, 64), paintings[0], style_scale=2.0, **{**FAST, "size": 64, "refine": 1})
+    assert scales[2:] == [([1.25], [2.0])]
 
 
 def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, paintings: list) -> None:

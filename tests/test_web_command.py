@@ -35,7 +35,7 @@ def test_settings_given_are_those_that_the_page_begins_with(
     )
     ((address, _, _, settings, max_size),) = served
     assert address == Address() and address.is_local
-    assert settings == Settings(size=128, style_scale=1.5, recolor=1.0) and max_size == 256
+    assert settings == Settings(size=128, style_scale=1.5, recolor=1.0, texture=1.0) and max_size == 256
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,15 @@ def test_settings_are_read_back_from_a_picture(tmp_path: Path) -> None:
     del (before := json.loads(said))["recolor"]
     save_image(picture(20, 20, seed=1), tmp_path / "before.png", {"artfusion": json.dumps(before)})
     assert settings_in(tmp_path / "before.png") == replace(settings, recolor=0.0)
+    # the fast look, before it laid texture
+    for look, expected in (("fast", 0.0), ("fine", None)):
+        del (before := json.loads(said))["texture"]
+        save_image(
+            picture(20, 20, seed=1),
+            tmp_path / "before.png",
+            {"artfusion": json.dumps(before | {"look": look})},
+        )
+        assert settings_in(tmp_path / "before.png").texture == expected
     # the page has the scales of a look on its dials, and no such look
     said = json.dumps(vars(Settings(look="free")))
     save_image(picture(20, 20, seed=1), tmp_path / "free.png", {"artfusion": said})

@@ -101,6 +101,14 @@ class Batch:
             self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep)
         )
 
+    def unguided(self) -> "Batch":
+        """The same with scales of 1 at most: what is guided already needs it no more, and tiles that
+        are guided each by itself drift apart."""
+        content_scales, style_scales = (
+            [min(scale, 1.0) for scale in scales] for scales in (self.content_scales, self.style_scales)
+        )
+        return replace(self, content_scales=content_scales, style_scales=style_scales)
+
     def widened(self, margin: int) -> "Batch":
         """The same with a mirrored margin."""
         if margin == 0:
@@ -198,7 +206,7 @@ class Painter:
         first, *larger = self.sizes(batch.size, settings)
         painted = self._paint_at(batch.resized(first), None, settings, watch)
         for size in larger:
-            painted = self._paint_at(batch.resized(size), painted, settings, watch)
+            painted = self._paint_at(batch.unguided().resized(size), painted, settings, watch)
         return painted
 
     def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, watch: Watch) -> Tensor:

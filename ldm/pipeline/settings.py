@@ -310,8 +310,8 @@ class Settings:
     tile: int | None = _is(None, Number(
         "sample large pictures in overlapping tiles of that many pixels (fine samples at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
         "the size the model was trained at", "N", PIXELS, whole=True, optional=True))
-    refine: float = _is(0.5, Number(
-        "what needs tiles is sampled small first, enlarged, and sampled over with this strength; 1: in tiles from scratch",
+    refine: float = _is(0.25, Number(
+        "what needs tiles is sampled small first, enlarged, and sampled over with this strength, at scales of 1 at most; 1: in tiles from scratch",
         metavar="S", range=_POSITIVE_SHARE))
     sampler: str = _is("dpm-solver++", Choice(
         "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))

@@ -217,12 +217,12 @@ def settings_in(path: str | Path) -> Settings:
     try:
         said = json.loads(text)
         given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
-        if "detail" in given:  # painted: before there were these, without
+        if "detail" in given:  # painted: before there was `recolor`, without
             given.setdefault("recolor", 0.0)
-            if not Settings(**given).has_brush:
-                given.setdefault("texture", 0.0)
         settings = Settings(**given)
         settings.check()
+        if "detail" in given and "texture" not in given and not settings.has_brush:
+            settings = settings.but(texture=0.0)  # the same
         # The page's dials show what the look gives; what is left of it is whether it has a brush.
         scales = {name: first(settings.value(name)) for name in ("content_scale", "style_scale")}
         settings = settings.but(look="fine" if settings.has_brush else "fast", **scales)
