@@ -214,20 +214,17 @@ class StyleTransferPipeline:
     def _textured(
         self, painted: Tensor, batch: Batch, jobs: list[Job], settings: Settings, texturer: Texturer
     ) -> Tensor:
-        """Sampled pictures with the texture of their paintings, each region with that of its own; what
-        is kept of a photo is no place for it."""
+        """Sampled pictures with the texture of their paintings; what is kept of a photo is no place for
+        it."""
         texture = settings.strength * self.painter.texture(settings)
         if not texture or batch.content is None:
             return painted
         pictures = []
         for i, job in enumerate(jobs):
             picture, content = painted[i : i + 1], batch.content[i : i + 1]
+            masks = None if batch.masks is None else batch.masks[i]
             share = texture * min(max(job.style_scale, 0.0), 1.0)
-            regions = torch.cat(
-                [texturer.lay(picture, content, region, share) for region in job.style.regions]
-            )
-            masks = regions.new_ones(1, *batch.size) if batch.masks is None else batch.masks[i]
-            laid = (masks[:, None] * regions).sum(dim=0, keepdim=True)
+            laid = texturer.lay(picture, content, job.style.regions, masks, share)
             pictures.append(laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1]))
         return torch.cat(pictures)
 

@@ -73,7 +73,7 @@ LOOKS = {
         _FINE, about="fine, nearer to the painting: forms dissolve", content_scale=0.5, style_scale=1.5
     ),
     "fast": Look(
-        "the painting's colours and light as sampled, without gradients, in a fraction of the time",
+        "the painting's colours, light and finest strokes, without gradients, in a fraction of the time",
         gradient_steps=0,
         detail=None,
         # Guided, what the network makes of a photo is clearer, and styles differ more: docs/sampling.md.
@@ -366,9 +366,9 @@ class Settings:
         return getattr(LOOKS.get(self.look), name, None) if given is None else given
 
     def values(self) -> dict[str, Any]:
-        """Every setting by name, as `value` tells it; of a look that does not paint, those that it
-        has."""
-        return {name: self.value(name) for name in (DIALS if self.paints else COLOURING)}
+        """The settings that act in this look by name, as `value` tells them."""
+        names = [name for name in DIALS if name != "texture" or not self.has_brush]
+        return {name: self.value(name) for name in (names if self.paints else COLOURING)}
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for

@@ -2,7 +2,7 @@
 
 The network is told a painting's statistics, so where a photo is plain it has to make up strokes, and
 what it makes up is the same weave for all. What the painting has at its most similar places is put
-there in its stead, as in image analogies (Hertzmann et al. 2001): each place of the picture's latent
+there in its stead, as in image analogies (Hertzmann et al. 2001): each place of the photo's latent
 is matched with one of the painting's, neighbours with neighbours where that costs little, so that
 strokes hang together.
 
@@ -21,30 +21,30 @@ from torch import Tensor
 from ldm.device import autocast
 from ldm.pipeline.brush import painting_tensors
 from ldm.pipeline.codec import Codec
-from ldm.pipeline.tiles import Tile, Tiling, blend, cut
 
 BLUR = 2  # pixels to each side, three times over: what that takes away is the finest band
 AROUND = 4  # pixels to each side over which strengths are compared
 PHOTO = 3.0  # how much the photo's own lines count against the painting's strokes
 FAINT = 1e-4  # a variance: a hundredth of the way from black to white is no stroke
 SHARPNESS = 0.85  # of the painting's, to which the picture's own lines come ...
-SHARPER = (0.5, 2.0)  # ... by no less and no more than that
-COHERENCE = 0.3  # of the mean distance of matches: what each neighbour that goes on is worth
-ROUNDS = 4  # in which every place looks at its neighbours
+SHARPER = (0.75, 2.0)  # ... by no less and no more than that
+LONGEST = 2.5  # times its strength is the most of a stroke: more would be an outline, a scratch in a face
+COHERENCE = 1.0  # of the mean distance of matches: what each neighbour that goes on is worth
 OVERLAP = 2  # pixels to each side of a place's own, over which it and its neighbours fade
 UNSURE = 0.1  # of the mean distance: so much nearer, a painting counts e times as much
-TILE = 96  # positions a side that are matched at once, and ...
-AT_ONCE = 2**24  # ... distances: 64 MB
+OPAQUE = 0.9  # of the most opaque place: what is less is none of the painting
+AT_ONCE = 2**24  # distances: 64 MB
+
+Region = Sequence[tuple[Image.Image, float]]  # its paintings and their weights
 
 
 @dataclass(frozen=True)
 class Swatch:
-    """A painting as texture is taken of it.
+    """A painting as texture is taken of it, in n places.
 
     patches: (n, 9 * C) what is around each place, by the latent's own deviations. usable: (n,) where
-    the painting is, and counts. width: places in a row. band: (3, ...) its finest band around each
-    place, as `F.unfold` puts it, (3 * side * side, n). strength: of that band, the root of its mean
-    square.
+    the painting is, and counts. width: places in a row. band: (3 * side**2, n) its finest band at
+    each place and OVERLAP pixels around it. strength: of that band, the root of its mean square.
     """
 
     patches: Tensor
@@ -64,40 +64,57 @@ class Texturer:
 
     @torch.no_grad()
     def lay(
-        self, picture: Tensor, content: Tensor, paintings: Sequence[tuple[Image.Image, float]], share: float
+        self, picture: Tensor, content: Tensor, regions: Sequence[Region], masks: Tensor | None, share: float
     ) -> Tensor:
-        """The picture, painted of the photo `content`, a `share` of the way to the paintings'
-        texture. Of several each place takes that which is most similar, by their weights."""
-        swatches = [(self._swatch(painting), weight) for painting, weight in paintings if weight]
-        known = [(swatch, weight) for swatch, weight in swatches if swatch is not None]
-        if not share or not known:
+        """The picture, painted of the photo `content`, a `share` of the way to its paintings'
+        texture. masks: (R, H, W) shares of the regions, None for a single one."""
+        known = [self._known(region) for region in regions]
+        if not share or not any(known):
             return picture
-        places, (height, width) = _normal(self._encoded(picture)), picture.shape[2:]
-        found = torch.cat([self._found(places, swatch)[..., :height, :width] for swatch, _ in known])
-        weights = picture.new_tensor([weight for _, weight in known])
-        strokes = (chosen(found[:, 3:], weights) * found[:, :3]).sum(dim=0, keepdim=True)
-        strength = float(
-            weights @ picture.new_tensor([swatch.strength for swatch, _ in known]) / weights.sum()
+        # The photo's, and not the picture's own: so the matches are the same to the last, whatever
+        # else is painted in the same batch.
+        latent = self._encoded(content)
+        everywhere = torch.ones(latent.shape[2:], device=latent.device)
+        places, size = patches_of(latent, everywhere), (latent.shape[2], latent.shape[3])
+        laid = torch.zeros_like(picture)
+        for i, swatches in enumerate(known):
+            textured = picture
+            if swatches:
+                strokes, strength = self._strokes(places, size, swatches)
+                textured = joined(
+                    picture, content, strokes[..., : picture.shape[2], : picture.shape[3]], strength
+                )
+            laid += textured if masks is None else masks[i] * textured
+        return torch.lerp(picture, laid, share)
+
+    def _known(self, region: Region) -> list[tuple[Swatch, float]]:
+        swatches = [(self._swatch(painting), weight) for painting, weight in region if weight]
+        return [(swatch, weight) for swatch, weight in swatches if swatch is not None]
+
+    def _strokes(
+        self, places: Tensor, size: tuple[int, int], swatches: Sequence[tuple[Swatch, float]]
+    ) -> tuple[Tensor, float]:
+        """((1, 3, f * h, f * w) strokes at what is most similar to the places (n, 9 * C) of `size`
+        (h, w), of several paintings at each the nearest one's, their mean strength)."""
+        matches = [matched(places, swatch, size) for swatch, _ in swatches]
+        distances = torch.stack(
+            [
+                _distance(places, swatch.patches[each]).reshape(size)
+                for each, (swatch, _) in zip(matches, swatches)
+            ]
         )
-        return torch.lerp(picture, _joined(picture, content, strokes, strength), share)
-
-    def _found(self, places: Tensor, swatch: Swatch) -> Tensor:
-        """(1, 4, f * h, f * w) the swatch's band at what is most similar to the places (1, C, h, w),
-        and how far that is from them."""
-
-        def found(tiles: Sequence[Tile]) -> Tensor:
-            part = cut(places, tiles)
-            patches, size, factor = _around(part), (part.shape[2], part.shape[3]), self.codec.factor
-            matches = matched(patches, swatch, size)
-            distances = _distance(patches, swatch.patches[matches]).reshape(1, 1, *size)
-            return torch.cat(
-                [collage(matches, swatch, size, factor), F.interpolate(distances, scale_factor=factor)], dim=1
-            )
-
-        return blend(found, Tiling(places.shape[2], places.shape[3], TILE), scale=self.codec.factor)
+        weights = distances.new_tensor([weight for _, weight in swatches])
+        shares = F.interpolate(
+            chosen(distances, weights)[None], scale_factor=self.codec.factor, mode="bilinear"
+        )
+        strokes = torch.zeros_like(shares[:, :1])
+        for i, (each, (swatch, _)) in enumerate(zip(matches, swatches)):
+            strokes = strokes + shares[:, i : i + 1] * collage(each, swatch, size, self.codec.factor)
+        strengths = weights.new_tensor([swatch.strength for swatch, _ in swatches])
+        return strokes, float(weights @ strengths / weights.sum())
 
     def _swatch(self, painting: Image.Image) -> Swatch | None:
-        """None for one of which too little counts."""
+        """None for one of which nothing counts."""
         if id(painting) not in self._swatches:
             picture, shares = painting_tensors(painting, self.side, self.codec.model.device)
             # the painting stays with its swatch, so that its id stays its own
@@ -107,26 +124,25 @@ class Texturer:
     def _taken_of(self, picture: Tensor, shares: Tensor | None) -> Swatch | None:
         latent, factor = self._encoded(picture), self.codec.factor
         height, width = latent.shape[2:]
-        there = torch.zeros_like(latent[:, :1])
+        usable = torch.zeros_like(latent[:, :1])
         # what was added to the painting's edges is none of it
-        there[..., : picture.shape[2] // factor, : picture.shape[3] // factor] = 1
+        usable[..., : picture.shape[2] // factor, : picture.shape[3] // factor] = 1
         if shares is not None:
-            there *= self.codec.shares(shares) > 0.999
-        usable = there.flatten() > 0
+            there = usable * self.codec.shares(shares)
+            opaque = (there > OPAQUE * there.max()).float()
+            # A place next to what does not count has its colours in its band and its latent.
+            inside = usable * -F.max_pool2d(F.pad(-opaque, (1,) * 4, value=-1.0), 3, stride=1)
+            usable = inside if inside.any() else opaque
         if not usable.any():
             return None
-        band = finest(picture)
-        padded = F.pad(
-            F.pad(band, (0, width * factor - band.shape[3], 0, height * factor - band.shape[2])),
-            (OVERLAP,) * 4,
-            mode="reflect",
-        )
+        missing = width * factor - picture.shape[3], height * factor - picture.shape[2]
+        padded = F.pad(finest(picture), (0, missing[0], 0, missing[1]))
+        band = F.unfold(F.pad(padded, (OVERLAP,) * 4, mode="reflect"), factor + 2 * OVERLAP, stride=factor)[0]
+        counts = usable.flatten() > 0
+        strength = band[:, counts].square().mean().sqrt()
+        longest = LONGEST * float(strength)
         return Swatch(
-            _around(_normal(latent)),
-            usable,
-            width,
-            F.unfold(padded, factor + 2 * OVERLAP, stride=factor)[0],
-            float(band.square().mean().sqrt()),
+            patches_of(latent, usable[0, 0]), counts, width, band.clamp(-longest, longest), float(strength)
         )
 
     def _encoded(self, picture: Tensor) -> Tensor:
@@ -142,39 +158,66 @@ def finest(pictures: Tensor) -> Tensor:
     return pictures - blurred
 
 
+def patches_of(latent: Tensor, usable: Tensor) -> Tensor:
+    """(n, 9 * C) what is at each place of a latent and the eight around it, by the mean and deviation
+    of each channel over what is usable (h, w): what is light in one picture is like what is light in
+    another."""
+    weights = usable / usable.sum()
+    mean = (weights * latent).sum(dim=(2, 3), keepdim=True)
+    variance = (weights * (latent - mean).square()).sum(dim=(2, 3), keepdim=True)
+    normal = (latent - mean) / (variance.sqrt() + 1e-4)
+    return F.unfold(F.pad(normal, (1,) * 4, mode="replicate"), 3)[0].T
+
+
 def chosen(distances: Tensor, weights: Tensor) -> Tensor:
-    """Shares (n, 1, H, W), summing to 1, of n paintings: at each place mostly the nearest one's,
-    nearer by a larger weight (n,)."""
+    """Shares (K, h, w), summing to 1, of K paintings whose matches are that far: at each place mostly
+    the nearest one's, nearer by a larger weight (K,)."""
     if len(distances) == 1:
         return torch.ones_like(distances)
     # One painting's strokes at a place: several on top of each other would be a mist.
-    around = _mean_around(distances, AROUND)
-    return (weights.log()[:, None, None, None] - around / (UNSURE * around.mean())).softmax(dim=0)
+    around = F.avg_pool2d(F.pad(distances[None], (1,) * 4, mode="replicate"), 3, stride=1)[0]
+    return (weights.log()[:, None, None] - around / (UNSURE * around.mean() + 1e-6)).softmax(dim=0)
 
 
 def matched(patches: Tensor, swatch: Swatch, size: tuple[int, int]) -> Tensor:
     """The swatch's place for each of the places of `size` (height, width), whose patches (n, 9 * C)
-    are given: a similar one, and next to the neighbours' where that is nearly as similar."""
+    are given: a similar one, and one that goes on with the neighbours' where that is nearly as
+    similar.
+
+    Places are gone through by diagonals, from the upper left and back: none of a diagonal is next to
+    another, so that all of it is done at once.
+    """
     height, width = size
     nearest, distances = _nearest(patches, swatch)
     worth = COHERENCE * distances.mean()
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=patches.device), torch.arange(width, device=patches.device), indexing="ij"
-    )
-    black = ((rows + columns) % 2 == 0).flatten()
-    matches = nearest
-    # Neighbours take turns, as the squares of a chessboard, or they would swap for ever.
-    for turn in (black, ~black) * ROUNDS:
-        offered, valid = _offers(matches.reshape(size), swatch)
-        choices = torch.cat([nearest[None], offered])
-        costs = torch.stack([distances, *(_distance(patches, swatch.patches[each]) for each in offered)])
-        agreeing = ((choices[:, None] == offered[None]) & valid[None]).sum(dim=1)
-        costs = (costs - worth * agreeing).masked_fill(
-            torch.cat([torch.zeros_like(valid[:1]), ~valid]), torch.inf
+    # a frame of places that are not there
+    rows, columns = (torch.full((height + 2, width + 2), -2, device=patches.device) for _ in range(2))
+    diagonals = list(range(height + width - 1))
+    for diagonal in [*diagonals, *reversed(diagonals)]:
+        row = torch.arange(max(0, diagonal - width + 1), min(diagonal, height - 1) + 1, device=patches.device)
+        column = diagonal - row
+        here = row * width + column
+        offers, valid = [], []
+        for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # from the left, above, the right, below
+            beside = row + 1 - down, column + 1 - right
+            offered_row, offered_column = rows[beside] + down, columns[beside] + right
+            inside = (
+                (rows[beside] >= 0) & (offered_row >= 0) & (offered_row < len(swatch.patches) // swatch.width)
+            )
+            inside &= (offered_column >= 0) & (offered_column < swatch.width)
+            place = torch.where(inside, offered_row * swatch.width + offered_column, 0)
+            offers.append(place)
+            valid.append(inside & swatch.usable[place])
+        offered, allowed = torch.stack(offers), torch.stack(valid)
+        choices = torch.cat([nearest[here][None], offered])
+        costs = torch.stack(
+            [distances[here], *(_distance(patches[here], swatch.patches[each]) for each in offers)]
         )
-        best = choices.gather(0, costs.argmin(dim=0)[None])[0]
-        matches = torch.where(turn, best, matches)
-    return matches
+        going_on = ((choices[:, None] == offered) & allowed).sum(dim=1)
+        costs[1:].masked_fill_(~allowed, torch.inf)
+        best = choices.gather(0, (costs - worth * going_on).argmin(dim=0)[None])[0]
+        rows[row + 1, column + 1], columns[row + 1, column + 1] = best // swatch.width, best % swatch.width
+    return (rows * swatch.width + columns)[1:-1, 1:-1].flatten()
 
 
 def _nearest(patches: Tensor, swatch: Swatch) -> tuple[Tensor, Tensor]:
@@ -189,26 +232,6 @@ def _nearest(patches: Tensor, swatch: Swatch) -> tuple[Tensor, Tensor]:
 
 def _distance(patches: Tensor, others: Tensor) -> Tensor:
     return (patches - others).square().sum(dim=1)
-
-
-def _offers(matches: Tensor, swatch: Swatch) -> tuple[Tensor, Tensor]:
-    """(4, n) the places that would go on with the matches (h, w) of the neighbours on each side, and
-    where there are such."""
-    height = len(swatch.patches) // swatch.width
-    offered, valid = [], []
-    for down, right in ((0, 1), (0, -1), (1, 0), (-1, 0)):
-        row = torch.roll(matches // swatch.width, (down, right), (0, 1)) + down
-        column = torch.roll(matches % swatch.width, (down, right), (0, 1)) + right
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < swatch.width)
-        # what comes in at the other side is no neighbour
-        if down:
-            inside[0 if down > 0 else -1] = False
-        else:
-            inside[:, 0 if right > 0 else -1] = False
-        place = torch.where(inside, row * swatch.width + column, 0).flatten()
-        offered.append(place)
-        valid.append(inside.flatten() & swatch.usable[place])
-    return torch.stack(offered), torch.stack(valid)
 
 
 def collage(matches: Tensor, swatch: Swatch, size: tuple[int, int], factor: int) -> Tensor:
@@ -226,13 +249,13 @@ def collage(matches: Tensor, swatch: Swatch, size: tuple[int, int], factor: int)
     return (laid / weights)[..., OVERLAP:-OVERLAP, OVERLAP:-OVERLAP]
 
 
-def _joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float) -> Tensor:
-    """The picture with the strokes where the photo is plain, its own lines elsewhere, both as strong
-    as the painting's."""
+def joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float) -> Tensor:
+    """The picture with the strokes where the photo `content` is plain and its own lines elsewhere,
+    both as strong as the painting's."""
     own = finest(picture)
     sharper = (SHARPNESS * strength / own.square().mean().sqrt().clamp_min(1e-6)).clamp(*SHARPER)
     of_photo, of_strokes = (
-        _mean_around(band.mean(dim=1, keepdim=True).square(), AROUND) for band in (finest(content), strokes)
+        _mean_around(band.square().mean(dim=1, keepdim=True), AROUND) for band in (finest(content), strokes)
     )
     share = of_strokes / (of_strokes + PHOTO * of_photo + FAINT)
     # by their squares: two that know nothing of each other are as strong together as either
@@ -241,15 +264,3 @@ def _joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float) 
 
 def _mean_around(x: Tensor, reach: int) -> Tensor:
     return F.avg_pool2d(F.pad(x, (reach,) * 4, mode="reflect"), 2 * reach + 1, stride=1)
-
-
-def _normal(latent: Tensor) -> Tensor:
-    """By each channel's own mean and deviation, so that what is light in one picture is like what is
-    light in another."""
-    deviation, mean = torch.std_mean(latent, dim=(2, 3), keepdim=True)
-    return (latent - mean) / (deviation + 1e-4)
-
-
-def _around(latent: Tensor) -> Tensor:
-    """(n, 9 * C) what is at each place of a latent and the eight around it."""
-    return F.unfold(F.pad(latent, (1,) * 4, mode="replicate"), 3)[0].T

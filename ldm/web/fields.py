@@ -19,7 +19,10 @@ LABELS = {
     "style_scale": ("More of the painting", "is more painterly"),
     "size": ("Size", "shorter side of the result, in pixels; larger takes longer"),
     "seed": ("Seed", "another one, another variant"),
-    "look": ("Look", "fine has the painting's brush work; fast only its colours and light, in a second"),
+    "look": (
+        "Look",
+        "fine has the painting's brush work; fast its colours, light and finest strokes, in a second",
+    ),
     "effort": ("Effort", "of the fine look: more comes nearer to the painting, and takes longer"),
     "strength": ("Strength", "below 1 paints over the photo, and keeps more of it and its colours"),
     "detail": ("Detail", "how much of the photo's finest lines is put back"),
