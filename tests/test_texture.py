@@ -93,6 +93,15 @@ def test_strokes_hang_together_over_more_than_two_places(monkeypatch: pytest.Mon
     assert three > 0.7 > 0.1 > three_alone and again < 0.01 < again_alone
 
 
+@pytest.mark.parametrize("step, size", [(1, (1, 3)), (4, (3, 1))])
+def test_a_place_follows_those_that_come_after_it_as_well(step: int, size: tuple[int, int]) -> None:
+    swatch = swatch_of(4, 4)
+    unclear = 0.52 * swatch.patches[11] + 0.48 * swatch.patches[4]
+    after = [swatch.patches[4 + step], swatch.patches[4 + 2 * step]]
+    assert matched(torch.stack([unclear, *after]), swatch, size).tolist() == [4, 4 + step, 4 + 2 * step]
+    assert matched(torch.stack([unclear]), swatch, (1, 1)).tolist() == [11]
+
+
 def test_what_does_not_count_is_never_taken() -> None:
     swatch = swatch_of(6, 6)
     usable = torch.zeros(36, dtype=torch.bool)
@@ -205,19 +214,18 @@ def test_an_outline_is_no_stroke(texturer: Texturer) -> None:
 
 def test_transparent_parts_of_a_painting_give_nothing(texturer: Texturer) -> None:
     half = ROUGH.convert("RGBA")
-    half.paste((255, 0, 0, 0), (64, 0, 96, 64))
+    half.paste((255, 0, 0, 0), (48, 0, 96, 64))
     whole = half.copy()
     whole.putalpha(0)
     swatch, opaque = texturer._swatch(half), texturer._swatch(ROUGH)
     assert swatch is not None and opaque is not None
     columns = swatch.usable.reshape(-1, swatch.width)
-    assert columns[:, :3].all() and not columns[:, 3:].any()  # 4 would be there, but the edge is next to it
+    assert columns[:, :2].all() and not columns[:, 2:].any()  # a third is there, but next to the edge
     cut = swatch.band[:, swatch.usable], opaque.band[:, swatch.usable]
     longest = texture.LONGEST * min(swatch.strength, opaque.strength)
     torch.testing.assert_close(*(band.clamp(-longest, longest) for band in cut))
-    assert swatch.strength == pytest.approx(
-        float(finest(tensor(ROUGH))[..., :50].square().mean().sqrt()), rel=0.2
-    )
+    there = float(finest(tensor(ROUGH))[..., :32].square().mean().sqrt())
+    assert swatch.strength == pytest.approx(there, rel=0.1)
     photo = tensor(PHOTO)
     assert texturer._swatch(whole) is None
     assert texturer.lay(photo, photo, [[(whole, 1.0)]], None, 1.0) is photo
@@ -233,6 +241,13 @@ def test_a_painting_that_is_transparent_all_over_counts_as_any(texturer: Texture
     thin.putalpha(alpha)
     swatch = texturer._swatch(thin)
     assert swatch is not None and swatch.usable.all()
+
+
+def test_what_is_nearly_transparent_is_none_of_a_painting(texturer: Texturer) -> None:
+    faded = ROUGH.convert("RGBA")
+    faded.putalpha(Image.fromarray(np.repeat([[255] * 48 + [60] * 48], 64, axis=0).astype(np.uint8)))
+    swatch = texturer._swatch(faded)
+    assert swatch is not None and not swatch.usable.reshape(-1, swatch.width)[:, 3:].any()
 
 
 def test_what_a_latent_has_beyond_the_painting_is_none_of_it(texturer: Texturer) -> None:
@@ -364,9 +379,17 @@ def test_company_makes_no_difference(tiny: StyleTransferPipeline) -> None:
         assert largest_difference(each, tiny(PHOTO, style, texture=1.0, **FAST)) <= 1
 
 
-def test_rounding_elsewhere_does_not_change_the_strokes(texturer: Texturer) -> None:
-    """In a batch, and in another number format, pictures differ by a hair: by no more with strokes."""
-    photo = tensor(PHOTO)
-    hair = 1e-3 * torch.randn(photo.shape, generator=torch.Generator().manual_seed(2))
-    one, other = (texturer.lay(each, photo, [[(ROUGH, 1.0)]], None, 1.0) for each in (photo, photo + hair))
-    assert (one - other).abs().max() < 0.02
+def test_what_else_is_sampled_does_not_change_the_matches(
+    texturer: Texturer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch, and in another number format, pictures differ by a hair, which may turn a match."""
+    found = []
+
+    def seen(*given: Any) -> Tensor:
+        found.append(matched(*given))
+        return found[-1]
+
+    monkeypatch.setattr(texture, "matched", seen)
+    for sampled in (tensor(PHOTO), tensor(PLAIN)):
+        texturer.lay(sampled, tensor(PHOTO), [[(ROUGH, 1.0)]], None, 1.0)
+    assert torch.equal(*found) and len(found[0].unique()) > 1
