@@ -30,6 +30,8 @@ SHARPNESS = 0.85  # of the painting's, to which the picture's own lines come ...
 SHARPER = (0.75, 2.0)  # ... by no less and no more than that
 LONGEST = 2.5  # times its strength is the most of a stroke: more would be an outline, a scratch in a face
 COHERENCE = 1.0  # of the mean distance of matches: what each neighbour that goes on is worth
+REUSE = 0.1  # of that: what is lost by each place that has it already
+NEAREST = 4  # similar places to choose from
 OVERLAP = 2  # pixels to each side of a place's own, over which it and its neighbours fade
 UNSURE = 0.1  # of the mean distance: so much nearer, a painting counts e times as much
 OPAQUE = 0.9  # of the most opaque place: what is less is none of the painting
@@ -181,15 +183,17 @@ def chosen(distances: Tensor, weights: Tensor) -> Tensor:
 
 def matched(patches: Tensor, swatch: Swatch, size: tuple[int, int]) -> Tensor:
     """The swatch's place for each of the places of `size` (height, width), whose patches (n, 9 * C)
-    are given: a similar one, and one that goes on with the neighbours' where that is nearly as
-    similar.
+    are given: a similar one, and one that goes on with the neighbours', or is not used yet, where that
+    is nearly as similar.
 
     Places are gone through by diagonals, from the upper left and back: none of a diagonal is next to
     another, so that all of it is done at once.
     """
     height, width = size
     nearest, distances = _nearest(patches, swatch)
-    worth = COHERENCE * distances.mean()
+    worth = COHERENCE * distances[0].mean()
+    used = torch.zeros(len(swatch.patches), device=patches.device)  # how often each place is
+    reuse = REUSE * min(1.0, len(swatch.patches) / len(patches))  # a large picture cannot but do it
     # a frame of places that are not there
     rows, columns = (torch.full((height + 2, width + 2), -2, device=patches.device) for _ in range(2))
     diagonals = list(range(height + width - 1))
@@ -197,37 +201,48 @@ def matched(patches: Tensor, swatch: Swatch, size: tuple[int, int]) -> Tensor:
         row = torch.arange(max(0, diagonal - width + 1), min(diagonal, height - 1) + 1, device=patches.device)
         column = diagonal - row
         here = row * width + column
-        offers, valid = [], []
-        for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # from the left, above, the right, below
-            beside = row + 1 - down, column + 1 - right
-            offered_row, offered_column = rows[beside] + down, columns[beside] + right
-            inside = (
-                (rows[beside] >= 0) & (offered_row >= 0) & (offered_row < len(swatch.patches) // swatch.width)
-            )
-            inside &= (offered_column >= 0) & (offered_column < swatch.width)
-            place = torch.where(inside, offered_row * swatch.width + offered_column, 0)
-            offers.append(place)
-            valid.append(inside & swatch.usable[place])
-        offered, allowed = torch.stack(offers), torch.stack(valid)
-        choices = torch.cat([nearest[here][None], offered])
-        costs = torch.stack(
-            [distances[here], *(_distance(patches[here], swatch.patches[each]) for each in offers)]
-        )
+        offered, allowed = _offers(rows, columns, row, column, swatch)
+        choices = torch.cat([nearest[:, here], offered])
+        of_offers = torch.stack([_distance(patches[here], swatch.patches[each]) for each in offered])
+        costs = torch.cat([distances[:, here], of_offers.masked_fill(~allowed, torch.inf)])
         going_on = ((choices[:, None] == offered) & allowed).sum(dim=1)
-        costs[1:].masked_fill_(~allowed, torch.inf)
-        best = choices.gather(0, (costs - worth * going_on).argmin(dim=0)[None])[0]
+        costs = costs + worth * (reuse * used[choices] - going_on)
+        best = choices.gather(0, costs.argmin(dim=0)[None])[0]
+        used.index_add_(0, best, torch.ones_like(best, dtype=used.dtype))
         rows[row + 1, column + 1], columns[row + 1, column + 1] = best // swatch.width, best % swatch.width
     return (rows * swatch.width + columns)[1:-1, 1:-1].flatten()
 
 
+def _offers(
+    rows: Tensor, columns: Tensor, row: Tensor, column: Tensor, swatch: Swatch
+) -> tuple[Tensor, Tensor]:
+    """(4, m) the places that would go on with the matches, so far, of the neighbours on each side of m
+    places, and which of them there are. rows, columns: (h + 2, w + 2) of these matches, -2 where
+    there are none."""
+    height = len(swatch.patches) // swatch.width
+    offered, allowed = [], []
+    for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # from the left, above, the right, below
+        beside = row + 1 - down, column + 1 - right
+        next_row, next_column = rows[beside] + down, columns[beside] + right
+        inside = (next_row >= 0) & (next_row < height) & (next_column >= 0) & (next_column < swatch.width)
+        place = torch.where(inside & (rows[beside] >= 0), next_row * swatch.width + next_column, 0)
+        offered.append(place)
+        allowed.append(inside & (rows[beside] >= 0) & swatch.usable[place])
+    return torch.stack(offered), torch.stack(allowed)
+
+
 def _nearest(patches: Tensor, swatch: Swatch) -> tuple[Tensor, Tensor]:
-    """The most similar usable places, and how far they are."""
+    """The most similar usable places (NEAREST, n), the first of them first, and how far they are."""
     squares = swatch.patches.square().sum(dim=1).masked_fill(~swatch.usable, torch.inf)
     count = max(1, AT_ONCE // len(squares))
+    few = min(NEAREST, int(swatch.usable.sum()))
     nearest = torch.cat(
-        [(squares - 2 * some @ swatch.patches.T).argmin(dim=1) for some in torch.split(patches, count)]
-    )
-    return nearest, _distance(patches, swatch.patches[nearest])
+        [
+            (squares - 2 * some @ swatch.patches.T).topk(few, dim=1, largest=False).indices
+            for some in torch.split(patches, count)
+        ]
+    ).T
+    return nearest, torch.stack([_distance(patches, swatch.patches[each]) for each in nearest])
 
 
 def _distance(patches: Tensor, others: Tensor) -> Tensor:
