@@ -106,12 +106,10 @@ class Texturer:
             ]
         )
         weights = distances.new_tensor([weight for _, weight in swatches])
-        shares = F.interpolate(
-            chosen(distances, weights)[None], scale_factor=self.codec.factor, mode="bilinear"
-        )
-        strokes = torch.zeros_like(shares[:, :1])
-        for i, (each, (swatch, _)) in enumerate(zip(matches, swatches)):
-            strokes = strokes + shares[:, i : i + 1] * collage(each, swatch, size, self.codec.factor)
+        strokes, factor = torch.zeros((), device=places.device), self.codec.factor
+        for share, each, (swatch, _) in zip(chosen(distances, weights), matches, swatches):
+            at_pixels = F.interpolate(share[None, None], scale_factor=factor, mode="bilinear")
+            strokes = strokes + at_pixels * collage(each, swatch, size, factor)
         strengths = weights.new_tensor([swatch.strength for swatch, _ in swatches])
         return strokes, float(weights @ strengths / weights.sum())
 
