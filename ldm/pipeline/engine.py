@@ -104,8 +104,12 @@ class Batch:
     def unguided(self) -> "Batch":
         """The same with scales of 1 at most: what is guided already needs it no more, and tiles that
         are guided each by itself drift apart."""
+        return self.rescaled(lambda scale: min(scale, 1.0))
+
+    def rescaled(self, changed: Callable[[float], float]) -> "Batch":
+        """The same with other scales."""
         content_scales, style_scales = (
-            [min(scale, 1.0) for scale in scales] for scales in (self.content_scales, self.style_scales)
+            [changed(scale) for scale in scales] for scales in (self.content_scales, self.style_scales)
         )
         return replace(self, content_scales=content_scales, style_scales=style_scales)
 

@@ -55,6 +55,12 @@ class Job:
         return [*self.style.pictures, *([] if self.not_style is None else [self.not_style])]
 
     @property
+    def style_share(self) -> float:
+        """How much of what is taken of the style besides the sampling its scale asks for: nothing at 0
+        and below, all of it from 1 on."""
+        return min(max(self.style_scale, 0.0), 1.0)
+
+    @property
     def kind(self) -> tuple[Any, ...]:
         """Jobs of the same kind go through the model together."""
         return (

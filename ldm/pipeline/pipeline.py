@@ -10,7 +10,6 @@ Settings are those of `ldm.pipeline.settings.Settings`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -223,8 +222,7 @@ class StyleTransferPipeline:
         for i, job in enumerate(jobs):
             picture, content = painted[i : i + 1], batch.content[i : i + 1]
             masks = None if batch.masks is None else batch.masks[i]
-            share = texture * min(max(job.style_scale, 0.0), 1.0)
-            laid = texturer.lay(picture, content, job.style.regions, masks, share)
+            laid = texturer.lay(picture, content, job.style.regions, masks, texture * job.style_share)
             pictures.append(laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1]))
         return torch.cat(pictures)
 
@@ -336,23 +334,14 @@ def _mildly_guided(batch: Batch) -> Batch:
     """What a fine picture begins with: the energy does the rest, and far scales would only leave it
     less to work with."""
     low, high = MILD_SCALES
-    return _rescaled(batch, lambda scale: min(max(scale, low), high))
+    return batch.rescaled(lambda scale: min(max(scale, low), high))
 
 
 def _guided_by(batch: Batch, strength: float) -> Batch:
     """With as much of the guidance: from a photo with little noise all of it would lead far past both
     pictures."""
-    return _rescaled(
-        batch, lambda scale: strength * scale + (1 - strength)
-    )  # at 1 to the last digit the same
-
-
-def _rescaled(batch: Batch, changed: Callable[[float], float]) -> Batch:
-    """With other scales."""
-    content_scales, style_scales = (
-        [changed(scale) for scale in scales] for scales in (batch.content_scales, batch.style_scales)
-    )
-    return replace(batch, content_scales=content_scales, style_scales=style_scales)
+    # so written, a strength of 1 changes nothing, to the last digit
+    return batch.rescaled(lambda scale: strength * scale + (1 - strength))
 
 
 def _sampling_style_size(settings: Settings, native_size: int) -> int:

@@ -80,7 +80,7 @@ def to_paint(job: Job, share: float) -> Image.Image:
     for less of the style, or a painting has next to no contrast: what is not to be seen cannot be
     painted. Where it is kept it is as it is."""
     assert job.content is not None
-    share *= min(max(job.style_scale, 0.0), 1.0)
+    share *= job.style_share
     if not share:
         return job.content
     coloured = _in_colours_of_style(job, share, keep_forms=True)

@@ -216,16 +216,16 @@ def _offers(
 ) -> tuple[Tensor, Tensor]:
     """(4, m) the places that would go on with the matches, so far, of the neighbours on each side of m
     places, and which of them there are. rows, columns: (h + 2, w + 2) of these matches, -2 where
-    there are none."""
+    there are none, beside which there is none either."""
     height = len(swatch.patches) // swatch.width
     offered, allowed = [], []
     for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0)):  # from the left, above, the right, below
         beside = row + 1 - down, column + 1 - right
         next_row, next_column = rows[beside] + down, columns[beside] + right
         inside = (next_row >= 0) & (next_row < height) & (next_column >= 0) & (next_column < swatch.width)
-        place = torch.where(inside & (rows[beside] >= 0), next_row * swatch.width + next_column, 0)
+        place = torch.where(inside, next_row * swatch.width + next_column, 0)
         offered.append(place)
-        allowed.append(inside & (rows[beside] >= 0) & swatch.usable[place])
+        allowed.append(inside & swatch.usable[place])
     return torch.stack(offered), torch.stack(allowed)
 
 

@@ -31,11 +31,8 @@ LONGEST = 3  # times as long as wide is what a photo of the page's may be
 MAX_STEPS, MAX_EFFORT = 100, 4  # minutes, and not hours, at the largest size
 MAX_SCALE = 4  # beyond it a dial moves nothing any more
 MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
-USUAL = {
-    "detail": 0.7,
-    "recolor": 1.0,
-    "texture": 1.0,
-}  # of the bundled model, where the look has none of its own
+# of the bundled model, where the look has none of its own
+USUAL = {"detail": 0.7, "recolor": 1.0, "texture": 1.0}
 
 # The looks on the three large buttons, whose scales the two dials then show.
 BALANCES = {
@@ -222,7 +219,7 @@ def settings_in(path: str | Path) -> Settings:
         settings = Settings(**given)
         settings.check()
         if "detail" in given and "texture" not in given and not settings.has_brush:
-            settings = settings.but(texture=0.0)  # the same
+            settings = settings.but(texture=0.0)  # painted: before there was `texture`
         # The page's dials show what the look gives; what is left of it is whether it has a brush.
         scales = {name: first(settings.value(name)) for name in ("content_scale", "style_scale")}
         settings = settings.but(look="fine" if settings.has_brush else "fast", **scales)
