@@ -21,8 +21,9 @@ from ldm.media.images import load_square
 from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses.energy import Energy
 from ldm.pipeline.brush import RATE, Order, descend, levels
+from ldm.pipeline.looks import LOOKS
 from ldm.pipeline.pipeline import StyleTransferPipeline
-from ldm.pipeline.settings import LOOKS, Settings
+from ldm.pipeline.settings import Settings
 from ldm.text import markdown_table
 
 STEPS = 100  # of each way

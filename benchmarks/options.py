@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import rows
 from ldm.files import ROOT, own_or
 from ldm.pipeline.bundled import BUNDLED, PUBLISHED_CONFIG
-from ldm.pipeline.settings import SAMPLERS
+from ldm.pipeline.looks import SAMPLERS
 
 PUBLISHED_STEPS = SAMPLERS["ancestral"].steps
 MINI_CONFIG = BUNDLED["mini"][1]

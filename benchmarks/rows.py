@@ -4,7 +4,8 @@ Nothing here imports torch."""
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.looks import SAMPLERS
+from ldm.pipeline.settings import Settings
 
 GUIDANCE = (0.7, 1.5)  # of content and style: all three branches of guidance
 

@@ -19,7 +19,8 @@ from ldm.models.diffusion.guidance import Guidance
 from ldm.models.diffusion.samplers import PerPictureNoise, sample_dpm_solver, sampling_path, start_of
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.engine import Batch, Painter, centred
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.looks import SAMPLERS
+from ldm.pipeline.settings import Settings
 
 Condition = dict[str, Tensor]
 Painted = tuple[Tensor, float]  # pictures (N, 3, H, W), seconds

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ldm.cli.options import option_name, told
-from ldm.pipeline.settings import DIALS, Settings, looks_table
+from ldm.pipeline.looks import looks_table
+from ldm.pipeline.settings import DIALS, Settings
 from ldm.text import markdown_table
 
 PAGE = Path(__file__).with_name("settings.md")

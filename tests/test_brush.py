@@ -31,9 +31,10 @@ from ldm.pipeline.brush import (
 )
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.jobs import PaintingStopped
+from ldm.pipeline.looks import LOOKS, Look
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.progress import Progress
-from ldm.pipeline.settings import LOOKS, Look, Settings
+from ldm.pipeline.settings import Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
 FAST = {"look": "fast", "size": 64, "steps": 1}

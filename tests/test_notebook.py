@@ -18,7 +18,7 @@ from published.notebook import BLOCKS, CLASSES
 from test_class_conditional import class_ldm
 
 from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.pipeline.settings import LOOKS, SAMPLERS
+from ldm.pipeline.looks import LOOKS, SAMPLERS
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks/style_transfer.ipynb"
 

@@ -28,8 +28,9 @@ from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.pipeline.engine import SOLVERS, Batch, Painter, centred
 from ldm.pipeline.inputs import StyleMix, StyleRegions
+from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.pipeline import StyleTransferPipeline
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.settings import Settings
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 

@@ -31,8 +31,9 @@ from ldm.models.diffusion.samplers import sampling_path
 from ldm.modules.losses import lpips
 from ldm.pipeline.bundled import BUNDLED, resolve_checkpoint
 from ldm.pipeline.engine import Batch
+from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.pipeline import StyleTransferPipeline, build_model
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.settings import Settings
 
 FAST = {"look": "fast", "size": 32, "steps": 2}
 

@@ -11,7 +11,8 @@ from pipeline_builders import ROOT, run_program
 
 from ldm.cli import info
 from ldm.errors import UserError
-from ldm.pipeline.settings import DIALS, LOOKS, MAX_RESULT_PIXELS, SAMPLERS, Settings, looks_table
+from ldm.pipeline.looks import LOOKS, SAMPLERS, looks_table
+from ldm.pipeline.settings import DIALS, MAX_RESULT_PIXELS, Settings
 
 WHOLE_OR_NONE = "must be a whole number or None"
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from ldm import __version__
 from ldm.files import ROOT
 from ldm.pipeline.bundled import resolve_checkpoint
-from ldm.pipeline.settings import looks_table
+from ldm.pipeline.looks import looks_table
 from ldm.program import ArgumentParser, result_is_printed
 from ldm.text import markdown_table
 

@@ -29,7 +29,8 @@ from ldm.media.places import (
 from ldm.pipeline.folders import distinct_names
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.library import library
-from ldm.pipeline.settings import COLOURING, DIALS, LOOKS, Flag, Interval, Number, Settings, Size
+from ldm.pipeline.looks import COLOURING, LOOKS
+from ldm.pipeline.settings import DIALS, Flag, Interval, Number, Settings, Size
 from ldm.pipeline.tasks import (
     Task,
     check_inputs_survive,

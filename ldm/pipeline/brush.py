@@ -27,7 +27,7 @@ from ldm.modules.losses.lpips import teacher_file, vgg16
 from ldm.modules.losses.paint import Grams, Paint, mixed, paint_of
 from ldm.modules.losses.paint_features import PaintFeatures
 from ldm.pipeline.inputs import mask_array
-from ldm.pipeline.settings import Look
+from ldm.pipeline.looks import Look
 from ldm.pipeline.tiles import mirrored_out
 
 SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left

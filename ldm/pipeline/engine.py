@@ -31,7 +31,8 @@ from ldm.models.diffusion.samplers import (
 from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.looks import SAMPLERS
+from ldm.pipeline.settings import Settings
 from ldm.pipeline.tiles import Tiling, mirrored_out
 
 log = logging.getLogger(__name__)

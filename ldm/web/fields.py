@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.pipeline.settings import SAMPLERS, Settings
+from ldm.pipeline.looks import SAMPLERS
+from ldm.pipeline.settings import Settings
 from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side

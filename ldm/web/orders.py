@@ -20,8 +20,9 @@ from ldm.errors import UserError
 from ldm.media.images import NamedBytes, at_most, load_image, read_metadata
 from ldm.pipeline.inputs import OneStyle, Style, StyleMix, StyleRegions, one_with_paintings, read_picture
 from ldm.pipeline.library import library
+from ldm.pipeline.looks import LOOKS
 from ldm.pipeline.provenance import METADATA_KEY
-from ldm.pipeline.settings import DIALS, LOOKS, Number, Settings, Size, as_list
+from ldm.pipeline.settings import DIALS, Number, Settings, Size, as_list
 
 STYLE_KEY = "artfusion-style"  # in the metadata of a picture of the shelf: the style that it stands for
 MAX_FILE_BYTES = 30 * 2**20
