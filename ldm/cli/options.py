@@ -13,7 +13,7 @@ from ldm.checkpoint.carried import config_of
 from ldm.checks import DEVICES, FACES, PRECISIONS
 from ldm.pipeline.chosen import ModelChoice
 from ldm.pipeline.provenance import painted_with
-from ldm.pipeline.settings import DIALS, Choice, Dial, Flag, Interval, Number, Settings, Size
+from ldm.pipeline.settings import DIALS, UNSAID, Choice, Dial, Flag, Interval, Number, Settings, Size
 from ldm.program import at_least
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def as_the_model(settings: Settings, config: str | Path, names: Iterable[str] | 
     it."""
     params = config_of(config).get("model", {}).get("params", {})
     left = [name for name in names or settings.left_to_model if settings.value(name) is None]
-    return settings.but(**{name: params.get(name, 0.0) for name in left})
+    return settings.but(**{name: params.get(name, UNSAID[name]) for name in left})
 
 
 def painted_by(args: argparse.Namespace) -> dict[str, Any]:

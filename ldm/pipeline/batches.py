@@ -126,7 +126,7 @@ class RowPainter:
         if not settings.paints:
             return settings.values() | {"version": __version__} | dict(self.options.said)
         painter = self.pipeline.painter
-        settings = settings.but(**{name: getattr(painter, name)(settings) for name in settings.left_to_model})
+        settings = settings.but(**{name: painter.value(name, settings) for name in settings.left_to_model})
         return (
             painted_with(settings, painter.precision)
             | self.options.model.description

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from ldm.modules.losses.paint import Grams, Paint, mixed, paint_of
 from ldm.modules.losses.paint_features import PaintFeatures
 from ldm.pipeline.inputs import mask_array
 from ldm.pipeline.looks import Look
+from ldm.pipeline.resizing import enlarged, resized
 from ldm.pipeline.tiles import mirrored_out
 
 SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
@@ -64,23 +64,6 @@ def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
 def canvas(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) with the margin round a picture of this size."""
     return size[0] + 2 * MARGIN, size[1] + 2 * MARGIN
-
-
-def resized(pictures: Tensor, size: Sequence[int]) -> Tensor:
-    """Pictures or masks (N, C, H, W) at another (height, width)."""
-    if tuple(pictures.shape[2:]) == tuple(size):
-        return pictures
-    smaller = size[0] < pictures.shape[2]
-    return F.interpolate(
-        pictures, size, mode="bilinear" if smaller else "bicubic", antialias=smaller, align_corners=False
-    )
-
-
-def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
-    """The picture at the size of `reference`, with this share of the detail there that the smaller
-    size cannot hold."""
-    lost = reference - resized(resized(reference, picture.shape[2:]), reference.shape[2:])
-    return resized(picture, reference.shape[2:]) + detail * lost
 
 
 def descend(

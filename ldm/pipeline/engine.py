@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.device import autocast
@@ -32,12 +31,14 @@ from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.looks import SAMPLERS
+from ldm.pipeline.resizing import enlarged, resized
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tiles import Tiling, mirrored_out
 
 log = logging.getLogger(__name__)
 
-MAX_ENLARGEMENT = 3  # from one size to the next, where a large picture is painted small first
+# from one size to the next, where a large picture is painted small first: sampled over, or just enlarged
+MOST_SAMPLED_OVER, MOST_ENLARGED = 3, 2
 
 # name -> what samples: (denoiser, x, the steps, eta, noise) -> latents
 SOLVERS: dict[str, Callable[[StartDenoiser, Tensor, Iterable[Step], float, NoiseSource], Tensor]] = {
@@ -49,11 +50,18 @@ SOLVERS: dict[str, Callable[[StartDenoiser, Tensor, Iterable[Step], float, Noise
 Preview = Callable[[], Tensor]  # the pictures as predicted by now, (N, 3, H, W)
 # Lets sampling steps through, and may look at them and at what they came to.
 Watch = Callable[[Sequence[Step], Preview], Iterable[Step]]
+# What is laid over pictures (N, 3, H, W) that were painted of a batch of their size.
+Finish = Callable[[Tensor, "Batch"], Tensor]
 
 
 def unwatched(path: Sequence[Step], preview: Preview) -> Iterable[Step]:
     """A Watch that does not look."""
     return path
+
+
+def unfinished(pictures: Tensor, batch: "Batch") -> Tensor:
+    """A Finish that lays nothing over them."""
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,7 @@ class Batch:
             return self
 
         def at_size(x: Tensor | None) -> Tensor | None:
-            return (
-                None
-                if x is None
-                else F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-            )
+            return None if x is None else resized(x, size)
 
         return replace(
             self, size=size, content=at_size(self.content), masks=at_size(self.masks), keep=at_size(self.keep)
@@ -191,15 +195,18 @@ class Painter:
             return self.model.get_style_statistics(pictures, shares).float()
 
     @torch.no_grad()
-    def paint(self, batch: Batch, settings: Settings, watch: Watch = unwatched) -> Tensor:
-        """The painted pictures (N, 3, H, W), not clipped. `watch` sees the sampling steps go by.
+    def paint(
+        self, batch: Batch, settings: Settings, watch: Watch = unwatched, finish: Finish = unfinished
+    ) -> Tensor:
+        """The painted pictures (N, 3, H, W), not clipped. `watch` sees the sampling steps go by;
+        `finish` is done at the last size, and at each that is enlarged without sampling over it.
 
         Raises UserError where the numbers overflow even in float32.
         """
-        painted = self._paint(batch, settings, watch)
+        painted = self._paint(batch, settings, watch, finish)
         if not bool(painted.isfinite().all()) and self.precision != "fp32":
             log.warning("numbers overflowed in %s; painting these pictures again in fp32", self.precision)
-            painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, unwatched)
+            painted = Painter(self.model, "fp32", self.recorder)._paint(batch, settings, unwatched, finish)
         if not bool(painted.isfinite().all()):
             raise UserError(
                 "the numbers overflowed, so there is no picture; choose smaller scales, or, if usual ones do it too, other "
@@ -207,12 +214,25 @@ class Painter:
             )
         return painted
 
-    def _paint(self, batch: Batch, settings: Settings, watch: Watch) -> Tensor:
+    def _paint(self, batch: Batch, settings: Settings, watch: Watch, finish: Finish) -> Tensor:
         first, *larger = self.sizes(batch.size, settings)
-        painted = self._paint_at(batch.resized(first), None, settings, watch)
+        at_size = batch.resized(first)
+        painted = self._paint_at(at_size, None, settings, watch)
         for size in larger:
-            painted = self._paint_at(batch.unguided().resized(size), painted, settings, watch)
-        return painted
+            if self.value("refine", settings):
+                at_size = batch.unguided().resized(size)
+                painted = self._paint_at(at_size, painted, settings, watch)
+            else:
+                painted, at_size = finish(painted, at_size), batch.resized(size)
+                painted = self._enlarged(painted, at_size, settings)
+        return finish(painted, at_size)
+
+    def _enlarged(self, smaller: Tensor, batch: Batch, settings: Settings) -> Tensor:
+        """The pictures at the size of the batch, with the detail that its photos have there."""
+        if batch.content is None:
+            return resized(smaller, batch.size)
+        pictures = enlarged(smaller, batch.content, self.value("detail", settings))
+        return pictures if batch.keep is None else torch.lerp(pictures, batch.content, batch.keep)
 
     def _paint_at(self, batch: Batch, smaller: Tensor | None, settings: Settings, watch: Watch) -> Tensor:
         """The batch at its size, over the picture painted at a smaller one, if there is one."""
@@ -228,7 +248,7 @@ class Painter:
             batch.size,
             margin,
             self._tile(settings, margin),
-            self.detail(settings),
+            self.value("detail", settings),
             guidance.needed,
             guidance.interval,
         )
@@ -282,8 +302,7 @@ class Painter:
         the picture painted smaller."""
         start, first = z, run.path[0]
         if tensors.smaller is not None:
-            smaller = tensors.smaller.clamp(-1, 1)
-            larger = F.interpolate(smaller, run.size, mode="bicubic", align_corners=False)
+            larger = resized(tensors.smaller.clamp(-1, 1), run.size)
             start = self.codec.encode(mirrored_out(larger, run.margin))
         if start is None or first.timestep == self.model.num_timesteps - 1:
             return tensors.noise
@@ -325,25 +344,14 @@ class Painter:
 
     # What the settings mean for this model
 
-    def detail(self, settings: Settings) -> float:
-        """How much of the photo's detail is put back: by the settings, else by their look, else by
-        the model's config."""
-        given = settings.value("detail")
-        return self.model.detail if given is None else given
-
-    def recolor(self, settings: Settings) -> float:
-        """How far photos take their paintings' colours: by the settings, else by the model's
-        config; not at all where they keep their own."""
-        if settings.preserve_color:
-            return 0.0
-        given = settings.value("recolor")
-        return self.model.recolor if given is None else given
-
-    def texture(self, settings: Settings) -> float:
-        """How far what is sampled takes the paintings' own strokes: by the settings, else by the
-        model's config."""
-        given = settings.value("texture")
-        return self.model.texture if given is None else given
+    def value(self, name: str, settings: Settings) -> float:
+        """A setting of `Settings.left_to_model`: as given, else as the look has it, else as the
+        model's config says."""
+        given = settings.value(name)
+        if given is None:
+            given = getattr(self.model, name)
+        # photos that keep their colours take none
+        return 0.0 if name == "recolor" and settings.preserve_color else given
 
     def sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """(height, width) at which a picture of this size is painted, one after the other; a large
@@ -354,18 +362,24 @@ class Painter:
         """
         ratio = min(size) / self.native_size
         tiled = len(Tiling(*size, self._tile(settings) * self.codec.factor).tiles) > 1
-        if not tiled or ratio <= 1 or settings.refine == 1:
+        refine = self.value("refine", settings)
+        if not tiled or ratio <= 1 or refine == 1:
             return [size]
-        levels = math.ceil(math.log(ratio) / math.log(MAX_ENLARGEMENT))
+        most = MOST_SAMPLED_OVER if refine else MOST_ENLARGED
+        levels = math.ceil(math.log(ratio) / math.log(most))
         return [tuple(round(side * ratio ** (i / levels - 1)) for side in size) for i in range(levels + 1)]
 
     def count_steps(self, size: tuple[int, int], settings: Settings) -> int:
         """Sampling steps for a batch of pictures of this (height, width)."""
-        enlargements = len(self.sizes(size, settings)) - 1
-        return len(self._path(settings, False)) + enlargements * len(self._path(settings, True))
+        first = len(self._path(settings, over_smaller=False))
+        if not self.value("refine", settings):
+            return first
+        return first + (len(self.sizes(size, settings)) - 1) * len(self._path(settings, over_smaller=True))
 
     def _path(self, settings: Settings, over_smaller: bool) -> list[Step]:
-        strength = min(settings.refine, settings.strength) if over_smaller else settings.strength
+        strength = (
+            min(self.value("refine", settings), settings.strength) if over_smaller else settings.strength
+        )
         spacing = SAMPLERS[settings.sampler].spacing
         return sampling_path(self.alphas, settings.number_of_steps, strength, spacing)
 

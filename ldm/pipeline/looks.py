@@ -31,7 +31,8 @@ class Look:
 
     about: in a line. paints: else COLOURING alone means something. gradient_steps: towards
     the painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to
-    twice as many at smaller ones, see `steps_at`. detail: None is what the model's config says.
+    twice as many at smaller ones, see `steps_at`. detail, refine: None is what the model's config
+    says.
     """
 
     about: str
@@ -40,13 +41,16 @@ class Look:
     paints: bool = True
     content_scale: float = 1.0
     style_scale: float = 1.0
+    refine: float | None = None
 
     def steps_at(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
         return max(2, round(self.gradient_steps * 256 / max(side, 128))) if self.gradient_steps else 0
 
 
-_FINE = Look("the photo's layout in the painting's own brush work", gradient_steps=21, detail=0.35)
+_FINE = Look(
+    "the photo's layout in the painting's own brush work", gradient_steps=21, detail=0.35, refine=0.25
+)
 LOOKS = {
     "fine": _FINE,
     "faithful": replace(

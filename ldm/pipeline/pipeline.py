@@ -31,13 +31,13 @@ from ldm.modules.losses.lpips import VGG_CHANNELS, vgg16
 from ldm.pipeline.brush import Brush, Level, Order, Stopped, bundled_vgg16, canvas, levels, painting_tensors
 from ldm.pipeline.bundled import resolve_checkpoint
 from ldm.pipeline.cuda_graphs import Recorder
-from ldm.pipeline.engine import Batch, Painter
+from ldm.pipeline.engine import Batch, Finish, Painter, unfinished
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
 from ldm.pipeline.memory import Size, check_painted, check_style
 from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour, to_paint
-from ldm.pipeline.settings import MIN_SIDE, Flag, Number, Range, Settings
+from ldm.pipeline.settings import MIN_SIDE, UNSAID, Flag, Number, Range, Settings
 from ldm.pipeline.texture import Texturer
 from ldm.pipeline.tiles import UNCUT
 
@@ -153,6 +153,8 @@ class StyleTransferPipeline:
         Flag("").check("progress", progress)
         if watch is not None and not callable(watch):
             raise UserError(f"watch must be a function, got {in_short(watch)}")
+        if content is None and settings.value("refine") is None:
+            settings = settings.but(refine=UNSAID["refine"])  # no photo, no detail that could be put in
         request = Request(content, style, keep, start, palette, not_style, scene)
         if not settings.paints:
             results = recolour(request, settings)
@@ -190,51 +192,53 @@ class StyleTransferPipeline:
             for places in together:
                 self.before_each()
                 members = [jobs[i] for i in places]
-                recolor = settings.strength * self.painter.recolor(settings)
+                recolor = settings.strength * self.painter.value("recolor", settings)
                 batch = self._batch(members, statistics, recolor)
                 if settings.has_brush:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
-                    painted = self._sampled(_guided_by(batch, settings.strength), settings, meter)
-                    painted = self._textured(painted, batch, members, settings, texturer)
+                    guided = _guided_by(batch, settings.strength)
+                    finish = self._texturing(members, settings, texturer)
+                    painted = self.painter.paint(guided, settings, meter.sampling, finish)
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
                 }
             meter.finish()
         return [results[i] for i in range(len(jobs))]
 
-    def _sampled(self, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
-        return self.painter.paint(batch, settings, meter.sampling)
-
     def _texturer(self, settings: Settings) -> Texturer:
         side = _sampling_style_size(settings, self.painter.native_size)
         return Texturer(self.painter.codec, self.painter.precision, side)
 
-    def _textured(
-        self, painted: Tensor, batch: Batch, jobs: list[Job], settings: Settings, texturer: Texturer
-    ) -> Tensor:
-        """Sampled pictures with the texture of their paintings; what is kept of a photo is no place for
-        it."""
-        texture = settings.strength * self.painter.texture(settings)
-        if not texture or batch.content is None:
-            return painted
-        pictures = []
-        for i, job in enumerate(jobs):
-            picture, content = painted[i : i + 1], batch.content[i : i + 1]
-            masks = None if batch.masks is None else batch.masks[i]
-            laid = texturer.lay(picture, content, job.style.regions, masks, texture * job.style_share)
-            pictures.append(laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1]))
-        return torch.cat(pictures)
+    def _texturing(self, jobs: list[Job], settings: Settings, texturer: Texturer) -> Finish:
+        """What lays the texture of these jobs' paintings over their sampled pictures; what is kept of a
+        photo is no place for it."""
+        texture = settings.strength * self.painter.value("texture", settings)
+
+        def textured(painted: Tensor, batch: Batch) -> Tensor:
+            if batch.content is None:
+                return painted
+            pictures = []
+            for i, job in enumerate(jobs):
+                picture, content = painted[i : i + 1], batch.content[i : i + 1]
+                masks = None if batch.masks is None else batch.masks[i]
+                laid = texturer.lay(picture, content, job.style.regions, masks, texture * job.style_share)
+                pictures.append(
+                    laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1])
+                )
+            return torch.cat(pictures)
+
+        return textured if texture else unfinished
 
     def _finely_painted(self, job: Job, batch: Batch, settings: Settings, meter: Meter) -> Tensor:
         """(1, 3, H, W), sampled, or as given to begin with, and led to the painting's brush
         work."""
         if job.start is None:
             smaller = batch.resized(self._start_size(batch.size, settings))
-            start = self._sampled(_mildly_guided(smaller), settings, meter)
+            start = self.painter.paint(_mildly_guided(smaller), settings, meter.sampling)
         else:
             start = image_to_tensor(job.start)[None].to(self.model.device)
-        order = _order(job, batch, settings, self.painter.detail(settings))
+        order = _order(job, batch, settings, self.painter.value("detail", settings))
         try:
             return self.brush.finish(
                 start, order, settings.effective_look, meter.brushing, only_last=job.start is not None

@@ -18,6 +18,8 @@ from ldm.pipeline.looks import COLOURING, LOOKS, SAMPLERS, Look
 MIN_SIDE = 32
 MAX_RESULT_PIXELS = 40_000_000
 NUM_TIMESTEPS = 1000  # of the bundled and the published model
+# what is left to the model, where its config says nothing of it: as the published one paints
+UNSAID = {"detail": 0.0, "recolor": 0.0, "texture": 0.0, "refine": 0.25}
 
 
 def _by_look(name: str) -> str:
@@ -229,9 +231,9 @@ class Settings:
     tile: int | None = _is(None, Number(
         "sample large pictures in overlapping tiles of that many pixels (fine samples at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
         "the size the model was trained at", "N", PIXELS, whole=True, optional=True))
-    refine: float = _is(0.25, Number(
-        "what needs tiles is sampled small first, enlarged, and sampled over with this strength, at scales of 1 at most; 1: in tiles from scratch",
-        metavar="S", range=_POSITIVE_SHARE))
+    refine: float | None = _is(None, Number(
+        "what needs tiles is sampled small first and enlarged: 0 puts the photo's detail in; more samples over it with this strength, at scales of 1 at most; 1: in tiles from scratch",
+        "for fine, with the published model, and without a photo 0.25, else 0", "S", _SHARE, optional=True))
     sampler: str = _is("dpm-solver++", Choice(
         "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))
     steps: int | None = _is(None, Number(
@@ -286,8 +288,11 @@ class Settings:
 
     def values(self) -> dict[str, Any]:
         """The settings that act in this look by name, as `value` tells them."""
-        names = [name for name in DIALS if name != "texture" or not self.has_brush]
-        return {name: self.value(name) for name in (names if self.paints else COLOURING)}
+        names = filter(self._acts, DIALS) if self.paints else COLOURING
+        return {name: self.value(name) for name in names}
+
+    def _acts(self, name: str) -> bool:
+        return name != "texture" or not self.has_brush
 
     def each(self, name: str, count: int) -> list[Any]:
         """The setting `name` ("seed" or a scale) of each of `count` pictures. Raises UserError for
@@ -306,7 +311,7 @@ class Settings:
     @property
     def left_to_model(self) -> tuple[str, ...]:
         """The settings that the model's config says where neither they nor the look are given."""
-        return ("detail", "recolor") if self.has_brush else ("detail", "recolor", "texture")
+        return tuple(filter(self._acts, UNSAID))
 
     @property
     def effective_look(self) -> Look:

@@ -62,6 +62,8 @@ class DualCondModel(LatentDiffusionModel):
         painted; Settings may say otherwise. 0, the default, is the published way.
     texture: how far, between 0 and 1, pictures take the finest strokes of their paintings where the
         photo is plain; Settings may say otherwise. 0, the default, is the published way.
+    refine: the noise level, between 0 and 1, from which pictures too large for the network are
+        sampled over the same painted smaller; 0 enlarges them with the photo's detail. Settings may say otherwise.
     margin: pixels around a picture, mirrored there, that are painted with it and cut off again. At
         the edges the network sees zeros, and paints a frame of its own. 0, the default, is the
         published way.
@@ -82,12 +84,13 @@ class DualCondModel(LatentDiffusionModel):
         detail: float = 0.0,
         recolor: float = 0.0,
         texture: float = 0.0,
+        refine: float = 0.25,
         margin: int = 0,
         *,
         scale: PerChannel,
         **options: Any,
     ):
-        check_fractions(detail=detail, recolor=recolor, texture=texture)
+        check_fractions(detail=detail, recolor=recolor, texture=texture, refine=refine)
         check_count("DualCondLDM: margin", margin, least=0)
         if cond_stage_key != "content_and_std_mean":
             raise ConfigError(
@@ -108,7 +111,7 @@ class DualCondModel(LatentDiffusionModel):
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
         self.vgg_ckpt_path, self.margin = vgg_ckpt_path, margin
-        self.detail, self.recolor, self.texture = detail, recolor, texture
+        self.detail, self.recolor, self.texture, self.refine = detail, recolor, texture, refine
 
     # Style network
 
