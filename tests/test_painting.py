@@ -23,7 +23,7 @@ from pipeline_builders import (
 )
 from torch import Tensor
 
-from ldm.errors import UserError
+from ldm.errors import ConfigError, UserError
 from ldm.media.images import resize_short_side
 from ldm.media.tensors import image_to_tensor, tensor_to_image
 from ldm.pipeline.engine import SOLVERS, Batch, Painter, centred
@@ -427,6 +427,73 @@ def test_a_large_picture_is_painted_small_first(
 ) -> None:
     result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"size": 64}, [(32, 32)]),
+        ({"size": 200}, [(32, 32)]),
+        ({"size": 32}, [(32, 32)]),
+        ({"size": 128, "tile": 128}, [(128, 128)]),
+    ],
+)
+def test_without_refining_a_large_picture_is_sampled_only_small(
+    tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list
+) -> None:
+    seen: list[float] = []
+    options = {**FAST, "refine": 0, **options}
+    result = tiny(picture(64, 64), paintings[0], watch=lambda progress: seen.append(progress.done), **options)
+    assert sizes == expected and result.size == (options["size"],) * 2
+    assert seen == [0.5, 1.0]  # no steps are waited for that are not made
+
+
+def test_what_is_enlarged_has_the_photos_detail(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
+) -> None:
+    batch = batch_of(tiny, photo.resize((64, 96)), tiny.encode_style(paintings[0], 32))
+    none, half, all_of_it = (
+        tiny.painter._enlarged(small, batch, Settings(look="fast", detail=detail))
+        for small in [torch.full((1, 3, 48, 32), 0.25)]
+        for detail in (0.0, 0.5, 1.0)
+    )
+    torch.testing.assert_close(none, torch.full((1, 3, 96, 64), 0.25))
+    torch.testing.assert_close(half, (none + all_of_it) / 2)
+    lost = batch.content - F.interpolate(batch.resized((48, 32)).content, (96, 64), mode="bicubic")
+    torch.testing.assert_close(all_of_it - none, lost)
+    kept = replace(batch, keep=torch.ones(1, 1, 96, 64))
+    of_kept = tiny.painter._enlarged(torch.zeros(1, 3, 48, 32), kept, Settings(look="fast", detail=0.0))
+    assert torch.equal(of_kept, batch.content)
+
+
+@pytest.mark.parametrize("refine, expected", [(0, [32, 63, 125]), (0.25, [125])])
+def test_what_is_laid_over_is_so_at_every_size_that_stays(
+    tiny: StyleTransferPipeline, paintings: list, refine: float, expected: list
+) -> None:
+    """What is sampled over does not: there it would be lost."""
+    laid: list[tuple[int, int]] = []
+
+    def white(pictures: Tensor, batch: Batch) -> Tensor:
+        assert pictures.shape[2:] == batch.size == batch.content.shape[2:]
+        laid.append(batch.size[0])
+        return torch.ones_like(pictures)
+
+    batch = batch_of(tiny, picture(125, 125), tiny.encode_style(paintings[0], 32))
+    settings = Settings(look="fast", steps=1, refine=refine, detail=0.0)
+    result = tiny.painter.paint(batch, settings, finish=white)
+    assert laid == expected and result.eq(1).all()
+
+
+def test_the_models_config_says_whether_large_pictures_are_refined(
+    tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sizes: list
+) -> None:
+    enlarging, large = StyleTransferPipeline(tiny_model(use_ema=False, refine=0)), {**FAST, "size": 64}
+    assert enlarging(photo, paintings[0], **large) == tiny(photo, paintings[0], refine=0, **large)
+    assert enlarging(photo, paintings[0], refine=0.25, **large) == tiny(photo, paintings[0], **large)
+    # without a photo there is no detail to enlarge with
+    assert enlarging(None, paintings[0], **large) == tiny(None, paintings[0], **large)
+    with pytest.raises(ConfigError, match="refine must be between 0 and 1"):
+        tiny_model(refine=2)
 
 
 def test_only_the_smallest_size_is_guided(

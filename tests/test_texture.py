@@ -16,7 +16,17 @@ from ldm.pipeline import texture
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.texture import Swatch, Texturer, chosen, collage, finest, joined, matched, patches_of
+from ldm.pipeline.texture import (
+    Swatch,
+    Texturer,
+    chosen,
+    collage,
+    finest,
+    joined,
+    matched,
+    most_sharpened,
+    patches_of,
+)
 
 FACTOR = 16  # of the tiny model
 PHOTO, ROUGH = picture(96, 64, 0), picture(96, 64, 1)
@@ -183,7 +193,7 @@ def test_plain_places_take_strokes_and_the_photos_lines_stay() -> None:
     strength = float(strokes.square().mean().sqrt())
     lines = tensor(PLAIN)
     lines[..., 48:] = torch.where(torch.arange(48) % 8 < 4, 1.0, -1.0)
-    both = joined(lines, lines, strokes, strength)
+    both = joined(lines, lines, strokes, strength, 1.0)
     left, right = (..., slice(0, 32)), (..., slice(64, 96))
     assert (both[left] - (lines + strokes)[left]).abs().mean() < 0.1 * strokes[left].abs().mean()
     sharper = texture.SHARPER[0]  # these lines are far stronger than the painting's
@@ -194,12 +204,24 @@ def test_plain_places_take_strokes_and_the_photos_lines_stay() -> None:
 def test_what_the_network_made_up_where_the_photo_is_plain_goes() -> None:
     strokes, weave = finest(tensor(ROUGH)), finest(tensor(picture(96, 64, 7)))
     photo = tensor(PLAIN)
-    both = joined(photo + weave, photo, strokes, float(strokes.square().mean().sqrt()))
+    both = joined(photo + weave, photo, strokes, float(strokes.square().mean().sqrt()), 1.0)
     left = finest(both) - finest(strokes)
     rough = strokes.square().mean(dim=1, keepdim=True) > 0.01
     rough = rough.expand_as(left)
     assert rough.float().mean() > 0.05
     assert left[rough].abs().mean() < 0.5 * weave[rough].abs().mean()
+
+
+def test_large_pictures_are_sharpened_less() -> None:
+    """They were so when they were small."""
+    lines, strong = 0.1 * tensor(PHOTO), float(finest(tensor(PHOTO)).square().mean().sqrt())
+    side = min(lines.shape[2:])
+    times = [most_sharpened(lines, of) for of in (2 * side, side, side // 2, side // 4, side // 16)]
+    assert times == pytest.approx([2.0, 2.0, 2**0.5, 1.0, 1.0])
+    none = torch.zeros_like(lines)
+    softer, sharper = (joined(lines, lines, none, strong, most) for most in (1.0, 2.0))
+    torch.testing.assert_close(softer, lines)
+    torch.testing.assert_close(sharper, lines + finest(lines))
 
 
 @pytest.mark.parametrize("painting", [Image.new("RGB", (64, 64), "white"), Image.new("RGB", (1, 1), "red")])

@@ -1,5 +1,6 @@
 """`artfusion web` before it serves: options, accounts, ports, its own folder."""
 
+import inspect
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pipeline_builders import ROOT, run_program
 
 from ldm.cli import web
 from ldm.errors import UserError
+from ldm.models.diffusion.dual_cond import DualCondModel
 from ldm.pipeline.settings import Settings
 from ldm.web import serving
 from ldm.web.easel import Easel
@@ -46,7 +48,15 @@ def test_the_page_shows_how_far_this_models_photos_take_colours(
     config: str, given: float | None, expected: float
 ) -> None:
     settings = web.as_the_model(Settings(recolor=given), ROOT / f"configs/{config}.yaml")
-    assert settings == Settings(recolor=expected)
+    assert settings == Settings(recolor=expected)  # the fine look has the rest
+
+
+def test_what_a_config_does_not_say_is_as_its_model_has_it() -> None:
+    fast = web.as_the_model(Settings(look="fast"), ROOT / "configs/kl16_content12.yaml")
+    defaults = inspect.signature(DualCondModel).parameters
+    assert {"refine", "texture"} < set(fast.left_to_model)
+    for name in fast.left_to_model:
+        assert fast.value(name) == defaults[name].default
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ class Progress:
     def preview(self) -> list[Image.Image]:
         """The pictures that are being painted now, as the model predicts them by now.
 
-        One for each that goes through the model together; in the fine look that is one, which is
-        smaller than the result until the brush work begins. Costs a decoding; only to be called
+        One for each that goes through the model together, in the fine look one. Smaller than the
+        result until the brush work begins, or where that is a small picture enlarged. Costs a decoding; only to be called
         while the pipeline waits, from `watch` itself.
         """
         return [tensor_to_image(picture) for picture in self.predicted()]

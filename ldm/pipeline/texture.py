@@ -10,6 +10,7 @@ Shapes: pictures (1, 3, H, W) in [-1, 1]; latents (1, C, h, w); places (n,), num
 a painting's latent, row by row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ AROUND = 4  # pixels to each side over which strengths are compared
 PHOTO = 3.0  # how much the photo's own lines count against the painting's strokes
 FAINT = 1e-4  # a variance: a hundredth of the way from black to white is no stroke
 SHARPNESS = 0.85  # of the painting's, to which the picture's own lines come ...
-SHARPER = (0.75, 2.0)  # ... by no less and no more than that
+SHARPER = (0.75, 2.0)  # ... by no less and no more than that, see `most_sharpened`
 LONGEST = 2.5  # times its strength is the most of a stroke: more would be an outline, a scratch in a face
 COHERENCE = 1.0  # of the mean distance of matches: what each neighbour that goes on is worth
 REUSE = 0.1  # of that: what is lost by each place that has it already
@@ -78,14 +79,13 @@ class Texturer:
         latent = self._encoded(content)
         everywhere = torch.ones(latent.shape[2:], device=latent.device)
         places, size = patches_of(latent, everywhere), (latent.shape[2], latent.shape[3])
-        laid = torch.zeros_like(picture)
+        laid, most = torch.zeros_like(picture), most_sharpened(picture, self.side)
         for i, swatches in enumerate(known):
             textured = picture
             if swatches:
                 strokes, strength = self._strokes(places, size, swatches)
-                textured = joined(
-                    picture, content, strokes[..., : picture.shape[2], : picture.shape[3]], strength
-                )
+                strokes = strokes[..., : picture.shape[2], : picture.shape[3]]
+                textured = joined(picture, content, strokes, strength, most)
             laid += textured if masks is None else masks[i] * textured
         return torch.lerp(picture, laid, share)
 
@@ -262,11 +262,19 @@ def collage(matches: Tensor, swatch: Swatch, size: tuple[int, int], factor: int)
     return (laid / weights)[..., OVERLAP:-OVERLAP, OVERLAP:-OVERLAP]
 
 
-def joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float) -> Tensor:
+def most_sharpened(picture: Tensor, side: int) -> float:
+    """How many times as strong the picture's own lines become at most, beside paintings looked at
+    with this shorter side."""
+    # What is soft in a large photo is soft for its lens, and sharpened at size after size it has halos.
+    larger = max(1.0, min(picture.shape[2:]) / side)
+    return max(1.0, SHARPER[1] / math.sqrt(larger))
+
+
+def joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float, most: float) -> Tensor:
     """The picture with the strokes where the photo `content` is plain and its own lines elsewhere,
-    both as strong as the painting's."""
+    both as strong as the painting's, but these at most `most` times what they are."""
     own = finest(picture)
-    sharper = (SHARPNESS * strength / own.square().mean().sqrt().clamp_min(1e-6)).clamp(*SHARPER)
+    sharper = (SHARPNESS * strength / own.square().mean().sqrt().clamp_min(1e-6)).clamp(SHARPER[0], most)
     of_photo, of_strokes = (
         _mean_around(band.square().mean(dim=1, keepdim=True), AROUND) for band in (finest(content), strokes)
     )
