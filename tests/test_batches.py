@@ -55,7 +55,7 @@ def batch(count: int = 2, **more: Any) -> dict[str, Any]:
         (StyleMix(["s.png"], [1, 2]), "2 style weights for 1 styles"),
         (StyleRegions(["s.png", "t.png"], ["gone.png"]), "style 's': gone.png: no such file"),
         ("memory://gone/s.png", "style 's': memory://gone/s.png: there is no such file"),
-        (None, "style 's': content and style are paths or pictures"),
+        (None, "style 's': pictures are paths, PIL's"),
         (np.zeros((4, 4)), "style 's': an array of shape"),
     ],
 )

@@ -138,7 +138,7 @@ def test_two_pictures_are_never_taken_for_one_another() -> None:
         (io.StringIO("text"), "open as text; open it for reading bytes"),
         (io.BytesIO(), "the picture in an open file: the file is empty"),
         (io.BytesIO(b"text"), "the picture in an open file: not a picture"),
-        (b"a.png", "paths or pictures, or lists of them; got bytes"),
+        (b"a.png", "lists of them; got bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -215,7 +215,7 @@ def test_threads_that_paint_an_opened_picture_paint_the_same(
             "settings must be a Settings, got {'size': 64}",
         ),
         (lambda paint: paint(RGB, RGB, sampler=["ddim"]), "sampler ['ddim'] is not one of"),
-        (lambda paint: paint({1}, RGB), "paths or pictures, or lists of them; got set"),
+        (lambda paint: paint({1}, RGB), "lists of them; got set"),
         (lambda paint: paint(iter([RGB]), RGB), "lists of them; got list_iterator"),
         (lambda paint: paint(RGB, StyleMix([RGB, RGB], [1e308, 1e308])), "style weights must be numbers"),
         (lambda paint: paint(RGB, StyleMix([RGB], [10**5000])), "style weights must be numbers"),

@@ -187,7 +187,5 @@ def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("wrong", [3, None, {}, b"a.png"])
 def test_what_is_no_picture_is_refused(wrong) -> None:
-    with pytest.raises(
-        UserError, match=f"paths or pictures, or lists of them; got {type(wrong).__name__}. Pictures are"
-    ):
+    with pytest.raises(UserError, match=f"several in lists of them; got {type(wrong).__name__}. Arrays"):
         read_picture(wrong)

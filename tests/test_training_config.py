@@ -16,7 +16,7 @@ from torch import nn
 from training_builders import lightning_recipe
 
 from ldm.cli.train import parse_args
-from ldm.config.factory import allowing_targets
+from ldm.config.factory import allowing_targets, to_plain
 from ldm.config.merge import merged_config
 from ldm.data.datamodule import DataModuleFromConfig
 from ldm.device import has_bf16
@@ -69,6 +69,14 @@ def test_interpolations_see_the_merged_values(tmp_path: Path) -> None:
         top={"extends": "base.yaml", "model": {"a": 2}},
     )
     assert merged_config(paths[1:]).model.b == 2 and merged_config(paths[1:], ["model.a=3"]).model.b == 3
+
+
+def test_what_is_looked_up_in_a_replaced_target_is_said_to_be_gone(tmp_path: Path) -> None:
+    old = {"model": {"target": "torch.nn.Linear", "params": {"n": 3}}, "data": {"n": "${model.params.n}"}}
+    paths = save_all(tmp_path, old=old)
+    assert to_plain(merged_config(paths))["data"] == {"n": 3}
+    with pytest.raises(ConfigError, match=r"'model.params.n' not found; .*another one replaces are gone"):
+        to_plain(merged_config(paths, ["model.target=torch.nn.Conv2d"]))
 
 
 @pytest.mark.parametrize("name", [path.name for path in (ROOT / "configs").glob("*.yaml")])

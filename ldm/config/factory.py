@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from ldm.config.interpolations import check_resolvers
 from ldm.config.registry import ADVICE, MODULES, registered
@@ -236,7 +236,12 @@ def to_plain(config: Any) -> Any:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {str(error).splitlines()[0]}") from error
+        hint = (
+            "; give it: params of a target that another one replaces are gone"
+            if isinstance(error, InterpolationKeyError)
+            else ""
+        )
+        raise ConfigError(f"config: {str(error).splitlines()[0]}{hint}") from error
 
 
 def load_config(path: str | Path) -> Any:

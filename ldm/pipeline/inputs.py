@@ -252,8 +252,8 @@ def read_picture(picture: Picture, keep_alpha: bool = False) -> Image.Image:
         given = image_of(picture)
         if given is None:
             raise UserError(
-                f"content and style are paths or pictures, or lists of them; got {type(picture).__name__}. "
-                f"Pictures are PIL's, files open for reading bytes, arrays or tensors: {TAKEN}"
+                "pictures are paths, PIL's, files open for reading bytes, arrays or tensors, several in lists of them; got "
+                f"{type(picture).__name__}. Arrays: {TAKEN}"
             )
         return load_opened(given, "the picture", keep_alpha)
     vars(image)["filename"] = name_of(picture)  # as Pillow has it of a file that it has only opened
