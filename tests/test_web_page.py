@@ -259,6 +259,30 @@ def test_the_three_looks_move_the_dials_and_differ(visit: Visit, tmp_path: Path)
 
 
 @in_browser
+def test_another_look_moves_the_dials_that_stand_where_the_one_before_has_them(visit: Visit) -> None:
+    visit.unfold("More: two dials")
+
+    def choose(look: str, content: str, style: str, balance: int) -> None:
+        visit.page.click("#field_look input")
+        visit.page.click(f"[role=option]:has-text('{look}')")
+        visit.page.wait_for_function(
+            "([look, content, style]) => document.querySelector('#field_look input').value === look && "
+            "document.querySelector('#field_content_scale input').value === content && "
+            "document.querySelector('#field_style_scale input').value === style",
+            arg=[look, content, style],
+        )
+        said = f"content scale {content}, style scale {style}"
+        visit.page.wait_for_selector(f"#pad .af-pad[aria-valuetext='{said}']")
+        assert visit.page.locator("#balance input:checked").count() == balance
+
+    choose("fast", "1.25", "1.75", 0)
+    choose("fine", "1", "1", 1)
+    visit.page.click("#balance label >> nth=0")
+    visit.page.wait_for_selector("#pad .af-pad[aria-valuetext='content scale 2, style scale 1']")
+    choose("fast", "2", "1", 1)  # as they were chosen
+
+
+@in_browser
 def test_dragging_on_the_pad_moves_the_dials_and_sketches(visit: Visit) -> None:
     visit.give()
     visit.unfold("More: two dials")

@@ -7,7 +7,7 @@ import gradio as gr
 
 from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.settings import Settings
-from ldm.web.orders import MAX_EFFORT, MAX_SCALE, first, usual
+from ldm.web.orders import CHOICES, MAX_EFFORT, MAX_SCALE, first, usual
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
 CLIP_SIZES = (192, 256, 384, 512)
@@ -63,8 +63,8 @@ def field(name: str, settings: Settings, max_size: int, some: Sequence[int] = SI
             return gr.Radio(sizes(max_size, value, some=some), value=value, **given)
         case "preserve_color":
             return gr.Checkbox(value, **given)
-        case "look":  # the others differ in their scales, which have sliders
-            return gr.Dropdown(["fine", "fast"], value=value, **given)
+        case "look":
+            return gr.Dropdown(list(CHOICES), value=value, **given)
         case "sampler":
             return gr.Dropdown(list(SAMPLERS), value=value, **given)
         case "style_size" | "steps":

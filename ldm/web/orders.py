@@ -35,11 +35,13 @@ MAX_SEED = 2**53 - 1  # browsers' numbers hold no larger ones
 # of the bundled model, where the look has none of its own
 USUAL = {"detail": 0.7, "recolor": 1.0, "texture": 1.0}
 
-# The looks on the three large buttons, whose scales the two dials then show.
-BALANCES = {
-    name.capitalize(): {scale: getattr(LOOKS[name], scale) for scale in ("content_scale", "style_scale")}
-    for name in ("faithful", "balanced", "free")
+SCALES = {
+    name: {scale: getattr(look, scale) for scale in ("content_scale", "style_scale")}
+    for name, look in LOOKS.items()
 }
+# The looks on the three large buttons, whose scales the two dials then show.
+BALANCES = {name.capitalize(): SCALES[name] for name in ("faithful", "balanced", "free")}
+CHOICES = ("fine", "fast")  # of looks otherwise; the others differ in their scales, which have sliders
 PLACES = ("first", "second", "third")  # of paintings; the drawing's channels are keep, second, third
 
 
