@@ -448,6 +448,31 @@ def test_without_refining_a_large_picture_is_sampled_only_small(
     assert seen == [0.5, 1.0]  # no steps are waited for that are not made
 
 
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((64, 128), [(24, 48), (39, 78), (64, 128)]),  # in one piece
+        ((32, 57), [(27, 48), (32, 57)]),
+        ((32, 48), [(32, 48)]),
+        ((64, 400), [(16, 100), (32, 200), (64, 400)]),  # in tiles, but not too narrow for anything
+        ((32, 400), [(16, 200), (32, 400)]),
+        ((16, 200), [(16, 200)]),
+    ],
+)
+def test_what_is_only_enlarged_begins_in_one_piece(
+    tiny: StyleTransferPipeline, size: tuple[int, int], expected: list
+) -> None:
+    enlarged = Settings(look="fast", refine=0)
+    for turned in (1, -1):
+        sizes = tiny.painter.sizes(size[::turned], enlarged)
+        assert sizes == [each[::turned] for each in expected]
+        assert tiny.painter.finished_sizes(size[::turned], enlarged) == sizes
+    assert tiny.painter.sizes(size, enlarged.but(refine=1)) == [size]
+    sampled_over = enlarged.but(refine=0.25)
+    assert tiny.painter.finished_sizes(size, sampled_over) == [size]
+    assert min(tiny.painter.sizes(size, sampled_over)[0]) == min(32, *size)
+
+
 def test_what_is_enlarged_has_the_photos_detail(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
@@ -489,6 +514,7 @@ def test_the_models_config_says_whether_large_pictures_are_refined(
 ) -> None:
     enlarging, large = StyleTransferPipeline(tiny_model(use_ema=False, refine=0)), {**FAST, "size": 64}
     assert enlarging(photo, paintings[0], **large) == tiny(photo, paintings[0], refine=0, **large)
+    assert type(enlarging.painter.value("refine", Settings(look="fast"))) is float  # as the command line's
     assert enlarging(photo, paintings[0], refine=0.25, **large) == tiny(photo, paintings[0], **large)
     # without a photo there is no detail to enlarge with
     assert enlarging(None, paintings[0], **large) == tiny(None, paintings[0], **large)

@@ -339,13 +339,45 @@ def test_less_of_the_style_is_less_of_its_strokes(
     lay = Texturer.lay
 
     def seen(self: Texturer, *given: Any) -> Tensor:
-        laid.append(given[-1])
+        laid.append(given[4])
         return lay(self, *given)
 
     monkeypatch.setattr(Texturer, "lay", seen)
     none, half, whole = (tiny(PHOTO, ROUGH, texture=t, **less, **FAST) for t in (0.0, 0.5, 1.0))
     assert laid == [0.5 * share, share]
     assert (none == whole) == (none == half) == (share == 0)
+
+
+@pytest.mark.parametrize("refine, expected", [(0, [(32, 4.0), (64, 2.0), (128, 1.0)]), (0.25, [(128, 1.0)])])
+def test_each_size_that_is_enlarged_gets_some_and_counts_as_work(
+    tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch, refine: float, expected: list
+) -> None:
+    laid: list[tuple[int, float]] = []
+    seen: list[tuple[float, tuple[int, int]]] = []
+    lay = Texturer.lay
+
+    def kept(self: Texturer, picture: Tensor, *given: Any) -> Tensor:
+        laid.append((picture.shape[2], given[-1]))
+        return lay(self, picture, *given)
+
+    monkeypatch.setattr(Texturer, "lay", kept)
+    options = {**FAST, "size": 128, "refine": refine, "texture": 1.0}
+    result = tiny(
+        picture(128, 128), ROUGH, watch=lambda p: seen.append((p.done, p.preview()[0].size)), **options
+    )
+    assert laid == expected
+    done = [each for each, _ in seen]
+    assert done == sorted(set(done)) and done[-1] == 1.0 > done[-2]
+    assert seen[-1][1] == result.size == (128, 128)
+
+
+def test_strokes_that_will_be_large_spare_the_photos_lines(texturer: Texturer) -> None:
+    photo, blank = tensor(PHOTO), torch.zeros(1, 3, 64, 96)
+    nearer = [
+        float((texturer.lay(blank, photo, [[(ROUGH, 1.0)]], None, 1.0, enlarged) - blank).square().mean())
+        for enlarged in (1.0, 2.0, 8.0)
+    ]
+    assert nearer[0] > 1.2 * nearer[1] > 1.4 * nearer[2] > 0
 
 
 def test_what_is_kept_of_the_photo_gets_none(tiny: StyleTransferPipeline) -> None:

@@ -77,6 +77,7 @@ DIALS = (
     "detail",
     "recolor",
     "texture",
+    "refine",
     "sampler",
     "steps",
     "seed",

@@ -33,12 +33,13 @@ from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.resizing import enlarged, resized
 from ldm.pipeline.settings import Settings
-from ldm.pipeline.tiles import Tiling, mirrored_out
+from ldm.pipeline.tiles import UNCUT, Tiling, mirrored_out
 
 log = logging.getLogger(__name__)
 
 # from one size to the next, where a large picture is painted small first: sampled over, or just enlarged
 MOST_SAMPLED_OVER, MOST_ENLARGED = 3, 2
+NARROWEST = 0.5  # of the size that the model was trained at
 
 # name -> what samples: (denoiser, x, the steps, eta, noise) -> latents
 SOLVERS: dict[str, Callable[[StartDenoiser, Tensor, Iterable[Step], float, NoiseSource], Tensor]] = {
@@ -358,16 +359,24 @@ class Painter:
         one begins small.
 
         Tiles painted from pure noise know nothing of each other, and their colours and textures
-        drift apart.
+        drift apart. So what is only enlarged begins in one piece, as long as that is not too narrow.
         """
-        ratio = min(size) / self.native_size
-        tiled = len(Tiling(*size, self._tile(settings) * self.codec.factor).tiles) > 1
+        tile = self._tile(settings) * self.codec.factor
         refine = self.value("refine", settings)
+        ratio = min(size) / self.native_size
+        if not refine:
+            ratio = min(max(ratio, max(size) / (UNCUT * tile)), ratio / NARROWEST)
+        tiled = len(Tiling(*size, tile).tiles) > 1
         if not tiled or ratio <= 1 or refine == 1:
             return [size]
         most = MOST_SAMPLED_OVER if refine else MOST_ENLARGED
         levels = math.ceil(math.log(ratio) / math.log(most))
         return [tuple(round(side * ratio ** (i / levels - 1)) for side in size) for i in range(levels + 1)]
+
+    def finished_sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
+        """Those of `sizes` at which `finish` is done."""
+        sizes = self.sizes(size, settings)
+        return sizes[-1:] if self.value("refine", settings) else sizes
 
     def count_steps(self, size: tuple[int, int], settings: Settings) -> int:
         """Sampling steps for a batch of pictures of this (height, width)."""

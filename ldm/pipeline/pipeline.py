@@ -35,7 +35,7 @@ from ldm.pipeline.engine import Batch, Finish, Painter, unfinished
 from ldm.pipeline.inputs import Picture, Style, mask_array
 from ldm.pipeline.jobs import Job, PaintingStopped, Request, batches
 from ldm.pipeline.memory import Size, check_painted, check_style
-from ldm.pipeline.progress import SAMPLING_WORK, Meter, Watcher
+from ldm.pipeline.progress import LAYING_WORK, SAMPLING_WORK, Meter, Watcher
 from ldm.pipeline.recolouring import recolour, to_paint
 from ldm.pipeline.settings import MIN_SIDE, UNSAID, Flag, Number, Range, Settings
 from ldm.pipeline.texture import Texturer
@@ -153,8 +153,8 @@ class StyleTransferPipeline:
         Flag("").check("progress", progress)
         if watch is not None and not callable(watch):
             raise UserError(f"watch must be a function, got {in_short(watch)}")
-        if content is None and settings.value("refine") is None:
-            settings = settings.but(refine=UNSAID["refine"])  # no photo, no detail that could be put in
+        if content is None:
+            settings = _without_photo(settings)
         request = Request(content, style, keep, start, palette, not_style, scene)
         if not settings.paints:
             results = recolour(request, settings)
@@ -198,7 +198,7 @@ class StyleTransferPipeline:
                     painted = self._finely_painted(members[0], batch, settings, meter)
                 else:
                     guided = _guided_by(batch, settings.strength)
-                    finish = self._texturing(members, settings, texturer)
+                    finish = self._texturing(members, settings, texturer, meter)
                     painted = self.painter.paint(guided, settings, meter.sampling, finish)
                 results |= {
                     i: jobs[i].finished(tensor_to_image(p), settings) for i, p in zip(places, painted)
@@ -210,23 +210,27 @@ class StyleTransferPipeline:
         side = _sampling_style_size(settings, self.painter.native_size)
         return Texturer(self.painter.codec, self.painter.precision, side)
 
-    def _texturing(self, jobs: list[Job], settings: Settings, texturer: Texturer) -> Finish:
+    def _texturing(self, jobs: list[Job], settings: Settings, texturer: Texturer, meter: Meter) -> Finish:
         """What lays the texture of these jobs' paintings over their sampled pictures; what is kept of a
         photo is no place for it."""
         texture = settings.strength * self.painter.value("texture", settings)
 
         def textured(painted: Tensor, batch: Batch) -> Tensor:
-            if batch.content is None:
-                return painted
+            assert batch.content is not None
+            enlarged = min(jobs[0].size) / min(batch.size)
             pictures = []
             for i, job in enumerate(jobs):
                 picture, content = painted[i : i + 1], batch.content[i : i + 1]
                 masks = None if batch.masks is None else batch.masks[i]
-                laid = texturer.lay(picture, content, job.style.regions, masks, texture * job.style_share)
+                laid = texturer.lay(
+                    picture, content, job.style.regions, masks, texture * job.style_share, enlarged
+                )
                 pictures.append(
                     laid if batch.keep is None else torch.lerp(laid, picture, batch.keep[i : i + 1])
                 )
-            return torch.cat(pictures)
+            result = torch.cat(pictures)
+            meter.laid(_laying_work(batch.size), lambda: result)
+            return result
 
         return textured if texture else unfinished
 
@@ -258,7 +262,9 @@ class StyleTransferPipeline:
         begun: with a `start`."""
         upright = size[::-1]
         if not settings.has_brush:
-            return SAMPLING_WORK * self.painter.count_steps(upright, settings)
+            laid = self.painter.finished_sizes(upright, settings)
+            texture = sum(map(_laying_work, laid)) if self.painter.value("texture", settings) else 0
+            return SAMPLING_WORK * self.painter.count_steps(upright, settings) + texture
         path = _levels(upright, settings)
         if begun:
             return path[-1].work
@@ -327,6 +333,18 @@ def _together(jobs: Sequence[Job], settings: Settings, batch_size: int) -> list[
 
 def _stacked(arrays: Sequence[Any]) -> Tensor:
     return torch.stack([torch.from_numpy(array) for array in arrays])
+
+
+def _laying_work(size: tuple[int, int]) -> float:
+    """Of texture on a picture of this (height, width), in gradient steps of 256 x 256 pixels."""
+    return LAYING_WORK * size[0] * size[1] / 256**2
+
+
+def _without_photo(settings: Settings) -> Settings:
+    """With what is left to the model as it can be without one: there are no plain places of it for
+    texture, and no detail to enlarge with."""
+    refine = UNSAID["refine"] if settings.value("refine") is None else settings.refine
+    return settings.but(refine=refine, texture=0.0 if settings.texture is None else settings.texture)
 
 
 def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:

@@ -12,6 +12,7 @@ from ldm.models.diffusion.samplers import Step
 from ldm.pipeline.brush import Level
 
 SAMPLING_WORK = 0.25  # of a sampling step, in gradient steps of 256 x 256 pixels
+LAYING_WORK = 0.3  # of texture on 256 x 256 pixels, likewise
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
@@ -62,6 +63,10 @@ class Meter:
         for i in range(level.steps):
             yield i
             self._count(level.work / level.steps, picture)
+
+    def laid(self, work: float, pictures: Callable[[], Tensor]) -> None:
+        """Texture was laid on pictures, and how much work that is."""
+        self._count(work, pictures)
 
     def finish(self) -> None:
         """All is done, however the parts were rounded."""

@@ -201,7 +201,7 @@ class Settings:
         "for fine: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
     # A scale is a guidance scale of the sampling, and weighs a term of the fine look's energy.
     content_scale: float | Sequence[float] | None = _is(None, Number(
-        "guidance by the content: more keeps to the photo, 0, with --detail 0, ignores it (for fast where the style's is 1), less (for fast only) leads away",
+        "guidance by the content: more keeps to the photo, 0, with --detail 0 and --texture 0, ignores it (for fast where the style's is 1), less (for fast only) leads away",
         _by_look("content_scale"), "S", each=True, optional=True))
     style_scale: float | Sequence[float] | None = _is(None, Number(
         "guidance by the style: more is more painterly, 0 ignores it (for fast where the content's is 1), less (for fast only) leads away",
@@ -226,8 +226,8 @@ class Settings:
         "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped", metavar="N|WxH"))
     style_size: int | None = _is(None, Number(
         "look at the style pictures at this shorter side",
-        "for fast the size the model was trained at, where smaller makes larger strokes; for fine that of the result, or the "
-        "painting's where that is smaller, and larger makes larger strokes", "N", PIXELS, whole=True, optional=True))
+        "for fast the size the model was trained at; for fine that of the result, or the painting's where that is smaller; larger makes "
+        "larger strokes", "N", PIXELS, whole=True, optional=True))
     tile: int | None = _is(None, Number(
         "sample large pictures in overlapping tiles of that many pixels (fine samples at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
         "the size the model was trained at", "N", PIXELS, whole=True, optional=True))

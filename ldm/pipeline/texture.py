@@ -25,7 +25,7 @@ from ldm.pipeline.codec import Codec
 
 BLUR = 2  # pixels to each side, three times over: what that takes away is the finest band
 AROUND = 4  # pixels to each side over which strengths are compared
-PHOTO = 3.0  # how much the photo's own lines count against the painting's strokes
+PHOTO = 3.0  # how much the photo's own lines count against the painting's strokes, by their variances
 FAINT = 1e-4  # a variance: a hundredth of the way from black to white is no stroke
 SHARPNESS = 0.85  # of the painting's, to which the picture's own lines come ...
 SHARPER = (0.75, 2.0)  # ... by no less and no more than that, see `most_sharpened`
@@ -67,10 +67,17 @@ class Texturer:
 
     @torch.no_grad()
     def lay(
-        self, picture: Tensor, content: Tensor, regions: Sequence[Region], masks: Tensor | None, share: float
+        self,
+        picture: Tensor,
+        content: Tensor,
+        regions: Sequence[Region],
+        masks: Tensor | None,
+        share: float,
+        enlarged: float = 1.0,
     ) -> Tensor:
         """The picture, painted of the photo `content`, a `share` of the way to its paintings'
-        texture. masks: (R, H, W) shares of the regions, None for a single one."""
+        texture. masks: (R, H, W) shares of the regions, None for a single one. enlarged: how many times as large
+        the picture will be; large strokes would cover a face."""
         known = [self._known(region) for region in regions]
         if not share or not any(known):
             return picture
@@ -85,7 +92,7 @@ class Texturer:
             if swatches:
                 strokes, strength = self._strokes(places, size, swatches)
                 strokes = strokes[..., : picture.shape[2], : picture.shape[3]]
-                textured = joined(picture, content, strokes, strength, most)
+                textured = joined(picture, content, strokes, strength, most, PHOTO * enlarged)
             laid += textured if masks is None else masks[i] * textured
         return torch.lerp(picture, laid, share)
 
@@ -270,15 +277,18 @@ def most_sharpened(picture: Tensor, side: int) -> float:
     return max(1.0, SHARPER[1] / math.sqrt(larger))
 
 
-def joined(picture: Tensor, content: Tensor, strokes: Tensor, strength: float, most: float) -> Tensor:
+def joined(
+    picture: Tensor, content: Tensor, strokes: Tensor, strength: float, most: float, photo: float = PHOTO
+) -> Tensor:
     """The picture with the strokes where the photo `content` is plain and its own lines elsewhere,
-    both as strong as the painting's, but these at most `most` times what they are."""
+    both as strong as the painting's, but these at most `most` times what they are. photo: how much
+    its lines count against the strokes."""
     own = finest(picture)
     sharper = (SHARPNESS * strength / own.square().mean().sqrt().clamp_min(1e-6)).clamp(SHARPER[0], most)
     of_photo, of_strokes = (
         _mean_around(band.square().mean(dim=1, keepdim=True), AROUND) for band in (finest(content), strokes)
     )
-    share = of_strokes / (of_strokes + PHOTO * of_photo + FAINT)
+    share = of_strokes / (of_strokes + photo * of_photo + FAINT)
     # by their squares: two that know nothing of each other are as strong together as either
     return picture - own + sharper * (1 - share).sqrt() * own + share.sqrt() * strokes
 

@@ -111,7 +111,7 @@ class DualCondModel(LatentDiffusionModel):
         self.vgg = vgg16(channels=vgg_channels)
         self.vgg_scaling_layer = ScalingLayer()
         self.vgg_ckpt_path, self.margin = vgg_ckpt_path, margin
-        self.detail, self.recolor, self.texture, self.refine = detail, recolor, texture, refine
+        self.detail, self.recolor, self.texture, self.refine = map(float, (detail, recolor, texture, refine))
 
     # Style network
 
