@@ -650,6 +650,18 @@ def test_what_the_trainer_does_not_know_is_refused(
         )
 
 
+@pytest.mark.parametrize("name", ["NODE_RANK", "GROUP_RANK"])
+def test_a_machine_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    recipe = lightning_recipe(trainer={"accelerator": "cpu"})
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(
+        ConfigError, match=f"environment's {name} must be the number of this machine, got 'x'"
+    ):
+        recipe.trainer(tmp_path, seed=0)
+    monkeypatch.setenv(name, "0")
+    recipe.trainer(tmp_path, seed=0)
+
+
 @pytest.mark.parametrize(
     "lightning",
     [

@@ -45,6 +45,7 @@ from ldm.training.trainer_options import check_options
 
 log = logging.getLogger(__name__)
 
+MACHINE = {"NODE_RANK", "GROUP_RANK"}  # of the environment: which of several machines this is
 # What Lightning does only for models with one optimiser, and the values that ask for nothing.
 _FOR_ONE_OPTIMISER = {
     "accumulate_grad_batches": 1,
@@ -331,6 +332,11 @@ class ProgressLine(TQDMProgressBar):
 
 def make_trainer(options: dict[str, Any]) -> pl.Trainer:
     """Raises ConfigError for options that Lightning does not have or take."""
+    for name in sorted(MACHINE & os.environ.keys()):
+        if not os.environ[name].isdecimal():
+            raise ConfigError(
+                f"the environment's {name} must be the number of this machine, got {os.environ[name]!r}"
+            )
     try:
         trainer: pl.Trainer = build(pl.Trainer, options, "pytorch_lightning.Trainer")
         _check_machines(trainer)
@@ -349,7 +355,7 @@ def make_trainer(options: dict[str, Any]) -> pl.Trainer:
 def _check_machines(trainer: pl.Trainer) -> None:
     """Raises ConfigError where nothing tells which of several machines this is: it would wait for the
     others in silence."""
-    told = {"NODE_RANK", "GROUP_RANK"} & os.environ.keys()
+    told = MACHINE & os.environ.keys()
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and not told:
         raise ConfigError(
