@@ -449,7 +449,7 @@ def broken(name: str) -> Callable[[Path], Any]:
         ({"also": "a=detail:0", "compare": "a=results"}, "called 'a' already", None),
         (
             {"also": "a=speed:3"},
-            "no setting 'speed'; there are look, effort, strength, content-scale, style-scale, detail, recolor, texture, sampler, steps, seed",
+            "no setting 'speed'; there are look, effort, strength, content-scale, style-scale, detail, recolor, texture, refine, sampler, steps, seed",
             None,
         ),
         ({"also": "a=detail:0,"}, "no setting ''", None),
