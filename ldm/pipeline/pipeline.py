@@ -341,10 +341,10 @@ def _laying_work(size: tuple[int, int]) -> float:
 
 
 def _without_photo(settings: Settings) -> Settings:
-    """With what is left to the model as it can be without one: there are no plain places of it for
-    texture, and no detail to enlarge with."""
-    refine = UNSAID["refine"] if settings.value("refine") is None else settings.refine
-    return settings.but(refine=refine, texture=0.0 if settings.texture is None else settings.texture)
+    """With nothing left to the model: there are no plain places of a photo for texture, and there is
+    no detail to enlarge with."""
+    left = [name for name in settings.left_to_model if settings.value(name) is None]
+    return settings.but(**{name: UNSAID[name] for name in left})
 
 
 def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:

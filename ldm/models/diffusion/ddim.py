@@ -207,22 +207,13 @@ class DDIMSampler:
         x = noise_source(torch.empty(tuple(shape), device=device)) if x_T is None else x_T.to(device)
         steps = self._steps_to_take(timesteps, ddim_use_original_steps)
         total, intermediates = len(steps), {"x_inter": [x], "pred_x0": [x]}
+        how = temperature, noise_dropout, noise_source, ddim_use_original_steps, quantize_denoised
         for i in tqdm(range(total), desc="DDIM", disable=not verbose):
             index = total - 1 - i
             t = torch.full((len(x),), int(steps[index]), device=device, dtype=torch.long)
             if mask is not None:
                 x = keep_region(x, self.model.q_sample(x0, t, noise=noise_source(x0)), mask)
-            x, pred_x0 = self.step(
-                denoise,
-                x,
-                t,
-                index,
-                temperature,
-                noise_dropout,
-                noise_source,
-                ddim_use_original_steps,
-                quantize_denoised,
-            )
+            x, pred_x0 = self.step(denoise, x, t, index, *how)
             if callback:
                 callback(i)
             if img_callback:
