@@ -76,7 +76,7 @@ def measure_starts(pipeline: StyleTransferPipeline, options: BrushOptions) -> li
         for i in range(options.pictures)
     ]
     sampling = {
-        "look": "fast",
+        "look": "sampled",
         "steps": Settings().number_of_steps,
         "size": options.size,
         "seed": options.seed,
@@ -101,7 +101,7 @@ def measure_starts(pipeline: StyleTransferPipeline, options: BrushOptions) -> li
 def energy_for(pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image) -> Energy:
     """That of the full size of a fine picture."""
     order = Order(photo.size[::-1], [[(painting, 1.0)]], _tensor(photo, pipeline))
-    return pipeline.brush.energy(levels(order.size, LOOKS["fine"].steps_at)[-1], order)
+    return pipeline.brush.energy(levels(order.size, LOOKS["fine"])[-1], order)
 
 
 def _tensor(image: Image.Image, pipeline: StyleTransferPipeline) -> Tensor:

@@ -48,7 +48,7 @@ def measure(model: DualCondModel, task: ways.Task) -> Measured:
 
 
 def paint(model: DualCondModel, task: ways.Task, sampler: str, steps: int, bar: tqdm) -> Tensor:
-    settings = Settings(look="fast", sampler=sampler, steps=steps)
+    settings = Settings(look="sampled", sampler=sampler, steps=steps)
     pictures = torch.cat([ways.prepared(model, part, settings, "fp32")[0] for part in _parts(task)])
     bar.update()
     return pictures

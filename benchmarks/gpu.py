@@ -152,7 +152,7 @@ def count_work(model: DualCondModel, task: ways.Task) -> Result:
     """Operations for one picture: of each step, and of encoding and decoding. Bytes of the weights
     that a step reads in float32."""
     one, two = (
-        count_flops(partial(ways.prepared, model, task, Settings(look="fast", steps=steps), "fp32"))
+        count_flops(partial(ways.prepared, model, task, Settings(look="sampled", steps=steps), "fp32"))
         for steps in (1, 2)
     )
     weights = (weight.numel() * weight.element_size() for weight in model.model.diffusion_model.parameters())

@@ -70,7 +70,7 @@ def main() -> None:
     exact_float32()
     findings = Findings(args.output)
     findings.add("machine", machine(device))
-    for look in ("fast", "fine"):
+    for look in ("sampled", "fast", "fine"):
         check_look(look, device, findings, size=64 if args.tiny else 256)
     check_golden(device, findings, args.tiny)
 

@@ -59,7 +59,7 @@ def painting_cells(name: str, batch: int, size: int, results: Results) -> list[s
         return [row.label, *[_why_not(own)] * 2, *["-"] * 4]
     seconds, shares = own["seconds"], ["?", "?"]
     if work is not None:
-        steps = PUBLISHED_STEPS if row.way == "published" else Settings(look="fast").number_of_steps
+        steps = PUBLISHED_STEPS if row.way == "published" else Settings(look="sampled").number_of_steps
         operations = work["rest"] + steps * work["step"]
         read = steps * work["weights"] * (1 if row.precision == "fp32" else 0.5) / batch
         rates = (operations / seconds / limits["bf16"], read / seconds / limits["bytes"])

@@ -99,7 +99,7 @@ class PaintingOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions(PaintingOptions):
-    """Whole pictures in the fast look: seconds and memory.
+    """Whole pictures in the look sampled: seconds and memory.
 
     With guidance in both conditions: encoding content and style, all sampling steps, decoding;
     reading pictures and weights is not counted, but for the whole process, the last row. Median of
@@ -145,7 +145,7 @@ class SteadinessOptions:
     checkpoint: str = option("mini", "weights", metavar="mini|PATH")
     device: str = option("auto", "auto, cpu or cuda")
     style: str = option("data/styles/van_gogh_wheat_field_with_cypresses.jpg", "the painting", metavar="FILE")
-    look: str = option("fast", "the look", choices=["fast", "fine"])
+    look: str = option("sampled", "the look", choices=["sampled", "fast", "fine"])
     size: int = option(256, "side of the frames in pixels")
     frames: int = option(24, "of each clip")
     save: str = option("", "keep clips and results as folders of frames there", metavar="DIR")

@@ -41,7 +41,7 @@ class SamplingRow:
 
     def settings(self, num_timesteps: int) -> Settings:
         sampler = {"sampler": "ddim", "steps": num_timesteps} if self.converged else {}
-        return Settings(look="fast", guidance_interval=self.interval, **sampler)
+        return Settings(look="sampled", guidance_interval=self.interval, **sampler)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ SAMPLING = {
     "one-branch": SamplingRow("ours, scales 1 and 1 (no null branches)", scales=(1.0, 1.0), **OURS),
     "interval": SamplingRow("ours, guidance from 0.2 to 0.8 of the way", interval=(0.2, 0.8), **OURS),
     "batch": SamplingRow("ours, batch of 8", batch=8, **OURS),
-    "process": SamplingRow("whole process: artfusion stylize --look fast", way="process"),
+    "process": SamplingRow("whole process: artfusion stylize --look sampled", way="process"),
 }
 TRAINING = {
     "published": TrainingRow(PUBLISHED_TRAINING, recompute=True),

@@ -1,4 +1,4 @@
-"""Whole pictures in the fast look, from the published way to paint them to ours, step by step."""
+"""Whole pictures in the look sampled, from the published way to paint them to ours, step by step."""
 
 import statistics
 import subprocess
@@ -86,7 +86,7 @@ def measured(name: str, options: SamplingOptions) -> Measured | None:
 
 def measure(row: SamplingRow, options: SamplingOptions) -> Measured:
     if row.way == "process":
-        return measure_process(options, options.size, "fast")
+        return measure_process(options, options.size, "sampled")
     exact_float32()
     model = load_model(options, choose_device(options.device))
     adapt(model, row)

@@ -1,4 +1,4 @@
-"""Ways to paint the same pictures: as published, with a faster solver, and ours in the fast look.
+"""Ways to paint the same pictures: as published, with a faster solver, and ours in the look sampled.
 Each gives (pictures, seconds).
 
 Counted is what a picture takes: encoding content and style, all sampling steps, decoding.

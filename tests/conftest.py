@@ -80,7 +80,9 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def small_pipeline(model_files: list[str]) -> Callable[..., Image.Image]:
     """Paints with the model of these files, as small as `SMALL` says."""
     loaded = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3], "cpu", "fp32")
-    return lambda *inputs, **options: loaded(*inputs, **{"look": "fast", "size": 32, "steps": 2, **options})
+    return lambda *inputs, **options: loaded(
+        *inputs, **{"look": "sampled", "size": 32, "steps": 2, **options}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ from ldm.program import run
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--device cpu --precision fp32 --look fast --size 32 --steps 2".split()  # of the painting commands
+SMALL = "--device cpu --precision fp32 --look sampled --size 32 --steps 2".split()  # of the painting commands
 
 FIRST_STAGE = {
     "target": "ldm.models.autoencoder.AutoencoderKL",

@@ -222,7 +222,7 @@ def test_preparing_the_conditions_changes_nothing(
     monkeypatch.setattr(model, "detail", detail)
     (whole, _), (prepared, _) = (
         ways.unprepared(model, task),
-        ways.prepared(model, task, Settings(look="fast"), "fp32"),
+        ways.prepared(model, task, Settings(look="sampled"), "fp32"),
     )
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
@@ -234,7 +234,7 @@ def test_a_network_that_predicts_something_else_is_sampled_alike(
     model = plain(parameterization=target)
     (whole, _), (prepared, _) = (
         ways.unprepared(model, task),
-        ways.prepared(model, task, Settings(look="fast"), "fp32"),
+        ways.prepared(model, task, Settings(look="sampled"), "fp32"),
     )
     torch.testing.assert_close(prepared, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
 
@@ -390,10 +390,10 @@ def test_the_whole_process_is_the_program_itself(files: Path, monkeypatch: pytes
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", called)
-    assert sampling.measure_process(painting(files, SamplingOptions, repeats=3), 32, "fast").seconds >= 0
+    assert sampling.measure_process(painting(files, SamplingOptions, repeats=3), 32, "sampled").seconds >= 0
     assert len(calls) == 4 and calls[0][:4] == [sys.executable, "-m", "ldm", "stylize"]
     assert calls[0][4::2] == ["--content", "--style", "--output", "--look", "--size"] and calls[0][-3::2] == [
-        "fast",
+        "sampled",
         "32",
     ]
 
@@ -406,7 +406,7 @@ def test_a_failing_program_is_no_time(files: Path, monkeypatch: pytest.MonkeyPat
     )
     options = painting(files, BrushOptions, repeats=1)
     with pytest.raises(ValueError, match="^artfusion stylize failed: error: no weights$"):
-        sampling.measure_process(options, 32, "fast")
+        sampling.measure_process(options, 32, "sampled")
 
 
 def test_only_the_bundled_model_has_the_row_of_the_whole_process() -> None:
@@ -485,7 +485,7 @@ def test_all_pictures_are_painted(
     monkeypatch.setattr(convergence, "BATCH", 1)
     with convergence.tqdm(disable=True) as bar:
         painted = convergence.paint(model, task, "ddim", 3, bar)
-    together, _ = ways.prepared(model, task, Settings(look="fast", sampler="ddim", steps=3), "fp32")
+    together, _ = ways.prepared(model, task, Settings(look="sampled", sampler="ddim", steps=3), "fp32")
     torch.testing.assert_close(painted, together, rtol=1e-3, atol=1e-4)
 
 

@@ -37,7 +37,7 @@ from ldm.pipeline.progress import Progress
 from ldm.pipeline.settings import Settings
 
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
-FAST = {"look": "fast", "size": 64, "steps": 1}
+SAMPLED = {"look": "sampled", "size": 64, "steps": 1}
 
 
 @pytest.fixture
@@ -75,11 +75,49 @@ LOOK = Look("", gradient_steps=4, detail=0.5)
     ],
 )
 def test_sizes_double_from_small_to_full(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
-    assert [level.size for level in levels(size, LOOKS["fine"].steps_at)] == expected
+    assert [level.size for level in levels(size, LOOKS["fine"])] == expected
+
+
+@pytest.mark.parametrize(
+    "side, expected",
+    [
+        (128, [(128, 12)]),
+        (264, [(264, 6)]),
+        (520, [(260, 6), (520, 3)]),
+        (1032, [(258, 6), (516, 3), (1032, 0)]),
+        (2056, [(257, 6), (514, 3), (1028, 0), (2056, 0)]),
+    ],
+)
+def test_the_fast_look_paints_no_forms_of_the_smallest_size_and_enlarges_at_last(
+    side: int, expected: list[tuple[int, int]]
+) -> None:
+    path = levels((side, side), LOOKS["fast"])
+    assert [(level.size[0], level.steps) for level in path] == expected
+    painted = [level for level in path if level.steps]
+    assert levels((side, side), LOOKS["fast"], only_last=True) == path[len(painted) - 1 :]
+
+
+def test_a_size_without_steps_is_enlarged_with_the_photos_detail(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
+    order = Order((248, 264), [[(painting, 1.0)]], tensor(photo.resize((264, 248))), detail=0.5)
+    seen, enlargements = [], []
+
+    def watch(level: Level, picture: Callable[[], Tensor]) -> Iterator[int]:
+        seen.append(level.size)
+        yield from range(level.steps)
+        enlargements.append(picture())
+
+    painted = brush.finish(torch.zeros(1, 3, 124, 132), order, Look("", 1, None, largest=200), watch)
+    assert seen == [(128, 136)]
+    wide = order.mirrored_out().content
+    detail = 0.5 * (wide - resized(resized(wide, (128, 136)), (256, 272)))[:, :, 4:-4, 4:-4]
+    assert float(detail.abs().max()) > 0.05
+    assert torch.allclose(painted, enlargements[0] + detail, atol=1e-5)
 
 
 def test_larger_pictures_get_fewer_steps_but_some() -> None:
-    steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"].steps_at)]
+    steps = [level.steps for level in levels((4096, 4096), LOOKS["fine"])]
     assert (
         steps == sorted(steps, reverse=True) and steps[1] == LOOKS["fine"].gradient_steps and steps[-1] >= 2
     )
@@ -121,7 +159,7 @@ def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
 ) -> None:
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo))
     start = tensor(photo)
-    energy = brush.energy(levels(order.size, LOOK.steps_at)[-1], order)
+    energy = brush.energy(levels(order.size, LOOK)[-1], order)
     painted = brush.finish(start, order, Look("", 1, 10, None), all_steps)
     assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
     assert float(energy(painted)) < 0.7 * float(energy(start))
@@ -138,9 +176,7 @@ def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image
     order = Order((240, 256), [[(painting, 1.0)]], tensor(ImageOps.fit(photo, (256, 240))))
     brush.finish(order.content, order, Look("", 1, 1, None), watch)
     assert seen == [
-        (level.size, i)
-        for level in levels((248, 264), Look("", 1, 1, None).steps_at)
-        for i in range(level.steps)
+        (level.size, i) for level in levels((248, 264), Look("", 1, 1, None)) for i in range(level.steps)
     ]
 
 
@@ -240,10 +276,10 @@ def test_what_is_kept_has_no_share_in_the_paint(
     keep = torch.zeros(1, 1, 64, 72)
     keep[..., :36] = 1
     order = Order((64, 72), [[(painting, 1.0)]], tensor(photo), keep=keep)
-    energy = brush.energy(levels(order.size, LOOK.steps_at)[-1], order)
+    energy = brush.energy(levels(order.size, LOOK)[-1], order)
     assert torch.equal(energy.masks, 1 - keep[0])
     masked = brush.energy(
-        levels(order.size, LOOK.steps_at)[-1],
+        levels(order.size, LOOK)[-1],
         Order((64, 72), order.styles, order.content, torch.ones(1, 64, 72), keep),
     )
     assert torch.equal(masked.masks, energy.masks)
@@ -275,15 +311,16 @@ def test_looks_differ_and_fine_is_the_default(
 ) -> None:
     default = pipeline(photo, painting, **FINE)
     assert default == pipeline(photo, painting, look="fine", **FINE)
-    assert default != pipeline(photo, painting, **FAST) and default.size == (72, 64)
+    assert default != pipeline(photo, painting, **SAMPLED) and default.size == (72, 64)
 
 
-def test_a_fine_picture_is_the_same_alone_and_in_company(
+def test_a_picture_with_gradient_steps_is_the_same_alone_and_in_company(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
     other = picture(72, 64, seed=5)
-    together = pipeline([other, photo, other], painting, seed=[3, 4, 5], **FINE)
-    assert together[1] == pipeline(photo, painting, seed=4, **FINE)
+    for look in ("fine", "fast"):
+        together = pipeline([other, photo, other], painting, seed=[3, 4, 5], look=look, **FINE)
+        assert together[1] == pipeline(photo, painting, seed=4, look=look, **FINE)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
@@ -295,7 +332,7 @@ def test_every_sampler_can_begin(
 
 def test_a_style_alone_can_be_fine(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
     fine = pipeline(None, painting, **FINE)
-    assert fine.size == (64, 64) and fine != pipeline(None, painting, **FAST)
+    assert fine.size == (64, 64) and fine != pipeline(None, painting, **SAMPLED)
 
 
 def test_mixes_and_regions(
@@ -437,7 +474,7 @@ def test_stopping_gives_the_picture_as_far_as_it_came(
     with pytest.raises(PaintingStopped) as stopped:
         pipeline(photo, painting, **FINE)
     assert stopped.value.picture.size == (72, 64)
-    assert stopped.value.picture != pipeline(photo, painting, **FAST)
+    assert stopped.value.picture != pipeline(photo, painting, **SAMPLED)
 
 
 def test_stopped_at_a_small_size_it_is_enlarged(brush: Brush, painting: Image.Image) -> None:
@@ -512,4 +549,4 @@ def test_a_missing_vgg16_is_told(
     pipeline = StyleTransferPipeline(tiny_model(use_ema=False))
     with pytest.raises(UserError, match="git checkout checkpoints/vgg16"):
         pipeline(photo, painting, **FINE)
-    assert pipeline(photo, painting, **FAST).size == (72, 64)
+    assert pipeline(photo, painting, **SAMPLED).size == (72, 64)

@@ -25,7 +25,7 @@ from ldm.models.inference import build_for_inference
 from ldm.pipeline.bundled import BUNDLED, PUBLISHED_CONFIG, resolve_checkpoint
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
-FAST = {"look": "fast", "size": 32, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 32, "steps": 2}
 NODE = model_config()
 
 
@@ -66,7 +66,7 @@ def test_a_converted_checkpoint_paints_without_a_config(
     pipelines = [
         StyleTransferPipeline.from_pretrained(small, config, "cpu", "fp32") for config in (None, with_config)
     ]
-    first, second = (pipeline(photo, painting, **FAST) for pipeline in pipelines)
+    first, second = (pipeline(photo, painting, **SAMPLED) for pipeline in pipelines)
     assert first == second
     photo.save(tmp_path / "photo.png"), painting.save(tmp_path / "painting.png")
     files = "--content", tmp_path / "photo.png", "--style", tmp_path / "painting.png"

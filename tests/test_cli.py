@@ -63,7 +63,7 @@ def arguments(**changes: object) -> list[str]:
         "content": "photo.png",
         "style": "painting.png",
         "output": "out.png",
-        "look": "fast",
+        "look": "sampled",
         "size": 32,
         "steps": 2,
         **changes,
@@ -199,7 +199,7 @@ def test_the_options_reach_the_pipeline(
         "steps": 3,
         "eta": 0.5,
         "seed": 7,
-        "look": "fast",
+        "look": "sampled",
         "size": 48,
     }
     assert (
@@ -322,8 +322,8 @@ def test_the_demos_matches_are_bundled_pictures() -> None:
 
 
 def test_the_demo_draws_every_photo_in_every_style(demo: Callable, folder: Path) -> None:
-    (call,) = demo("--all", "--look", "fast")
-    assert call["settings"].look == "fast" and len(call["painted"]) == 6
+    (call,) = demo("--all", "--look", "sampled")
+    assert call["settings"].look == "sampled" and len(call["painted"]) == 6
     with Image.open(folder / "new/sheet.png") as sheet:
         cells = pixels(sheet)[4:, 4:].reshape(3, 28, 4, 28, 3).swapaxes(1, 2)  # 24 pixels and a gap of 4 each
         filled = (cells != 255).any(axis=(2, 3, 4))

@@ -24,7 +24,7 @@ from ldm.program import own_command, own_environment
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 PHOTOS, BROKEN = 500, 25  # 5 %
-MODEL = "--device cpu --precision fp32 --look fast --size 128 --steps 1 --batch-size 4".split()
+MODEL = "--device cpu --precision fp32 --look sampled --size 128 --steps 1 --batch-size 4".split()
 
 
 @pytest.fixture(scope="module")

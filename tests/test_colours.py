@@ -13,7 +13,7 @@ from ldm.media.images import at_most
 from ldm.pipeline.inputs import StyleMix
 from ldm.pipeline.pipeline import StyleTransferPipeline
 
-FAST = {"look": "fast", "size": 32, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 32, "steps": 2}
 
 
 def grey(width: int, height: int, seed: int) -> Image.Image:
@@ -69,14 +69,14 @@ def test_what_is_transparent_has_no_colours() -> None:
 
 def test_black_and_white_paintings_give_black_and_white_results(tiny: StyleTransferPipeline) -> None:
     photo, ink, oil = picture(32, 32, 1), grey(40, 40, 2), picture(40, 40, 3)
-    assert is_grey(tiny(photo, ink, **FAST)) and not is_grey(tiny(photo, oil, **FAST))
-    assert not is_grey(tiny(photo, StyleMix([ink, oil]), **FAST))
-    assert is_grey(tiny(photo, StyleMix([ink, oil], [1, 0]), **FAST))
-    assert not is_grey(tiny(photo, ink, preserve_color=True, **FAST))
-    assert not is_grey(tiny(photo, ink, palette=oil, **FAST))
+    assert is_grey(tiny(photo, ink, **SAMPLED)) and not is_grey(tiny(photo, oil, **SAMPLED))
+    assert not is_grey(tiny(photo, StyleMix([ink, oil]), **SAMPLED))
+    assert is_grey(tiny(photo, StyleMix([ink, oil], [1, 0]), **SAMPLED))
+    assert not is_grey(tiny(photo, ink, preserve_color=True, **SAMPLED))
+    assert not is_grey(tiny(photo, ink, palette=oil, **SAMPLED))
     keep = Image.new("L", (32, 32))
     keep.paste(255, (0, 0, 16, 32))
-    kept = pixels(tiny(photo, ink, keep=keep, **FAST))
+    kept = pixels(tiny(photo, ink, keep=keep, **SAMPLED))
     assert (kept[:, :16] == pixels(photo)[:, :16]).all() and is_grey(
         Image.fromarray(kept[:, 16:].astype(np.uint8))
     )
@@ -84,10 +84,10 @@ def test_black_and_white_paintings_give_black_and_white_results(tiny: StyleTrans
 
 def test_a_style_takes_the_colours_of_a_palette_first(tiny: StyleTransferPipeline) -> None:
     photo, painting, palette = picture(32, 32, 1), picture(40, 40, 2), picture(48, 40, 3)
-    expected = tiny(photo, with_palette_of(at_most(painting, 32), palette), **FAST)
-    assert tiny(photo, painting, palette=palette, **FAST) == expected != tiny(photo, painting, **FAST)
+    expected = tiny(photo, with_palette_of(at_most(painting, 32), palette), **SAMPLED)
+    assert tiny(photo, painting, palette=palette, **SAMPLED) == expected != tiny(photo, painting, **SAMPLED)
     with pytest.raises(UserError, match="palette and preserve_color both say whose colours"):
-        tiny(photo, painting, palette=palette, preserve_color=True, **FAST)
+        tiny(photo, painting, palette=palette, preserve_color=True, **SAMPLED)
 
 
 def test_a_picture_of_any_aspect_has_its_colours_counted_at_few_places() -> None:

@@ -67,7 +67,7 @@ def test_programs_look_before_each_picture_and_servers_do_not(
     args = parser.parse_args([*model_files, "--device", "cpu"])
     pipeline = load_pipeline(args, settle_threads=settle)
     photos = [picture(32, 32, i) for i in range(3)]
-    pipeline(photos, photos[0], look="fast", size=32, steps=1, batch_size=2)
+    pipeline(photos, photos[0], look="sampled", size=32, steps=1, batch_size=2)
     assert looked == [True, True] * settle
 
 

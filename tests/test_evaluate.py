@@ -383,7 +383,7 @@ def arguments(**changes: object) -> list[str]:
     return words
 
 
-TINY = {"checkpoint": "tiny.safetensors", "config": "tiny.yaml", "look": "fast", "steps": 1}
+TINY = {"checkpoint": "tiny.safetensors", "config": "tiny.yaml", "look": "sampled", "steps": 1}
 
 
 def rows_of(path: str) -> list[dict[str, str]]:
@@ -712,7 +712,7 @@ def test_pairs_are_painted_with_the_options_and_kept(
     names = ("contents/sub/moose.png", "styles/sea.png", "styles/wheat.jpg")
     moose, *styles = (load_image(folder / name).crop((8, 0, 40, 32)) for name in names)
     assert [load_image(f"kept/moose__{style}.png") for style in ("sea", "wheat")] == pipeline(
-        moose, styles, look="fast", size=32, **options
+        moose, styles, look="sampled", size=32, **options
     )
     assert sorted(path.name for path in Path("kept").iterdir()) == [f"{c}__{s}.png" for c, s in PAIRS]
     assert {(row["content_scale"], row["style_scale"]) for row in rows_of("out.csv")} == {("0.5", "2.0")}
@@ -895,7 +895,7 @@ def test_several_settings_are_painted_in_one_run(
     for name, changed in changes.items():
         kept = [load_image(f"kept/{name}/moose__{style}.png") for style in ("sea", "wheat")]
         assert kept == pipeline(
-            moose, styles, **{"look": "fast", "size": 32, "steps": 1, "detail": 1.0, **changed}
+            moose, styles, **{"look": "sampled", "size": 32, "steps": 1, "detail": 1.0, **changed}
         ), name
     assert sorted(path.name for path in Path("kept").iterdir()) == sorted(changes)
     assert [(row["set"], row["content_scale"]) for row in rows_of("out.csv")[3:5]] == [

@@ -35,9 +35,9 @@ from ldm.pipeline.faces import face_mask, find_faces
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
 
-FAST = {"look": "fast", "size": 64, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 64, "steps": 2}
 FINE = {"size": 64, "steps": 1, "effort": 0.2}
-LOOKS = pytest.mark.parametrize("look", [FAST, FINE], ids=["fast", "fine"])
+LOOKS = pytest.mark.parametrize("look", [SAMPLED, FINE], ids=["sampled", "fine"])
 NEEDS_EXTRA = pytest.mark.skipif(
     find_spec("mtcnn") is None or find_spec("lz4") is None,
     reason="finds faces for real with the extra: pip install -e '.[faces]'",
@@ -171,9 +171,9 @@ def test_where_there_is_no_face_all_is_painted_beside_one_that_has_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     plain = Image.new("RGB", photo.size, "teal")
-    kept, painted = pipeline([photo, plain], painting, keep="faces", **FAST)
+    kept, painted = pipeline([photo, plain], painting, keep="faces", **SAMPLED)
     assert (inside(kept) == inside(photo)).all()
-    assert largest_difference(painted, pipeline(plain, painting, **FAST)) == 0
+    assert largest_difference(painted, pipeline(plain, painting, **SAMPLED)) == 0
     assert caplog.messages == ["the picture: no face is found, so all of it is painted"]
 
 
@@ -182,7 +182,7 @@ def test_without_a_photo_there_are_no_faces(
     found: list, tiny: StyleTransferPipeline, painting: Image.Image, options: dict
 ) -> None:
     with pytest.raises(UserError, match="face_detail, preserve_color and scene need a content picture"):
-        tiny(None, painting, **FAST, **options)
+        tiny(None, painting, **SAMPLED, **options)
 
 
 # The command

@@ -77,7 +77,7 @@ def tiny_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr(fine_tune, "CONFIG", str(tmp_path / "recipe.yaml"))
     monkeypatch.setattr(fine_tune, "MODEL_CONFIG", str(tmp_path / "tiny.yaml"))
-    monkeypatch.setattr(fine_tune, "SETTINGS", Settings(look="fast", size=32, steps=2))
+    monkeypatch.setattr(fine_tune, "SETTINGS", Settings(look="sampled", size=32, steps=2))
     return tmp_path / "start.pt"
 
 
@@ -88,7 +88,7 @@ def test_it_trains_and_writes_weights_that_paint_and_a_sheet(
     assert run("--photos", folders["photos"], "--minutes", "0.001", **{"from": tiny_recipe}) == 0
     result = tmp_path / "mine/model.safetensors"
     pipeline = StyleTransferPipeline.from_pretrained(result, device="cpu")
-    assert pipeline(picture(48, 32), picture(32, 32, 1), look="fast", size=32, steps=2).size == (48, 32)
+    assert pipeline(picture(48, 32), picture(32, 32, 1), look="sampled", size=32, steps=2).size == (48, 32)
     assert not [name for name in read_state_dict(result) if name.startswith("vgg.")]
     with Image.open(tmp_path / "mine/before_after.png") as sheet:
         assert sheet.height > 6 * 256 and 4 * 256 < sheet.width < 5 * 256
@@ -179,7 +179,7 @@ def test_too_few_paintings_are_refused(run: Run, tmp_path: Path, capsys: pytest.
 def test_the_sheet_leaves_out_what_cannot_be_read(tiny: StyleTransferPipeline, tmp_path: Path) -> None:
     photos = sorted(picture_folder(tmp_path / "photos", 2).rglob("*.png"))
     paintings = sorted(picture_folder(tmp_path / "paintings", 9, seed=5).rglob("*.png"))
-    settings = Settings(look="fast", size=32, steps=2)
+    settings = Settings(look="sampled", size=32, steps=2)
     whole = fine_tune.before_and_after({"before": tiny, "after": tiny}, photos, paintings, settings)
     assert whole.height > 6 * 256
     columns = [whole.crop((left, 0, left + 256, whole.height)) for left in (4 + 2 * 260, 4 + 3 * 260)]

@@ -207,7 +207,7 @@ NUMBERS = st.one_of(
     st.integers(),
     st.floats(),
     st.text(max_size=5),
-    st.sampled_from(["fine", "fast", "ddim"]),
+    st.sampled_from(["fine", "sampled", "ddim"]),
 )
 
 

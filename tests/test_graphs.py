@@ -20,7 +20,7 @@ from ldm.pipeline.pipeline import StyleTransferPipeline
 
 aten = torch.ops.aten
 REFUSED = (aten._local_scalar_dense, aten.lift_fresh, aten.nonzero, aten.normal_, aten.randn, aten.bernoulli)
-FAST = {"look": "fast", "size": 32, "steps": 3}
+SAMPLED = {"look": "sampled", "size": 32, "steps": 3}
 
 
 def assert_pictures_alike(actual: Image.Image, expected: Image.Image) -> None:
@@ -148,7 +148,7 @@ WAYS = {
 def test_recorded_pictures_are_the_same(plain: StyleTransferPipeline, recording: tuple, way: str) -> None:
     content, style, options = WAYS[way]
     pipeline, recorded = recording
-    painted = [chosen(content, style, **FAST | options) for chosen in (plain, pipeline, pipeline)]
+    painted = [chosen(content, style, **SAMPLED | options) for chosen in (plain, pipeline, pipeline)]
     expected, first, second = ([one] if isinstance(one, Image.Image) else one for one in painted)
     for pictures in (first, second):
         for actual, wanted in zip(pictures, expected, strict=True):
@@ -159,7 +159,7 @@ def test_recorded_pictures_are_the_same(plain: StyleTransferPipeline, recording:
 def test_a_replay_takes_new_pictures_seeds_and_scales(plain: StyleTransferPipeline, recording: tuple) -> None:
     pipeline, recorded = recording
     for i, style in enumerate(STYLES):
-        options = FAST | {"seed": i, "content_scale": 2.0 + i, "style_scale": 0.5 + i / 4}
+        options = SAMPLED | {"seed": i, "content_scale": 2.0 + i, "style_scale": 0.5 + i / 4}
         content = picture(48, 32, seed=20 + i)
         assert_pictures_alike(pipeline(content, style, **options), plain(content, style, **options))
     assert len(recorded) == 1
@@ -178,7 +178,7 @@ def test_a_replay_takes_new_pictures_seeds_and_scales(plain: StyleTransferPipeli
 )
 def test_what_is_not_a_number_for_the_graph_is_recorded_anew(recording: tuple, changes: dict) -> None:
     pipeline, recorded = recording
-    plain = FAST | {"content_scale": 1.0, "style_scale": 1.0}
+    plain = SAMPLED | {"content_scale": 1.0, "style_scale": 1.0}
     pipeline(PHOTO, STYLES[0], **plain)
     pipeline(PHOTO, STYLES[0], **plain | changes)
     assert len(recorded) == 2
@@ -189,14 +189,14 @@ def test_samplers_that_draw_noise_are_not_recorded(
     plain: StyleTransferPipeline, recording: tuple, options: dict
 ) -> None:
     pipeline, recorded = recording
-    assert pipeline(PHOTO, STYLES[0], **FAST | options) == plain(PHOTO, STYLES[0], **FAST | options)
+    assert pipeline(PHOTO, STYLES[0], **SAMPLED | options) == plain(PHOTO, STYLES[0], **SAMPLED | options)
     assert recorded == []
 
 
 def test_progress_goes_on_over_replays(recording: tuple, capsys: pytest.CaptureFixture) -> None:
     pipeline, _ = recording
     for _ in range(2):
-        pipeline(PHOTO, STYLES[0], progress=True, **FAST)
+        pipeline(PHOTO, STYLES[0], progress=True, **SAMPLED)
         assert "100%" in capsys.readouterr().err
 
 

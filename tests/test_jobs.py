@@ -114,7 +114,7 @@ def test_a_start_of_another_aspect_is_refused() -> None:
         jobs(A, S, start=B, size=(32, 32))
 
 
-@pytest.mark.parametrize("settings, side", [({}, 40), ({"look": "fast"}, 32), ({"style_size": 36}, 36)])
+@pytest.mark.parametrize("settings, side", [({}, 40), ({"look": "sampled"}, 32), ({"style_size": 36}, 36)])
 def test_styles_are_read_no_larger_than_they_are_looked_at(settings: dict[str, Any], side: int) -> None:
     (job,) = jobs(A, S, **{"size": 64, **settings})
     assert painting(job).size == (side, side)

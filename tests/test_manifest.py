@@ -76,7 +76,7 @@ def test_rows_may_paint_or_only_colour(
     main = script("stylize").main
     assert run_program(main, given, monkeypatch) == 0
     assert capsys.readouterr().out.endswith("2 painted, 0 there already, 0 failed\n")
-    assert told("out/a__s.png")["look"] == "palette" and told("out/b__t.png")["look"] == "fast"
+    assert told("out/a__s.png")["look"] == "palette" and told("out/b__t.png")["look"] == "sampled"
     assert "seed" not in told("out/a__s.png") and told("out/b__t.png")["seed"] == 0
     assert run_program(main, given, monkeypatch) == 0
     assert capsys.readouterr().out.endswith("0 painted, 2 there already, 0 failed\n")
@@ -104,7 +104,7 @@ def test_what_is_to_be_painted_is_written_and_read_again(
 
 
 VALUES = {
-    "look": "fast",
+    "look": "sampled",
     "content_scale": 1.25,
     "style_scale": -0.5,
     "detail": 0.0,
@@ -355,7 +355,7 @@ def test_rows_of_all_settings_share_a_pack(
 
 def test_what_is_given_for_rows_that_paint_is_not_meant_for_others(folder: Path) -> None:
     path = table("content,style,look,strength", "a.png,s.png,palette,0.5", "b.png,t.png,,")
-    given = Settings(look="fast", size=48, steps=1, seed=7)
+    given = Settings(look="sampled", size=48, steps=1, seed=7)
     only_coloured, painted = (task.settings for task in read_manifest(path, given, "out"))
     assert only_coloured == Settings(look="palette", size=48, strength=0.5) and painted == given
     path = table("content,style,look,steps", "a.png,s.png,palette,3")

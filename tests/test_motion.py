@@ -213,7 +213,7 @@ def test_frames_are_sampled_in_batches() -> None:
 
 def test_paint_goes_with_what_it_is_on(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
     def paint(contents: list[Image.Image], **options: Any) -> Any:
-        return pipeline(contents, painting, look="fast", size=96, steps=1, detail=0.0, **options)
+        return pipeline(contents, painting, look="sampled", size=96, steps=1, detail=0.0, **options)
 
     clip = panned(1, 6)
     results, afresh = steadily(clip, paint), paint(clip)
@@ -227,7 +227,7 @@ def test_in_the_fine_look_what_is_new_is_sampled_and_led_on_from_the_frame_befor
     clip = panned(1, 2, step=8)
     results = steadily(clip, paint, begins=True, smooth=1)
     first, sampled, full = paint.calls
-    assert first == {"count": 1} and sampled == {"count": 1, "look": "fast", "effort": 1.0}
+    assert first == {"count": 1} and sampled == {"count": 1, "look": "sampled", "effort": 1.0}
     (start,) = full["start"]
     old, new = (20, 48), (95, 48)
     assert start.getpixel(old) == results[1].getpixel(old) == (1, 1, 1)
@@ -277,7 +277,7 @@ def test_known_frames_are_left_out_and_gone_on_from() -> None:
 def test_the_frame_is_cropped_as_its_painting_is() -> None:
     """To a size of another aspect: flow and paint are of the same pixels."""
     paint = Recorder()
-    settings = Settings(look="fast", size=(64, 96))
+    settings = Settings(look="sampled", size=(64, 96))
     clip = [scene(1).crop((4 * i, 0, 4 * i + 96, 96)) for i in range(2)]
     results = [frame.picture for frame in painted_clip(frames_of(clip), paint, settings, 1.0, 8)]
     assert [each.size for each in results] == [(64, 96)] * 2
@@ -285,7 +285,7 @@ def test_the_frame_is_cropped_as_its_painting_is() -> None:
 
 
 def test_each_frame_for_itself_is_painted_whatever_was_before() -> None:
-    paint, settings = Recorder(), Settings(look="fast", size=64)
+    paint, settings = Recorder(), Settings(look="sampled", size=64)
     blue = Image.new("RGB", (107, 64), "blue")
     known = {"1.png": blue}.get
     results = list(painted_clip(frames_of([scene(1)] * 4), paint, settings, 0.0, 2, known))
@@ -379,7 +379,10 @@ def test_the_way_is_counted_from_a_start(
 @pytest.mark.parametrize(
     "options, problem",
     [
-        ({"look": "fast", "effort": 1.0, "start": picture(72, 64)}, "start is for the look fine"),
+        (
+            {"look": "sampled", "effort": 1.0, "start": picture(72, 64)},
+            "start is for looks with gradient steps",
+        ),
         ({"start": picture(64, 64)}, "does not have the result's aspect"),
         ({"start": []}, "start or scene is an empty list"),
         ({"start": [picture(72, 64)] * 3}, "2 contents and 3 starts do not pair up"),
@@ -434,20 +437,20 @@ def test_a_fine_clip_that_goes_on_is_the_same(run: Any) -> None:
     assert results("parts") == results("whole") and len(results("whole")) == 6
 
 
-def test_a_clip_is_fast_and_small_unless_asked_otherwise(
+def test_a_clip_is_sampled_and_small_unless_asked_otherwise(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(
         "ldm.pipeline.brush.Brush.finish", lambda *args, **options: pytest.fail("painted in the fine look")
     )
-    assert run("--output", "fast", "--frames", "2") == 0
+    assert run("--output", "clip", "--frames", "2") == 0
     args = script("stylize_video").parse_args
     monkeypatch.setattr("sys.argv", ["program", "--content", "a", "--style", "b", "--output", "c"])
-    assert (args().look, args().size) == ("fast", 256)
+    assert (args().look, args().size) == ("sampled", 256)
     assert run("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert (
-        "nothing is painted (default: fast)" in text
+        "nothing is painted (default: sampled)" in text
         and "cropped (default: 256)" in text
         and "hours for a whole clip" in text
     )

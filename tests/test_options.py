@@ -123,13 +123,13 @@ def test_a_program_may_have_some_dials_only_and_in_its_own_order() -> None:
 
 
 def test_a_program_may_have_defaults_of_its_own_and_its_help_tells_them() -> None:
-    parser = dials_parser(look="fast", size=256, strength=0.25, tile=64)
-    own = {"look": "fast", "size": 256, "strength": 0.25, "tile": 64}
+    parser = dials_parser(look="sampled", size=256, strength=0.25, tile=64)
+    own = {"look": "sampled", "size": 256, "strength": 0.25, "tile": 64}
     assert settings_of(parser.parse_args([])) == Settings(**own)
     told = {action.dest: action.help for action in parser._actions}
     for name, value in own.items():
         assert told[name].endswith(f" (default: {value})")
-    assert told["style_scale"].endswith(" (default: 1; for free 1.5; for fast 1.75)")
+    assert told["style_scale"].endswith(" (default: 1; for free 1.5; for sampled 1.75)")
     assert told["steps"].endswith(f" (default: {DIALS['steps'].default_help})")
     assert "default" not in told["preserve_color"]
 
@@ -153,6 +153,8 @@ def test_settings_are_checked() -> None:
 
 def test_effort_is_for_the_look_that_makes_some() -> None:
     assert settings_of(argparse.Namespace(look="fine", effort=2.0)).effort == 2
-    assert settings_of(argparse.Namespace(look="fast", effort=1.0)).look == "fast"
-    with pytest.raises(UserError, match="effort is for the look fine; the look fast makes no gradient steps"):
-        settings_of(argparse.Namespace(look="fast", effort=2.0))
+    assert settings_of(argparse.Namespace(look="sampled", effort=1.0)).look == "sampled"
+    with pytest.raises(
+        UserError, match="effort is for looks with gradient steps, such as fine; the look sampled makes none"
+    ):
+        settings_of(argparse.Namespace(look="sampled", effort=2.0))

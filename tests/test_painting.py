@@ -32,7 +32,7 @@ from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
 
-FAST = {"look": "fast", "size": 32, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 32, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,15 @@ def batch_of(
 def test_any_size_from_32_pixels_on_is_painted(
     tiny: StyleTransferPipeline, paintings: list, given: tuple, size: int | tuple, expected: tuple
 ) -> None:
-    assert tiny(picture(*given), paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
+    assert tiny(picture(*given), paintings[0], **{**SAMPLED, "size": size, "steps": 1}).size == expected
 
 
 def test_width_and_height_crop_the_photo_and_do_not_squeeze_it(
     tiny: StyleTransferPipeline, paintings: list
 ) -> None:
     wide = picture(128, 64, 5)
-    assert tiny(wide, paintings[0], **{**FAST, "size": (64, 64)}) == tiny(
-        wide.crop((32, 0, 96, 64)), paintings[0], **{**FAST, "size": 64}
+    assert tiny(wide, paintings[0], **{**SAMPLED, "size": (64, 64)}) == tiny(
+        wide.crop((32, 0, 96, 64)), paintings[0], **{**SAMPLED, "size": 64}
     )
 
 
@@ -94,7 +94,7 @@ def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(
 ) -> None:
     odd = picture(50, 37, 5)
     padded = Image.fromarray(np.pad(np.asarray(odd), ((0, 27), (0, 14), (0, 0)), mode="edge"))
-    options = {"look": "fast", "steps": 2, "tile": 64, "style_scale": 2.0}
+    options = {"look": "sampled", "steps": 2, "tile": 64, "style_scale": 2.0}
     assert tiny(odd, paintings[0], size=37, **options) == tiny(padded, paintings[0], size=64, **options).crop(
         (0, 0, 50, 37)
     )
@@ -102,7 +102,7 @@ def test_a_photo_is_padded_by_its_edges_and_the_result_cropped(
 
 def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paintings: list) -> None:
     contents = [picture(50, 37), picture(33, 33), picture(37, 50)]
-    results = tiny(contents, paintings[0], **{**FAST, "size": 33})
+    results = tiny(contents, paintings[0], **{**SAMPLED, "size": 33})
     assert [result.size for result in results] == [(45, 33), (33, 33), (33, 45)]
 
 
@@ -113,13 +113,13 @@ def test_pictures_of_any_sizes_go_in_one_call(tiny: StyleTransferPipeline, paint
 def test_a_style_alone_has_the_size_asked_for(
     tiny: StyleTransferPipeline, paintings: list, size: int | tuple, expected: tuple
 ) -> None:
-    assert tiny(None, paintings[0], **{**FAST, "size": size, "steps": 1}).size == expected
+    assert tiny(None, paintings[0], **{**SAMPLED, "size": size, "steps": 1}).size == expected
 
 
 def test_the_content_scale_means_nothing_to_a_style_alone(
     tiny: StyleTransferPipeline, paintings: list
 ) -> None:
-    assert tiny(None, paintings[0], content_scale=5.0, **FAST) == tiny(None, paintings[0], **FAST)
+    assert tiny(None, paintings[0], content_scale=5.0, **SAMPLED) == tiny(None, paintings[0], **SAMPLED)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_needs_a_photo_is_refused_without_one(
         UserError,
         match="keep, detail, recolor, texture, strength, face_detail, preserve_color and scene need a content picture",
     ):
-        tiny(None, paintings[0], **FAST, **options)
+        tiny(None, paintings[0], **SAMPLED, **options)
 
 
 # The margin
@@ -162,7 +162,7 @@ def test_a_margin_is_painted_around_a_picture_and_cut_off(
 ) -> None:
     tiny, given = with_margin, picture(48, 32, seed=1)
     statistics = tiny.encode_style(paintings[0], 32)
-    settings = Settings(look="fast", steps=2, detail=0.5, tile=64)
+    settings = Settings(look="sampled", steps=2, detail=0.5, tile=64)
     painted = tiny.painter.paint(batch_of(tiny, given, statistics), settings)
     monkeypatch.setattr(tiny.model, "margin", 0)
     whole = tiny.painter.paint(batch_of(tiny, mirrored(given, 8), statistics), settings)
@@ -181,7 +181,7 @@ def test_regions_kept_parts_and_previews_lie_where_they_do_without_a_margin(
     def watch(progress: Any) -> None:
         seen.extend(progress.preview())
 
-    options = {"size": 32, "steps": 2, "look": "fast", "detail": 1.0}
+    options = {"size": 32, "steps": 2, "look": "sampled", "detail": 1.0}
     result = tiny(given, paintings[0], keep=keep, watch=watch, **options)
     kept = np.asarray(keep) > 0
     assert (pixels(result)[kept] == pixels(given)[kept]).all() and all(each.size == (32, 32) for each in seen)
@@ -198,7 +198,7 @@ def test_large_pictures_have_the_margin_at_every_size(
 ) -> None:
     """Painted small first, then larger over that, in tiles as large as before and the margin."""
     tiny = with_margin
-    result = tiny(picture(*size, seed=1), paintings[0], size=size, steps=2, look="fast", tile=32)
+    result = tiny(picture(*size, seed=1), paintings[0], size=size, steps=2, look="sampled", tile=32)
     assert result.size == size
     assert tiny.painter._tile(Settings(tile=32), 8) > tiny.painter._tile(Settings(tile=32))
 
@@ -208,7 +208,7 @@ def test_a_picture_smaller_than_the_margin_has_a_narrower_one(
 ) -> None:
     monkeypatch.setattr(with_margin.model, "margin", 40)
     given = batch_of(with_margin, picture(24, 24, seed=1), with_margin.encode_style(paintings[0], 32))
-    assert with_margin.painter.paint(given, Settings(look="fast", steps=1)).shape == (1, 3, 24, 24)
+    assert with_margin.painter.paint(given, Settings(look="sampled", steps=1)).shape == (1, 3, 24, 24)
 
 
 # Mixtures
@@ -217,8 +217,8 @@ def test_a_picture_smaller_than_the_margin_has_a_narrower_one(
 def test_a_mixture_of_one_is_that_style(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
-    assert tiny(photo, StyleMix(paintings, [1, 0]), **FAST) == tiny(photo, paintings[0], **FAST)
-    assert tiny(photo, StyleMix(paintings, [0, 2]), **FAST) == tiny(photo, paintings[1], **FAST)
+    assert tiny(photo, StyleMix(paintings, [1, 0]), **SAMPLED) == tiny(photo, paintings[0], **SAMPLED)
+    assert tiny(photo, StyleMix(paintings, [0, 2]), **SAMPLED) == tiny(photo, paintings[1], **SAMPLED)
 
 
 def test_a_mixture_averages_the_statistics(
@@ -226,9 +226,9 @@ def test_a_mixture_averages_the_statistics(
 ) -> None:
     first, second = (tiny.encode_style(painting, 32) for painting in paintings)
     painted = tiny.painter.paint(
-        batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="fast", steps=2)
+        batch_of(tiny, photo, 0.25 * first + 0.75 * second), Settings(look="sampled", steps=2)
     )
-    options = FAST | {"content_scale": 1.0, "style_scale": 1.0}
+    options = SAMPLED | {"content_scale": 1.0, "style_scale": 1.0}
     mixed = tiny(photo, StyleMix(paintings, [1, 3]), **options)
     assert largest_difference(mixed, tensor_to_image(painted[0])) <= 1
 
@@ -239,10 +239,10 @@ def test_a_mixture_averages_the_statistics(
 def test_a_region_that_is_everywhere_is_its_style_alone(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
-    alone = tiny(photo, paintings[0], style_scale=2.0, **FAST)
+    alone = tiny(photo, paintings[0], style_scale=2.0, **SAMPLED)
     assert (
         largest_difference(
-            tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **FAST), alone
+            tiny(photo, StyleRegions(paintings, [white(48, 32)]), style_scale=2.0, **SAMPLED), alone
         )
         <= 1
     )
@@ -252,7 +252,7 @@ def test_regions_of_one_style_are_that_style(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
     regions = StyleRegions([paintings[0]] * 3, [left_half(48, 32), white(48, 32)])
-    assert largest_difference(tiny(photo, regions, **FAST), tiny(photo, paintings[0], **FAST)) <= 1
+    assert largest_difference(tiny(photo, regions, **SAMPLED), tiny(photo, paintings[0], **SAMPLED)) <= 1
 
 
 def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, paintings: list) -> None:
@@ -262,10 +262,12 @@ def test_every_picture_may_have_regions_of_its_own(tiny: StyleTransferPipeline, 
         paintings[0],
         StyleRegions(paintings[::-1], [white(48, 32)]),
     ]
-    together = tiny(contents, styles, seed=[1, 2, 3], style_scale=2.0, **FAST)
+    together = tiny(contents, styles, seed=[1, 2, 3], style_scale=2.0, **SAMPLED)
     for i in range(3):
         assert (
-            largest_difference(together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **FAST))
+            largest_difference(
+                together[i], tiny(contents[i], styles[i], seed=i + 1, style_scale=2.0, **SAMPLED)
+            )
             <= 1
         )
 
@@ -283,7 +285,7 @@ def test_masks_that_do_not_fit_are_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(Painter, "style_statistics", lambda *args: pytest.fail("works"))
     with pytest.raises(UserError, match=problem):
-        tiny(photo, StyleRegions(paintings, masks), **FAST)
+        tiny(photo, StyleRegions(paintings, masks), **SAMPLED)
 
 
 # Kept parts, strength, colours
@@ -292,7 +294,7 @@ def test_masks_that_do_not_fit_are_refused_before_any_work(
 def test_what_is_kept_is_the_photos_own(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
-    kept = tiny(photo, paintings[0], keep=left_half(48, 32), **FAST)
+    kept = tiny(photo, paintings[0], keep=left_half(48, 32), **SAMPLED)
     assert np.array_equal(pixels(kept)[:, :24], pixels(photo)[:, :24])
     assert mean_difference(kept, photo, slice(24, None)) > 20
 
@@ -303,7 +305,7 @@ def test_in_the_latent_too(
 ) -> None:
     """What lies beside the kept part sees the photo there, so that both fit."""
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32), keep=torch.ones(1, 1, 32, 48))
-    painter, settings = tiny.painter, Settings(look="fast", sampler=sampler, steps=3, style_scale=2.0)
+    painter, settings = tiny.painter, Settings(look="sampled", sampler=sampler, steps=3, style_scale=2.0)
     with torch.no_grad():
         copied = painter.codec.decode(painter.codec.encode(batch.content), (32, 48))
     torch.testing.assert_close(painter.paint(batch, settings), copied, rtol=1e-4, atol=1e-4)
@@ -311,7 +313,7 @@ def test_in_the_latent_too(
 
 def test_one_mask_keeps_its_part_of_every_photo(tiny: StyleTransferPipeline, paintings: list) -> None:
     contents = [picture(48, 32, seed) for seed in (5, 6)]
-    for kept, given in zip(tiny(contents, paintings[0], keep=left_half(96, 64), **FAST), contents):
+    for kept, given in zip(tiny(contents, paintings[0], keep=left_half(96, 64), **SAMPLED), contents):
         assert np.array_equal(pixels(kept)[:, :22], pixels(given)[:, :22])
 
 
@@ -329,7 +331,7 @@ def test_detail_puts_back_what_the_first_stage_loses(
     )
     batch = replace(batch, keep=torch.ones(1, 1, *batch.size))
     none, half, all_of_it = (
-        tiny.painter.paint(batch, Settings(look="fast", steps=2, detail=detail, **options))
+        tiny.painter.paint(batch, Settings(look="sampled", steps=2, detail=detail, **options))
         for detail in (0.0, 0.5, 1.0)
     )
     assert (all_of_it - batch.content).abs().max() < 1e-3 < (none - batch.content).abs().mean()
@@ -340,13 +342,13 @@ def test_the_models_config_says_how_much_detail(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list
 ) -> None:
     detailed = StyleTransferPipeline(tiny_model(use_ema=False, detail=0.7))
-    assert detailed(photo, paintings[0], **FAST) == tiny(photo, paintings[0], detail=0.7, **FAST)
-    assert detailed(photo, paintings[0], detail=0.0, **FAST) == tiny(photo, paintings[0], **FAST)
-    assert detailed(None, paintings[0], **FAST) == tiny(None, paintings[0], **FAST)
+    assert detailed(photo, paintings[0], **SAMPLED) == tiny(photo, paintings[0], detail=0.7, **SAMPLED)
+    assert detailed(photo, paintings[0], detail=0.0, **SAMPLED) == tiny(photo, paintings[0], **SAMPLED)
+    assert detailed(None, paintings[0], **SAMPLED) == tiny(None, paintings[0], **SAMPLED)
 
 
 def test_strength_1_is_the_default(tiny: StyleTransferPipeline, photo: Image.Image, paintings: list) -> None:
-    assert tiny(photo, paintings[0], strength=1.0, **FAST) == tiny(photo, paintings[0], **FAST)
+    assert tiny(photo, paintings[0], strength=1.0, **SAMPLED) == tiny(photo, paintings[0], **SAMPLED)
 
 
 @pytest.mark.parametrize("strength, expected", [(1.0, 10), (0.5, 5), (0.01, 1)])
@@ -357,7 +359,7 @@ def test_less_strength_takes_fewer_steps(
     batch = batch_of(tiny, photo, tiny.encode_style(paintings[0], 32))
     tiny.painter.paint(
         batch,
-        Settings(look="fast", strength=strength),
+        Settings(look="sampled", strength=strength),
         watch=lambda path, preview: lengths.append(len(path)) or path,
     )
     assert lengths == [expected]
@@ -374,7 +376,7 @@ def test_less_strength_is_less_guidance(
 ) -> None:
     seen, paint = [], tiny.painter.paint
     monkeypatch.setattr(tiny.painter, "paint", lambda batch, *rest: seen.append(batch) or paint(batch, *rest))
-    tiny(photo, paintings[0], strength=strength, **FAST | {"content_scale": 0.6, "style_scale": 3.0})
+    tiny(photo, paintings[0], strength=strength, **SAMPLED | {"content_scale": 0.6, "style_scale": 3.0})
     assert (seen[0].content_scales, seen[0].style_scales) == tuple([scale] for scale in expected)
 
 
@@ -386,7 +388,7 @@ def test_a_preview_is_what_is_predicted_by_then(tiny: StyleTransferPipeline, sam
     painted = tiny(
         photos,
         picture(32, 32, seed=3),
-        look="fast",
+        look="sampled",
         size=32,
         sampler=sampler,
         steps=3,
@@ -425,7 +427,7 @@ def sizes(tiny: StyleTransferPipeline, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_a_large_picture_is_painted_small_first(
     tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list
 ) -> None:
-    result = tiny(picture(64, 64), paintings[0], **{**FAST, **options})
+    result = tiny(picture(64, 64), paintings[0], **{**SAMPLED, **options})
     assert sizes == expected and result.size == expected[-1][::-1]
 
 
@@ -442,7 +444,7 @@ def test_without_refining_a_large_picture_is_sampled_only_small(
     tiny: StyleTransferPipeline, paintings: list, sizes: list, options: dict, expected: list
 ) -> None:
     seen: list[float] = []
-    options = {**FAST, "refine": 0, **options}
+    options = {**SAMPLED, "refine": 0, **options}
     result = tiny(picture(64, 64), paintings[0], watch=lambda progress: seen.append(progress.done), **options)
     assert sizes == expected and result.size == (options["size"],) * 2
     assert seen == [0.5, 1.0]  # no steps are waited for that are not made
@@ -462,7 +464,7 @@ def test_without_refining_a_large_picture_is_sampled_only_small(
 def test_what_is_only_enlarged_begins_in_one_piece(
     tiny: StyleTransferPipeline, size: tuple[int, int], expected: list
 ) -> None:
-    enlarged = Settings(look="fast", refine=0)
+    enlarged = Settings(look="sampled", refine=0)
     for turned in (1, -1):
         sizes = tiny.painter.sizes(size[::turned], enlarged)
         assert sizes == [each[::turned] for each in expected]
@@ -478,7 +480,7 @@ def test_what_is_enlarged_has_the_photos_detail(
 ) -> None:
     batch = batch_of(tiny, photo.resize((64, 96)), tiny.encode_style(paintings[0], 32))
     none, half, all_of_it = (
-        tiny.painter._enlarged(small, batch, Settings(look="fast", detail=detail))
+        tiny.painter._enlarged(small, batch, Settings(look="sampled", detail=detail))
         for small in [torch.full((1, 3, 48, 32), 0.25)]
         for detail in (0.0, 0.5, 1.0)
     )
@@ -487,7 +489,7 @@ def test_what_is_enlarged_has_the_photos_detail(
     lost = batch.content - F.interpolate(batch.resized((48, 32)).content, (96, 64), mode="bicubic")
     torch.testing.assert_close(all_of_it - none, lost)
     kept = replace(batch, keep=torch.ones(1, 1, 96, 64))
-    of_kept = tiny.painter._enlarged(torch.zeros(1, 3, 48, 32), kept, Settings(look="fast", detail=0.0))
+    of_kept = tiny.painter._enlarged(torch.zeros(1, 3, 48, 32), kept, Settings(look="sampled", detail=0.0))
     assert torch.equal(of_kept, batch.content)
 
 
@@ -504,7 +506,7 @@ def test_what_is_laid_over_is_so_at_every_size_that_stays(
         return torch.ones_like(pictures)
 
     batch = batch_of(tiny, picture(125, 125), tiny.encode_style(paintings[0], 32))
-    settings = Settings(look="fast", steps=1, refine=refine, detail=0.0)
+    settings = Settings(look="sampled", steps=1, refine=refine, detail=0.0)
     result = tiny.painter.paint(batch, settings, finish=white)
     assert laid == expected and result.eq(1).all()
 
@@ -512,9 +514,9 @@ def test_what_is_laid_over_is_so_at_every_size_that_stays(
 def test_the_models_config_says_whether_large_pictures_are_refined(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, sizes: list
 ) -> None:
-    enlarging, large = StyleTransferPipeline(tiny_model(use_ema=False, refine=0)), {**FAST, "size": 64}
+    enlarging, large = StyleTransferPipeline(tiny_model(use_ema=False, refine=0)), {**SAMPLED, "size": 64}
     assert enlarging(photo, paintings[0], **large) == tiny(photo, paintings[0], refine=0, **large)
-    assert type(enlarging.painter.value("refine", Settings(look="fast"))) is float  # as the command line's
+    assert type(enlarging.painter.value("refine", Settings(look="sampled"))) is float  # as the command line's
     assert enlarging(photo, paintings[0], refine=0.25, **large) == tiny(photo, paintings[0], **large)
     # without a photo there is no detail to enlarge with
     assert enlarging(None, paintings[0], **large) == tiny(None, paintings[0], **large)
@@ -533,16 +535,16 @@ def test_only_the_smallest_size_is_guided(
         return paint_at(self, batch, *others)
 
     monkeypatch.setattr(Painter, "_paint_at", seen)
-    tiny(picture(64, 64), paintings[0], content_scale=0.5, style_scale=2.0, **{**FAST, "size": 64})
+    tiny(picture(64, 64), paintings[0], content_scale=0.5, style_scale=2.0, **{**SAMPLED, "size": 64})
     assert scales == [([0.5], [2.0]), ([0.5], [1.0])]
-    tiny(picture(64, 64), paintings[0], style_scale=2.0, **{**FAST, "size": 64, "refine": 1})
+    tiny(picture(64, 64), paintings[0], style_scale=2.0, **{**SAMPLED, "size": 64, "refine": 1})
     assert scales[2:] == [([1.25], [2.0])]
 
 
 def test_masks_and_kept_parts_go_with_every_size(tiny: StyleTransferPipeline, paintings: list) -> None:
     given = picture(96, 64, 5)
     regions = StyleRegions(paintings, [left_half(96, 64)])
-    kept = tiny(given, regions, keep=left_half(96, 64), **{**FAST, "size": 64})
+    kept = tiny(given, regions, keep=left_half(96, 64), **{**SAMPLED, "size": 64})
     assert (
         np.array_equal(pixels(kept)[:, :48], pixels(given)[:, :48])
         and mean_difference(kept, given, slice(48, None)) > 20
@@ -586,7 +588,7 @@ def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, p
     contents, seeds = [picture(48, 32, seed) for seed in (5, 6, 7)], [1, 2, 3]
     content_scales, style_scales = [1.0, 2.0, 0.5], [3.0, 1.0, 0.0]
     together = tiny(
-        contents, paintings[0], seed=seeds, content_scale=content_scales, style_scale=style_scales, **FAST
+        contents, paintings[0], seed=seeds, content_scale=content_scales, style_scale=style_scales, **SAMPLED
     )
     for i in range(3):
         alone = tiny(
@@ -595,16 +597,16 @@ def test_every_picture_may_have_scales_of_its_own(tiny: StyleTransferPipeline, p
             seed=seeds[i],
             content_scale=content_scales[i],
             style_scale=style_scales[i],
-            **FAST,
+            **SAMPLED,
         )
         assert largest_difference(together[i], alone) <= 1
-    assert largest_difference(together[1], tiny(contents[1], paintings[0], seed=2, **FAST)) > 1
+    assert largest_difference(together[1], tiny(contents[1], paintings[0], seed=2, **SAMPLED)) > 1
 
 
 def test_a_style_that_is_not_wanted_takes_the_null_styles_place(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {"style_scale": 2.0, **FAST}
+    given = {"style_scale": 2.0, **SAMPLED}
     away = tiny(photo, paintings[0], not_style=paintings[1], **given)
     statistics = tiny.encode_style(paintings[1], tiny.painter.native_size)
     monkeypatch.setattr(tiny.model, "null_style", lambda n: statistics.expand(n, -1))
@@ -618,7 +620,7 @@ def test_where_style_guidance_leads_nowhere_there_is_nothing_to_lead_away_from(
     tiny: StyleTransferPipeline, photo: Image.Image, paintings: list, scale: Any
 ) -> None:
     with pytest.raises(UserError, match="style_scale is above 1, and it is .*; give a larger one"):
-        tiny([photo, photo], paintings[0], not_style=paintings[1], style_scale=scale, **FAST)
+        tiny([photo, photo], paintings[0], not_style=paintings[1], style_scale=scale, **SAMPLED)
 
 
 def test_a_style_picture_is_looked_at_once(
@@ -628,7 +630,7 @@ def test_a_style_picture_is_looked_at_once(
     monkeypatch.setattr(
         tiny.model, "get_style_statistics", lambda x, *shares: counts.append(len(x)) or statistics(x, *shares)
     )
-    tiny([picture(48, 32, seed) for seed in range(3)], paintings[0], batch_size=1, **FAST)
+    tiny([picture(48, 32, seed) for seed in range(3)], paintings[0], batch_size=1, **SAMPLED)
     assert counts == [1]
 
 
@@ -649,11 +651,11 @@ def test_the_starting_noise_depends_on_the_seed_alone(
         {"sampler": "ancestral"},
         {"steps": 1},
     ):
-        tiny(photo, paintings[0], **{**FAST, **options})
-    tiny(picture(48, 32, 9), paintings[1], **FAST)
-    tiny(None, paintings[1], **{**FAST, "size": (48, 32)})
+        tiny(photo, paintings[0], **{**SAMPLED, **options})
+    tiny(picture(48, 32, 9), paintings[1], **SAMPLED)
+    tiny(None, paintings[1], **{**SAMPLED, "size": (48, 32)})
     assert len(starts) == 8 and all(torch.equal(x, starts[0]) for x in starts)
-    tiny(photo, paintings[0], seed=1, **FAST)
+    tiny(photo, paintings[0], seed=1, **SAMPLED)
     assert not torch.equal(starts[-1], starts[0])
 
 
@@ -688,13 +690,13 @@ def test_what_overflows_in_bf16_is_painted_again_in_float32(
     rough = StyleTransferPipeline(tiny.model, "bf16")
     tried = overflow(monkeypatch, {"bf16"})
     with caplog.at_level(logging.WARNING):
-        painted = rough(photo, paintings[0], **FAST)
+        painted = rough(photo, paintings[0], **SAMPLED)
     assert (
         tried == ["bf16", "fp32"]
         and "overflowed in bf16; painting these pictures again in fp32" in caplog.text
     )
     # the style's statistics are still bf16's
-    assert mean_difference(painted, tiny(photo, paintings[0], **FAST)) < 2
+    assert mean_difference(painted, tiny(photo, paintings[0], **SAMPLED)) < 2
 
 
 def test_what_does_not_overflow_is_painted_once(
@@ -702,7 +704,7 @@ def test_what_does_not_overflow_is_painted_once(
 ) -> None:
     rough = StyleTransferPipeline(tiny.model, "bf16")
     tried = overflow(monkeypatch, set())
-    rough(photo, paintings[0], **FAST)
+    rough(photo, paintings[0], **SAMPLED)
     assert tried == ["bf16"] and not caplog.records
 
 
@@ -714,7 +716,7 @@ def test_what_overflows_in_float32_too_is_an_error(
     with pytest.raises(
         UserError, match="the numbers overflowed, so there is no picture; choose smaller scales"
     ):
-        rough(photo, paintings[0], **FAST)
+        rough(photo, paintings[0], **SAMPLED)
     assert tried == ["bf16", "fp32"]
 
 
@@ -730,10 +732,10 @@ def test_each_network_is_compiled_once(
     monkeypatch.setattr("torch.compile", compile)
     pipeline = StyleTransferPipeline(tiny_model(use_ema=False), compile=True)
     network, decoder = pipeline.model.model.diffusion_model, pipeline.model.first_stage_model.decoder
-    result = pipeline(photo, paintings[0], **FAST)
+    result = pipeline(photo, paintings[0], **SAMPLED)
     assert compiled == [(network, None), (decoder, None)]
-    assert ran.count(network) >= FAST["steps"] and ran.count(decoder) == 1
-    assert result == plain(photo, paintings[0], **FAST)
+    assert ran.count(network) >= SAMPLED["steps"] and ran.count(decoder) == 1
+    assert result == plain(photo, paintings[0], **SAMPLED)
 
 
 def test_nothing_is_compiled_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

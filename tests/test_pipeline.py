@@ -35,7 +35,7 @@ from ldm.pipeline.looks import SAMPLERS
 from ldm.pipeline.pipeline import StyleTransferPipeline, build_model
 from ldm.pipeline.settings import Settings
 
-FAST = {"look": "fast", "size": 32, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 32, "steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def painting() -> Image.Image:
 def test_the_result_has_the_photos_aspect(
     pipeline: StyleTransferPipeline, painting: Image.Image, size: tuple, expected: tuple
 ) -> None:
-    assert pipeline(picture(*size), painting, **FAST).size == expected
+    assert pipeline(picture(*size), painting, **SAMPLED).size == expected
 
 
 def test_the_size_is_that_of_the_shorter_side(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    assert pipeline(photo, painting, **{**FAST, "size": 64}).size == (96, 64)
+    assert pipeline(photo, painting, **{**SAMPLED, "size": 64}).size == (96, 64)
 
 
 def test_paths_and_pictures_give_the_same(
@@ -78,9 +78,9 @@ def test_paths_and_pictures_give_the_same(
 ) -> None:
     photo.save(tmp_path / "photo.png")
     painting.save(tmp_path / "painting.png")
-    from_pictures = pipeline(photo, painting, **FAST)
+    from_pictures = pipeline(photo, painting, **SAMPLED)
     assert isinstance(from_pictures, Image.Image) and from_pictures.mode == "RGB"
-    assert from_pictures == pipeline(tmp_path / "photo.png", str(tmp_path / "painting.png"), **FAST)
+    assert from_pictures == pipeline(tmp_path / "photo.png", str(tmp_path / "painting.png"), **SAMPLED)
 
 
 def test_an_opened_picture_is_taken_upright_as_its_file_is(
@@ -90,7 +90,7 @@ def test_an_opened_picture_is_taken_upright_as_its_file_is(
     exif[0x0112] = 6  # to be turned by a quarter
     picture(48, 32).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as opened:
-        assert pipeline(opened, painting, **FAST) == pipeline(tmp_path / "turned.png", painting, **FAST)
+        assert pipeline(opened, painting, **SAMPLED) == pipeline(tmp_path / "turned.png", painting, **SAMPLED)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
@@ -98,20 +98,20 @@ def test_pictures_of_any_mode_are_taken(
     pipeline: StyleTransferPipeline, painting: Image.Image, mode: str
 ) -> None:
     given = Image.new("I;16", (32, 32), 30000) if mode == "I;16" else picture(32, 32).convert(mode)
-    assert pipeline(given, painting, **FAST).mode == "RGB"
+    assert pipeline(given, painting, **SAMPLED).mode == "RGB"
 
 
 def test_a_photos_transparency_is_the_results(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
     logo = picture(64, 48, 1)
     logo.putalpha(Image.linear_gradient("L").resize((64, 48)))
-    result = pipeline(logo, painting, **FAST)
+    result = pipeline(logo, painting, **SAMPLED)
     assert result.mode == "RGBA"
     wanted = logo.resize(result.size, Image.Resampling.LANCZOS).getchannel("A")
     assert np.abs(np.asarray(result.getchannel("A"), int) - np.asarray(wanted)).max() <= 1
     ground, _ = without_alpha(resize_short_side(logo, 32))
-    assert result.convert("RGB") == pipeline(ground, painting, **FAST)
+    assert result.convert("RGB") == pipeline(ground, painting, **SAMPLED)
     # in company of others, and where it is kept, too
-    first, second = pipeline([logo, logo.convert("RGB")], painting, **FAST)
+    first, second = pipeline([logo, logo.convert("RGB")], painting, **SAMPLED)
     assert (first.mode, second.mode) == ("RGBA", "RGB")
 
 
@@ -129,10 +129,10 @@ def test_a_look_is_the_dials_that_it_stands_for(
 
 def test_lists_of_the_same_length_pair_up(pipeline: StyleTransferPipeline) -> None:
     contents, styles = [picture(48, 32, 1), picture(32, 32, 2)], [picture(32, 32, 3), picture(40, 32, 4)]
-    both = pipeline(contents, styles, **FAST)
+    both = pipeline(contents, styles, **SAMPLED)
     assert [image.size for image in both] == [(48, 32), (32, 32)]
     for result, content, style in zip(both, contents, styles):
-        assert largest_difference(result, pipeline(content, style, **FAST)) <= 1
+        assert largest_difference(result, pipeline(content, style, **SAMPLED)) <= 1
 
 
 @pytest.mark.parametrize("several", ["content", "style"])
@@ -140,9 +140,10 @@ def test_one_picture_goes_with_all_of_the_other_list(
     pipeline: StyleTransferPipeline, photo: Image.Image, several: str
 ) -> None:
     many = [picture(32, 32, seed) for seed in range(3)]
-    results = pipeline(many, [photo], **FAST) if several == "content" else pipeline(photo, many, **FAST)
+    results = pipeline(many, [photo], **SAMPLED) if several == "content" else pipeline(photo, many, **SAMPLED)
     alone = [
-        pipeline(one, photo, **FAST) if several == "content" else pipeline(photo, one, **FAST) for one in many
+        pipeline(one, photo, **SAMPLED) if several == "content" else pipeline(photo, one, **SAMPLED)
+        for one in many
     ]
     assert [largest_difference(a, b) <= 1 for a, b in zip(results, alone)] == [True] * 3
 
@@ -150,12 +151,12 @@ def test_one_picture_goes_with_all_of_the_other_list(
 def test_a_list_of_one_gives_a_list_of_one(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    assert [type(result) for result in pipeline([photo], painting, **FAST)] == [Image.Image]
+    assert [type(result) for result in pipeline([photo], painting, **SAMPLED)] == [Image.Image]
 
 
 def test_a_missing_file_is_named(pipeline: StyleTransferPipeline, photo: Image.Image) -> None:
     with pytest.raises(UserError, match="nowhere.png: no such file"):
-        pipeline(photo, "nowhere.png", **FAST)
+        pipeline(photo, "nowhere.png", **SAMPLED)
 
 
 def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(
@@ -168,7 +169,7 @@ def test_a_picture_that_breaks_while_it_is_read_is_a_user_error(
         Image.open(path) as opened,
         pytest.raises(UserError, match="cut.jpg: the picture is broken or cut short"),
     ):
-        pipeline(opened, painting, **FAST)
+        pipeline(opened, painting, **SAMPLED)
 
 
 def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
@@ -179,7 +180,7 @@ def test_nothing_given_is_written_into(pipeline: StyleTransferPipeline) -> None:
     )
     before = [image.copy() for image in (*contents, *styles)]
     weights = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
-    pipeline(contents, styles, seed=seeds, style_scale=2.0, **FAST)
+    pipeline(contents, styles, seed=seeds, style_scale=2.0, **SAMPLED)
     assert [*contents, *styles] == before and seeds == [4, 5] and len(contents) == 2
     assert all(torch.equal(value, weights[name]) for name, value in pipeline.model.state_dict().items())
 
@@ -196,7 +197,7 @@ def test_tensors_given_are_not_written_into(pipeline: StyleTransferPipeline) -> 
     before = {name: tensor.clone() for name, tensor in given.items()}
     pipeline.painter.paint(
         Batch(**given, size=(32, 40), seeds=[0], content_scales=[2.0], style_scales=[2.0]),
-        Settings(look="fast", steps=2, strength=0.5),
+        Settings(look="sampled", steps=2, strength=0.5),
     )
     assert all(torch.equal(tensor, before[name]) for name, tensor in given.items())
 
@@ -217,10 +218,10 @@ def test_the_same_call_gives_the_same_picture_bit_by_bit(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, options
 ) -> None:
     torch.manual_seed(1)
-    first = pipeline(photo, painting, seed=7, **FAST, **options)
+    first = pipeline(photo, painting, seed=7, **SAMPLED, **options)
     torch.manual_seed(2)
     torch.randn(3)
-    assert pipeline(photo, painting, seed=7, **FAST, **options) == first
+    assert pipeline(photo, painting, seed=7, **SAMPLED, **options) == first
 
 
 def test_the_callers_random_numbers_go_on_undisturbed(
@@ -229,7 +230,7 @@ def test_the_callers_random_numbers_go_on_undisturbed(
     torch.manual_seed(1)
     expected = torch.randn(4)
     torch.manual_seed(1)
-    pipeline(photo, painting, sampler="ancestral", **FAST)
+    pipeline(photo, painting, sampler="ancestral", **SAMPLED)
     assert torch.equal(torch.randn(4), expected)
 
 
@@ -238,16 +239,16 @@ def test_a_picture_does_not_depend_on_what_else_is_in_the_batch(
     pipeline: StyleTransferPipeline, sampler: str
 ) -> None:
     contents, styles = [picture(48, 32, s) for s in range(3)], [picture(32, 32, 10 + s) for s in range(3)]
-    together = pipeline(contents, styles, seed=[5, 6, 7], sampler=sampler, style_scale=2.0, **FAST)
+    together = pipeline(contents, styles, seed=[5, 6, 7], sampler=sampler, style_scale=2.0, **SAMPLED)
     for i in range(3):
-        alone = pipeline(contents[i], styles[i], seed=5 + i, sampler=sampler, style_scale=2.0, **FAST)
+        alone = pipeline(contents[i], styles[i], seed=5 + i, sampler=sampler, style_scale=2.0, **SAMPLED)
         assert largest_difference(together[i], alone) <= 1
 
 
 def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:
     contents = [picture(width, 32, width) for width in (48, 32, 48, 32, 48)]
     one_by_one, three_by_three = (
-        pipeline(contents, painting, seed=list(range(5)), batch_size=n, **FAST) for n in (1, 3)
+        pipeline(contents, painting, seed=list(range(5)), batch_size=n, **SAMPLED) for n in (1, 3)
     )
     assert [image.size[0] for image in three_by_three] == [48, 32, 48, 32, 48]
     assert max(map(largest_difference, one_by_one, three_by_three)) <= 1
@@ -256,7 +257,7 @@ def test_the_batch_size_changes_nothing(pipeline: StyleTransferPipeline, paintin
 def test_other_seeds_give_other_pictures(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    first, second, again = pipeline([photo] * 3, painting, seed=[1, 2, 1], **FAST)
+    first, second, again = pipeline([photo] * 3, painting, seed=[1, 2, 1], **SAMPLED)
     assert largest_difference(first, second) > 20 and largest_difference(first, again) <= 1
 
 
@@ -264,7 +265,7 @@ def test_other_seeds_give_other_pictures(
 def test_any_64_bit_number_is_a_seed(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, seed: int
 ) -> None:
-    assert pipeline(photo, painting, seed=seed, **FAST).size == (48, 32)
+    assert pipeline(photo, painting, seed=seed, **SAMPLED).size == (48, 32)
 
 
 # Settings
@@ -296,7 +297,7 @@ def test_any_64_bit_number_is_a_seed(
 def test_every_dial_changes_the_picture(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, one: dict, other: dict
 ) -> None:
-    results = [pipeline(photo, painting, **{**FAST, **options}) for options in (one, other)]
+    results = [pipeline(photo, painting, **{**SAMPLED, **options}) for options in (one, other)]
     assert mean_difference(*results) > 0.5  # the same call twice: exactly 0
 
 
@@ -319,7 +320,7 @@ def test_each_scale_is_about_the_loss_of_its_own_condition_alone(
     original, make = network.predict, Guidance.of
     monkeypatch.setattr(network, "predict", predict)
     monkeypatch.setattr(Guidance, "of", of)
-    pipeline(picture(32, 32), painting, content_scale=2.0, style_scale=3.0, **FAST)
+    pipeline(picture(32, 32), painting, content_scale=2.0, style_scale=3.0, **SAMPLED)
     assert scales == [([2.0], [3.0], None)]
     (both, no_content, no_style), (style, same_style, null_style) = calls[0]
     assert not no_content.any() and torch.equal(no_style, both)
@@ -336,20 +337,20 @@ def test_a_scale_of_0_ignores_that_picture(
 ) -> None:
     pictures, others = ({"content": photo, "style": painting, part: picture(48, 32, seed)} for seed in (8, 9))
     scales = {"content_scale": 1.0, "style_scale": 1.0, f"{part}_scale": 0.0}
-    ignored = [pipeline(**p, **FAST, **scales) for p in (pictures, others)]
+    ignored = [pipeline(**p, **SAMPLED, **scales) for p in (pictures, others)]
     assert (
         largest_difference(*ignored) <= 1
-        and largest_difference(*(pipeline(**p, **FAST) for p in (pictures, others))) > 1
+        and largest_difference(*(pipeline(**p, **SAMPLED) for p in (pictures, others))) > 1
     )
 
 
 def test_the_default_is_10_guided_steps_of_dpm_solver(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    assert pipeline(photo, painting, look="fast", size=32) == pipeline(
+    assert pipeline(photo, painting, look="sampled", size=32) == pipeline(
         photo,
         painting,
-        look="fast",
+        look="sampled",
         size=32,
         sampler="dpm-solver++",
         steps=10,
@@ -373,7 +374,7 @@ def test_other_samplers_take_more_steps(
 
     counts = []
     monkeypatch.setattr("ldm.pipeline.engine.sampling_path", path)
-    pipeline(photo, painting, look="fast", size=32, sampler=sampler)
+    pipeline(photo, painting, look="sampled", size=32, sampler=sampler)
     assert set(counts) == {steps}
 
 
@@ -384,7 +385,7 @@ def test_other_samplers_take_more_steps(
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5"),
         ({"settings": {"steps": 3}}, "settings must be a Settings"),
-        ({"effort": 2.0, "look": "fast"}, "effort is for the look fine"),
+        ({"effort": 2.0, "look": "sampled"}, "effort is for looks with gradient steps"),
         ({"styel_scale": 2.0}, "there is no setting 'styel_scale'.*style_scale"),
     ],
 )
@@ -440,8 +441,8 @@ def test_a_precision_that_cannot_be_is_refused(name: str, problem: str) -> None:
 def test_bf16_is_near_float32(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
-    rough = StyleTransferPipeline(pipeline.model, "bf16")(photo, painting, **FAST)
-    exact = pipeline(photo, painting, **FAST)
+    rough = StyleTransferPipeline(pipeline.model, "bf16")(photo, painting, **SAMPLED)
+    exact = pipeline(photo, painting, **SAMPLED)
     assert rough != exact and mean_difference(rough, exact) < 5
 
 
@@ -461,15 +462,15 @@ def test_too_little_memory_is_a_user_error(
 
     monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
     with pytest.raises(UserError, match="not enough memory: choose a smaller size, batch_size or tile"):
-        pipeline(photo, photo, **FAST)
+        pipeline(photo, photo, **SAMPLED)
 
 
 @pytest.mark.parametrize(
     "size, options, told",
     [
-        ((50, 1), {"look": "fast", "size": 96}, "a picture of 4800x96 pixels would take about 0.4 GB"),
+        ((50, 1), {"look": "sampled", "size": 96}, "a picture of 4800x96 pixels would take about 0.4 GB"),
         ((50, 1), {}, "a picture of 1600x32 pixels would take about 0.6 GB"),
-        ((32, 32), {"look": "fast", "size": 640}, "3 pictures of 640x640 pixels would take about 0.5 GB"),
+        ((32, 32), {"look": "sampled", "size": 640}, "3 pictures of 640x640 pixels would take about 0.5 GB"),
     ],
 )
 def test_a_result_that_would_take_too_much_memory_is_refused_before_it_is_begun(
@@ -492,7 +493,7 @@ def test_a_painting_that_would_take_too_much_memory_is_refused_before_it_is_look
     with pytest.raises(
         UserError, match="^a style picture of 6400x32 pixels would take about 0.4 GB.*crop it$"
     ):
-        pipeline(picture(32, 32), picture(200, 1), **FAST)
+        pipeline(picture(32, 32), picture(200, 1), **SAMPLED)
 
 
 def test_memory_that_is_not_known_stops_no_picture(
@@ -502,7 +503,7 @@ def test_memory_that_is_not_known_stops_no_picture(
     painting: Image.Image,
 ) -> None:
     monkeypatch.setattr("ldm.pipeline.pipeline.total_memory", lambda device: 0)
-    assert isinstance(pipeline(photo, painting, **FAST), Image.Image)
+    assert isinstance(pipeline(photo, painting, **SAMPLED), Image.Image)
 
 
 def test_other_errors_of_torch_are_not_taken_for_memory(
@@ -513,14 +514,14 @@ def test_other_errors_of_torch_are_not_taken_for_memory(
 
     monkeypatch.setattr(pipeline.model, "decode_first_stage", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        pipeline(photo, photo, **FAST)
+        pipeline(photo, photo, **SAMPLED)
 
 
 def test_numbers_that_overflow_are_an_error_not_a_picture(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
     with pytest.raises(UserError, match="overflowed, .*choose smaller scales"):
-        pipeline(photo, painting, style_scale=1e38, **FAST)
+        pipeline(photo, painting, style_scale=1e38, **SAMPLED)
 
 
 def test_attention_is_laid_out_for_the_fast_kernels(
@@ -534,7 +535,7 @@ def test_attention_is_laid_out_for_the_fast_kernels(
 
     strides, original = [], torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", attend)
-    pipeline(photo, photo, **FAST)
+    pipeline(photo, photo, **SAMPLED)
     assert set(strides) == {1}
 
 
@@ -561,7 +562,7 @@ def test_a_safetensors_file_is_loaded(
     weights: Path, config: Path, pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image
 ) -> None:
     loaded = StyleTransferPipeline.from_pretrained(weights, config, device="cpu", precision="fp32")
-    assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
+    assert loaded(photo, painting, **SAMPLED) == pipeline(photo, painting, **SAMPLED)
 
 
 def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
@@ -579,8 +580,8 @@ def test_a_lightning_checkpoint_is_used_with_its_averaged_weights(
     loaded = StyleTransferPipeline.from_pretrained(
         str(tmp_path / "last.ckpt"), str(config), device="cpu", precision="fp32"
     )
-    assert loaded(photo, painting, **FAST) == pipeline(photo, painting, **FAST)
-    plain = FAST | {"content_scale": 1.0, "style_scale": 1.0}  # the others are too large for guidance
+    assert loaded(photo, painting, **SAMPLED) == pipeline(photo, painting, **SAMPLED)
+    plain = SAMPLED | {"content_scale": 1.0, "style_scale": 1.0}  # the others are too large for guidance
     assert loaded(photo, painting, **plain) != StyleTransferPipeline(trained)(photo, painting, **plain)
 
 
@@ -683,7 +684,7 @@ def test_a_checkpoint_with_a_style_network_needs_no_other_file(
     forbid_network(monkeypatch)
     path = save_config({"model": model_config(vgg_ckpt_path="nowhere.ckpt")}, tmp_path / "a.yaml")
     loaded = StyleTransferPipeline.from_pretrained(weights, path, device="cpu")
-    assert loaded(photo, photo, **FAST).size == (48, 32)
+    assert loaded(photo, photo, **SAMPLED).size == (48, 32)
 
 
 def test_a_checkpoint_without_one_takes_that_of_the_config(
@@ -797,7 +798,7 @@ def of_float64() -> Iterator[None]:
 @pytest.mark.parametrize(
     "setting", [of_float64, lambda: torch.autocast("cpu", torch.bfloat16), lambda: torch.device("meta")]
 )
-@pytest.mark.parametrize("look", ["fast", "fine"])
+@pytest.mark.parametrize("look", ["sampled", "fine"])
 def test_what_torch_is_set_to_changes_no_picture(
     pipeline: StyleTransferPipeline, setting: Callable[[], AbstractContextManager[None]], look: str
 ) -> None:

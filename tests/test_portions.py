@@ -491,7 +491,7 @@ def test_a_pack_of_another_style_or_photo_is_painted_again(tasks: list[Task]) ->
 
 def test_without_a_model_nothing_is_a_failure_of_the_pictures(tasks: list[Task]) -> None:
     made = Worker(BatchOptions({"s": "s.png"}, model=ModelChoice("gone.ckpt")))
-    fast = [replace(task, settings=Settings(look="fast")) for task in tasks]
+    fast = [replace(task, settings=Settings(look="sampled")) for task in tasks]
     portions = portions_of(fast, 3, pack=(Path("packs"), "tar", 3))
     with pytest.raises(UserError, match="gone.ckpt: no such file"):
         list(in_this_process(portions, lambda: made))
@@ -520,7 +520,7 @@ def of_two_sizes() -> list[Task]:
 
 
 def test_pictures_of_different_seeds_and_scales_are_painted_together(tasks: list[Task]) -> None:
-    fast = Settings(look="fast", size=32)
+    fast = Settings(look="sampled", size=32)
     own = [fast, fast.but(seed=7), fast.but(style_scale=2), fast.but(seed=7, detail=0.0), fast.but(seed=3)]
     varied = [replace(task, settings=each) for task, each in zip(tasks, own)]
     given: list[Settings] = []

@@ -148,7 +148,7 @@ def test_regions_have_colours_of_their_own(tiny: StyleTransferPipeline) -> None:
         ({"style_size": 64}, "style_size is for looks that paint"),
         ({"palette": GOLD}, "palette is for looks that paint"),
         ({"not_style": GOLD}, "not_style is for looks that paint"),
-        ({"start": PHOTO}, "start is for the look fine"),
+        ({"start": PHOTO}, "start is for looks with gradient steps"),
         ({"content": None}, "the look palette needs a content picture"),
     ],
 )
@@ -160,12 +160,12 @@ def test_what_only_painting_has_is_refused(tiny: StyleTransferPipeline, options:
 
 # Before painting
 
-FAST = {"look": "fast", "size": 64, "steps": 2, "detail": 1.0}
+SAMPLED = {"look": "sampled", "size": 64, "steps": 2, "detail": 1.0}
 FINE = {"size": 64, "steps": 2, "effort": 0.1}
 SMALL = GOLD.resize((48, 32))  # as a painting is looked at
 
 
-@pytest.mark.parametrize("look", [FAST, FINE])
+@pytest.mark.parametrize("look", [SAMPLED, FINE])
 def test_a_photo_is_painted_as_one_in_the_paintings_colours(tiny: StyleTransferPipeline, look: dict) -> None:
     coloured = recoloured(PHOTO, [(SMALL, 1.0)])
     result, as_it_is = (tiny(PHOTO, SMALL, recolor=share, **look) for share in (1.0, 0.0))
@@ -175,30 +175,30 @@ def test_a_photo_is_painted_as_one_in_the_paintings_colours(tiny: StyleTransferP
 
 def test_the_models_config_says_how_far(tiny: StyleTransferPipeline) -> None:
     half = StyleTransferPipeline(tiny_model(use_ema=False, recolor=0.5))
-    assert half(PHOTO, GOLD, **FAST) == tiny(PHOTO, GOLD, recolor=0.5, **FAST)
-    assert half(PHOTO, GOLD, recolor=0.0, **FAST) == tiny(PHOTO, GOLD, **FAST)
-    assert half(None, GOLD, **FAST | {"detail": None}) == tiny(None, GOLD, **FAST | {"detail": None})
+    assert half(PHOTO, GOLD, **SAMPLED) == tiny(PHOTO, GOLD, recolor=0.5, **SAMPLED)
+    assert half(PHOTO, GOLD, recolor=0.0, **SAMPLED) == tiny(PHOTO, GOLD, **SAMPLED)
+    assert half(None, GOLD, **SAMPLED | {"detail": None}) == tiny(None, GOLD, **SAMPLED | {"detail": None})
     with pytest.raises(ConfigError, match="recolor must be between 0 and 1"):
         tiny_model(recolor=1.5)
 
 
 def test_less_strength_is_less_of_the_colours(tiny: StyleTransferPipeline) -> None:
-    painted = tiny(PHOTO, SMALL, recolor=0.8, strength=0.5, **FAST)
-    assert painted == tiny(recoloured(PHOTO, [(SMALL, 1.0)], 0.4), SMALL, strength=0.5, **FAST)
+    painted = tiny(PHOTO, SMALL, recolor=0.8, strength=0.5, **SAMPLED)
+    assert painted == tiny(recoloured(PHOTO, [(SMALL, 1.0)], 0.4), SMALL, strength=0.5, **SAMPLED)
 
 
 @pytest.mark.parametrize("scale, share", [(-1.0, 0.0), (0.0, 0.0), (0.5, 0.4), (1.0, 0.8), (3.0, 0.8)])
 def test_less_of_the_style_is_less_of_its_colours(
     tiny: StyleTransferPipeline, scale: float, share: float
 ) -> None:
-    painted = tiny(PHOTO, SMALL, recolor=0.8, style_scale=scale, **FAST)
+    painted = tiny(PHOTO, SMALL, recolor=0.8, style_scale=scale, **SAMPLED)
     coloured = recoloured(PHOTO, [(SMALL, 1.0)], share) if share else PHOTO
-    assert painted == tiny(coloured, SMALL, style_scale=scale, **FAST)
+    assert painted == tiny(coloured, SMALL, style_scale=scale, **SAMPLED)
 
 
 def test_what_keeps_colours_has_none_of_the_paintings(tiny: StyleTransferPipeline) -> None:
     for options in ({"preserve_color": True}, {"keep": Image.new("L", PHOTO.size, 255)}):
-        assert tiny(PHOTO, GOLD, recolor=1.0, **options, **FAST) == tiny(PHOTO, GOLD, **options, **FAST)
+        assert tiny(PHOTO, GOLD, recolor=1.0, **options, **SAMPLED) == tiny(PHOTO, GOLD, **options, **SAMPLED)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_painting_of_one_colour_does_not_wipe_the_photo_out(
     tiny: StyleTransferPipeline, painting: Image.Image
 ) -> None:
     assert recoloured(PHOTO, [(painting, 1.0)], keep_forms=True) == PHOTO
-    assert tiny(PHOTO, painting, recolor=1.0, **FAST) == tiny(PHOTO, painting, recolor=0.0, **FAST)
+    assert tiny(PHOTO, painting, recolor=1.0, **SAMPLED) == tiny(PHOTO, painting, recolor=0.0, **SAMPLED)
 
 
 def test_the_paler_a_painting_the_less_of_its_colours() -> None:
@@ -244,7 +244,7 @@ def test_pictures_of_a_scene_have_the_same_map() -> None:
 def test_each_region_is_painted_over_its_own_colours(tiny: StyleTransferPipeline) -> None:
     styles = StyleRegions([SMALL, PHOTO.resize(SMALL.size)], [left_half(*PHOTO.size)])
     coloured = tiny(PHOTO, styles, **PALETTE)
-    assert tiny(PHOTO, styles, recolor=1.0, **FAST) == tiny(coloured, styles, **FAST)
+    assert tiny(PHOTO, styles, recolor=1.0, **SAMPLED) == tiny(coloured, styles, **SAMPLED)
 
 
 # Memory

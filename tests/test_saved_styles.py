@@ -185,12 +185,12 @@ def test_it_paints_as_the_mix_of_its_pictures(folder: Path, tiny: StyleTransferP
     pictures = [load_image(path) for path in ("paintings/red.png", "paintings/rough.png")]
     save(SavedStyle(pictures, [0.75, 0.25], ["a", "b"]), Path("my.safetensors"))
     kept = load_style("my.safetensors").pictures  # as WebP has them
-    expected = tiny("photo.png", StyleMix(kept, [3, 1]), steps=2, look="fast", size=32)
+    expected = tiny("photo.png", StyleMix(kept, [3, 1]), steps=2, look="sampled", size=32)
     for style in ("my.safetensors", Path("my.safetensors"), StyleMix(["my.safetensors"])):
-        assert largest_difference(tiny("photo.png", style, steps=2, look="fast", size=32), expected) == 0
+        assert largest_difference(tiny("photo.png", style, steps=2, look="sampled", size=32), expected) == 0
     half = picture(48, 32, seed=9).convert("L").point(lambda value: 255 * (value > 100))
     regions = [
-        tiny("photo.png", StyleRegions([style, pictures[0]], [half]), steps=2, look="fast", size=32)
+        tiny("photo.png", StyleRegions([style, pictures[0]], [half]), steps=2, look="sampled", size=32)
         for style in ("my.safetensors", StyleMix(kept, [3, 1]))
     ]
     assert largest_difference(*regions) == 0
@@ -289,7 +289,7 @@ def test_sheets_of_samples_take_them_and_show_their_first_picture(
     saver: Program, model_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert saver("my.safetensors", "paintings") == 0
-    options = [*model_files, "--look", "fast", "--size", "32", "--steps", "1"]
+    options = [*model_files, "--look", "sampled", "--size", "32", "--steps", "1"]
     given = ["--style", "my.safetensors", "--seeds", "0", "--output", "sheet.png"]
     assert run_program(samples.main, [*options, *given], monkeypatch) == 0
     assert Path("sheet.png").is_file()
@@ -313,12 +313,13 @@ def test_twenty_styles_come_along_with_their_sources() -> None:
 
 def test_a_name_is_a_style_unless_a_file_has_it(folder: Path, tiny: StyleTransferPipeline) -> None:
     by_name, by_path = (
-        tiny("photo.png", style, steps=1, look="fast", size=32) for style in ("turner", library()["turner"])
+        tiny("photo.png", style, steps=1, look="sampled", size=32)
+        for style in ("turner", library()["turner"])
     )
     assert largest_difference(by_name, by_path) == 0
     save_image(plain(200, 30, 30), "turner.png")
     Path("turner.png").rename("turner")
-    assert largest_difference(tiny("photo.png", "turner", steps=1, look="fast", size=32), by_path) > 0
+    assert largest_difference(tiny("photo.png", "turner", steps=1, look="sampled", size=32), by_path) > 0
 
 
 def test_the_sheet_shows_what_comes_along_or_what_is_named(

@@ -63,8 +63,8 @@ def test_info_shows_the_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         {"steps": np.int64(7)},
         {"detail": 0},
         {"detail": 1.0},
-        {"look": "fast"},
-        {"look": "fast", "content_scale": -1, "style_scale": [2, -0.5]},
+        {"look": "sampled"},
+        {"look": "sampled", "content_scale": -1, "style_scale": [2, -0.5]},
         {"content_scale": 0, "style_scale": 0},
         {"look": "fine", "effort": 100},
         {"effort": 1e-6},
@@ -125,7 +125,7 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"effort": "much"}, "effort must be a number, got 'much'"),
         (
             {"style_scale": -1},
-            "style_scale must be at least 0 in the look fine, got -1; the look fast leads away below 0",
+            "style_scale must be at least 0 in the look fine, got -1; the look sampled leads away below 0",
         ),
         ({"content_scale": [1, -0.5]}, "content_scale must be at least 0 in the look fine, got -0.5"),
         ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
@@ -190,7 +190,7 @@ def test_what_is_possible_is_taken(good: dict[str, Any]) -> None:
         ({"size": (10**400, 64)}, "means more than the limit"),
         ({"size": (np.int64(2**32), np.int64(2**32))}, "means more than the limit"),
         ({"sampler": np.array(["ddim"])}, "is not one of dpm-solver++"),
-        ({"look": ["fine", "fast"]}, "look ['fine', 'fast'] is not one of"),
+        ({"look": ["fine", "sampled"]}, "look ['fine', 'sampled'] is not one of"),
         ({"preserve_color": np.ones(3)}, "preserve_color must be True or False, got array([1., 1., 1.])"),
         ({"seed": [1, None]}, "seed must be a whole number, or a list of them, got [1, None]"),
     ],
@@ -209,7 +209,7 @@ def test_a_model_of_fewer_time_steps_allows_fewer_steps() -> None:
 
 @pytest.mark.parametrize("sampler, steps", [("dpm-solver++", 10), ("ddim", 50), ("ancestral", 250)])
 def test_every_sampler_has_its_own_number_of_steps(sampler: str, steps: int) -> None:
-    assert SAMPLERS[sampler].steps == steps == Settings(look="fast", sampler=sampler).number_of_steps
+    assert SAMPLERS[sampler].steps == steps == Settings(look="sampled", sampler=sampler).number_of_steps
     assert Settings(sampler=sampler).number_of_steps == steps
     assert Settings(sampler=sampler, steps=3).number_of_steps == 3
 
@@ -219,7 +219,7 @@ def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
     assert (
         Settings(effort=1e-6).effective_look.gradient_steps == 1
     )  # the least there is, but still the fine look
-    assert Settings(look="fast", effort=3).effective_look.steps_at(256) == 0
+    assert Settings(look="sampled", effort=3).effective_look.steps_at(256) == 0
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_effort_multiplies_the_gradient_steps_of_the_fine_look() -> None:
         ({"size": (900, 400)}, 400),
         ({"size": 64}, 256),
         ({"size": 512, "style_size": 300}, 300),
-        ({"look": "fast", "size": 512}, 256),
+        ({"look": "sampled", "size": 512}, 256),
     ],
 )
 def test_how_large_style_pictures_are_looked_at(options: dict[str, Any], side: int) -> None:

@@ -870,7 +870,7 @@ def test_a_dry_run_tells_what_would_fail_and_goes_on(
     Path("photos/0.png").write_bytes(whole[: len(whole) // 2])  # its head is good
     Path("photos/b.png").write_text("no picture")
     picture(4000, 32, 5).save("photos/deep/c.png")
-    assert stylize("--dry-run --size 1000 --look fast --steps 1") == 1 and not written()
+    assert stylize("--dry-run --size 1000 --look sampled --steps 1") == 1 and not written()
     out, err = capsys.readouterr()
     assert "2 to paint, 0 there already, 6 would fail" in out
     assert "would fail: photos/0.png: the picture is broken or cut short" in err

@@ -31,7 +31,7 @@ from ldm.pipeline.texture import (
 FACTOR = 16  # of the tiny model
 PHOTO, ROUGH = picture(96, 64, 0), picture(96, 64, 1)
 PLAIN = Image.new("RGB", (96, 64), (90, 120, 150))
-FAST = {"look": "fast", "size": 64, "steps": 2}
+SAMPLED = {"look": "sampled", "size": 64, "steps": 2}
 
 
 def tensor(image: Image.Image) -> Tensor:
@@ -297,18 +297,18 @@ def test_what_a_latent_has_beyond_the_painting_is_none_of_it(texturer: Texturer)
 
 def test_the_share_is_that_of_the_way(tiny: StyleTransferPipeline) -> None:
     none, half, whole = (
-        pixels(tiny(PHOTO, ROUGH, texture=share, **FAST)).astype(int) for share in (0.0, 0.5, 1.0)
+        pixels(tiny(PHOTO, ROUGH, texture=share, **SAMPLED)).astype(int) for share in (0.0, 0.5, 1.0)
     )
     clipped = np.isin([none, whole], (0, 255)).any(axis=(0, 3))
     assert abs(half - (none + whole) / 2)[~clipped].max() <= 1 < abs(whole - none).max()
-    assert (pixels(tiny(PHOTO, ROUGH, **FAST)) == none).all()  # the published way
+    assert (pixels(tiny(PHOTO, ROUGH, **SAMPLED)) == none).all()  # the published way
 
 
 def test_the_models_config_says_how_far(tiny: StyleTransferPipeline) -> None:
     half = StyleTransferPipeline(tiny_model(use_ema=False, texture=0.5))
-    assert half(PHOTO, ROUGH, **FAST) == tiny(PHOTO, ROUGH, texture=0.5, **FAST)
-    assert half(PHOTO, ROUGH, texture=0.0, **FAST) == tiny(PHOTO, ROUGH, **FAST)
-    assert half(None, ROUGH, **FAST) == tiny(None, ROUGH, **FAST)  # by itself it has its own
+    assert half(PHOTO, ROUGH, **SAMPLED) == tiny(PHOTO, ROUGH, texture=0.5, **SAMPLED)
+    assert half(PHOTO, ROUGH, texture=0.0, **SAMPLED) == tiny(PHOTO, ROUGH, **SAMPLED)
+    assert half(None, ROUGH, **SAMPLED) == tiny(None, ROUGH, **SAMPLED)  # by itself it has its own
     with pytest.raises(ConfigError, match="texture must be between 0 and 1"):
         tiny_model(texture=1.5)
 
@@ -316,7 +316,7 @@ def test_the_models_config_says_how_far(tiny: StyleTransferPipeline) -> None:
 def test_the_fine_look_paints_its_own_strokes(tiny: StyleTransferPipeline) -> None:
     fine = {"size": 64, "steps": 2, "effort": 0.1}
     assert tiny(PHOTO, ROUGH, texture=1.0, **fine) == tiny(PHOTO, ROUGH, **fine)
-    for look, said in (("fine", False), ("fast", True)):
+    for look, said in (("fine", False), ("sampled", True)):
         settings = Settings(look=look)
         assert ("texture" in settings.left_to_model) == ("texture" in settings.values()) == said
 
@@ -343,7 +343,7 @@ def test_less_of_the_style_is_less_of_its_strokes(
         return lay(self, *given)
 
     monkeypatch.setattr(Texturer, "lay", seen)
-    none, half, whole = (tiny(PHOTO, ROUGH, texture=t, **less, **FAST) for t in (0.0, 0.5, 1.0))
+    none, half, whole = (tiny(PHOTO, ROUGH, texture=t, **less, **SAMPLED) for t in (0.0, 0.5, 1.0))
     assert laid == [0.5 * share, share]
     assert (none == whole) == (none == half) == (share == 0)
 
@@ -361,7 +361,7 @@ def test_each_size_that_is_enlarged_gets_some_and_counts_as_work(
         return lay(self, picture, *given)
 
     monkeypatch.setattr(Texturer, "lay", kept)
-    options = {**FAST, "size": 128, "refine": refine, "texture": 1.0}
+    options = {**SAMPLED, "size": 128, "refine": refine, "texture": 1.0}
     result = tiny(
         picture(128, 128), ROUGH, watch=lambda p: seen.append((p.done, p.preview()[0].size)), **options
     )
@@ -382,7 +382,7 @@ def test_strokes_that_will_be_large_spare_the_photos_lines(texturer: Texturer) -
 
 def test_what_is_kept_of_the_photo_gets_none(tiny: StyleTransferPipeline) -> None:
     keep = left_half(*PHOTO.size)
-    kept = {"keep": keep, **FAST}
+    kept = {"keep": keep, **SAMPLED}
     with_it, without = (tiny(PHOTO, ROUGH, texture=share, **kept) for share in (1.0, 0.0))
     left, right = (0, 0, 48, 64), (48, 0, 96, 64)
     assert with_it.crop(left) == without.crop(left) == PHOTO.crop(left)
@@ -410,11 +410,11 @@ def test_regions_are_those_of_the_picture(tiny: StyleTransferPipeline) -> None:
     """Through the pipeline: a change of the right one's painting does not reach the left."""
     mask = left_half(*PHOTO.size)
     results = [
-        tiny(PHOTO, StyleRegions([ROUGH, painting], [mask]), texture=1.0, **FAST)
+        tiny(PHOTO, StyleRegions([ROUGH, painting], [mask]), texture=1.0, **SAMPLED)
         for painting in (PLAIN, picture(96, 64, 5))
     ]
     none = [
-        tiny(PHOTO, StyleRegions([ROUGH, painting], [mask]), **FAST)
+        tiny(PHOTO, StyleRegions([ROUGH, painting], [mask]), **SAMPLED)
         for painting in (PLAIN, picture(96, 64, 5))
     ]
     left = (0, 0, 16, 64)  # away from where the latents mix
@@ -425,10 +425,10 @@ def test_regions_are_those_of_the_picture(tiny: StyleTransferPipeline) -> None:
 def test_a_mix_has_the_strokes_of_its_paintings_by_their_weights(
     tiny: StyleTransferPipeline, texturer: Texturer
 ) -> None:
-    one = tiny(PHOTO, ROUGH, texture=1.0, **FAST)
-    mixed = tiny(PHOTO, StyleMix([ROUGH, picture(96, 64, 5)], [1.0, 0.0]), texture=1.0, **FAST)
+    one = tiny(PHOTO, ROUGH, texture=1.0, **SAMPLED)
+    mixed = tiny(PHOTO, StyleMix([ROUGH, picture(96, 64, 5)], [1.0, 0.0]), texture=1.0, **SAMPLED)
     assert largest_difference(mixed, one) <= 1
-    even = tiny(PHOTO, StyleMix([ROUGH, picture(96, 64, 5)]), texture=1.0, **FAST)
+    even = tiny(PHOTO, StyleMix([ROUGH, picture(96, 64, 5)]), texture=1.0, **SAMPLED)
     assert largest_difference(even, one) > 1
     # and their strength, too
     swatch = texturer._swatch(ROUGH)
@@ -441,9 +441,9 @@ def test_a_mix_has_the_strokes_of_its_paintings_by_their_weights(
 
 def test_company_makes_no_difference(tiny: StyleTransferPipeline) -> None:
     styles = [ROUGH, picture(80, 64, 5), ROUGH]
-    together = tiny(PHOTO, styles, texture=1.0, **FAST)
+    together = tiny(PHOTO, styles, texture=1.0, **SAMPLED)
     for each, style in zip(together, styles, strict=True):
-        assert largest_difference(each, tiny(PHOTO, style, texture=1.0, **FAST)) <= 1
+        assert largest_difference(each, tiny(PHOTO, style, texture=1.0, **SAMPLED)) <= 1
 
 
 def test_what_else_is_sampled_does_not_change_the_matches(

@@ -55,7 +55,7 @@ def arguments(**changes: object) -> list[str]:
         "content": "clip.mkv",
         "style": "painting.png",
         "output": "out.mp4",
-        "look": "fast",
+        "look": "sampled",
         "size": 32,
         "steps": 1,
         **changes,
@@ -162,14 +162,21 @@ def test_the_pictures_are_the_pipelines(paint: Any, folder: Path, model_files: l
     assert paint("--preserve-color", output="new/painted", style_scale=2, seed=5, batch_size=8) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])
     expected = pipeline(
-        content, "painting.png", style_scale=2.0, seed=5, look="fast", size=32, steps=1, preserve_color=True
+        content,
+        "painting.png",
+        style_scale=2.0,
+        seed=5,
+        look="sampled",
+        size=32,
+        steps=1,
+        preserve_color=True,
     )
     results = read(folder / "new/painted")
     assert [frame.name for frame in results] == [f"{number:06d}.png" for number in range(3)]
     assert [mean_difference(frame.picture, image) for frame, image in zip(results, expected)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("look, smooth", [("palette", 0), ("palette", 0.9), ("fast", 0.9)])
+@pytest.mark.parametrize("look, smooth", [("palette", 0), ("palette", 0.9), ("sampled", 0.9)])
 def test_a_wall_keeps_its_colours_when_somebody_passes(
     paint: Any, folder: Path, model_files: list[str], look: str, smooth: float
 ) -> None:
@@ -178,7 +185,7 @@ def test_a_wall_keeps_its_colours_when_somebody_passes(
     for each in content[8:]:
         each.paste((220, 30, 30), (0, 10, 12, 32))
     write_clip(folder / "clip.mkv", content)
-    given = {"look": "palette"} if look == "palette" else {"look": "fast", "recolor": 1.0, "steps": 1}
+    given = {"look": "palette"} if look == "palette" else {"look": "sampled", "recolor": 1.0, "steps": 1}
     options = [text for name, value in given.items() for text in (f"--{name}", value)]
     assert paint(*options, output="painted", smooth=smooth, batch_size=4, look=None, steps=None) == 0
     pipeline = StyleTransferPipeline.from_pretrained(model_files[1], model_files[3])

@@ -52,7 +52,7 @@ def test_the_page_shows_how_far_this_models_photos_take_colours(
 
 
 def test_what_a_config_does_not_say_is_as_its_model_has_it() -> None:
-    fast = web.as_the_model(Settings(look="fast"), ROOT / "configs/kl16_content12.yaml")
+    fast = web.as_the_model(Settings(look="sampled"), ROOT / "configs/kl16_content12.yaml")
     defaults = inspect.signature(DualCondModel).parameters
     assert {"refine", "texture"} < set(fast.left_to_model)
     for name in fast.left_to_model:

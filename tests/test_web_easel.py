@@ -72,16 +72,16 @@ def test_a_sheet_has_a_picture_for_every_pair_of_scales(
 
 
 def test_a_small_picture_is_no_larger_than_the_order(order: Order) -> None:
-    fast = Settings(look="fast", size=512, steps=7)
+    fast = Settings(look="sampled", size=512, steps=7)
     small = small_one(
         Order(order.content, order.style, fast, None, {}), {"size": 192, "effort": 0.25, "steps": 6}
     )
-    assert small.settings == Settings(look="fast", size=192, steps=6)
+    assert small.settings == Settings(look="sampled", size=192, steps=6)
     small.settings.check()
     assert small_one(order, {"size": 192, "effort": 0.25}).settings.size == 40
 
 
-@pytest.mark.parametrize("look", ["fast", "fine"])
+@pytest.mark.parametrize("look", ["sampled", "fine"])
 def test_a_clip_keeps_its_frames(
     easel: Easel, pipeline: StyleTransferPipeline, tmp_path: Path, look: str
 ) -> None:
@@ -121,7 +121,9 @@ def test_a_clip_that_is_too_long_is_refused(
     for name, value in limit.items():
         monkeypatch.setattr(f"ldm.web.easel.{name}", value)
     with pytest.raises(UserError, match=line):
-        easel.clip(str(tmp_path / "clip.gif"), str(tmp_path / "painting.png"), Settings(look="fast", size=32))
+        easel.clip(
+            str(tmp_path / "clip.gif"), str(tmp_path / "painting.png"), Settings(look="sampled", size=32)
+        )
 
 
 def test_what_is_old_is_forgotten_but_for_what_is_ours(easel: Easel, tmp_path: Path) -> None:

@@ -169,10 +169,10 @@ def test_a_photo_that_is_too_long_is_refused(tmp_path: Path, paintings: list[str
 
 
 def test_fields_become_settings_and_empty_ones_are_those_of_the_page() -> None:
-    base = Settings(look="fast", steps=7)
+    base = Settings(look="sampled", steps=7)
     given = {"steps": "", "size": 96.0, "style_size": "300", "seed": "5", "strength": 0.5, "detail": None}
     assert settings_of(given, base) == Settings(
-        look="fast", steps=7, size=96, style_size=300, seed=5, strength=0.5
+        look="sampled", steps=7, size=96, style_size=300, seed=5, strength=0.5
     )
 
 
@@ -196,15 +196,11 @@ def test_settings_are_read_back_from_a_picture(tmp_path: Path) -> None:
     del (before := json.loads(said))["recolor"]
     save_image(picture(20, 20, seed=1), tmp_path / "before.png", {"artfusion": json.dumps(before)})
     assert settings_in(tmp_path / "before.png") == replace(settings, recolor=0.0)
-    # the fast look, before it laid texture
-    for look, expected in (("fast", 0.0), ("fine", None)):
-        del (before := json.loads(said))["texture"]
-        save_image(
-            picture(20, 20, seed=1),
-            tmp_path / "before.png",
-            {"artfusion": json.dumps(before | {"look": look})},
-        )
-        assert settings_in(tmp_path / "before.png").texture == expected
+    # what laid texture was called fast once
+    for texture, expected in ((1.0, "sampled"), (None, "fast")):
+        before = json.loads(said) | {"look": "fast", "texture": texture}
+        save_image(picture(20, 20, seed=1), tmp_path / "before.png", {"artfusion": json.dumps(before)})
+        assert settings_in(tmp_path / "before.png").look == expected
     # the page has the scales of a look on its dials, and no such look
     said = json.dumps(vars(Settings(look="free")))
     save_image(picture(20, 20, seed=1), tmp_path / "free.png", {"artfusion": said})

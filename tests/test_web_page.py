@@ -275,11 +275,11 @@ def test_another_look_moves_the_dials_that_stand_where_the_one_before_has_them(v
         visit.page.wait_for_selector(f"#pad .af-pad[aria-valuetext='{said}']")
         assert visit.page.locator("#balance input:checked").count() == balance
 
-    choose("fast", "1.25", "1.75", 0)
+    choose("sampled", "1.25", "1.75", 0)
     choose("fine", "1", "1", 1)
     visit.page.click("#balance label >> nth=0")
     visit.page.wait_for_selector("#pad .af-pad[aria-valuetext='content scale 2, style scale 1']")
-    choose("fast", "2", "1", 1)  # as they were chosen
+    choose("sampled", "2", "1", 1)  # as they were chosen
 
 
 @in_browser
@@ -743,7 +743,7 @@ def test_where_it_was_started_stays_empty(server: Server, client: Any) -> None:
 
 def test_twenty_at_once_are_all_served(server: Server, client: Any) -> None:
     def paint(seed: int) -> bytes:
-        path = client.predict(**files(), size=64, look="fast", effort=1, seed=seed, api_name="/stylize")
+        path = client.predict(**files(), size=64, look="sampled", effort=1, seed=seed, api_name="/stylize")
         return pixels(path).tobytes()
 
     with ThreadPoolExecutor(20) as visitors:

@@ -86,7 +86,7 @@ def test_it_paints_with_the_bundled_model_from_any_folder(installed: Path, tmp_p
     photo, painting = (
         str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg")
     )
-    artfusion(installed, tmp_path, photo, painting, "--look", "fast", "--size", "64", "--steps", "1")
+    artfusion(installed, tmp_path, photo, painting, "--look", "sampled", "--size", "64", "--steps", "1")
     assert min(load_image(tmp_path / "moose__turner_whalers.png").size) == 64
 
 
@@ -98,7 +98,7 @@ def test_bundled_files_are_found_by_their_names_in_a_clone(installed: Path, tmp_
     photo, painting = (
         str(path) for path in (ROOT / "data/contents/moose.jpg", ROOT / "data/styles/turner_whalers.jpg")
     )
-    quick = ["--look", "fast", "--size", "64", "--steps", "1"]
+    quick = ["--look", "sampled", "--size", "64", "--steps", "1"]
     artfusion(installed, tmp_path, photo, painting, "r.png", "--checkpoint", checkpoint, *quick)
     demo = ["--contents", "data/contents", "--output", "demo.png"]
     artfusion(installed, tmp_path, "demo", *demo, *quick)
@@ -111,7 +111,7 @@ def test_it_measures_itself(installed: Path, tmp_path: Path) -> None:
     assert "mini.yaml, weights mini, 64 x 64 pixels" in table
     assert [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| ")][2:] == [
         "| DPM-Solver++, 10 steps",
-        "| whole process: artfusion stylize --look fast",
+        "| whole process: artfusion stylize --look sampled",
     ]
 
 

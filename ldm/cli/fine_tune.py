@@ -35,7 +35,7 @@ OTHERS = ROOT / "data/styles"  # trained on beside the artist's paintings, lest 
 MINUTES = 45.0
 LEAST, FEW = 5, 15  # paintings: below the first refused, below the second doubtful
 PAIRS = 6  # on the sheet
-SETTINGS = Settings(look="fast", size=256)
+SETTINGS = Settings(look="sampled", size=256)
 NEXT = """paint with:
   artfusion stylize --look fast --checkpoint %s --content photo.jpg --style painting.jpg --output result.png
 """

@@ -25,7 +25,7 @@ from ldm.pipeline.settings import Settings
 from ldm.pipeline.tasks import Task, is_finished, metadata_of
 
 TRIAL_SIDE = 128  # of the picture that tells how long others will take
-FEW_STEPS = 0.05  # of the fine look's, in the picture that tells how much memory others will take
+FEW_STEPS = 0.05  # of the look's, in the picture that tells how much memory others will take
 
 
 def picture_options(args: argparse.Namespace) -> dict[str, str]:

@@ -225,7 +225,7 @@ def _add_running(parser: ArgumentParser) -> None:
         action="store_true",
         help="paint pictures again that are there already, made the same way",
     )
-    add_batch_size_option(parser, "pictures of the fast look painted together")
+    add_batch_size_option(parser, "pictures of the look sampled painted together")
     parser.add_argument(
         "--json",
         action="store_true",

@@ -5,8 +5,8 @@ frame.
     artfusion video --content clip.mp4 --style painting.jpg --output trial.mp4 --frames 8
     artfusion video --content frames/ --style painting.jpg --output painted/
 
-The look is fast unless --look fine is given: fine takes seconds for each frame on a CPU, so hours
-for a whole clip. What stands still in the clip stands still in the result, what moves takes its
+The look is sampled unless another is given: fast and fine take seconds for each frame on a CPU, so
+hours for a whole clip. What stands still in the clip stands still in the result, what moves takes its
 paint with it, and only what comes into sight is painted anew (OpenCV tells which is which, by optical
 flow); a cut begins afresh. With --smooth 0 each frame is painted for itself and flickers.
 
@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
         help="how much of what moves keeps its paint from frame to frame: 1 all, less renews some of it, "
         f"0 paints each frame for itself (default: {DEFAULT_SMOOTH})",
     )
-    add_settings_options(parser, leave_out=["face_detail"], look="fast", size=256)
+    add_settings_options(parser, leave_out=["face_detail"], look="sampled", size=256)
     add_model_options(parser)
     return parser.parse_args()
 

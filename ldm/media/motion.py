@@ -167,8 +167,8 @@ class ClipPainter:
     """Paints frames in batches, and joins each with the one before, if it is to be `smooth`.
 
     paint: pictures in, painted ones of the same sizes out. begins: whether it can be given pictures
-    to start with, as the fine look can: what is new in a frame is then sampled, and painted on from
-    the frame before. known: a frame of this name as it was painted already, or None.
+    to start with, as looks with gradient steps can: what is new in a frame is then sampled, and painted
+    on from the frame before. known: a frame of this name as it was painted already, or None.
 
     With each picture goes its `scene`: a wall keeps its colours when somebody passes.
     """
@@ -200,8 +200,8 @@ class ClipPainter:
         parts = [i for i in wanted if (link := batch[i].link) and not link.says_all]
         if not self.begins:
             return self._painted(batch, sorted(whole + parts))
-        # an effort is of the fine look alone
-        return self._painted(batch, whole) | self._painted(batch, parts, look="fast", effort=1.0)
+        # an effort is of gradient steps alone
+        return self._painted(batch, whole) | self._painted(batch, parts, look="sampled", effort=1.0)
 
     def _painted(self, batch: list[Linked], places: list[int], **changes: object) -> dict[int, Image.Image]:
         if not places:

@@ -2,7 +2,7 @@
 
 It knows of no engine. Ray Data takes it as it is:
 
-    painter = BatchOptions({"klimt": "klimt.jpg"}, Settings(look="fast", size=256))
+    painter = BatchOptions({"klimt": "klimt.jpg"}, Settings(look="sampled", size=256))
     photos = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
     painted = photos.map_batches(BatchPainter, fn_constructor_args=[painter], batch_size=64)
     painted.write_parquet("s3://bucket/painted")

@@ -30,7 +30,6 @@ from ldm.pipeline.looks import Look
 from ldm.pipeline.resizing import enlarged, resized
 from ldm.pipeline.tiles import mirrored_out
 
-SMALLEST = 112  # shorter side of the first size: below it VGG16's deepest layer has no places left
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
 EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
 RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
@@ -53,12 +52,16 @@ class Level:
         return self.steps * self.size[0] * self.size[1] / 256**2
 
 
-def levels(size: tuple[int, int], steps: Callable[[int], int]) -> list[Level]:
-    """From the smallest size to (height, width), each twice the one before; `steps` of the shorter
-    side are made at each."""
-    halvings = max(0, int(math.log2(min(size) / SMALLEST)))
+def levels(size: tuple[int, int], look: Look, only_last: bool = False) -> list[Level]:
+    """From the look's smallest size to (height, width), each twice the one before.
+
+    only_last: from the last at which steps are made.
+    """
+    halvings = max(0, int(math.log2(min(size) / look.smallest)))
     sizes = [tuple(max(1, round(side / 2**i)) for side in size) for i in range(halvings, -1, -1)]
-    return [Level(each, steps(min(each))) for each in sizes]
+    path = [Level(each, look.steps_at(min(each))) for each in sizes]
+    last = max((i for i, level in enumerate(path) if level.steps), default=0)
+    return path[last:] if only_last else path
 
 
 def canvas(size: tuple[int, int]) -> tuple[int, int]:
@@ -162,13 +165,16 @@ class Brush:
         """The picture (1, 3, H, W) of an order that begins with `start`, of any smaller size.
         `watch` counts each level's steps, and may look at the picture as it is by then.
 
-        only_last: at the full size alone, for a `start` whose large forms are painted already.
+        only_last: at the largest size that has steps alone, for a `start` whose large forms are painted
+        already.
         Raises Stopped on a KeyboardInterrupt.
         """
         wide = order.mirrored_out()
         picture = start = mirrored_out(start, round(MARGIN * start.shape[2] / order.size[0]))
-        for i, level in enumerate(levels(wide.size, look.steps_at)[-1 if only_last else 0 :]):
+        for i, level in enumerate(levels(wide.size, look, only_last)):
             picture = self._at(level, picture if i else None, start, wide)
+            if not level.steps:
+                continue
             try:
                 descend(
                     self.energy(level, wide),

@@ -194,7 +194,9 @@ class Request:
             )
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
-            raise UserError("start is for the look fine; the fast look begins with noise")
+            raise UserError(
+                "start is for looks with gradient steps, such as fine; the look sampled begins with noise"
+            )
 
 
 def check_beside(settings: Settings, palette: Picture | None, not_style: Picture | None) -> None:

@@ -56,7 +56,7 @@ class StyleTransferPipeline:
         compile: bool = False,
         brush_network: vgg16 | None = None,
     ):
-        """brush_network: the VGG16 that leads the fine look; None is the model's own, else the
+        """brush_network: the VGG16 that leads the looks with gradient steps; None is the model's own, else the
         bundled one."""
         self.before_each: Callable[[], object] = lambda: None  # called before pictures are painted
         self.model = make_fast(model.eval())
@@ -72,7 +72,7 @@ class StyleTransferPipeline:
 
     @cached_property
     def brush(self) -> Brush:
-        """What leads the fine look. Raises UserError where VGG16's file is gone."""
+        """What leads the looks with gradient steps. Raises UserError where VGG16's file is gone."""
         vgg = self.model.vgg
         own = vgg if vgg.channels == VGG_CHANNELS and vgg.has_weights else None
         return Brush(self._brush_network or own or bundled_vgg16(), self.model.device, self.painter.precision)
@@ -135,7 +135,7 @@ class StyleTransferPipeline:
         palette: a picture whose colours the styles take first: their brush work in its colours.
         not_style: a painting that the style is led away from, by as much as style_scale is above 1.
         Where all paintings of a result are black and white, so is the result.
-        start: for the fine look, picture(s) to begin with instead of sampling, such as the frame
+        start: for looks with gradient steps, picture(s) to begin with instead of sampling, such as the frame
         before: only the steps of the last size are made. scene: picture(s) whose colours are taken for those
         of the content, where they go to the style's: of several frames together, so that they have
         the same map of colours. progress: show a bar. watch: called after
@@ -143,7 +143,7 @@ class StyleTransferPipeline:
         then; what it raises ends the painting.
         Raises UserError for unusable pictures and settings, also for a result or a painting that would take more
         than 0.8 of the device's memory (see `ldm.pipeline.memory`), and PaintingStopped with the picture as
-        far as it came on Ctrl-C in the fine look.
+        far as it came on Ctrl-C in its gradient steps.
         """
         if not isinstance(settings, Settings):
             raise UserError(f"settings must be a Settings, got {in_short(settings)}; single ones go by name")
@@ -180,7 +180,7 @@ class StyleTransferPipeline:
     def _paint_all(
         self, jobs: list[Job], settings: Settings, batch_size: int, progress: bool, watch: Watcher | None
     ) -> list[Image.Image]:
-        """Pictures of the same kind go through together, in the fine look each alone; the results
+        """Pictures of the same kind go through together, with gradient steps each alone; the results
         keep the order."""
         statistics = self._statistics(jobs, settings)
         together = _together(jobs, settings, batch_size)
@@ -265,11 +265,11 @@ class StyleTransferPipeline:
             laid = self.painter.finished_sizes(upright, settings)
             texture = sum(map(_laying_work, laid)) if self.painter.value("texture", settings) else 0
             return SAMPLING_WORK * self.painter.count_steps(upright, settings) + texture
-        path = _levels(upright, settings)
+        work = sum(level.work for level in _levels(upright, settings, only_last=begun))
         if begun:
-            return path[-1].work
+            return work
         sampling = SAMPLING_WORK * self.painter.count_steps(self._start_size(upright, settings), settings)
-        return sampling + sum(level.work for level in path)
+        return sampling + work
 
     def _statistics(self, jobs: list[Job], settings: Settings) -> dict[int, Tensor]:
         """The (style_dim,) statistics of every style picture, by its id."""
@@ -347,9 +347,9 @@ def _without_photo(settings: Settings) -> Settings:
     return settings.but(**{name: UNSAID[name] for name in left})
 
 
-def _levels(size: tuple[int, int], settings: Settings) -> list[Level]:
+def _levels(size: tuple[int, int], settings: Settings, only_last: bool = False) -> list[Level]:
     """The brush's way to a picture of this (height, width)."""
-    return levels(canvas(size), settings.effective_look.steps_at)
+    return levels(canvas(size), settings.effective_look, only_last)
 
 
 def _mildly_guided(batch: Batch) -> Batch:
@@ -372,7 +372,7 @@ def _sampling_style_size(settings: Settings, native_size: int) -> int:
         return native_size
     if not settings.has_brush:
         return settings.style_size
-    # The fine look samples at a smaller size, with paintings as much smaller.
+    # Looks with gradient steps sample at a smaller size, with paintings as much smaller.
     return max(MIN_SIDE, round(settings.style_size * native_size / max(native_size, settings.short_side)))
 
 

@@ -29,7 +29,7 @@ class Progress:
     def preview(self) -> list[Image.Image]:
         """The pictures that are being painted now, as the model predicts them by now.
 
-        One for each that goes through the model together, in the fine look one. Smaller than the
+        One for each that goes through the model together, with gradient steps one. Smaller than the
         result until the brush work begins, or where that is a small picture enlarged. Costs a decoding; only to be called
         while the pipeline waits, from `watch` itself.
         """

@@ -198,25 +198,25 @@ class Settings:
     look: str = _is("fine", Choice(
         "a named set of settings, any of which may be given, too: " + "; ".join(f"{name}: {look.about}" for name, look in LOOKS.items()), names=tuple(LOOKS)))
     effort: float = _is(1.0, Number(
-        "for fine: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
-    # A scale is a guidance scale of the sampling, and weighs a term of the fine look's energy.
+        "for fine and fast: times as many gradient steps; more comes nearer to the painting", metavar="E", range=Range(0, 100, above=True)))
+    # A scale is a guidance scale of the sampling, and weighs a term of the energy of gradient steps.
     content_scale: float | Sequence[float] | None = _is(None, Number(
-        "guidance by the content: more keeps to the photo, 0, with --detail 0 and --texture 0, ignores it (for fast where the style's is 1), less (for fast only) leads away",
+        "guidance by the content: more keeps to the photo, 0, with --detail 0 and --texture 0, ignores it (for sampled where the style's is 1), less (for sampled only) leads away",
         _by_look("content_scale"), "S", each=True, optional=True))
     style_scale: float | Sequence[float] | None = _is(None, Number(
-        "guidance by the style: more is more painterly, 0 ignores it (for fast where the content's is 1), less (for fast only) leads away",
+        "guidance by the style: more is more painterly, 0 ignores it (for sampled where the content's is 1), less (for sampled only) leads away",
         _by_look("style_scale"), "S", each=True, optional=True))
     detail: float | None = _is(None, Number(
         "how much of the photo's finest lines and textures, which the model's first stage or a smaller picture cannot hold, is put back",
-        "0.35; for fast 0.7, with the published model 0", "D", _SHARE, optional=True))
+        "0.35; for fast 0.5; for sampled 0.7, with the published model 0", "D", _SHARE, optional=True))
     recolor: float | None = _is(None, Number(
         "how far the photo takes the painting's colours before it is painted, so that these follow its forms; 0 lets them fall as they will",
         "1; with the published model 0", "R", _SHARE, optional=True))
     texture: float | None = _is(None, Number(
-        "for fast: how far the result takes the painting's own finest strokes where the photo is plain, from the painting's most similar places",
+        "for sampled: how far the result takes the painting's own finest strokes where the photo is plain, from the painting's most similar places",
         "1; with the published model 0", "T", _SHARE, optional=True))
     strength: float = _is(1.0, Number(
-        "below 1: paint over the photo, keeping more of it and of its colours; fine then aims between its paint and the painting's",
+        "below 1: paint over the photo, keeping more of it and of its colours; gradient steps then aim between its paint and the painting's",
         metavar="S", range=_POSITIVE_SHARE))
     face_detail: float = _is(0.0, Number(
         "paint faces with less of the style, where they are found (pip install -e '.[faces]'): 0.5 is a face half-way painted, 1 the photo's",
@@ -226,14 +226,14 @@ class Settings:
         "shorter side of the result, the photo's aspect kept; or its width and height, to which the photo is cropped", metavar="N|WxH"))
     style_size: int | None = _is(None, Number(
         "look at the style pictures at this shorter side",
-        "for fast the size the model was trained at; for fine that of the result, or the painting's where that is smaller; larger makes "
+        "for sampled the size the model was trained at; for others that of the result, or the painting's where that is smaller; larger makes "
         "larger strokes", "N", PIXELS, whole=True, optional=True))
     tile: int | None = _is(None, Number(
-        "sample large pictures in overlapping tiles of that many pixels (fine samples at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
+        "sample large pictures in overlapping tiles of that many pixels (fine and fast sample at some 256 pixels, so only long or very small ones); larger is faster and takes more memory",
         "the size the model was trained at", "N", PIXELS, whole=True, optional=True))
     refine: float | None = _is(None, Number(
         "what needs tiles is sampled small first and enlarged: 0 puts the photo's detail in; more samples over it with this strength, at scales of 1 at most; 1: in tiles from scratch",
-        "for fine, with the published model, and without a photo 0.25, else 0", "S", _SHARE, optional=True))
+        "for fine and fast, with the published model, and without a photo 0.25, else 0", "S", _SHARE, optional=True))
     sampler: str = _is("dpm-solver++", Choice(
         "ddim is the published one, ancestral draws fresh noise at every step", names=tuple(SAMPLERS)))
     steps: int | None = _is(None, Number(
@@ -259,12 +259,12 @@ class Settings:
         if not self.paints:
             self._check_colouring()
         if self.effort != 1 and not self.has_brush:
-            raise UserError(f"effort is for the look fine; the look {self.look} makes no gradient steps")
+            raise UserError(f"effort is for looks with gradient steps, such as fine; the look {self.look} makes none")
         for name in ("content_scale", "style_scale"):
             for scale in as_list(self.value(name)):
                 if scale < 0 and self.has_brush:
                     raise UserError(
-                        f"{name} must be at least 0 in the look {self.look}, got {scale}; the look fast leads away below 0"
+                        f"{name} must be at least 0 in the look {self.look}, got {scale}; the look sampled leads away below 0"
                     )
 
     def _check_colouring(self) -> None:

@@ -11,7 +11,7 @@ from ldm.web.orders import CHOICES, MAX_EFFORT, MAX_SCALE, first, usual
 
 SIZES = (320, 512, 768, 1024, 1536, 2048)  # of the result, its shorter side
 CLIP_SIZES = (192, 256, 384, 512)
-CLIP_SETTINGS = Settings(look="fast", size=256)  # fine takes seconds for every frame
+CLIP_SETTINGS = Settings(look="sampled", size=256)  # the others take seconds for every frame
 CLIP_FIELDS = ("size", "strength", "look", "seed")
 
 # setting -> (label, what it does), in the order in which they stand
@@ -22,9 +22,9 @@ LABELS = {
     "seed": ("Seed", "another one, another variant"),
     "look": (
         "Look",
-        "fine has the painting's brush work; fast its colours, light and finest strokes, in a second",
+        "fine has the painting's brush work; fast its finer strokes, in a quarter of the time; sampled its colours and light, in a second",
     ),
-    "effort": ("Effort", "of the fine look: more comes nearer to the painting, and takes longer"),
+    "effort": ("Effort", "of fine and fast: more comes nearer to the painting, and takes longer"),
     "strength": ("Strength", "below 1 paints over the photo, and keeps more of it and its colours"),
     "detail": ("Detail", "how much of the photo's finest lines is put back"),
     "recolor": (
@@ -33,7 +33,7 @@ LABELS = {
     ),
     "texture": (
         "The painting's texture",
-        "of the fast look: how far plain places take the painting's own finest strokes",
+        "of the look sampled: how far plain places take the painting's own finest strokes",
     ),
     "preserve_color": ("Keep the photo's colours", "only light, shade and brush work are the painting's"),
     "style_size": (

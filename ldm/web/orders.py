@@ -41,7 +41,11 @@ SCALES = {
 }
 # The looks on the three large buttons, whose scales the two dials then show.
 BALANCES = {name.capitalize(): SCALES[name] for name in ("faithful", "balanced", "free")}
-CHOICES = ("fine", "fast")  # of looks otherwise; the others differ in their scales, which have sliders
+CHOICES = (
+    "fine",
+    "fast",
+    "sampled",
+)  # of looks otherwise; the others differ in their scales, which have sliders
 PLACES = ("first", "second", "third")  # of paintings; the drawing's channels are keep, second, third
 
 
@@ -219,13 +223,16 @@ def settings_in(path: str | Path) -> Settings:
         given = {key: _as_pair(value) for key, value in said.items() if key in DIALS}
         if "detail" in given:  # painted: before there was `recolor`, without
             given.setdefault("recolor", 0.0)
+        if given.get("look") == "fast" and given.get("texture") is not None:
+            given["look"] = "sampled"  # painted: before it was called so
         settings = Settings(**given)
         settings.check()
-        if "detail" in given and "texture" not in given and not settings.has_brush:
-            settings = settings.but(texture=0.0)  # painted: before there was `texture`
-        # The page's dials show what the look gives; what is left of it is whether it has a brush.
+        # The page's dials show what the look gives; what is left of it is how many gradient steps it makes.
         scales = {name: first(settings.value(name)) for name in ("content_scale", "style_scale")}
-        settings = settings.but(look="fine" if settings.has_brush else "fast", **scales)
+        look = settings.look
+        if look not in CHOICES:
+            look = "fine" if settings.has_brush else "sampled"
+        settings = settings.but(look=look, **scales)
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: what it says of how it was painted cannot be read") from error
     return settings
