@@ -20,7 +20,7 @@ from ldm.device import choose_device
 from ldm.media.images import load_square
 from ldm.media.tensors import image_to_tensor
 from ldm.modules.losses.energy import Energy
-from ldm.pipeline.brush import RATE, Order, descend, levels
+from ldm.pipeline.brush import Order, descend, levels
 from ldm.pipeline.looks import LOOKS
 from ldm.pipeline.pipeline import StyleTransferPipeline
 from ldm.pipeline.settings import Settings
@@ -40,7 +40,7 @@ class Way:
         self.energy, self.picture, self.bar = energy, start.clone(), bar
         self.seconds, self.points = seconds, []
         with torch.no_grad():
-            descend(energy, self.picture, self._steps(), STEPS, RATE)
+            descend(energy, self.picture, self._steps(), STEPS, LOOKS["fine"].rate)
             self._note()
 
     def _steps(self) -> Iterator[int]:

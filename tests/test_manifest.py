@@ -71,7 +71,7 @@ def test_each_row_is_painted_with_its_own_settings(stylize: Callable, capsys: py
 def test_rows_may_paint_or_only_colour(
     folder: Path, model_files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    path = table("content,style,look", "a.png,s.png,palette", "b.png,t.png,fast")
+    path = table("content,style,look", "a.png,s.png,palette", "b.png,t.png,sampled")
     given = [*model_files, "--manifest", path, "--output", "out/", "--size", "32", "--device", "cpu"]
     main = script("stylize").main
     assert run_program(main, given, monkeypatch) == 0

@@ -37,7 +37,7 @@ LEAST, FEW = 5, 15  # paintings: below the first refused, below the second doubt
 PAIRS = 6  # on the sheet
 SETTINGS = Settings(look="sampled", size=256)
 NEXT = """paint with:
-  artfusion stylize --look fast --checkpoint %s --content photo.jpg --style painting.jpg --output result.png
+  artfusion stylize --look sampled --checkpoint %s --content photo.jpg --style painting.jpg --output result.png
 """
 # options of other training runs, as they are where nobody gives them
 ELSEWHERE: dict[str, object] = {"base": [], "resume": None, "name": None, "postfix": "", "logdir": "logs"}

@@ -32,7 +32,6 @@ from ldm.pipeline.tiles import mirrored_out
 
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
 EPS = 1e-12  # of Adam: a pixel's gradient falls with their number, to 1e-8 in large pictures
-RATE = 0.05  # of Adam's first step: what a pixel changes by at most, of the 2 between black and white
 MARGIN = 4  # pixels painted beyond each edge and cut off again: VGG16 sees zeros there, and three pixels next to them turn garish
 MOST_AWAY = 2.0  # as sampling is guided at most
 KEPT_PAINTS = 32  # of paintings at some size, 6 MB each
@@ -181,7 +180,7 @@ class Brush:
                     picture,
                     watch(level, partial(_seen, picture, wide.size)),
                     level.steps,
-                    RATE,
+                    look.rate,
                     self._free(level, wide),
                 )
             except KeyboardInterrupt:

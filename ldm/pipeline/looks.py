@@ -34,6 +34,7 @@ class Look:
     the painting's own paint at pictures of 256 pixels (shorter side); fewer at larger ones, up to
     twice as many at smaller ones, see `steps_at`. They begin at no smaller shorter side than
     `smallest`, unless the picture has, and end at `largest`: larger pictures are enlarged from there.
+    rate: of the first step, what a pixel changes by at most, of the 2 between black and white.
     detail, refine: None is what the model's config says.
     """
 
@@ -46,6 +47,7 @@ class Look:
     refine: float | None = None
     smallest: int = 112  # below it VGG16's deepest layer has no places left
     largest: float = math.inf
+    rate: float = 0.05
 
     def steps_at(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
@@ -74,6 +76,7 @@ LOOKS = {
         # Large forms of a painting cost faces most, and at 1024 pixels a step costs more than all before.
         smallest=192,
         largest=640,
+        rate=0.03,  # in so few steps larger ones leave a weave in plain skies
     ),
     "sampled": Look(
         "what the network paints by itself, without gradients: the painting's colours, light and finest strokes",
