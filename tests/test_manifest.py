@@ -331,7 +331,7 @@ def test_rows_of_all_settings_share_a_pack(
     rows = [
         row
         for i in range(4)
-        for row in (f"a.png,s.png,{i},fast", f"b.png,s.png,,{'fast' if i else 'palette'}")
+        for row in (f"a.png,s.png,{i},fast", f"b.png,s.png,,{'sampled' if i else 'palette'}")
     ]
     output = [f"{i}.png" for i in range(len(rows))]
     path = table("content,style,seed,look,output", *(f"{row},{name}" for row, name in zip(rows, output)))
@@ -348,7 +348,7 @@ def test_rows_of_all_settings_share_a_pack(
     with tarfile.open("out/part-00000.tar") as packed:
         for name in output:
             assert packed.extractfile(name).read() == Path("out", name).read_bytes()
-    Path(path).write_text(Path(path).read_text().replace("a.png,s.png,3,fast", "a.png,s.png,4,fast"))
+    Path(path).write_text(Path(path).read_text().replace("a.png,s.png,3,sampled", "a.png,s.png,4,sampled"))
     assert run_program(main, [*given, "--pack", "tar"], monkeypatch) == 0
     assert "8 painted, 0 there already" in capsys.readouterr().out
 
