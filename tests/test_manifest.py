@@ -331,7 +331,7 @@ def test_rows_of_all_settings_share_a_pack(
     rows = [
         row
         for i in range(4)
-        for row in (f"a.png,s.png,{i},fast", f"b.png,s.png,,{'sampled' if i else 'palette'}")
+        for row in (f"a.png,s.png,{i},sampled", f"b.png,s.png,,{'sampled' if i else 'palette'}")
     ]
     output = [f"{i}.png" for i in range(len(rows))]
     path = table("content,style,seed,look,output", *(f"{row},{name}" for row, name in zip(rows, output)))
