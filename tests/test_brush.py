@@ -108,7 +108,9 @@ def test_a_size_without_steps_is_enlarged_with_the_photos_detail(
         yield from range(level.steps)
         enlargements.append(picture())
 
-    painted = brush.finish(torch.zeros(1, 3, 124, 132), order, Look("", 1, None, largest=200), watch)
+    painted = brush.finish(
+        torch.zeros(1, 3, 124, 132), order, Look("", gradient_steps=1, detail=None, largest=200), watch
+    )
     assert seen == [(128, 136)]
     wide = order.mirrored_out().content
     detail = 0.5 * (wide - resized(resized(wide, (128, 136)), (256, 272)))[:, :, 4:-4, 4:-4]
@@ -163,6 +165,16 @@ def test_the_brush_brings_the_paint_nearer_and_keeps_the_layout(
     painted = brush.finish(start, order, Look("", 1, 10, None), all_steps)
     assert painted.shape == (1, 3, 64, 72) and float(painted.abs().max()) <= 1
     assert float(energy(painted)) < 0.7 * float(energy(start))
+
+
+def test_a_pixel_moves_by_the_looks_rate_at_most(
+    brush: Brush, photo: Image.Image, painting: Image.Image
+) -> None:
+    order, start = Order((64, 72), [[(painting, 1.0)]], tensor(photo)), tensor(photo)
+    for rate in (0.01, 0.04):
+        look = Look("", gradient_steps=1, detail=None, rate=rate)  # two steps at so small a size
+        moved = (brush.finish(start, order, look, all_steps) - start).abs()
+        assert 0.5 * rate < float(moved.max()) <= 2 * rate + 1e-5
 
 
 def test_every_step_is_counted(brush: Brush, photo: Image.Image, painting: Image.Image) -> None:

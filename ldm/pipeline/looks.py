@@ -70,7 +70,7 @@ LOOKS = {
     ),
     "fast": replace(
         _FINE,
-        about="the same in a quarter of the time, nearer to the photo: finer strokes, larger forms as they are",
+        about="fine in a fraction of its steps: the painting's finer strokes, larger forms as the photo has them",
         gradient_steps=6,
         detail=0.5,
         # Large forms of a painting cost faces most, and at 1024 pixels a step costs more than all before.
