@@ -40,10 +40,12 @@ CONTENT = 3.0  # weight of the photo's layout beside the paint, both scales bein
 
 @dataclass(frozen=True)
 class Level:
-    """One size of a picture on its way: (height, width), and how many steps are made there."""
+    """One size of a picture on its way: (height, width), its share of the full one, and how many
+    steps are made there."""
 
     size: tuple[int, int]
     steps: int
+    share: float = 1.0
 
     @property
     def work(self) -> float:
@@ -52,15 +54,24 @@ class Level:
 
 
 def levels(size: tuple[int, int], look: Look, only_last: bool = False) -> list[Level]:
-    """From the look's smallest size to (height, width), each twice the one before.
+    """From the look's smallest size to (height, width), each twice the one before up to the look's
+    largest, where steps end, and twice at most from there.
 
     only_last: from the last at which steps are made.
     """
-    halvings = max(0, int(math.log2(min(size) / look.smallest)))
-    sizes = [tuple(max(1, round(side / 2**i)) for side in size) for i in range(halvings, -1, -1)]
-    path = [Level(each, look.steps_at(min(each))) for each in sizes]
-    last = max((i for i, level in enumerate(path) if level.steps), default=0)
-    return path[last:] if only_last else path
+    led = min(1.0, look.largest / min(size))
+    halvings = max(0, int(math.log2(led * min(size) / look.smallest)))
+    doublings = math.ceil(-math.log2(led))
+    shares = [led / 2**i for i in range(halvings, 0, -1)] + [
+        led ** (1 - i / doublings) for i in range(doublings)
+    ]
+    path = [_level(size, share, look) for share in (*shares, 1.0)]
+    return path[halvings:] if only_last else path
+
+
+def _level(size: tuple[int, int], share: float, look: Look) -> Level:
+    height, width = (max(1, round(side * share)) for side in size)
+    return Level((height, width), look.steps_at(min(height, width)), share)
 
 
 def canvas(size: tuple[int, int]) -> tuple[int, int]:

@@ -195,7 +195,7 @@ class Request:
         check_beside(settings, self.palette, self.not_style)
         if self.start is not None and not settings.has_brush:
             raise UserError(
-                "start is for looks with gradient steps, such as fine; the look sampled begins with noise"
+                f"start is for looks with gradient steps, such as fine; the look {settings.look} makes none"
             )
 
 

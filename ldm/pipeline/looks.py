@@ -70,7 +70,7 @@ LOOKS = {
     ),
     "fast": replace(
         _FINE,
-        about="fine in a fraction of its steps: the painting's finer strokes, larger forms as the photo has them",
+        about="fine in a fraction of its steps: the painting's finer strokes, nearer to the photo",
         gradient_steps=6,
         detail=0.5,
         # Large forms of a painting cost faces most, and at 1024 pixels a step costs more than all before.

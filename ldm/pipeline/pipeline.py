@@ -254,7 +254,8 @@ class StyleTransferPipeline:
     def _start_size(self, size: tuple[int, int], settings: Settings) -> tuple[int, int]:
         """(height, width) at which a fine picture is sampled: the largest of its sizes that the
         model paints in one piece."""
-        sizes = [tuple(round(side / 2**i) for side in size) for i in range(len(_levels(size, settings)))]
+        shares = [level.share for level in reversed(_levels(size, settings))]
+        sizes = [(round(size[0] * share), round(size[1] * share)) for share in shares]
         return next((each for each in sizes if min(each) <= UNCUT * self.painter.native_size), sizes[-1])
 
     def work_at(self, size: tuple[int, int], settings: Settings, begun: bool = False) -> float:

@@ -17,7 +17,7 @@ from ldm.web import parts
 from ldm.web.easel import MAX_FRAMES, Easel
 from ldm.web.events import Events, balance_of
 from ldm.web.fields import CLIP_FIELDS, CLIP_SETTINGS, CLIP_SIZES, FIELDS, field
-from ldm.web.orders import BALANCES, CHOICES, PLACES, SCALES, first
+from ldm.web.orders import BALANCES, CHOICES, PLACES, SCALES, first, usual
 from ldm.web.parts import STATIC, status
 from ldm.web.studio import Studio
 
@@ -54,14 +54,22 @@ FROM_BALANCE = f"""(name) => {{
 }}"""
 FROM_SLIDERS = "(content, style) => [{content, style}, null]"
 # Dials that stand where another look has them go to where this one does.
-BY_LOOK = {look: {**SCALES[look], "balance": balance_of(Settings(look=look))} for look in CHOICES}
-FROM_LOOK = f"""(look, content, style, balance) => {{
+BY_LOOK = {
+    look: {
+        **SCALES[look],
+        "balance": balance_of(Settings(look=look)),
+        "detail": usual("detail", Settings(look=look)),
+    }
+    for look in CHOICES
+}
+FROM_LOOK = f"""(look, content, style, balance, detail) => {{
     const own = {json.dumps(BY_LOOK)};
     const others = Object.keys(own).filter((each) => each !== look).map((each) => own[each]);
     if (others.some((each) => each.content_scale === content && each.style_scale === style)) {{
         ({{content_scale: content, style_scale: style, balance}} = own[look]);
     }}
-    return [content, style, {{content, style}}, balance];
+    if (others.some((each) => each.detail === detail)) detail = own[look].detail;
+    return [content, style, {{content, style}}, balance, detail];
 }}"""
 # And on a phone, where the result is below the button.
 TO_THE_RESULT = """() => {
@@ -327,9 +335,9 @@ class Page:
         self.balance.input(None, self.balance, [content, style, self.pad], js=FROM_BALANCE, **AT_ONCE)
         for slider in (content, style):
             slider.input(None, [content, style], [self.pad, self.balance], js=FROM_SLIDERS, **AT_ONCE)
-        dials = [content, style, self.pad, self.balance]
-        look = self.fields["look"]
-        look.input(None, [look, content, style, self.balance], dials, js=FROM_LOOK, **AT_ONCE)
+        look, detail = self.fields["look"], self.fields["detail"]
+        dials = [content, style, self.pad, self.balance, detail]
+        look.input(None, [look, content, style, self.balance, detail], dials, js=FROM_LOOK, **AT_ONCE)
         dice.click(self.events.another_seed, None, self.fields["seed"], **AT_ONCE)
         load.upload(self.events.load, load, [*self.fields.values(), self.pad, self.balance], **AT_ONCE)
         how: dict[str, Any] = {
