@@ -29,6 +29,7 @@ from ldm.pipeline.brush import (
     resized,
     weights,
 )
+from ldm.pipeline.engine import Batch
 from ldm.pipeline.inputs import StyleMix, StyleRegions
 from ldm.pipeline.jobs import PaintingStopped
 from ldm.pipeline.looks import LOOKS, Look
@@ -342,6 +343,35 @@ def test_every_sampler_can_begin(
     pipeline: StyleTransferPipeline, photo: Image.Image, painting: Image.Image, sampler: str
 ) -> None:
     assert pipeline(photo, painting, sampler=sampler, **FINE).size == (72, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [
+        ({}, (1.0, 1.0)),
+        ({"style_scale": 1.5, "content_scale": 0.5}, (1.0, 1.5)),
+        ({"look": "fast"}, (1.25, 1.75)),
+        ({"look": "fast", "style_scale": 2.0}, (1.25, 2.0)),
+        ({"look": "fast", "strength": 0.5}, (1.125, 1.375)),
+    ],
+)
+def test_what_the_steps_begin_with_is_mildly_guided(
+    pipeline: StyleTransferPipeline,
+    photo: Image.Image,
+    painting: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict,
+    scales: tuple[float, float],
+) -> None:
+    sampled, paint = [], pipeline.painter.paint
+
+    def noted(batch: Batch, *args: object) -> Tensor:
+        sampled.append((*batch.content_scales, *batch.style_scales))
+        return paint(batch, *args)
+
+    monkeypatch.setattr(pipeline.painter, "paint", noted)
+    pipeline(photo, painting, **{**FINE, **options})
+    assert sampled == [scales]
 
 
 def test_a_style_alone_can_be_fine(pipeline: StyleTransferPipeline, painting: Image.Image) -> None:

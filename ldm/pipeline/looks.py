@@ -35,7 +35,8 @@ class Look:
     twice as many at smaller ones, see `steps_at`. They begin at no smaller shorter side than
     `smallest`, unless the picture has, and end at `largest`: larger pictures are enlarged from there.
     rate: of the first step, what a pixel changes by at most, of the 2 between black and white.
-    detail, refine: None is what the model's config says.
+    guided: how much further the scales go in sampling what the steps begin with, of the content and
+    of the style. detail, refine: None is what the model's config says.
     """
 
     about: str
@@ -48,6 +49,7 @@ class Look:
     smallest: int = 112  # below it VGG16's deepest layer has no places left
     largest: float = math.inf
     rate: float = 0.05
+    guided: tuple[float, float] = (1.0, 1.0)
 
     def steps_at(self, side: int) -> int:
         """How many gradient steps are made at a picture with this shorter side."""
@@ -77,6 +79,7 @@ LOOKS = {
         smallest=192,
         largest=640,
         rate=0.03,  # in so few steps larger ones leave a weave in plain skies
+        guided=(1.25, 1.75),  # what so few steps leave of it differs more from style to style
     ),
     "sampled": Look(
         "what the network paints by itself, without gradients: the painting's colours, light and finest strokes",

@@ -10,6 +10,7 @@ Settings are those of `ldm.pipeline.settings.Settings`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ class StyleTransferPipeline:
         work."""
         if job.start is None:
             smaller = batch.resized(self._start_size(batch.size, settings))
-            start = self.painter.paint(_mildly_guided(smaller), settings, meter.sampling)
+            start = self.painter.paint(_mildly_guided(smaller, settings), settings, meter.sampling)
         else:
             start = image_to_tensor(job.start)[None].to(self.model.device)
         order = _order(job, batch, settings, self.painter.value("detail", settings))
@@ -353,11 +354,16 @@ def _levels(size: tuple[int, int], settings: Settings, only_last: bool = False) 
     return levels(canvas(size), settings.effective_look, only_last)
 
 
-def _mildly_guided(batch: Batch) -> Batch:
-    """What a fine picture begins with: the energy does the rest, and far scales would only leave it
+def _mildly_guided(batch: Batch, settings: Settings) -> Batch:
+    """What gradient steps begin with: the energy does the rest, and far scales would only leave it
     less to work with."""
     low, high = MILD_SCALES
-    return batch.rescaled(lambda scale: min(max(scale, low), high))
+    content_scales, style_scales = (
+        # of a photo with little noise all of the look's guidance would lead far past both pictures
+        [min(max((1 + settings.strength * (by - 1)) * scale, low), high) for scale in scales]
+        for by, scales in zip(settings.effective_look.guided, (batch.content_scales, batch.style_scales))
+    )
+    return replace(batch, content_scales=content_scales, style_scales=style_scales)
 
 
 def _guided_by(batch: Batch, strength: float) -> Batch:
