@@ -22,7 +22,7 @@ LABELS = {
     "seed": ("Seed", "another one, another variant"),
     "look": (
         "Look",
-        "fine has the painting's brush work; fast its finer strokes, in a third of the time; sampled its colours and light, in a second",
+        "fine has the painting's brush work; fast its finer strokes, in half of the time; sampled its colours and light, in a second",
     ),
     "effort": ("Effort", "of fine and fast: more comes nearer to the painting, and takes longer"),
     "strength": ("Strength", "below 1 paints over the photo, and keeps more of it and its colours"),
