@@ -27,7 +27,7 @@ from ldm.modules.losses.paint import Grams, Paint, mixed, paint_of
 from ldm.modules.losses.paint_features import PaintFeatures
 from ldm.pipeline.inputs import mask_array
 from ldm.pipeline.looks import Look
-from ldm.pipeline.resizing import enlarged, resized
+from ldm.pipeline.resizing import enlarged, resized, shares_up
 from ldm.pipeline.tiles import mirrored_out
 
 BETAS = (0.5, 0.99)  # of Adam: in few steps the usual momentum of 0.9 overshoots
@@ -59,13 +59,11 @@ def levels(size: tuple[int, int], look: Look, only_last: bool = False) -> list[L
 
     only_last: from the last at which steps are made.
     """
-    led = min(1.0, look.largest / min(size))
-    halvings = max(0, int(math.log2(led * min(size) / look.smallest)))
-    doublings = math.ceil(-math.log2(led))
-    shares = [led / 2**i for i in range(halvings, 0, -1)] + [
-        led ** (1 - i / doublings) for i in range(doublings)
-    ]
-    path = [_level(size, share, look) for share in (*shares, 1.0)]
+    ratio = max(1.0, min(size) / look.largest)
+    enlarging = shares_up(ratio, 2)
+    halvings = max(0, int(math.log2(min(size) / ratio / look.smallest)))
+    shares = [enlarging[0] / 2**i for i in range(halvings, 0, -1)] + enlarging
+    path = [_level(size, share, look) for share in shares]
     return path[halvings:] if only_last else path
 
 

@@ -6,7 +6,6 @@ style_dim).
 """
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from ldm.pipeline.codec import Codec
 from ldm.pipeline.cuda_graphs import Recorder
 from ldm.pipeline.denoiser import PreparedDenoiser
 from ldm.pipeline.looks import SAMPLERS
-from ldm.pipeline.resizing import enlarged, resized
+from ldm.pipeline.resizing import enlarged, resized, shares_up
 from ldm.pipeline.settings import Settings
 from ldm.pipeline.tiles import UNCUT, Tiling, mirrored_out
 
@@ -370,8 +369,7 @@ class Painter:
         if not tiled or ratio <= 1 or refine == 1:
             return [size]
         most = MOST_SAMPLED_OVER if refine else MOST_ENLARGED
-        levels = math.ceil(math.log(ratio) / math.log(most))
-        return [tuple(round(side * ratio ** (i / levels - 1)) for side in size) for i in range(levels + 1)]
+        return [(round(size[0] * share), round(size[1] * share)) for share in shares_up(ratio, most)]
 
     def finished_sizes(self, size: tuple[int, int], settings: Settings) -> list[tuple[int, int]]:
         """Those of `sizes` at which `finish` is done."""

@@ -1,5 +1,6 @@
 """Pictures and masks, as tensors, at other sizes."""
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -21,3 +22,10 @@ def enlarged(picture: Tensor, reference: Tensor, detail: float) -> Tensor:
     size cannot hold."""
     lost = reference - resized(resized(reference, picture.shape[2:]), reference.shape[2:])
     return resized(picture, reference.shape[2:]) + detail * lost
+
+
+def shares_up(ratio: float, most: float) -> list[float]:
+    """Shares of a full size, from that which is `ratio` times smaller up to 1, each at most `most`
+    times the one before and all by the same factor."""
+    count = math.ceil(math.log(ratio) / math.log(most))
+    return [ratio ** (i / count - 1) for i in range(count)] + [1.0]

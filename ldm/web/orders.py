@@ -41,11 +41,8 @@ SCALES = {
 }
 # The looks on the three large buttons, whose scales the two dials then show.
 BALANCES = {name.capitalize(): SCALES[name] for name in ("faithful", "balanced", "free")}
-CHOICES = (
-    "fine",
-    "fast",
-    "sampled",
-)  # of looks otherwise; the others differ in their scales, which have sliders
+# Of looks otherwise; the others differ in their scales, which have sliders.
+CHOICES = ("fine", "fast", "sampled")
 PLACES = ("first", "second", "third")  # of paintings; the drawing's channels are keep, second, third
 
 
